@@ -1,0 +1,44 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""modeling_mm: any text backbone of transformers sees pictures, through gated cross-attention.
+
+Importing this package registers its classes with the Auto classes, and does nothing else.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
+
+from .configuration_mm import MMConfig
+from .modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMPreTrainedModel
+from .processing_mm import MMProcessor
+from .version import __version__
+
+
+AutoConfig.register(MMConfig.model_type, MMConfig, exist_ok=True)
+AutoModel.register(MMConfig, MMModel, exist_ok=True)
+AutoModelForImageTextToText.register(MMConfig, MMForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(MMConfig, MMForConditionalGeneration, exist_ok=True)
+AutoModelForSequenceClassification.register(MMConfig, MMForSequenceClassification, exist_ok=True)
+AutoProcessor.register(MMConfig, MMProcessor, exist_ok=True)
+
+# So that saving again copies the code beside the weights, and others can load the folder without this package.
+MMConfig.register_for_auto_class()
+MMModel.register_for_auto_class("AutoModel")
+MMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+MMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+MMProcessor.register_for_auto_class()
+
+__all__ = [
+    "MMConfig",
+    "MMForConditionalGeneration",
+    "MMForSequenceClassification",
+    "MMModel",
+    "MMPreTrainedModel",
+    "MMProcessor",
+    "__version__",
+]

@@ -1,0 +1,180 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Compose a model and its processor from towers.
+
+A tower is a Hub id, a folder, a config (random weights) or a loaded model; of a CLIP-like checkpoint the wanted half
+is taken. Model and processor add the image marker to the tokenizer in the same way, so that the two agree.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation import GenerationMixin
+from transformers.utils import logging
+
+from .configuration_mm import MMConfig
+from .processing_mm import MMProcessor
+
+Tower = str | PreTrainedConfig | PreTrainedModel
+IMAGE_TOKEN = "<image>"
+
+
+def half_config(source: str, half: str) -> PreTrainedConfig:
+    """The config of the wanted half ("vision_config" or "text_config") of a CLIP-like source, or its only config.
+
+    Raises:
+        ValueError: no model can be found there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        what = "vision tower" if half == "vision_config" else "text model"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{what} '{source}' is neither a folder with a model nor a known Hub id ({reason})"
+        ) from error
+    return getattr(config, half) if half in config.to_dict() else config
+
+
+def load_pretrained(auto_class, source: str, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
+    """`auto_class.from_pretrained`, that refuses a checkpoint which lacks most of the tower's weights."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the other half of a CLIP-like checkpoint is left out on purpose
+    try:
+        model, info = auto_class.from_pretrained(
+            source, config=config, dtype=dtype or "auto", output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = [name for name in info["missing_keys"] if "pooler" not in name]
+    if len(missing) > len(model.state_dict()) // 2:
+        raise ValueError(
+            f"'{source}' does not hold the weights of a {config.model_type} tower: {len(missing)} are missing, "
+            f"for instance '{missing[0]}'"
+        )
+    return model
+
+
+def load_vision_tower(source: Tower, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The vision tower of any kind of source."""
+    if isinstance(source, str):
+        return load_pretrained(AutoModel, source, half_config(source, "vision_config"), dtype)
+    if isinstance(source, PreTrainedConfig):
+        return AutoModel.from_config(getattr(source, "vision_config", source), dtype=dtype)
+    return source.vision_model if "vision_config" in source.config.to_dict() else source
+
+
+def load_text_model(
+    source: Tower, generates: bool, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, nn.Module | None, PreTrainedModel]:
+    """The text backbone, its language modelling head where one `generates`, and the model they came in.
+
+    Raises:
+        ValueError: a head is wanted of an encoder.
+    """
+    if isinstance(source, str):
+        config = half_config(source, "text_config")
+        auto_class = AutoModelForCausalLM if generates and is_decoder(config) else AutoModel
+        whole = load_pretrained(auto_class, source, config, dtype)
+    elif isinstance(source, PreTrainedConfig):
+        config = getattr(source, "text_config", source)
+        auto_class = AutoModelForCausalLM if generates and is_decoder(config) else AutoModel
+        whole = auto_class.from_config(config, dtype=dtype)
+    else:
+        whole = source.text_model if "vision_config" in source.config.to_dict() else source
+    head = whole.get_output_embeddings() if generates else None
+    return whole.base_model, head, whole
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Whether a text backbone with this config can carry a language modelling head."""
+    return MMConfig(text_config=config).is_text_decoder
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text source, with the image marker added where it has none."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"image_token": IMAGE_TOKEN})
+    return tokenizer
+
+
+def model_from_towers(
+    cls: type[PreTrainedModel],
+    vision: Tower,
+    text: Tower,
+    audio: Tower | None = None,
+    processor: MMProcessor | None = None,
+    dtype: torch.dtype | None = None,
+    **config: Any,
+) -> PreTrainedModel:
+    """A model of class `cls` over the towers; with its gates at zero it gives exactly the text backbone's output.
+
+    Args:
+        cls: MMModel or one of the heads.
+        vision, text, audio: the towers.
+        processor: the processor that will be used, when the text tower is not a source that a tokenizer can be
+            loaded from; tells the image marker and the vocabulary.
+        dtype: of the whole model; default: the text backbone's.
+        config: fields of `MMConfig`.
+
+    Raises:
+        ValueError: an unknown tower, an audio tower, a generating head on an encoder.
+    """
+    if audio is not None:
+        raise ValueError("an audio tower was given, but this version supports image and text only; leave it out")
+    generates = issubclass(cls, GenerationMixin)
+    text_model, lm_head, whole = load_text_model(text, generates, dtype)
+    vision_tower = load_vision_tower(vision, dtype or text_model.dtype)
+    tokenizer = processor.tokenizer if processor is not None else None
+    if tokenizer is None and isinstance(text, str):
+        tokenizer = load_tokenizer(text)
+    if tokenizer is not None:
+        config.setdefault("image_token_id", tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    if lm_head is not None:
+        config["lm_head_bias"] = lm_head.bias is not None
+    # MMConfig resets what its sub-configs say of attention; the built towers keep their own
+    attention = {
+        "vision_config": vision_tower.config._attn_implementation,
+        "text_config": text_model.config._attn_implementation,
+    }
+    config.setdefault("attn_implementation", attention)
+    mm_config = MMConfig(vision_config=vision_tower.config, text_config=text_model.config, **config)
+    towers = {"vision_tower": vision_tower, "text_model": text_model}
+    model = cls(mm_config, **towers, **({"lm_head": lm_head} if generates else {}))
+    if generates:
+        model.generation_config = whole.generation_config
+        model.generation_config._from_model_config = False
+        if model.generation_config.pad_token_id is None and tokenizer is not None:
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    return model.to(dtype or text_model.dtype)
+
+
+def processor_from_towers(cls: type[MMProcessor], vision: str, text: str, audio: str | None = None, **kwargs: Any):
+    """The processor of the model that `model_from_towers` composes from the same sources.
+
+    Args:
+        vision: Hub id or folder with an image processor, or the image processor itself.
+        text: Hub id or folder with a tokenizer, or a tokenizer that knows the image marker.
+        kwargs: for `cls`.
+
+    Raises:
+        ValueError: an audio source was given.
+    """
+    if audio is not None:
+        raise ValueError("an audio tower was given, but this version supports image and text only; leave it out")
+    image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil") if isinstance(vision, str) else vision
+    tokenizer = load_tokenizer(text) if isinstance(text, str) else text
+    return cls(image_processor=image_processor, tokenizer=tokenizer, **kwargs)

@@ -1,0 +1,165 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMConfig: which towers a model is made of, and how fusion joins them.
+
+- Any vision, text and audio config of transformers is a sub-config; what fusion needs of them is worked out once, here.
+- Fields left at None are filled in at construction, so that a saved config.json says everything.
+- `auto_map` always names every class, so that a folder saved from one head loads through every Auto class.
+"""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_mm.MMConfig",
+    "AutoModel": "modeling_mm.MMModel",
+    "AutoModelForImageTextToText": "modeling_mm.MMForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_mm.MMForConditionalGeneration",
+    "AutoModelForSequenceClassification": "modeling_mm.MMForSequenceClassification",
+    "AutoProcessor": "processing_mm.MMProcessor",
+}
+
+# These do not hand keyword arguments from their `forward` down to their layers, which fusion depends on.
+UNSUPPORTED_TEXT_MODELS = ("deberta", "deberta-v2", "mpnet", "bloom", "albert")
+
+
+def tower_width(config: PreTrainedConfig) -> int:
+    """Width of a tower's last hidden states: `hidden_size`, or the last stage's of a convolutional tower.
+
+    Raises:
+        ValueError: the config has neither `hidden_size` nor `hidden_sizes`.
+    """
+    if "hidden_sizes" in config.to_dict():
+        return config.hidden_sizes[-1]
+    if hasattr(config, "hidden_size"):
+        return config.hidden_size
+    raise ValueError(
+        f"a tower of type '{config.model_type}' tells its width neither by `hidden_size` nor by `hidden_sizes`; "
+        "use a CLIP, SigLIP, ViT, DINOv2, Swin, ResNet or ConvNeXt tower"
+    )
+
+
+@strict
+class MMConfig(PreTrainedConfig):
+    r"""Configuration of a text backbone that sees media through gated cross-attention.
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*): the vision tower, default `clip_vision_model`.
+        text_config (`PreTrainedConfig` or `dict`, *optional*): the text backbone, default `llama`.
+        audio_config (`PreTrainedConfig` or `dict`, *optional*): the audio tower; declared here, not supported yet.
+        image_token_id (`int`, *optional*): id of the marker that stands for one image in the text. Without markers an
+            image is visible to its whole row.
+        fusion_layers (`list[int]`, *optional*): text layers that a fusion layer precedes. Default: the last layer and
+            every fourth before it.
+        fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's.
+        fusion_num_key_value_heads (`int`, *optional*): key/value heads (grouped-query attention), default the
+            backbone's where it has fewer than query heads, otherwise one per query head.
+        fusion_head_dim (`int`, *optional*): width of one head, default the backbone's.
+        fusion_mlp (`bool`): whether each fusion layer ends in a gated MLP; off is faster in decoding.
+        fusion_intermediate_size (`int`, *optional*): width of that MLP, default four times the backbone's width.
+        fusion_dropout (`float`): dropout of the cross-attention weights in training.
+        num_latents (`int`, *optional*): slots per image after a Perceiver resampler; None keeps the tower's states.
+        resampler_layers (`int`): depth of the resampler.
+        lm_head_bias (`bool`): whether the language modelling head of the backbone has a bias.
+        pooling (`"first"`, `"last"` or `"mean"`, *optional*): what stands for a row in classification, default the
+            first token of an encoder and the last of a decoder.
+        classifier_dropout (`float`): dropout before the classification head.
+        initializer_range (`float`): standard deviation of fusion and head weights at random initialisation.
+
+    Raises:
+        ValueError: a backbone that fusion cannot enter, fusion layers that it does not have, or head counts that do
+            not divide.
+    """
+
+    model_type = "modeling_mm"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    image_token_id: int | None = None
+    fusion_layers: list[int] | None = None
+    fusion_num_attention_heads: int | None = None
+    fusion_num_key_value_heads: int | None = None
+    fusion_head_dim: int | None = None
+    fusion_mlp: bool = True
+    fusion_intermediate_size: int | None = None
+    fusion_dropout: float | int = 0.0
+    num_latents: int | None = None
+    resampler_layers: int = 2
+    lm_head_bias: bool = False
+    pooling: Literal["first", "last", "mean"] | None = None
+    classifier_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool | None = None
+    auto_map: dict[str, str] | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        text = self.text_config
+        if self.fusion_layers is None:
+            self.fusion_layers = list(range(text.num_hidden_layers - 1, -1, -4))[::-1]
+        if self.fusion_num_attention_heads is None:
+            self.fusion_num_attention_heads = text.num_attention_heads
+        if self.fusion_num_key_value_heads is None:
+            grouped = getattr(text, "num_key_value_heads", None)
+            fits = isinstance(grouped, int) and grouped and self.fusion_num_attention_heads % grouped == 0
+            self.fusion_num_key_value_heads = grouped if fits else self.fusion_num_attention_heads
+        if self.fusion_head_dim is None:
+            same_heads = self.fusion_num_attention_heads == text.num_attention_heads
+            own = getattr(text, "head_dim", None) if same_heads else None
+            self.fusion_head_dim = own or max(1, text.hidden_size // self.fusion_num_attention_heads)
+        if self.fusion_intermediate_size is None:
+            self.fusion_intermediate_size = 4 * text.hidden_size
+        if self.pooling is None:
+            self.pooling = "last" if self.is_text_decoder else "first"
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
+        self.auto_map = dict(AUTO_MAP)
+
+    @property
+    def is_text_decoder(self) -> bool:
+        """Whether the text backbone generates: a causal language model that is not also a masked one."""
+        kind = self.text_config.model_type
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return False
+        return kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(getattr(self.text_config, "is_decoder", False))
+
+    def validate_architecture(self):
+        """Part of the `@strict` validation: what fusion cannot be built on is refused here."""
+        super().validate_architecture()
+        text = self.text_config
+        if text.model_type in UNSUPPORTED_TEXT_MODELS:
+            raise ValueError(
+                f"the text backbone '{text.model_type}' does not pass keyword arguments down to its layers, so that "
+                "fusion cannot enter it; use for instance bert, roberta or modernbert, or a decoder like llama or qwen3"
+            )
+        if text.is_encoder_decoder:
+            raise ValueError(
+                f"the text backbone '{text.model_type}' is an encoder-decoder; use an encoder (bert, modernbert, ...) "
+                "or a decoder (llama, qwen3, ...)"
+            )
+        wrong = [i for i in self.fusion_layers if not 0 <= i < text.num_hidden_layers]
+        if wrong or not self.fusion_layers or len(set(self.fusion_layers)) != len(self.fusion_layers):
+            raise ValueError(
+                f"`fusion_layers` is {self.fusion_layers}, but must name one or more different layers between 0 and "
+                f"{text.num_hidden_layers - 1}, the layers of the text backbone"
+            )
+        if self.fusion_num_attention_heads % self.fusion_num_key_value_heads:
+            raise ValueError(
+                f"`fusion_num_attention_heads` ({self.fusion_num_attention_heads}) must be a multiple of "
+                f"`fusion_num_key_value_heads` ({self.fusion_num_key_value_heads})"
+            )
+
+
+__all__ = ["MMConfig"]

@@ -1,0 +1,264 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Fusion: how text tokens of a frozen or trained backbone see media.
+
+- `MMFusion` turns tower states into keys and values, once per distinct image and for all fusion layers by one linear
+  layer, and holds the gated cross-attention layers (Alayrac et al. 2022, "Flamingo").
+- `FusionHook` enters the backbone: a forward pre-hook on every text layer that runs a fusion layer on its input. It
+  holds an index only. Module and tensors arrive with the call, so that deepcopy, pickling and peft's module replacement
+  cannot leave it with a stale reference.
+- Visibility is one integer per slot: a token at column t sees the slots whose `media_start` is at most t. A token
+  that sees nothing is left exactly as it was.
+
+Shapes: B rows, I distinct images, N images per row, P states per image, S = N * P slots, T text tokens, D text width,
+V tower width, L fusion layers, H query heads, K key/value heads, E head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from .configuration_mm import MMConfig, tower_width
+
+NEVER = 2**30  # the `media_start` of a slot that no token may see
+
+
+def media_start_from_markers(marker_mask: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+    """Column from which each image of a row may be seen.
+
+    Args:
+        marker_mask: (B, T) bool, where the text holds an image marker.
+        image_index: (B, N), -1 where the row has no such image.
+
+    Returns:
+        (B, N) integers: the column of the image's own marker; 0 where the row has no marker at all; `NEVER` for an
+        absent image and for one beyond the row's last marker.
+    """
+    rows, columns = marker_mask.shape
+    column = torch.arange(columns, device=marker_mask.device).expand(rows, -1)
+    ordered = torch.where(marker_mask, column, NEVER).sort(dim=1).values  # (B, T), the markers' columns first
+    images = image_index.shape[1]
+    ordered = nn.functional.pad(ordered, (0, max(0, images - columns)), value=NEVER)[:, :images]
+    start = torch.where(marker_mask.any(dim=1, keepdim=True), ordered, 0)
+    return torch.where(image_index < 0, NEVER, start)
+
+
+@dataclass
+class FusionCall:
+    """What one forward pass hands to every fusion layer.
+
+    fusion: the module that holds the layers. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
+    attentions: a list that collects (B, H, T, S) weights, or None.
+    """
+
+    fusion: nn.Module
+    key_values: torch.Tensor
+    visible: torch.Tensor
+    attentions: list | None = None
+
+
+class FusionHook:
+    """Forward pre-hook of text layer `layer`; `position` is its fusion layer, None where the layer has none."""
+
+    def __init__(self, position: int | None):
+        self.position = position
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        call = kwargs.pop("fusion_call", None)
+        if call is None or self.position is None:
+            return args, kwargs
+        if args:
+            return (call.fusion(args[0], call, self.position), *args[1:]), kwargs
+        kwargs["hidden_states"] = call.fusion(kwargs["hidden_states"], call, self.position)
+        return args, kwargs
+
+
+def text_layers(text_model: PreTrainedModel) -> nn.ModuleList:
+    """The backbone's layers: the shallowest `ModuleList` as long as `config.num_hidden_layers`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    length = text_model.config.num_hidden_layers
+    lists = [
+        (name.count("."), module)
+        for name, module in text_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == length
+    ]
+    if not lists:
+        raise ValueError(
+            f"{type(text_model).__name__} holds no list of its {length} layers, so fusion cannot enter it"
+        )
+    return min(lists, key=lambda pair: pair[0])[1]
+
+
+def add_fusion_hooks(text_model: PreTrainedModel, fusion_layers: list[int]) -> None:
+    """Put a hook on every layer, fused or not, so that our argument never reaches the backbone's own code."""
+    for index, layer in enumerate(text_layers(text_model)):
+        position = fusion_layers.index(index) if index in fusion_layers else None
+        layer.register_forward_pre_hook(FusionHook(position), with_kwargs=True)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Plain attention that also returns its weights; key and value (B, K, S, E) are repeated to the query's heads."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    weights = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
+    if attention_mask is not None:
+        weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class MMCrossAttention(nn.Module):
+    """Queries from text, keys and values given; grouped-query heads; eager or sdpa by the config.
+
+    Flash and flex kernels take no per-token visibility in this form: with them chosen, this module uses sdpa.
+    """
+
+    is_causal = False
+
+    def __init__(self, config: MMConfig, query_width: int):
+        super().__init__()
+        self.config = config
+        heads, self.head_dim = config.fusion_num_attention_heads, config.fusion_head_dim
+        self.num_key_value_groups = heads // config.fusion_num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.fusion_dropout
+        self.q_proj = nn.Linear(query_width, heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * self.head_dim, query_width, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, T, D)
+        key_values: torch.Tensor,  # (B, 2, K, S, E)
+        visible: torch.Tensor | None,  # (B, 1, T, S) bool
+        need_weights: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows, tokens, _ = hidden_states.shape
+        query = self.q_proj(hidden_states).view(rows, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
+        key, value = key_values.to(query.dtype).unbind(1)
+        attend = eager_attention_forward
+        if self.config._attn_implementation != "eager" and not need_weights:
+            attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attend(self, query, key, value, visible, scaling=self.scaling, dropout=dropout)
+        return self.o_proj(output.reshape(rows, tokens, -1)), weights
+
+
+class MMFusionLayer(nn.Module):
+    """Gated cross-attention and gated MLP; both gates are tanh(0) = 0 at first, which leaves the input as it is."""
+
+    def __init__(self, config: MMConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.cross_attn_norm = nn.LayerNorm(width)
+        self.cross_attn = MMCrossAttention(config, width)
+        self.cross_attn_gate = nn.Parameter(torch.zeros(1))
+        self.mlp: nn.Sequential | None = None
+        if config.fusion_mlp:
+            hidden = config.fusion_intermediate_size
+            self.mlp_norm = nn.LayerNorm(width)
+            self.mlp = nn.Sequential(nn.Linear(width, hidden), ACT2FN["gelu"], nn.Linear(hidden, width))
+            self.mlp_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(
+        self, hidden_states: torch.Tensor, key_values: torch.Tensor, visible: torch.Tensor, need_weights: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        seen = visible.any(dim=-1).transpose(1, 2)  # (B, T, 1): the token sees something
+        # A softmax over nothing is NaN: such tokens attend to everything, and are left out by `where` below.
+        attended, weights = self.cross_attn(
+            self.cross_attn_norm(hidden_states), key_values, visible | ~seen.transpose(1, 2)[..., None], need_weights
+        )
+        fused = hidden_states + (self.cross_attn_gate.tanh() * attended).to(hidden_states.dtype)
+        if self.mlp is not None:
+            fused = fused + (self.mlp_gate.tanh() * self.mlp(self.mlp_norm(fused))).to(fused.dtype)
+        if weights is not None:
+            weights = weights * seen[:, None]
+        return torch.where(seen, fused, hidden_states), weights
+
+
+class MMResampler(nn.Module):
+    """Perceiver resampler (Jaegle et al. 2021; Alayrac et al. 2022): P states of an image become `num_latents` slots."""
+
+    def __init__(self, config: MMConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.latents = nn.Parameter(torch.empty(config.num_latents, width))
+        self.layers = nn.ModuleList([MMResamplerLayer(config, width) for _ in range(config.resampler_layers)])
+
+    def forward(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """(I, P, D), and (I, P) bool where a state is real, to (I, num_latents, D)."""
+        latents = self.latents.expand(states.shape[0], -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, states, present)
+        return latents
+
+
+class MMResamplerLayer(nn.Module):
+    """Latents attend to the states and to themselves, then an MLP; ungated, since the fusion layers' gates are."""
+
+    def __init__(self, config: MMConfig, width: int):
+        super().__init__()
+        self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
+        self.latents_norm = nn.LayerNorm(width)
+        self.states_norm = nn.LayerNorm(width)
+        self.cross_attn = MMCrossAttention(config, width)
+        self.kv_proj = nn.Linear(width, 2 * self.num_key_value_heads * self.head_dim, bias=False)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), ACT2FN["gelu"], nn.Linear(4 * width, width))
+
+    def forward(self, latents: torch.Tensor, states: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
+        query = self.latents_norm(latents)
+        memory = self.kv_proj(torch.cat([self.states_norm(states), query], dim=1))  # (I, P + num_latents, 2KE)
+        shape = (*memory.shape[:2], 2, self.num_key_value_heads, self.head_dim)
+        key_values = memory.view(shape).permute(0, 2, 3, 1, 4)
+        visible = None
+        if present is not None:
+            visible = nn.functional.pad(present, (0, latents.shape[1]), value=True)[:, None, None]
+        latents = latents + self.cross_attn(query, key_values, visible)[0]
+        return latents + self.mlp(self.mlp_norm(latents))
+
+
+class MMFusion(nn.Module):
+    """Everything between the towers and the backbone; the part that is always trained."""
+
+    def __init__(self, config: MMConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        vision_width = tower_width(config.vision_config)
+        self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
+        self.image_projector = nn.Sequential(nn.LayerNorm(vision_width), nn.Linear(vision_width, width))
+        self.resampler = MMResampler(config) if config.num_latents else None
+        self.memory_norm = nn.LayerNorm(width)
+        per_layer = 2 * self.num_key_value_heads * self.head_dim
+        self.kv_proj = nn.Linear(width, len(config.fusion_layers) * per_layer, bias=False)
+        self.layers = nn.ModuleList([MMFusionLayer(config) for _ in config.fusion_layers])
+
+    def encode(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """Keys and values of distinct images for all fusion layers: (I, P, V) to (I, L, 2, K, P, E).
+
+        `present` (I, P) marks real states where a tower pads them; only the resampler needs to know.
+        """
+        memory = self.image_projector(states)  # (I, P, D)
+        if self.resampler is not None:
+            memory = self.resampler(memory, present)
+        memory = self.kv_proj(self.memory_norm(memory))
+        shape = (*memory.shape[:2], len(self.layers), 2, self.num_key_value_heads, self.head_dim)
+        return memory.view(shape).permute(0, 2, 3, 4, 1, 5)
+
+    def forward(self, hidden_states: torch.Tensor, call: FusionCall, position: int) -> torch.Tensor:
+        """(B, T, D) before a text layer to (B, T, D) with what its tokens see of the media."""
+        need_weights = call.attentions is not None
+        hidden_states, weights = self.layers[position](
+            hidden_states, call.key_values[:, position], call.visible, need_weights
+        )
+        if call.attentions is not None:
+            call.attentions.append(weights)
+        return hidden_states
+
+
+__all__ = ["MMFusion", "MMFusionLayer", "MMCrossAttention", "MMResampler"]

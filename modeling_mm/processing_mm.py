@@ -1,0 +1,172 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMProcessor: texts and images in, tensors out.
+
+- An image is one marker token (`<image>`) in the text, never expanded: its states stay outside the sequence.
+- Images are flat, `pixel_values` (I, C, H, W), with `image_index` (B, N) that says which of them a row has (-1: none).
+  The same image object given twice is prepared once.
+- Every tokenizer gets a chat template that understands image parts, so that chat, training and answering share one
+  way to write a prompt.
+"""
+
+from typing import Any
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import is_valid_image
+from transformers.processing_utils import ProcessorMixin
+
+# Rewrites each message's content list to a string, each image a marker, for a template that knows strings only.
+FLATTEN_CONTENT = (
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
+    "{%- set parts = namespace(text='') -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'text' -%}{%- set parts.text = parts.text + part['text'] -%}"
+    "{%- elif part['type'] == 'image' -%}{%- set parts.text = parts.text + 'IMAGE_TOKEN' -%}{%- endif -%}"
+    "{%- endfor -%}{%- set text = parts.text -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=text)] -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+# For tokenizers without a template of their own: what the user says, a new line, the answer, the end token.
+PLAIN_TEMPLATE = (
+    "{%- for message in messages -%}{{- message['content'] -}}"
+    "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- else -%}{{- '\n' -}}{%- endif -%}{%- endfor -%}"
+)
+
+
+def multimodal_chat_template(template: str | None, image_token: str) -> str:
+    """A chat template that takes image parts, made from one that takes strings (None: a plain one)."""
+    return FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token) + (template or PLAIN_TEMPLATE)
+
+
+def images_per_row(images: Any, rows: int) -> list[list]:
+    """One list of images for each row, from a single image, one image (or None) per row, or lists of them.
+
+    Raises:
+        ValueError: the images are not as many as the rows.
+    """
+    if images is None:
+        return [[] for _ in range(rows)]
+    if is_valid_image(images) or isinstance(images, str):
+        images = [images]
+    nested = [
+        [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image] for image in images
+    ]
+    if len(nested) == rows:
+        return nested
+    if rows == 1 and all(len(image) == 1 for image in nested):
+        return [[image[0] for image in nested]]
+    raise ValueError(
+        f"{len(nested)} images or lists of images came with {rows} texts; give one image, one list of images or None "
+        "for each text"
+    )
+
+
+class MMProcessor(ProcessorMixin):
+    """An image processor and a tokenizer as one.
+
+    Args:
+        image_processor: any of transformers' PIL image processors.
+        tokenizer: a tokenizer that knows `image_token`; `MMProcessor.from_towers` adds it.
+        chat_template (`str`, *optional*): default: the tokenizer's own, taught to take image parts.
+        image_token (`str`): the marker of one image.
+
+    Raises:
+        ValueError: the tokenizer does not know the marker.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, image_token="<image>", **kwargs):
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
+            raise ValueError(
+                f"the tokenizer does not know the image marker '{image_token}'; use MMProcessor.from_towers, which adds it"
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if chat_template is None:
+            chat_template = multimodal_chat_template(tokenizer.chat_template, image_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def from_towers(cls, vision, text, audio=None, **kwargs):
+        """The processor of a composed model; see `modeling_mm.compose.processor_from_towers`."""
+        try:
+            from modeling_mm.compose import processor_from_towers
+        except ImportError as error:
+            raise ImportError("from_towers needs the package itself: pip install modeling-mm") from error
+        return processor_from_towers(cls, vision=vision, text=text, audio=audio, **kwargs)
+
+    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs) -> BatchFeature:
+        """Tensors for the model.
+
+        Args:
+            images: one image, one per text (None: no image), or a list of images for each text; PIL, array or path.
+            text: one string or a list; may hold image markers. Without it, images alone are prepared.
+            kwargs: the tokenizer's and image processor's, for instance `padding`, `return_tensors`.
+
+        Returns:
+            `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W) of the distinct images and
+            `image_index` (B, N), -1 where a row has fewer than N.
+
+        Raises:
+            ValueError: images and texts do not match in number, or a text has another number of markers than images.
+        """
+        if audio is not None or videos is not None:
+            raise ValueError("this processor takes images and text; audio and video are not supported yet")
+        if images is not None:
+            images = self.image_processor.fetch_images(images)
+        kwargs.pop("return_metadata", None)
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        return_tensors = merged["text_kwargs"].pop("return_tensors", None)
+        for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
+            merged["text_kwargs"].pop(name, None)
+        data: dict[str, Any] = {}
+        texts = [text] if isinstance(text, str) else text
+        if texts is not None:
+            data.update(self.tokenizer(list(texts), **merged["text_kwargs"]))
+        if images is not None:
+            single = is_valid_image(images)
+            rows = len(texts) if texts is not None else 1 if single else len(images)
+            nested = images_per_row(images, rows)
+            if texts is not None:
+                self.check_markers(texts, nested)
+            merged["images_kwargs"].pop("return_tensors", None)
+            data.update(self.flat_images(nested, **merged["images_kwargs"]))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def check_markers(self, texts: list[str], images: list[list]) -> None:
+        """Refuse a row whose markers and images differ in number; a text without markers may have any images.
+
+        Raises:
+            ValueError: names the first such row.
+        """
+        for row, (text, own) in enumerate(zip(texts, images, strict=True)):
+            markers = text.count(self.image_token)
+            if markers and markers != len(own):
+                raise ValueError(
+                    f"row {row}: the text has {markers} '{self.image_token}' markers but {len(own)} images came with it; "
+                    "expected one marker per image, or none at all"
+                )
+
+    def flat_images(self, images: list[list], **kwargs) -> dict[str, Any]:
+        """`pixel_values` of the distinct images and `image_index` (B, N), for a list of images per row."""
+        position: dict[int, int] = {}
+        distinct = []
+        width = max((len(own) for own in images), default=0)
+        index = torch.full((len(images), width), -1)
+        for row, own in enumerate(images):
+            for column, image in enumerate(own):
+                if id(image) not in position:
+                    position[id(image)] = len(distinct)
+                    distinct.append(image)
+                index[row, column] = position[id(image)]
+        if not distinct:
+            return {}
+        return {**self.image_processor(distinct, return_tensors="pt", **kwargs), "image_index": index}
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_index"]
+
+
+__all__ = ["MMProcessor"]

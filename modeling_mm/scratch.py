@@ -1,0 +1,82 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Towers with random weights, `scratch-tiny` and `scratch-small`, for data that needs no pretraining.
+
+The vision tower is a small ResNet (He et al. 2016), which learns shapes and colours from a few thousand pictures where
+a plain vision transformer of the same size does not; the text backbone is a Llama decoder or a BERT encoder over a
+byte-level BPE tokenizer trained on the user's own text.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+)
+
+PAD, START, END, IMAGE = "<pad>", "<s>", "</s>", "<image>"
+
+SIZES: dict[str, dict[str, Any]] = {
+    "scratch-tiny": {
+        "text": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
+        "vision": {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "layer_type": "basic"},
+        "vocab_size": 2000,
+        "image_size": 64,
+    },
+    "scratch-small": {
+        "text": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 768},
+        "vision": {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "layer_type": "basic"},
+        "vocab_size": 8000,
+        "image_size": 128,
+    },
+}
+
+
+def train_tokenizer(texts: Iterable[str], size: str) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer learnt from `texts`, that knows the image marker and starts encoded text with <s>."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZES[size]["vocab_size"],
+        special_tokens=[PAD, START, END, IMAGE],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A", special_tokens=[(START, tokenizer.token_to_id(START))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=START,
+        eos_token=END,
+        extra_special_tokens={"image_token": IMAGE},
+        model_max_length=512,
+    )
+
+
+def text_config(size: str, tokenizer: PreTrainedTokenizerBase, decoder: bool) -> PreTrainedConfig:
+    """A Llama decoder or a BERT encoder that fits the tokenizer."""
+    config_class = LlamaConfig if decoder else BertConfig
+    extra = {"tie_word_embeddings": True} if decoder else {}
+    return config_class(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **SIZES[size]["text"],
+        **extra,
+    )
+
+
+def vision_config(size: str) -> ResNetConfig:
+    """A small ResNet whose last stage is a 4 x 4 grid (tiny) or 8 x 8 (small)."""
+    return ResNetConfig(**SIZES[size]["vision"])
