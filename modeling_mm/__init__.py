@@ -13,11 +13,12 @@ from transformers import (
     AutoProcessor,
 )
 
+from .classification_mm import MMForSequenceClassification
 from .configuration_mm import MMConfig
-from .modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMPreTrainedModel
+from .generation_mm import MMForConditionalGeneration
+from .modeling_mm import MMModel, MMPreTrainedModel
 from .processing_mm import MMProcessor
 from .version import __version__
-
 
 AutoConfig.register(MMConfig.model_type, MMConfig, exist_ok=True)
 AutoModel.register(MMConfig, MMModel, exist_ok=True)

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """MMConfig: which towers a model is made of, and how fusion joins them.
 
-- Any vision, text and audio config of transformers is a sub-config; what fusion needs of them is worked out once, here.
+- Any vision, text and audio config of transformers is a sub-config; what fusion needs of it is worked out here.
 - Fields left at None are filled in at construction, so that a saved config.json says everything.
 - `auto_map` always names every class, so that a folder saved from one head loads through every Auto class.
 """
@@ -19,9 +19,9 @@ from transformers.models.auto.modeling_auto import (
 AUTO_MAP = {
     "AutoConfig": "configuration_mm.MMConfig",
     "AutoModel": "modeling_mm.MMModel",
-    "AutoModelForImageTextToText": "modeling_mm.MMForConditionalGeneration",
-    "AutoModelForMultimodalLM": "modeling_mm.MMForConditionalGeneration",
-    "AutoModelForSequenceClassification": "modeling_mm.MMForSequenceClassification",
+    "AutoModelForImageTextToText": "generation_mm.MMForConditionalGeneration",
+    "AutoModelForMultimodalLM": "generation_mm.MMForConditionalGeneration",
+    "AutoModelForSequenceClassification": "classification_mm.MMForSequenceClassification",
     "AutoProcessor": "processing_mm.MMProcessor",
 }
 
@@ -142,7 +142,7 @@ class MMConfig(PreTrainedConfig):
         if text.model_type in UNSUPPORTED_TEXT_MODELS:
             raise ValueError(
                 f"the text backbone '{text.model_type}' does not pass keyword arguments down to its layers, so that "
-                "fusion cannot enter it; use for instance bert, roberta or modernbert, or a decoder like llama or qwen3"
+                "fusion cannot enter it; use an encoder like bert or modernbert, or a decoder like llama or qwen3"
             )
         if text.is_encoder_decoder:
             raise ValueError(

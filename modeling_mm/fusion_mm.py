@@ -4,8 +4,8 @@
 - `MMFusion` turns tower states into keys and values, once per distinct image and for all fusion layers by one linear
   layer, and holds the gated cross-attention layers (Alayrac et al. 2022, "Flamingo").
 - `FusionHook` enters the backbone: a forward pre-hook on every text layer that runs a fusion layer on its input. It
-  holds an index only. Module and tensors arrive with the call, so that deepcopy, pickling and peft's module replacement
-  cannot leave it with a stale reference.
+  holds an index only. Module and tensors arrive with the call, so that deepcopy, pickling and peft's replacement of
+  modules cannot leave it with a stale reference.
 - Visibility is one integer per slot: a token at column t sees the slots whose `media_start` is at most t. A token
   that sees nothing is left exactly as it was.
 
@@ -25,17 +25,19 @@ from .configuration_mm import MMConfig, tower_width
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 
 
-def media_start_from_markers(marker_mask: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+def media_start_from_markers(marker_mask: torch.Tensor | None, image_index: torch.Tensor) -> torch.Tensor:
     """Column from which each image of a row may be seen.
 
     Args:
-        marker_mask: (B, T) bool, where the text holds an image marker.
+        marker_mask: (B, T) bool, where the text holds an image marker; None for texts that know no markers.
         image_index: (B, N), -1 where the row has no such image.
 
     Returns:
         (B, N) integers: the column of the image's own marker; 0 where the row has no marker at all; `NEVER` for an
         absent image and for one beyond the row's last marker.
     """
+    if marker_mask is None:
+        return torch.where(image_index < 0, NEVER, 0)
     rows, columns = marker_mask.shape
     column = torch.arange(columns, device=marker_mask.device).expand(rows, -1)
     ordered = torch.where(marker_mask, column, NEVER).sort(dim=1).values  # (B, T), the markers' columns first
@@ -182,7 +184,7 @@ class MMFusionLayer(nn.Module):
 
 
 class MMResampler(nn.Module):
-    """Perceiver resampler (Jaegle et al. 2021; Alayrac et al. 2022): P states of an image become `num_latents` slots."""
+    """P states of an image become `num_latents` slots: a Perceiver (Jaegle et al. 2021; Alayrac et al. 2022)."""
 
     def __init__(self, config: MMConfig):
         super().__init__()

@@ -1,29 +1,32 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The models: one text backbone that sees media through gated cross-attention, and a head for each task.
+"""The base model: one text backbone that sees media through gated cross-attention. Heads are files of their own.
 
 - `MMModel` runs each distinct image through the vision tower once, and hands its keys and values to the fusion layers
   that sit before some of the backbone's own layers. With gates at zero its output is the backbone's, bit for bit.
 - Media are encoded before text: `encode_media` gives `media_key_values`, which `forward` and `generate` take in place
   of pixels. A second question about the same picture costs no vision work.
-- Heads add their layers and their loss only.
 
-Shapes: B rows, I distinct images, N images per row, S memory slots, T text tokens, D text width, V vocabulary,
-L fusion layers, K key/value heads, E head width.
+Shapes: B rows, I distinct images, N images per row, S = N * P memory slots, T text tokens, D text width,
+V tower width, P states per image, L fusion layers, K key/value heads, E head width.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_mm import MMConfig
 from .fusion_mm import NEVER, FusionCall, MMFusion, MMResampler, add_fusion_hooks, media_start_from_markers
+
+if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
+    from .classification_mm import MMForSequenceClassification  # noqa: F401
+    from .generation_mm import MMForConditionalGeneration  # noqa: F401
 
 
 @dataclass
@@ -153,7 +156,7 @@ class MMModel(MMPreTrainedModel):
         image_index: torch.Tensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         """Run the vision tower and the fusion's key/value projection, once per distinct image.
 
         Args:
@@ -163,84 +166,72 @@ class MMModel(MMPreTrainedModel):
             pixel_attention_mask: (I, P), 1 where a patch is real. spatial_shapes: (I, 2), patches per side.
 
         Returns:
-            `media_key_values` (B, L, 2, K, S, E) and `media_visible_from` (B, N, S / N): 0 for a slot that may be
-            seen, `NEVER` for one that is empty.
+            `media_key_values` (B, L, 2, K, S, E).
 
         Raises:
             ValueError: `pixel_values` has another number of dimensions.
         """
         if image_index is None:
-            pixel_values, image_index = self._implied_image_index(pixel_values)
+            image_index = implied_image_index(pixel_values)
+            pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
         vision_inputs = {}
         if pixel_attention_mask is not None:
             vision_inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         states = self.get_image_features(pixel_values, **vision_inputs)  # (I, P, V)
         present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
         key_values = self.fusion.encode(states, present)  # (I, L, 2, K, P, E)
-        slots = key_values.shape[4]
-        absent = (image_index < 0)[..., None].expand(-1, -1, slots)  # (B, N, P)
-        if present is not None and self.config.num_latents is None:
-            absent = absent | ~present[image_index.clamp(min=0)]
         gathered = key_values[image_index.clamp(min=0)]  # (B, N, L, 2, K, P, E)
-        gathered = gathered.permute(0, 2, 3, 4, 1, 5, 6).flatten(4, 5)  # (B, L, 2, K, S, E)
-        return gathered, torch.where(absent, NEVER, 0)
-
-    @staticmethod
-    def _implied_image_index(pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if pixel_values.dim() not in (4, 5):
-            raise ValueError(
-                f"`pixel_values` has shape {tuple(pixel_values.shape)}; expected (B, C, H, W) for one image per row, "
-                "(B, N, C, H, W) for N per row, or (I, C, H, W) together with `image_index` (B, N)"
-            )
-        rows, per_row = pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1]
-        index = torch.arange(rows * per_row, device=pixel_values.device).view(rows, per_row)
-        return (pixel_values if pixel_values.dim() == 4 else pixel_values.flatten(0, 1)), index
+        return gathered.permute(0, 2, 3, 4, 1, 5, 6).flatten(4, 5)
 
     def prepare_media(
         self,
-        input_ids: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
-        **vision_inputs,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What fusion needs of the media: `media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S).
 
-        Media that were encoded before pass through; without `media_start` each of their N equal parts belongs to one
-        marker of `input_ids`, where N is the largest number of markers in a row (1 without markers).
+        Encoded media pass through, and so does a given `media_start`; otherwise it follows from the markers in
+        `input_ids` (B, T) and from `image_index` (by default as many images per row as the most markers in a row).
 
         Raises:
-            ValueError: rows of text and of media differ in number, or encoded media do not divide among the markers.
+            ValueError: text and media differ in rows, or encoded media do not divide among the images.
         """
         if pixel_values is None and media_key_values is None:
             return None, None
         markers = None
         if input_ids is not None and self.config.image_token_id is not None:
             markers = input_ids == self.config.image_token_id
+        if image_index is None and pixel_values is not None:
+            image_index = implied_image_index(pixel_values)
+            pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
         if media_key_values is None:
-            media_key_values, empty = self.encode_media(pixel_values, image_index, **vision_inputs)
-        elif media_start is None:
+            media_key_values = self.encode_media(pixel_values, image_index, pixel_attention_mask, spatial_shapes)
+        if media_start is not None:
+            return media_key_values, media_start
+        rows, slots = media_key_values.shape[0], media_key_values.shape[4]
+        if image_index is None:
             images = 1 if markers is None else max(1, int(markers.sum(dim=1).max()))
-            rows, slots = media_key_values.shape[0], media_key_values.shape[4]
-            if slots % images:
-                raise ValueError(
-                    f"`media_key_values` holds {slots} slots, which {images} image markers do not share evenly; "
-                    "pass `media_start` (B, S) as well"
-                )
-            empty = torch.zeros(rows, images, slots // images, dtype=torch.long, device=media_key_values.device)
-        if media_start is None:
-            if markers is not None:
-                if markers.shape[0] != empty.shape[0]:
-                    raise ValueError(
-                        f"the text has {markers.shape[0]} rows but the media {empty.shape[0]}; "
-                        "`image_index` (B, N) or `media_key_values` (B, ...) must have one row per row of text"
-                    )
-                image_index = torch.where(empty.amin(dim=2) > 0, -1, 0)
-                start = media_start_from_markers(markers, image_index)
-                empty = torch.maximum(empty, start[..., None])
-            media_start = empty.flatten(1)  # (B, S)
-        return media_key_values, media_start
+            image_index = torch.zeros(rows, images, dtype=torch.long, device=media_key_values.device)
+        if input_ids is not None and input_ids.shape[0] != rows or image_index.shape[0] != rows:
+            raise ValueError(
+                f"the media have {rows} rows, `image_index` {image_index.shape[0]} and `input_ids` "
+                f"{rows if input_ids is None else input_ids.shape[0]}; expected one row of each per text"
+            )
+        if slots % image_index.shape[1]:
+            raise ValueError(
+                f"`media_key_values` holds {slots} slots per row, which {image_index.shape[1]} images do not share "
+                "evenly; pass the `image_index` (B, N) that they were encoded with"
+            )
+        start = media_start_from_markers(markers, image_index)  # (B, N)
+        start = start[..., None].expand(-1, -1, slots // image_index.shape[1])
+        if pixel_attention_mask is not None and self.config.num_latents is None:
+            start = torch.where(pixel_attention_mask.bool()[image_index.clamp(min=0)], start, NEVER)
+        return media_key_values, start.flatten(1)
 
     def forward(
         self,
@@ -309,194 +300,19 @@ class MMModel(MMPreTrainedModel):
         return output if return_dict is not False and self.config.return_dict else output.to_tuple()
 
 
-class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
-    """Captions, answers and chat: the language modelling head of a decoder backbone over what it sees.
-
-    Args:
-        config: the configuration; its text backbone must be a decoder.
-        lm_head: an already built head to use as it is. towers: as for `MMModel`.
+def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:
+    """(B, N) for `pixel_values` without an index: (B, C, H, W) is one image per row, (B, N, C, H, W) is N per row.
 
     Raises:
-        ValueError: the text backbone is an encoder.
+        ValueError: any other number of dimensions.
     """
-
-    def __init__(self, config: MMConfig, lm_head: nn.Linear | None = None, **towers):
-        super().__init__(config)
-        text = config.text_config
-        if not config.is_text_decoder:
-            raise ValueError(
-                f"the text backbone '{text.model_type}' is an encoder and cannot generate; use a decoder such as llama, "
-                "qwen3 or gpt2, or MMForSequenceClassification for this backbone"
-            )
-        self.model = MMModel(config, **towers)
-        self.lm_head = (
-            nn.Linear(text.hidden_size, text.vocab_size, config.lm_head_bias) if lm_head is None else lm_head
+    if pixel_values.dim() not in (4, 5):
+        raise ValueError(
+            f"`pixel_values` has shape {tuple(pixel_values.shape)}; expected (B, C, H, W) for one image per row, "
+            "(B, N, C, H, W) for N per row, or (I, C, H, W) together with `image_index` (B, N)"
         )
-        embeddings = self.get_input_embeddings()
-        path = next(name for name, module in self.named_modules() if module is embeddings)
-        self._tied_weights_keys = {"lm_head.weight": f"{path}.weight"}
-        self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
-
-    def encode_media(self, pixel_values: torch.Tensor, image_index: torch.Tensor | None = None, **vision_inputs):
-        """`media_key_values` (B, L, 2, K, S, E) for `forward` and `generate`; arguments as `MMModel.encode_media`."""
-        return self.model.encode_media(pixel_values, image_index, **vision_inputs)[0]
-
-    def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What some backbones do to their logits: Granite divides, Cohere multiplies, Gemma caps them softly."""
-        text = self.config.text_config
-        if (divisor := getattr(text, "logits_scaling", None)) is not None:
-            logits = logits / divisor
-        if (factor := getattr(text, "logit_scale", None)) is not None:
-            logits = logits * factor
-        if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_index: torch.LongTensor | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
-        media_key_values: torch.Tensor | None = None,
-        media_start: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> MMOutput | tuple:
-        """Next-token logits (B, T, V), or of the last `logits_to_keep` tokens only.
-
-        Args:
-            labels: (B, T), the tokens themselves where they are to be learned and -100 elsewhere; shifted inside.
-            The others are `MMModel.forward`'s.
-        """
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            image_index=image_index,
-            pixel_attention_mask=pixel_attention_mask,
-            spatial_shapes=spatial_shapes,
-            media_key_values=media_key_values,
-            media_start=media_start,
-            return_dict=True,
-            **kwargs,
-        )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.scale_logits(self.lm_head(output.last_hidden_state[:, keep]))  # (B, T, V)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
-        return head_output(output, loss, logits, return_dict is not False and self.config.return_dict)
-
-    @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
-        """As `GenerationMixin.generate`; media are encoded once, before rows are repeated for beams or samples.
-
-        Takes `pixel_values` with `image_index`, or `media_key_values` from `encode_media` or an earlier output.
-        """
-        vision = ("pixel_values", "image_index", "pixel_attention_mask", "spatial_shapes")
-        media = {name: kwargs.pop(name) for name in vision if kwargs.get(name) is not None}
-        media |= {name: kwargs.pop(name) for name in ("media_key_values", "media_start") if name in kwargs}
-        if media:
-            input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-            kwargs["media_key_values"], kwargs["media_start"] = self.model.prepare_media(input_ids, **media)
-        return super().generate(inputs, *args, **kwargs)
-
-    def _get_candidate_generator(self, *args, **kwargs):
-        """A draft model without fusion proposes from the text alone: media are not for it."""
-        draft = kwargs.get("assistant_model")
-        if draft is not None and not hasattr(draft, "encode_media"):
-            media = ("media_key_values", "media_start")
-            kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k not in media}
-        return super()._get_candidate_generator(*args, **kwargs)
-
-
-class MMForSequenceClassification(MMPreTrainedModel):
-    """One label, several labels or a number for each row of text and media; the loss is a mean over rows.
-
-    Args:
-        config: the configuration; `num_labels` (or `id2label`), `problem_type` and `pooling` decide the head.
-        towers: as for `MMModel`.
-    """
-
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: MMConfig, **towers):
-        super().__init__(config)
-        self.model = MMModel(config, **towers)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.text_config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, T, D) to (B, D): the first or last token that is not padding, or the mean of all that are not."""
-        rows, tokens, _ = hidden_states.shape
-        if attention_mask is None:
-            attention_mask = torch.ones(rows, tokens, device=hidden_states.device)
-        if self.config.pooling == "mean":
-            weight = attention_mask[..., None].to(hidden_states.dtype)
-            return (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-        column = torch.arange(tokens, device=hidden_states.device)
-        real = attention_mask > 0
-        if self.config.pooling == "first":
-            chosen = torch.where(real, column, tokens - 1).amin(dim=1)
-        else:
-            chosen = torch.where(real, column, 0).amax(dim=1)
-        return hidden_states[torch.arange(rows, device=hidden_states.device), chosen]
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_index: torch.LongTensor | None = None,
-        media_key_values: torch.Tensor | None = None,
-        media_start: torch.LongTensor | None = None,
-        labels: torch.Tensor | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> MMOutput | tuple:
-        """Logits (B, num_labels).
-
-        Args:
-            labels: (B,) class ids, (B, num_labels) of 0 and 1 for several labels, or (B,) numbers for regression.
-            The others are `MMModel.forward`'s.
-        """
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            image_index=image_index,
-            media_key_values=media_key_values,
-            media_start=media_start,
-            return_dict=True,
-            **kwargs,
-        )
-        logits = self.classifier(self.dropout(self.pool(output.last_hidden_state, attention_mask)))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return head_output(output, loss, logits, return_dict is not False and self.config.return_dict)
+    rows, per_row = pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1]
+    return torch.arange(rows * per_row, device=pixel_values.device).view(rows, per_row)
 
 
 def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor, return_dict: bool):
@@ -506,4 +322,4 @@ def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.
     return result if return_dict else result.to_tuple()
 
 
-__all__ = ["MMPreTrainedModel", "MMModel", "MMForConditionalGeneration", "MMForSequenceClassification"]
+__all__ = ["MMPreTrainedModel", "MMModel", "MMModelOutput", "MMOutput"]

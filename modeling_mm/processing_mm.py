@@ -79,7 +79,7 @@ class MMProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
             raise ValueError(
-                f"the tokenizer does not know the image marker '{image_token}'; use MMProcessor.from_towers, which adds it"
+                f"the tokenizer does not know the marker '{image_token}'; use MMProcessor.from_towers, which adds it"
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -144,8 +144,8 @@ class MMProcessor(ProcessorMixin):
             markers = text.count(self.image_token)
             if markers and markers != len(own):
                 raise ValueError(
-                    f"row {row}: the text has {markers} '{self.image_token}' markers but {len(own)} images came with it; "
-                    "expected one marker per image, or none at all"
+                    f"row {row}: the text has {markers} '{self.image_token}' markers but {len(own)} images came with "
+                    "it; expected one marker per image, or none at all"
                 )
 
     def flat_images(self, images: list[list], **kwargs) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMForConditionalGeneration: captions, answers and chat with a decoder backbone.
+
+Shapes: B rows, N images per row, S memory slots, T text tokens, V vocabulary, L fusion layers, K key/value heads,
+E head width.
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+
+from .configuration_mm import MMConfig
+from .modeling_mm import MMModel, MMOutput, MMPreTrainedModel, head_output
+
+MEDIA = ("pixel_values", "image_index", "pixel_attention_mask", "spatial_shapes", "media_key_values", "media_start")
+
+
+class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
+    """Captions, answers and chat: the language modelling head of a decoder backbone over what it sees.
+
+    Args:
+        config: the configuration; its text backbone must be a decoder.
+        lm_head: an already built head to use as it is. towers: as for `MMModel`.
+
+    Raises:
+        ValueError: the text backbone is an encoder.
+    """
+
+    def __init__(self, config: MMConfig, lm_head: nn.Linear | None = None, **towers):
+        super().__init__(config)
+        text = config.text_config
+        if not config.is_text_decoder:
+            raise ValueError(
+                f"the text backbone '{text.model_type}' is an encoder and cannot generate; use a decoder such as "
+                "llama, qwen3 or gpt2, or MMForSequenceClassification for this backbone"
+            )
+        self.model = MMModel(config, **towers)
+        self.lm_head = (
+            nn.Linear(text.hidden_size, text.vocab_size, config.lm_head_bias) if lm_head is None else lm_head
+        )
+        embeddings = self.get_input_embeddings()
+        path = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{path}.weight"}
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def encode_media(self, *args, **kwargs) -> torch.Tensor:
+        """`media_key_values` (B, L, 2, K, S, E) for `forward` and `generate`; see `MMModel.encode_media`."""
+        return self.model.encode_media(*args, **kwargs)
+
+    def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What some backbones do to their logits: Granite divides, Cohere multiplies, Gemma caps them softly."""
+        text = self.config.text_config
+        if (divisor := getattr(text, "logits_scaling", None)) is not None:
+            logits = logits / divisor
+        if (factor := getattr(text, "logit_scale", None)) is not None:
+            logits = logits * factor
+        if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        media_key_values: torch.Tensor | None = None,
+        media_start: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> MMOutput | tuple:
+        """Next-token logits (B, T, V), or of the last `logits_to_keep` tokens only.
+
+        Args:
+            labels: (B, T), the tokens themselves where they are to be learned and -100 elsewhere; shifted inside.
+            The others are `MMModel.forward`'s.
+        """
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_index=image_index,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            media_key_values=media_key_values,
+            media_start=media_start,
+            return_dict=True,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.scale_logits(self.lm_head(output.last_hidden_state[:, keep]))  # (B, T, V)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return head_output(output, loss, logits, return_dict is not False and self.config.return_dict)
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
+        """As `GenerationMixin.generate`; media are encoded once, before rows are repeated for beams or samples.
+
+        Takes `pixel_values` with `image_index`; or `media_key_values` from `encode_media` or an earlier output, with
+        the same `image_index`, for another question about the same pictures.
+        """
+        media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
+        if media:
+            input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+            kwargs["media_key_values"], kwargs["media_start"] = self.model.prepare_media(input_ids, **media)
+        return super().generate(inputs, *args, **kwargs)
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        """A draft model without fusion proposes from the text alone: media are not for it."""
+        draft = kwargs.get("assistant_model")
+        if draft is not None and not hasattr(draft, "encode_media"):
+            media = ("media_key_values", "media_start")
+            kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k not in media}
+        return super()._get_candidate_generator(*args, **kwargs)
+
+
+__all__ = ["MMForConditionalGeneration"]
