@@ -148,6 +148,26 @@ class MMProcessor(ProcessorMixin):
                     "it; expected one marker per image, or none at all"
                 )
 
+    def with_markers(self, text: str, images: int) -> str:
+        """The text with one marker per image in front, unless it says itself where its images go."""
+        return text if self.image_token in text else self.image_token * images + text
+
+    def encode_prompts(self, texts: list[str], images: list[int]) -> list[list[int]]:
+        """Token ids of single-turn prompts, exactly those that `apply_chat_template(..., tokenize=True)` gives.
+
+        Args:
+            texts: what the user says; may hold image markers, otherwise the images come first.
+            images: how many images each text has.
+        """
+        turns = [
+            [{"role": "user", "content": [{"type": "text", "text": self.with_markers(text, count)}]}]
+            for text, count in zip(texts, images, strict=True)
+        ]
+        prompts = self.apply_chat_template(turns, add_generation_prompt=True)
+        start = self.tokenizer.bos_token
+        add_special_tokens = start is None or not prompts[0].startswith(start)
+        return self.tokenizer(prompts, add_special_tokens=add_special_tokens)["input_ids"]
+
     def flat_images(self, images: list[list], **kwargs) -> dict[str, Any]:
         """`pixel_values` of the distinct images and `image_index` (B, N), for a list of images per row."""
         position: dict[int, int] = {}

@@ -1,0 +1,83 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The model card that training leaves in the output folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from transformers import PreTrainedModel
+
+from .version import __version__
+
+PIPELINE_TAGS = {"generation": "image-text-to-text", "classification": "text-classification"}
+
+ASK = """import modeling_mm  # or pass trust_remote_code=True and do without the package
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(".")
+processor = AutoProcessor.from_pretrained(".")
+question = [{"role": "user", "content": [{"type": "image", "url": "picture.png"}, {"type": "text", "text": "..."}]}]
+inputs = processor.apply_chat_template(
+    question, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+answer = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
+
+CLASSIFY = """import modeling_mm  # or pass trust_remote_code=True and do without the package
+from PIL import Image
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+model = AutoModelForSequenceClassification.from_pretrained(".")
+processor = AutoProcessor.from_pretrained(".")
+inputs = processor(images=Image.open("picture.png"), text="<image>...", return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
+
+
+def write_card(
+    output: Path, model: PreTrainedModel, report: dict[str, Any], settings: dict[str, Any], argv: Sequence[str]
+) -> None:
+    """README.md with what was trained on what, the figures, and code that runs as it is."""
+    task = settings["task"]
+    towers = [settings[name] for name in ("vision_tower", "text_model") if settings[name]]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAGS[task],
+        tags=["modeling_mm", "multimodal", "cross-attention"],
+        base_model=[tower for tower in towers if not tower.startswith("scratch") and not Path(tower).exists()] or None,
+    )
+    figures = "\n".join(f"| {name} | {value} |" for name, value in report.items() if name != "output_dir")
+    parameters = sum(p.numel() for p in model.parameters())
+    card = f"""---
+{data.to_yaml()}
+---
+
+# {output.name}
+
+A {task} model over image and text by modeling_mm {__version__}: {" + ".join(towers) or settings["model"]},
+joined by gated cross-attention; {parameters / 1e6:.1f} million parameters. Trained on
+{settings["dataset"] or settings["train_file"]}.
+
+| | |
+| --- | --- |
+{figures}
+
+`accuracy` is the share of rows whose {"answer" if task == "generation" else "label"} equals the truth;
+`blind_accuracy` is the same with the pictures left out.
+
+![loss and accuracy](curves.png)
+![samples](samples.png)
+
+## Use
+
+```python
+{ASK if task == "generation" else CLASSIFY}
+```
+
+## Made with
+
+```
+modeling-mm train {" ".join(argv)}
+```
+"""
+    (output / "README.md").write_text(card, encoding="utf-8")

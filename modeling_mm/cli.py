@@ -1,0 +1,61 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""`modeling-mm <verb>`: one command each.
+
+The last line on standard output is one line of JSON with the results; all else goes to standard error. Bad input is
+one clear sentence and exit code 2. `MODELING_MM_TRACEBACK=1` shows where it was raised.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": "train a model on a CSV, a folder or a data set",
+    "evaluate": "metrics, a picture report and predictions of a trained model on a test file",
+    "predict": "answer or label for one picture and text; --explain draws where the model looked",
+}
+
+
+def usage() -> str:
+    lines = [f"  {verb:<10}{what}" for verb, what in VERBS.items()]
+    return "\n".join(["usage: modeling-mm <verb> [--config file.yaml] [--key value ...]", "", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"modeling-mm: there is no verb '{verb}'; it can {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            result = importlib.import_module(f"modeling_mm.{verb}").main(arguments[1:])
+    except KeyboardInterrupt:
+        print(f"modeling-mm {verb}: interrupted; what was saved is kept", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("MODELING_MM_TRACEBACK") or not is_about_input(error):
+            raise
+        print(f"modeling-mm {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if result is not None:
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+def is_about_input(error: Exception) -> bool:
+    """Whether the message is meant for the person at the keyboard, not for us."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    return isinstance(error, (ValueError, OSError, StrictDataclassError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

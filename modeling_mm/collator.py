@@ -1,0 +1,102 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMCollator: rows to a batch for training and evaluation.
+
+- Each distinct picture of the batch is opened and prepared once; `image_index` says which rows it belongs to.
+- For generation, labels are masked by position: the prompt and padding are -100, the answer and its end token are
+  trained. Prompt and answer are tokenised apart, so that training sees the very prompt that `generate` will see.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .data import Row, image_key, open_image
+from .processing_mm import MMProcessor
+
+IGNORED = -100
+
+
+@dataclass
+class MMCollator:
+    """Turns a list of rows into model inputs.
+
+    Args:
+        processor: the model's processor.
+        task: `generation` (targets are text) or `classification` (targets are class ids).
+        max_length: tokens per row at most.
+        with_prompts: also give the prompts alone, padded on the left, for `generate` in evaluation.
+        blind: leave all pictures out, to measure how much the text alone tells.
+
+    Raises:
+        ValueError: a row is longer than `max_length`.
+    """
+
+    processor: MMProcessor
+    task: str
+    max_length: int = 512
+    with_prompts: bool = False
+    blind: bool = False
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        images = [[]] * len(rows) if self.blind else self.open_images(rows)
+        batch = self.generation(rows) if self.task == "generation" else self.classification(rows)
+        if any(images):
+            batch |= self.processor.flat_images(images)
+        return batch
+
+    def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:
+        """The pictures of each row; one that stands in several rows is the same object in all of them."""
+        opened: dict[str, Image.Image] = {}
+        for image in (image for row in rows for image in row.images):
+            if (key := image_key(image)) not in opened:
+                opened[key] = open_image(image)
+        return [[opened[image_key(image)] for image in row.images] for row in rows]
+
+    def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; prompts too where asked for."""
+        tokenizer = self.processor.tokenizer
+        prompts = self.processor.encode_prompts([row.text for row in rows], [self.image_count(row) for row in rows])
+        batch = {}
+        if rows[0].target is not None:
+            answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
+            answers = [[*answer, tokenizer.eos_token_id] for answer in answers]
+            together = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+            labels = [[IGNORED] * len(p) + answer for p, answer in zip(prompts, answers, strict=True)]
+            self.check_length(rows, together)
+            batch = self.pad(together, "right")
+            batch["labels"] = pad_right(labels, IGNORED)
+        if self.with_prompts or not batch:
+            self.check_length(rows, prompts)
+            left = self.pad(prompts, "left")
+            batch |= {f"prompt_{name}": value for name, value in left.items()} if batch else left
+        return batch
+
+    def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """The tokenizer's tensors (B, T) and `labels` (B,)."""
+        tokenizer = self.processor.tokenizer
+        first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
+        markers = [self.processor.with_markers(row.text, self.image_count(row)) for row in rows]
+        texts = [text or first for text in markers]
+        batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"))
+        if rows[0].target is not None:
+            batch["labels"] = torch.tensor([row.target for row in rows])
+        return batch
+
+    def image_count(self, row: Row) -> int:
+        return 0 if self.blind else len(row.images)
+
+    def check_length(self, rows: list[Row], ids: list[list[int]]) -> None:
+        for row, own in zip(rows, ids, strict=True):
+            if len(own) > self.max_length:
+                raise ValueError(f"row {row.number} has {len(own)} tokens; expected at most {self.max_length}")
+
+    def pad(self, ids: list[list[int]], side: str) -> dict[str, torch.Tensor]:
+        padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")
+        return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+
+
+def pad_right(sequences: list[list[int]], value: int) -> torch.Tensor:
+    """(B, T) from sequences of different lengths."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in sequences], batch_first=True, padding_value=value)

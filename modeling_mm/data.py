@@ -1,0 +1,305 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Rows of image and text from files or data sets, checked before any work is done.
+
+- CSV, TSV, JSONL, Parquet, an image folder, any name the `datasets` library knows, and `easy-vqa` (the PyPI package).
+- Paths in a file are relative to it; an empty cell is a missing modality; several images are a list, or paths joined
+  by `;` in a CSV cell.
+- Every row is looked at first, each distinct picture opened and decoded once: bad input is one sentence that names
+  file, row and what was expected.
+"""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets.exceptions import DatasetGenerationError
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Sampler
+from tqdm.auto import tqdm
+
+FILE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+class BadRow(ValueError):
+    """A row that cannot be used; the message says what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what; `target` is the answer or the label, None for rows without one."""
+
+    image: str = "image"
+    text: str = "text"
+    target: str | None = None
+
+
+@dataclass
+class Row:
+    """One example: `images` are paths or encoded bytes, `number` counts from 1 within the source."""
+
+    number: int
+    images: list[str | bytes]
+    text: str
+    target: Any = None
+
+
+def open_image(source: str | bytes) -> Image.Image:
+    """An RGB picture from a path or from encoded bytes, fully decoded.
+
+    Raises:
+        BadRow: it is missing, no picture, truncated, or so large that it may be a decompression bomb.
+    """
+    name = f"'{source}'" if isinstance(source, str) else "its embedded bytes"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                return image.convert("RGB")
+    except FileNotFoundError:
+        raise BadRow(f"the image {name} does not exist") from None
+    except UnidentifiedImageError:
+        raise BadRow(f"the image {name} is not in a format that can be read; expected PNG, JPEG, ...") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = Image.MAX_IMAGE_PIXELS
+        raise BadRow(f"the image {name} has more than {limit} pixels and may be a decompression bomb") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadRow(f"the image {name} is broken: {error}") from None
+
+
+def image_key(source: str | bytes) -> str:
+    """What makes two cells the same picture: the path, or a digest of the bytes."""
+    return source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
+
+
+def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Path]:
+    """A table from a file, folder or name, and the folder that relative paths in it start from.
+
+    Raises:
+        ValueError: it cannot be found or read, or holds no rows.
+    """
+    path = Path(source)
+    try:
+        if source == "easy-vqa":
+            return read_easy_vqa(split), Path()
+        if path.suffix.lower() in FILE_READERS:
+            if not path.is_file():
+                raise ValueError(f"the file '{source}' does not exist")
+            table = read_file(path)
+        elif path.is_dir():
+            table = datasets.load_dataset("imagefolder", data_dir=str(path), split=split)
+        else:
+            table = datasets.load_dataset(source, split=split)
+    except DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f"'{source}' cannot be read as a table: {reason}") from error
+    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"'{source}' is neither a file, a folder nor a known data set: {reason}") from error
+    if len(table) == 0:
+        raise ValueError(f"'{source}' holds no rows; expected at least one")
+    return table, path.parent if path.suffix else path
+
+
+def read_file(path: Path) -> datasets.Dataset:
+    """One CSV, TSV, JSONL or Parquet file; CSV cells stay strings, and only an empty one counts as missing.
+
+    Raises:
+        ValueError: the file is empty.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError(f"'{path}' holds no rows; expected at least one")
+    reader = FILE_READERS[path.suffix.lower()]
+    options: dict[str, Any] = {}
+    if reader == "csv":
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        options = {"sep": separator, "dtype": str, "keep_default_na": False, "na_values": [""]}
+    return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+
+
+def read_easy_vqa(split: str) -> datasets.Dataset:
+    """The easy-VQA questions (Zhou 2019) of the installed PyPI package: split `train` or `test`.
+
+    Raises:
+        ValueError: the package is not installed, or another split is asked for.
+    """
+    try:
+        import easy_vqa
+    except ImportError:
+        raise ValueError("the data set 'easy-vqa' needs the package: pip install easy-vqa") from None
+    if split not in ("train", "test"):
+        raise ValueError(f"'easy-vqa' has the splits 'train' and 'test', not '{split}'")
+    questions, images = {
+        "train": (easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
+        "test": (easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
+    }[split]
+    texts, answers, image_ids = questions()
+    paths = images()
+    return datasets.Dataset.from_dict({"image": [paths[i] for i in image_ids], "text": texts, "answer": answers})
+
+
+@dataclass
+class MMDataset(torch.utils.data.Dataset):
+    """Rows of a table that passed `check`, in order.
+
+    Args:
+        source: the file or name it was read from, for messages.
+        table, folder: as `read_table` returns them.
+        columns: which column holds what.
+        labels: the class names; rows of a classification become class ids. None: targets are text.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+
+    source: str
+    table: datasets.Dataset
+    folder: Path
+    columns: Columns
+    labels: list[str] | None = None
+    kept: list[int] = field(default_factory=list)
+    bad_rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self):
+        names = self.table.column_names
+        wanted = [name for name in (self.columns.target,) if name is not None]
+        if self.columns.image not in names and self.columns.text not in names:
+            wanted.append(self.columns.image)
+        for name in wanted:
+            if name not in names:
+                raise ValueError(f"'{self.source}' has no column '{name}'; it has {', '.join(names)}")
+        for name, feature in self.table.features.items():
+            if isinstance(feature, datasets.Image):
+                self.table = self.table.cast_column(name, datasets.Image(decode=False))
+        self.kept = self.kept or list(range(len(self.table)))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> Row:
+        row = self.row(self.kept[index])
+        if self.labels is not None and row.target is not None:
+            row.target = self.labels.index(row.target)
+        return row
+
+    def row(self, number: int) -> Row:
+        """Row `number` (from 0) of the table, with its target as it stands there; nothing is opened yet."""
+        cells = self.table[number]
+        text, target = cells.get(self.columns.text), None
+        if self.columns.target is not None:
+            target, feature = cells[self.columns.target], self.table.features[self.columns.target]
+            if isinstance(feature, datasets.ClassLabel) and target is not None:
+                target = feature.int2str(target)
+            target = None if target is None else str(target).strip()
+        return Row(number + 1, self.images(cells.get(self.columns.image)), "" if text is None else str(text), target)
+
+    def images(self, cell: Any) -> list[str | bytes]:
+        """The pictures that an image cell names."""
+        if cell is None or cell == "":
+            return []
+        if isinstance(cell, str):
+            return [os.path.join(self.folder, part.strip()) for part in cell.split(";") if part.strip()]
+        if isinstance(cell, dict):
+            return [cell["bytes"] if cell.get("bytes") is not None else cell["path"]]
+        return [image for part in cell for image in self.images(part)]
+
+    def check(self, skip: bool = False, image_token: str = "<image>") -> "MMDataset":
+        """Look at every row before any work is done, with progress; bad rows stop it or, with `skip`, are left out.
+
+        Raises:
+            BadRow: names source and row, when not skipping; or no row is left.
+        """
+        rows = [self.row(number) for number in self.kept]
+        broken = check_images(rows)
+        for row in rows:
+            reason = self.complaint(row, image_token)
+            reason = reason or next((broken[key] for key in map(image_key, row.images) if key in broken), None)
+            if reason is not None:
+                self.bad_rows.append({"source": self.source, "row": row.number, "reason": reason})
+                if not skip:
+                    raise BadRow(f"{self.source}, row {row.number}: {reason}")
+        left_out = {bad["row"] - 1 for bad in self.bad_rows}
+        self.kept = [number for number in self.kept if number not in left_out]
+        if not self.kept:
+            raise BadRow(f"'{self.source}' holds no usable rows: {self.bad_rows[0]['reason']}")
+        return self
+
+    def complaint(self, row: Row, image_token: str) -> str | None:
+        """What is wrong with a row, its pictures' contents apart."""
+        markers = row.text.count(image_token)
+        if not row.images and not row.text:
+            return f"'{self.columns.image}' and '{self.columns.text}' are both empty; expected at least one of them"
+        if markers and markers != len(row.images):
+            return f"the text has {markers} '{image_token}' markers but the row has {len(row.images)} images"
+        if self.columns.target is None:
+            return None
+        if not row.target:
+            return f"'{self.columns.target}' is empty; expected a value"
+        if self.labels is not None and row.target not in self.labels:
+            return f"the label '{row.target}' is unknown; expected one of {', '.join(self.labels[:20])}"
+        return None
+
+    def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
+        """Split off a share of the rows at random; rows about one picture stay together."""
+        groups = self.groups()
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+        count = min(len(groups) - 1, max(1, round(share * len(groups))))
+        held = sorted(self.kept[i] for g in order[:count] for i in groups[g])
+        rest = sorted(self.kept[i] for g in order[count:] for i in groups[g])
+        return self.subset(rest), self.subset(held)
+
+    def subset(self, kept: list[int]) -> "MMDataset":
+        """The same table with other rows kept."""
+        return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept)
+
+    def groups(self) -> list[list[int]]:
+        """Indices of rows with the same first picture, together; a row without a picture is a group of its own."""
+        groups: dict[str, list[int]] = {}
+        for index, number in enumerate(self.kept):
+            images = self.row(number).images
+            groups.setdefault(image_key(images[0]) if images else f"row {number}", []).append(index)
+        return list(groups.values())
+
+
+def check_images(rows: list[Row]) -> dict[str, str]:
+    """Open every distinct picture of the rows; for the broken ones, what is wrong by `image_key`."""
+    distinct = {image_key(image): image for row in rows for image in row.images}
+
+    def complaint(item: tuple[str, str | bytes]) -> tuple[str, str | None]:
+        try:
+            open_image(item[1])
+        except BadRow as error:
+            return item[0], str(error)
+        return item[0], None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = tqdm(pool.map(complaint, distinct.items()), total=len(distinct), desc="Checking images", leave=False)
+        return {key: reason for key, reason in results if reason is not None}
+
+
+class ImageGroupSampler(Sampler[int]):
+    """A new random order of pictures in each epoch, the rows about one picture side by side.
+
+    With it a batch of B rows holds few distinct pictures, and the vision tower works once for each.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], seed: int):
+        self.groups, self.seed, self.epoch = groups, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        for g in torch.randperm(len(self.groups), generator=generator).tolist():
+            yield from self.groups[g]

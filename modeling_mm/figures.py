@@ -1,0 +1,91 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Pictures of a training run, of predictions, and of where a model looked."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .metrics import normalize
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
+    """Loss and validation accuracy over training steps, from the Trainer's log history."""
+    figure = Figure(figsize=(9, 3.4))
+    left, right = figure.subplots(1, 2)
+    for key, axis in (("loss", left), ("eval_loss", left), ("eval_accuracy", right)):
+        points = [(log["step"], log[key]) for log in history if key in log]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=key.replace("eval_", "validation "), marker=".", markersize=4)
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    right.set(xlabel="step", ylabel="accuracy")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    save(figure, path)
+
+
+def draw_samples(samples: Sequence[dict[str, Any]], path: Path, columns: int = 4) -> None:
+    """A grid of pictures; each sample has `image` (PIL or None), `text`, `prediction` and `truth`."""
+    rows = math.ceil(len(samples) / columns)
+    figure = Figure(figsize=(2.9 * columns, 3.1 * rows))
+    for axis, sample in zip(np.ravel(figure.subplots(rows, columns, squeeze=False)), samples, strict=False):
+        if sample["image"] is not None:
+            axis.imshow(sample["image"], interpolation="nearest")
+        right = normalize(sample["prediction"]) == normalize(sample["truth"])
+        lines = [sample["text"][:44], f"{sample['prediction'][:28]}  (truth: {sample['truth'][:28]})"]
+        axis.set_title("\n".join(lines), fontsize=8, color="darkgreen" if right else "firebrick")
+    for axis in figure.axes:
+        axis.axis("off")
+    save(figure, path)
+
+
+def draw_confusion(predictions: Sequence[str], truths: Sequence[str], path: Path, most: int = 20) -> None:
+    """Confusion matrix of the most frequent classes or answers, rows scaled to shares of the truth."""
+    names = [name for name, _ in Counter(map(normalize, truths)).most_common(most)]
+    index = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names) + 1))
+    for prediction, truth in zip(map(normalize, predictions), map(normalize, truths), strict=True):
+        if truth in index:
+            counts[index[truth], index.get(prediction, len(names))] += 1
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    size = 2.5 + 0.45 * len(names)
+    figure = Figure(figsize=(size, size))
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(counts > 0):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7, color=color)
+    axis.set_xticks(range(len(names) + 1), [*names, "other"], rotation=90)
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="predicted", ylabel="truth")
+    save(figure, path)
+
+
+def draw_attention(image: Image.Image, maps: Sequence[tuple[str, np.ndarray]], title: str, path: Path) -> None:
+    """The picture, and over it one attention grid (h, w) for each word."""
+    figure = Figure(figsize=(3 * (len(maps) + 1), 3.4))
+    axes = np.ravel(figure.subplots(1, len(maps) + 1, squeeze=False))
+    axes[0].imshow(image)
+    axes[0].set_title(title[:60], fontsize=9)
+    for axis, (word, grid) in zip(axes[1:], maps, strict=True):
+        scaled = Image.fromarray(np.uint8(255 * grid / max(grid.max(), 1e-9))).resize(
+            image.size, Image.Resampling.BICUBIC
+        )
+        axis.imshow(image)
+        axis.imshow(np.asarray(scaled), cmap="jet", alpha=0.5)
+        axis.set_title(word, fontsize=9)
+    for axis in axes:
+        axis.axis("off")
+    save(figure, path)

@@ -1,0 +1,111 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""`modeling-mm predict`: ask a trained model about pictures, or have them classified.
+
+modeling-mm predict --model DIR --image a.png --text "what is the blue shape?" --explain look.png
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+from transformers.feature_extraction_utils import BatchFeature
+
+from . import figures
+from .arguments import MMParser
+from .checkpoint import load_checkpoint, task_of
+from .collator import MMCollator
+from .data import Row, open_image
+from .processing_mm import MMProcessor
+
+
+@dataclass
+class PredictArguments:
+    """What to ask of which model."""
+
+    model: str = field(metadata={"help": "trained folder or Hub id"})
+    image: list[str] = field(default_factory=list, metadata={"help": "one or more pictures"})
+    text: list[str] = field(default_factory=list, metadata={"help": "one or more texts, each about all the pictures"})
+    explain: str | None = field(
+        default=None, metadata={"help": "PNG to draw the cross-attention of the first text to"}
+    )
+    max_new_tokens: int = 64
+
+
+def answer(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, max_new_tokens: int) -> list[dict]:
+    """Generated answers, greedily."""
+    generated = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+    texts = processor.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [{"answer": text.strip()} for text in texts]
+
+
+def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
+    """The likeliest label and the probability of each."""
+    with torch.no_grad():
+        shares = model(**batch).logits.softmax(dim=-1)
+    names = model.config.id2label
+    return [
+        {
+            "label": names[int(row.argmax())],
+            "probabilities": {names[i]: round(p, 4) for i, p in enumerate(row.tolist())},
+        }
+        for row in shares
+    ]
+
+
+def attention_grid(weights: torch.Tensor) -> torch.Tensor:
+    """Weights (S,) of one picture's slots as an (h, w) grid; a leading class token is left out.
+
+    Raises:
+        ValueError: the slots are no square grid, as after a resampler or with several pictures.
+    """
+    for skipped in (0, 1):
+        side = round((len(weights) - skipped) ** 0.5)
+        if side > 1 and side * side == len(weights) - skipped:
+            return weights[skipped:].view(side, side)
+    raise ValueError(f"--explain needs one picture whose {len(weights)} slots form a square grid")
+
+
+def explain(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, words: int) -> list[tuple[str, Any]]:
+    """Mean cross-attention over layers and heads of the first row, for each generated word or for its text's end."""
+    batch = BatchFeature({name: value[:1] if "pixel" not in name else value for name, value in batch.items()})
+    if task_of(model) == "generation":
+        start = batch["input_ids"].shape[1]
+        batch["input_ids"] = model.generate(**batch, max_new_tokens=words, do_sample=False)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        tokens = range(start - 1, batch["input_ids"].shape[1] - 1)  # a token is chosen one column before it stands
+        names = [processor.decode(token) for token in batch["input_ids"][0, start:]]
+    else:
+        tokens, names = range(batch["input_ids"].shape[1]), processor.batch_decode(batch["input_ids"][0][:, None])
+    with torch.no_grad():
+        attentions = model(**batch, output_attentions=True).cross_attentions
+    if not attentions:
+        raise ValueError("--explain needs a picture: give --image")
+    mean = torch.stack(attentions).mean(dim=(0, 2))[0]  # (T, S)
+    return [(name, attention_grid(mean[t]).float().numpy()) for name, t in zip(names, tokens, strict=True)][:8]
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Run the verb; returns its results."""
+    (args,) = MMParser(PredictArguments, prog="modeling-mm predict").parse(argv)
+    if not args.image and not args.text:
+        raise ValueError("give --image, --text or both")
+    attention = {"attn_implementation": "eager"} if args.explain else {}
+    model, processor = load_checkpoint(args.model, **attention)
+    task = task_of(model)
+    rows = [Row(number + 1, list(args.image), text) for number, text in enumerate(args.text or [""])]
+    for row in rows:
+        processor.check_markers([row.text], [row.images])
+    batch = BatchFeature(MMCollator(processor, task, max_length=2**20)(rows))
+    results = answer(model, processor, batch, args.max_new_tokens) if task == "generation" else classify(model, batch)
+    output: dict[str, Any] = {"model": args.model, "image": args.image}
+    output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
+    if args.explain:
+        maps = explain(model, processor, batch, args.max_new_tokens)
+        picture: Image.Image = open_image(args.image[0])
+        figures.draw_attention(picture, maps, rows[0].text, Path(args.explain))
+        output["explain"] = args.explain
+    return output
