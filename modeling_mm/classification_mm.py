@@ -46,13 +46,13 @@ class MMForSequenceClassification(MMPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        image_index: torch.LongTensor | None = None,
+        image_index: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
-        media_start: torch.LongTensor | None = None,
+        media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,

@@ -5,7 +5,7 @@ A tower is a Hub id, a folder, a config (random weights) or a loaded model; of a
 is taken. Model and processor add the image marker to the tokenizer in the same way, so that the two agree.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from transformers.utils import logging
 from .configuration_mm import MMConfig
 from .processing_mm import MMProcessor
 
-Tower = str | PreTrainedConfig | PreTrainedModel
+Tower: TypeAlias = str | PreTrainedConfig | PreTrainedModel
 IMAGE_TOKEN = "<image>"
 
 
@@ -175,6 +175,11 @@ def processor_from_towers(cls: type[MMProcessor], vision: str, text: str, audio:
     """
     if audio is not None:
         raise ValueError("an audio tower was given, but this version supports image and text only; leave it out")
-    image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil") if isinstance(vision, str) else vision
-    tokenizer = load_tokenizer(text) if isinstance(text, str) else text
+    image_processor, tokenizer = vision, text
+    if isinstance(vision, str):
+        half_config(vision, "vision_config")  # refuses an unknown source by name
+        image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil")
+    if isinstance(text, str):
+        half_config(text, "text_config")
+        tokenizer = load_tokenizer(text)
     return cls(image_processor=image_processor, tokenizer=tokenizer, **kwargs)

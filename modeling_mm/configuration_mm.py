@@ -70,7 +70,8 @@ class MMConfig(PreTrainedConfig):
         pooling (`"first"`, `"last"` or `"mean"`, *optional*): what stands for a row in classification, default the
             first token of an encoder and the last of a decoder.
         classifier_dropout (`float`): dropout before the classification head.
-        initializer_range (`float`): standard deviation of fusion and head weights at random initialisation.
+        initializer_range (`float`, *optional*): standard deviation of fusion and head weights at random
+            initialisation, default the backbone's.
 
     Raises:
         ValueError: a backbone that fusion cannot enter, fusion layers that it does not have, or head counts that do
@@ -100,7 +101,7 @@ class MMConfig(PreTrainedConfig):
     lm_head_bias: bool = False
     pooling: Literal["first", "last", "mean"] | None = None
     classifier_dropout: float | int = 0.0
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
     auto_map: dict[str, str] | None = None
 
@@ -121,6 +122,8 @@ class MMConfig(PreTrainedConfig):
             self.fusion_head_dim = own or max(1, text.hidden_size // self.fusion_num_attention_heads)
         if self.fusion_intermediate_size is None:
             self.fusion_intermediate_size = 4 * text.hidden_size
+        if self.initializer_range is None:
+            self.initializer_range = getattr(text, "initializer_range", 0.02)
         if self.pooling is None:
             self.pooling = "last" if self.is_text_decoder else "first"
         if self.tie_word_embeddings is None:

@@ -8,8 +8,10 @@
   file, row and what was expected.
 """
 
+import csv
 import hashlib
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -120,8 +122,21 @@ def read_file(path: Path) -> datasets.Dataset:
     options: dict[str, Any] = {}
     if reader == "csv":
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        options = {"sep": separator, "dtype": str, "keep_default_na": False, "na_values": [""]}
-    return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = next(csv.reader(file, delimiter=separator))
+        strings = datasets.Features({name: datasets.Value("string") for name in names})
+        options = {"sep": separator, "features": strings, "keep_default_na": False, "na_values": [""]}
+    log = logging.getLogger("datasets.packaged_modules")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it would log the traceback of what we say in one sentence
+    try:
+        return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+    except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"'{path}' holds no rows; expected at least one") from None
+        raise
+    finally:
+        log.setLevel(level)
 
 
 def read_easy_vqa(split: str) -> datasets.Dataset:

@@ -80,9 +80,8 @@ def draw_attention(image: Image.Image, maps: Sequence[tuple[str, np.ndarray]], t
     axes[0].imshow(image)
     axes[0].set_title(title[:60], fontsize=9)
     for axis, (word, grid) in zip(axes[1:], maps, strict=True):
-        scaled = Image.fromarray(np.uint8(255 * grid / max(grid.max(), 1e-9))).resize(
-            image.size, Image.Resampling.BICUBIC
-        )
+        scaled = Image.fromarray((255 * grid / max(grid.max(), 1e-9)).astype(np.uint8))
+        scaled = scaled.resize(image.size, Image.Resampling.BICUBIC)
         axis.imshow(image)
         axis.imshow(np.asarray(scaled), cmap="jet", alpha=0.5)
         axis.set_title(word, fontsize=9)

@@ -44,10 +44,10 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"{path}.weight"}
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
     def encode_media(self, *args, **kwargs) -> torch.Tensor:
@@ -67,18 +67,18 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        image_index: torch.LongTensor | None = None,
+        image_index: torch.Tensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
-        media_start: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        media_start: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
         **kwargs,

@@ -29,9 +29,7 @@ class PredictArguments:
     model: str = field(metadata={"help": "trained folder or Hub id"})
     image: list[str] = field(default_factory=list, metadata={"help": "one or more pictures"})
     text: list[str] = field(default_factory=list, metadata={"help": "one or more texts, each about all the pictures"})
-    explain: str | None = field(
-        default=None, metadata={"help": "PNG to draw the cross-attention of the first text to"}
-    )
+    explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
     max_new_tokens: int = 64
 
 
@@ -47,13 +45,8 @@ def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
     with torch.no_grad():
         shares = model(**batch).logits.softmax(dim=-1)
     names = model.config.id2label
-    return [
-        {
-            "label": names[int(row.argmax())],
-            "probabilities": {names[i]: round(p, 4) for i, p in enumerate(row.tolist())},
-        }
-        for row in shares
-    ]
+    probabilities = [{names[i]: round(share, 4) for i, share in enumerate(row.tolist())} for row in shares]
+    return [{"label": max(row, key=row.__getitem__), "probabilities": row} for row in probabilities]
 
 
 def attention_grid(weights: torch.Tensor) -> torch.Tensor:

@@ -171,7 +171,7 @@ class MMProcessor(ProcessorMixin):
     def flat_images(self, images: list[list], **kwargs) -> dict[str, Any]:
         """`pixel_values` of the distinct images and `image_index` (B, N), for a list of images per row."""
         position: dict[int, int] = {}
-        distinct = []
+        distinct: list[Any] = []
         width = max((len(own) for own in images), default=0)
         index = torch.full((len(images), width), -1)
         for row, own in enumerate(images):

@@ -23,13 +23,25 @@ PAD, START, END, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 
 SIZES: dict[str, dict[str, Any]] = {
     "scratch-tiny": {
-        "text": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
+        "text": {
+            "hidden_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "initializer_range": 0.1,  # about 1 / sqrt(width); with the usual 0.02 so narrow a model hardly starts
+        },
         "vision": {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "layer_type": "basic"},
         "vocab_size": 2000,
         "image_size": 64,
     },
     "scratch-small": {
-        "text": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 768},
+        "text": {
+            "hidden_size": 256,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "intermediate_size": 768,
+            "initializer_range": 0.06,
+        },
         "vision": {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "layer_type": "basic"},
         "vocab_size": 8000,
         "image_size": 128,

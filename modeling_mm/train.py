@@ -137,10 +137,8 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
     image_processor = tokenizer = None
     if vision in scratch.SIZES:
         side = scratch.SIZES[vision]["image_size"]
-        image_processor, vision = (
-            ViTImageProcessorPil(size={"height": side, "width": side}),
-            scratch.vision_config(vision),
-        )
+        image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
+        vision = scratch.vision_config(vision)
     if text in scratch.SIZES:
         rows = [train.row(number) for number in train.kept]
         tokenizer = scratch.train_tokenizer([part for r in rows for part in (r.text, str(r.target))], text)
@@ -175,10 +173,8 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, output: Path, process
     model.save_pretrained(output / BASE)
     processor.save_pretrained(output / BASE)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    linear = (torch.nn.Linear, Conv1D)
-    names = {
-        name.rpartition(".")[2] for name, m in model.base_model.text_model.named_modules() if isinstance(m, linear)
-    }
+    modules = model.base_model.text_model.named_modules()
+    names = {name.rpartition(".")[2] for name, module in modules if isinstance(module, (torch.nn.Linear, Conv1D))}
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,

@@ -1,0 +1,257 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""A saved folder is a whole model: without the package its own files load it, with equal output and saved again whole.
+
+One subprocess, in which the package cannot be imported, loads every folder; the tests look at what it found.
+"""
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import IMAGE_ID, SENTENCES, drawing, mm_config, mm_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil
+
+import modeling_mm
+from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor
+from modeling_mm.configuration_mm import AUTO_MAP
+from modeling_mm.scratch import train_tokenizer
+
+PACKAGE = Path(modeling_mm.__file__).parent
+TRAVELLING = sorted(path.name for path in PACKAGE.glob("*_mm.py"))
+CLASSES = {"base": MMModel, "generation": MMForConditionalGeneration, "classification": MMForSequenceClassification}
+
+LOAD_WITHOUT_THE_PACKAGE = """
+import importlib.abc
+import json
+import sys
+
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "modeling_mm":
+            raise ImportError(f"{name} is not installed here")
+
+
+sys.meta_path.insert(0, Absent())
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
+
+inputs, results, said = load_file("inputs.safetensors"), {}, {}
+try:
+    import modeling_mm
+except ImportError:
+    said["package"] = "absent"
+loaders = [
+    ("base", "base", AutoModel),
+    ("generation", "generation", AutoModelForImageTextToText),
+    ("multimodal", "generation", AutoModelForMultimodalLM),
+    ("classification", "classification", AutoModelForSequenceClassification),
+    ("base_of_generation", "generation", AutoModel),
+    ("base_of_classification", "classification", AutoModel),
+    ("generation_of_base", "base", AutoModelForImageTextToText),
+]
+for name, folder, auto_class in loaders:
+    model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        output = model(**inputs)
+    results[name] = (output.logits if "logits" in output else output.last_hidden_state).clone()
+    said[name] = [type(model).__module__.split(".")[0], type(model).__name__]
+    if name == folder:
+        model.save_pretrained(f"again/{name}")
+    if name == "generation":
+        results["generated"] = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        try:
+            type(model).from_towers(vision="a", text="b")
+        except ImportError as error:
+            said["from_towers"] = str(error)
+config = AutoConfig.from_pretrained("classification", trust_remote_code=True)
+said["config"] = [type(config).__module__.split(".")[0], type(config).__name__]
+processor = AutoProcessor.from_pretrained("generation", trust_remote_code=True)
+said["processor"] = [type(processor).__module__.split(".")[0], type(processor).__name__]
+processor.save_pretrained("again/generation")
+drawn = Image.new("RGB", (20, 20), (200, 30, 30))
+results.update({f"processed_{k}": v for k, v in processor(drawn, "<image>a red square", return_tensors="pt").items()})
+save_file({name: value.contiguous() for name, value in results.items()}, "results.safetensors")
+print(json.dumps(said))
+"""
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Ids with a marker in each row, and an image for each."""
+    torch.manual_seed(0)
+    ids = torch.randint(5, 90, (2, 7))
+    ids[:, 2] = IMAGE_ID
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(2, 3, 16, 16)}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, inputs):
+    """A folder with a model saved from each class, and the inputs of all."""
+    work = tmp_path_factory.mktemp("remote")
+    torch.manual_seed(0)
+    for name, head in CLASSES.items():
+        mm_model(head=head).save_pretrained(work / name)
+    save_file(inputs, work / "inputs.safetensors")
+    return work
+
+
+@pytest.fixture(scope="module")
+def processor():
+    size = {"height": 16, "width": 16}
+    return MMProcessor(CLIPImageProcessorPil(size=size, crop_size=size), train_tokenizer(SENTENCES, "scratch-tiny"))
+
+
+@pytest.fixture(scope="module")
+def remote(work, processor):
+    """What the subprocess without the package said, and the tensors that it computed."""
+    processor.save_pretrained(work / "generation")
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT_THE_PACKAGE],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "HOME": str(work),
+            "HF_HOME": str(work / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        },
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]), load_file(work / "results.safetensors")
+
+
+def test_every_class_loads_without_the_package(remote):
+    said, _ = remote
+    generation = ["transformers_modules", "MMForConditionalGeneration"]
+    base = ["transformers_modules", "MMModel"]
+    assert said["package"] == "absent"
+    assert said["generation"] == said["multimodal"] == said["generation_of_base"] == generation
+    assert said["base"] == said["base_of_generation"] == said["base_of_classification"] == base
+    assert said["classification"] == ["transformers_modules", "MMForSequenceClassification"]
+    assert said["config"] == ["transformers_modules", "MMConfig"]
+    assert said["processor"] == ["transformers_modules", "MMProcessor"]
+
+
+@torch.no_grad()
+def test_remote_code_gives_the_plugin_s_output(remote, work, inputs):
+    _, results = remote
+    for name, head in CLASSES.items():
+        model = head.from_pretrained(work / name).eval()
+        output = model(**inputs)
+        assert torch.equal(results[name], output.logits if "logits" in output else output.last_hidden_state), name
+        if name != "base":
+            assert torch.equal(results[f"base_of_{name}"], model.model(**inputs).last_hidden_state), name
+        if name == "generation":
+            assert torch.equal(results["multimodal"], output.logits)
+            assert torch.equal(results["generated"], model.generate(**inputs, max_new_tokens=5, do_sample=False))
+
+
+def test_a_remote_processor_gives_the_plugin_s_tensors(remote, processor):
+    _, results = remote
+    expected = processor(drawing((200, 30, 30)), "<image>a red square", return_tensors="pt")
+    assert {f"processed_{name}" for name in expected} == {name for name in results if name.startswith("processed_")}
+    assert all(torch.equal(results[f"processed_{name}"], value) for name, value in expected.items())
+
+
+def test_composing_without_the_package_says_what_to_install(remote):
+    assert remote[0]["from_towers"] == "from_towers needs the package itself: pip install modeling-mm"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_folder_saved_from_any_class_carries_the_whole_model(work, name):
+    expected = [file for file in TRAVELLING if file != "processing_mm.py"]
+    assert set(expected) <= set(files_in(work / name))
+    assert set(files_in(work / name)) <= set(TRAVELLING)
+    assert json.loads((work / name / "config.json").read_text())["auto_map"] == AUTO_MAP
+
+
+def test_a_config_carries_its_code(tmp_path):
+    mm_config().save_pretrained(tmp_path)
+    assert files_in(tmp_path) == ["configuration_mm.py"]
+
+
+def test_a_processor_carries_its_code(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert files_in(tmp_path) == ["processing_mm.py"]
+    assert json.loads((tmp_path / "processor_config.json").read_text())["auto_map"] == {
+        "AutoProcessor": "processing_mm.MMProcessor"
+    }
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_saving_again_from_remote_code_keeps_everything(remote, work, name):
+    assert files_in(work / "again" / name) == files_in(work / name)
+    for file in files_in(work / name):
+        assert (work / "again" / name / file).read_text() == (PACKAGE / file).read_text()
+    # A class from a folder may write the folder's name before the file's, as in "repository--file.Class".
+    auto_map = json.loads((work / "again" / name / "config.json").read_text())["auto_map"]
+    assert {auto: reference.split("--")[-1] for auto, reference in auto_map.items()} == AUTO_MAP
+
+
+@torch.no_grad()
+def test_a_folder_saved_again_loads_in_the_plugin(remote, work, inputs):
+    _, results = remote
+    model = AutoModelForImageTextToText.from_pretrained(work / "again" / "generation").eval()
+    assert type(model) is MMForConditionalGeneration
+    assert torch.equal(model(**inputs).logits, results["generation"])
+    assert type(AutoProcessor.from_pretrained(work / "again" / "generation")) is MMProcessor
+
+
+def imports_of(file):
+    """Import statements of a file: at its top level (where `TYPE_CHECKING` counts), and anywhere."""
+    tree = ast.parse((PACKAGE / file).read_text())
+    kinds = (ast.Import, ast.ImportFrom)
+    inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    anywhere = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [node for node in anywhere if id(node) not in inner], anywhere
+
+
+@pytest.mark.parametrize("file", TRAVELLING)
+def test_travelling_files_import_flat_relative_names_only(file):
+    top, anywhere = imports_of(file)
+    for node in anywhere:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module, f"{file}:{node.lineno} must be `from .x import y`"
+            assert f"{node.module}.py" in TRAVELLING, f"{file}:{node.lineno} imports a file that stays home"
+    absolute = [a.name for node in top if isinstance(node, ast.Import) for a in node.names]
+    absolute += [node.module for node in top if isinstance(node, ast.ImportFrom) and not node.level]
+    allowed = {"torch", "transformers", "huggingface_hub", "PIL", "numpy", *sys.stdlib_module_names}
+    assert {name.partition(".")[0] for name in absolute} <= allowed
+
+
+def test_every_class_of_the_auto_map_is_in_a_travelling_file():
+    for reference in AUTO_MAP.values():
+        module, name = reference.split(".")
+        assert f"{module}.py" in TRAVELLING
+        assert hasattr(importlib.import_module(f"modeling_mm.{module}"), name)
+
+
+def test_other_files_stay_home():
+    home = {path.name for path in PACKAGE.glob("*.py")} - set(TRAVELLING)
+    assert {"__init__.py", "compose.py", "scratch.py"} <= home
+    assert not any(path.is_dir() and (path / "__init__.py").exists() for path in PACKAGE.iterdir())
