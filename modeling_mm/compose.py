@@ -5,6 +5,7 @@ A tower is a Hub id, a folder, a config (random weights) or a loaded model; of a
 is taken. Model and processor add the image marker to the tokenizer in the same way, so that the two agree.
 """
 
+import copy
 from typing import Any, TypeAlias
 
 import torch
@@ -93,19 +94,41 @@ def load_text_model(
     else:
         whole = source.text_model if "vision_config" in source.config.to_dict() else source
     head = whole.get_output_embeddings() if generates else None
+    if generates and is_decoder(whole.config):
+        check_head(whole, head)
     return whole.base_model, head, whole
+
+
+def check_head(whole: PreTrainedModel, head: nn.Module | None) -> None:
+    """Refuse a causal model whose logits are not one linear layer over its backbone's states.
+
+    Raises:
+        ValueError: there is no head, or it has weights beside that layer's.
+    """
+    if head is None:
+        raise ValueError(
+            f"the text model {type(whole).__name__} has no language modelling head; load it with AutoModelForCausalLM"
+        )
+    known = {id(parameter) for part in (whole.base_model, head) for parameter in part.parameters()}
+    others = [name for name, parameter in whole.named_parameters() if id(parameter) not in known]
+    if others:
+        raise ValueError(
+            f"the head of the text backbone '{whole.config.model_type}' is more than one linear layer "
+            f"('{others[0]}'), which is not supported; use a decoder like llama, qwen3 or gpt2"
+        )
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:
     """Whether a text backbone with this config can carry a language modelling head."""
-    return MMConfig(text_config=config).is_text_decoder
+    # a copy, because MMConfig resets what its sub-configs say of attention
+    return MMConfig(text_config=copy.deepcopy(config)).is_text_decoder
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a text source, with the image marker added where it has none."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"image_token": IMAGE_TOKEN})
+        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     return tokenizer
 
 
@@ -159,7 +182,19 @@ def model_from_towers(
             model.generation_config.pad_token_id = tokenizer.pad_token_id
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    return model.to(dtype or text_model.dtype)
+    return cast(model, dtype or text_model.dtype)
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Weights and saved buffers to `dtype`, as `from_pretrained` does; unsaved rotary frequencies stay."""
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                module._buffers[name] = buffer.to(dtype)
+    return model
 
 
 def processor_from_towers(cls: type[MMProcessor], vision: str, text: str, audio: str | None = None, **kwargs: Any):

@@ -74,8 +74,8 @@ class MMConfig(PreTrainedConfig):
             initialisation, default the backbone's.
 
     Raises:
-        ValueError: a backbone that fusion cannot enter, fusion layers that it does not have, or head counts that do
-            not divide.
+        StrictDataclassError: (of `huggingface_hub.errors`, as in every config of the library) a backbone that fusion
+            cannot enter, fusion layers that it does not have, head counts that do not divide, a field's wrong type.
     """
 
     model_type = "modeling_mm"
@@ -118,7 +118,7 @@ class MMConfig(PreTrainedConfig):
             self.fusion_num_key_value_heads = grouped if fits else self.fusion_num_attention_heads
         if self.fusion_head_dim is None:
             same_heads = self.fusion_num_attention_heads == text.num_attention_heads
-            own = getattr(text, "head_dim", None) if same_heads else None
+            own = text.to_dict().get("head_dim") if same_heads else None
             self.fusion_head_dim = own or max(1, text.hidden_size // self.fusion_num_attention_heads)
         if self.fusion_intermediate_size is None:
             self.fusion_intermediate_size = 4 * text.hidden_size

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .configuration_mm import MMConfig, tower_width
@@ -51,29 +52,34 @@ def media_start_from_markers(marker_mask: torch.Tensor | None, image_index: torc
 class FusionCall:
     """What one forward pass hands to every fusion layer.
 
-    fusion: the module that holds the layers. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
-    attentions: a list that collects (B, H, T, S) weights, or None.
+    fusion: the module that holds the fusion layers. layers: the text layers that they precede.
+    key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
+    attentions: a list that collects (B, H, T, S) weights, or None. entered: whether a text layer got this call.
     """
 
     fusion: nn.Module
+    layers: tuple[int, ...]
     key_values: torch.Tensor
     visible: torch.Tensor
     attentions: list | None = None
+    entered: bool = False
 
 
 class FusionHook:
-    """Forward pre-hook of text layer `layer`; `position` is its fusion layer, None where the layer has none."""
+    """Forward pre-hook of text layer `layer`; which fusion layer precedes it, if any, comes with the call."""
 
-    def __init__(self, position: int | None):
-        self.position = position
+    def __init__(self, layer: int):
+        self.layer = layer
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         call = kwargs.pop("fusion_call", None)
-        if call is None or self.position is None:
+        if call is None or self.layer not in call.layers:
             return args, kwargs
+        call.entered = True
+        position = call.layers.index(self.layer)
         if args:
-            return (call.fusion(args[0], call, self.position), *args[1:]), kwargs
-        kwargs["hidden_states"] = call.fusion(kwargs["hidden_states"], call, self.position)
+            return (call.fusion(args[0], call, position), *args[1:]), kwargs
+        kwargs["hidden_states"] = call.fusion(kwargs["hidden_states"], call, position)
         return args, kwargs
 
 
@@ -96,11 +102,14 @@ def text_layers(text_model: PreTrainedModel) -> nn.ModuleList:
     return min(lists, key=lambda pair: pair[0])[1]
 
 
-def add_fusion_hooks(text_model: PreTrainedModel, fusion_layers: list[int]) -> None:
-    """Put a hook on every layer, fused or not, so that our argument never reaches the backbone's own code."""
+def add_fusion_hooks(text_model: PreTrainedModel) -> None:
+    """Put a hook on every layer, fused or not, so that our argument never reaches the backbone's own code.
+
+    A backbone that another model was composed over has its hooks already; they serve both.
+    """
     for index, layer in enumerate(text_layers(text_model)):
-        position = fusion_layers.index(index) if index in fusion_layers else None
-        layer.register_forward_pre_hook(FusionHook(position), with_kwargs=True)
+        if not any(isinstance(hook, FusionHook) for hook in layer._forward_pre_hooks.values()):
+            layer.register_forward_pre_hook(FusionHook(index), with_kwargs=True)
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -151,7 +160,7 @@ class MMCrossAttention(nn.Module):
         return self.o_proj(output.reshape(rows, tokens, -1)), weights
 
 
-class MMFusionLayer(nn.Module):
+class MMFusionLayer(GradientCheckpointingLayer):
     """Gated cross-attention and gated MLP; both gates are tanh(0) = 0 at first, which leaves the input as it is."""
 
     def __init__(self, config: MMConfig):

@@ -128,7 +128,7 @@ class MMModel(MMPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config) if vision_tower is None else vision_tower
         self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
         self.fusion = MMFusion(config)
-        add_fusion_hooks(self.text_model, config.fusion_layers)
+        add_fusion_hooks(self.text_model)
         self.post_init()
 
     def train(self, mode: bool = True):
@@ -274,21 +274,27 @@ class MMModel(MMPreTrainedModel):
             before = 0 if past_key_values is None else past_key_values.get_seq_length()
             column = torch.arange(tokens, device=media_start.device) + before
             visible = media_start[:, None, None, :] <= column[:, None]  # (B, 1, T, S)
-            call = FusionCall(self.fusion, media_key_values, visible, [] if output_attentions else None)
+            layers = tuple(self.config.fusion_layers)
+            call = FusionCall(self.fusion, layers, media_key_values, visible, [] if output_attentions else None)
         inputs = {
             "position_ids": position_ids,
             "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
             "output_attentions": output_attentions or None,
             "fusion_call": call,
         }
         text = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
             return_dict=True,
             **{name: value for name, value in inputs.items() if value is not None},
             **kwargs,
         )
+        if call is not None and not call.entered:
+            raise ValueError(
+                f"the text backbone '{self.config.text_config.model_type}' does not pass keyword arguments down to "
+                "its layers, so that fusion cannot enter it; use a backbone like bert, modernbert, llama or qwen3"
+            )
         output = MMModelOutput(
             last_hidden_state=text.last_hidden_state,
             past_key_values=text.get("past_key_values"),

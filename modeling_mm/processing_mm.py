@@ -113,8 +113,6 @@ class MMProcessor(ProcessorMixin):
         """
         if audio is not None or videos is not None:
             raise ValueError("this processor takes images and text; audio and video are not supported yet")
-        if images is not None:
-            images = self.image_processor.fetch_images(images)
         kwargs.pop("return_metadata", None)
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         return_tensors = merged["text_kwargs"].pop("return_tensors", None)
@@ -125,7 +123,7 @@ class MMProcessor(ProcessorMixin):
         if texts is not None:
             data.update(self.tokenizer(list(texts), **merged["text_kwargs"]))
         if images is not None:
-            single = is_valid_image(images)
+            single = is_valid_image(images) or isinstance(images, str)
             rows = len(texts) if texts is not None else 1 if single else len(images)
             nested = images_per_row(images, rows)
             if texts is not None:
@@ -170,18 +168,20 @@ class MMProcessor(ProcessorMixin):
 
     def flat_images(self, images: list[list], **kwargs) -> dict[str, Any]:
         """`pixel_values` of the distinct images and `image_index` (B, N), for a list of images per row."""
-        position: dict[int, int] = {}
+        position: dict[int | str, int] = {}
         distinct: list[Any] = []
         width = max((len(own) for own in images), default=0)
         index = torch.full((len(images), width), -1)
         for row, own in enumerate(images):
             for column, image in enumerate(own):
-                if id(image) not in position:
-                    position[id(image)] = len(distinct)
+                key = image if isinstance(image, str) else id(image)
+                if key not in position:
+                    position[key] = len(distinct)
                     distinct.append(image)
-                index[row, column] = position[id(image)]
+                index[row, column] = position[key]
         if not distinct:
             return {}
+        distinct = self.image_processor.fetch_images(distinct)
         return {**self.image_processor(distinct, return_tensors="pt", **kwargs), "image_index": index}
 
     @property

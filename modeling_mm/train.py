@@ -181,12 +181,12 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, output: Path, process
         lora_dropout=args.lora_dropout,
         target_modules=rf"(.*\.)?text_model\..*\.({'|'.join(sorted(names))})",
         modules_to_save=["fusion"] + (["classifier"] if hasattr(model, "classifier") else []),
-        base_model_name_or_path=str(output / BASE),
     )
     wrapped = get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
         if name.removeprefix("base_model.model.") in trained and ".vision_tower." in name:
             parameter.requires_grad_(True)
+    config.base_model_name_or_path = str(output / BASE)  # get_peft_model has put the nameless model's None there
     return wrapped
 
 
@@ -245,9 +245,23 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         return None
     write_bad_rows(splits.bad_rows(), output)
     figures.draw_curves(trainer.state.log_history, output / "curves.png")
-    (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    losses = {"loss_history": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
+    (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
+    show_some(splits.test or splits.validation, output)
     return report
+
+
+def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
+    """Print what the model says to a few rows about one picture, and how to open it."""
+    lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = max(dataset.groups(), key=len)[:count]
+    picture = dataset.row(dataset.kept[rows[0]]).images
+    print("\nPicture:", picture[0] if picture and isinstance(picture[0], str) else "(embedded)")
+    for said in (json.loads(lines[i]) for i in rows):
+        print(f"  {said['text']}  ->  {said['prediction']}  (truth: {said['truth']})")
+    print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
+    print(f'  modeling-mm predict --model {output} --image PICTURE --text "..." --explain look.png\n')
 
 
 def final_evaluation(trainer: MMTrainer, splits: Splits, output: Path) -> dict[str, Any]:

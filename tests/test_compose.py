@@ -195,7 +195,7 @@ def test_gates_are_closed_and_fusion_is_initialised():
     gates = [p for name, p in model.named_parameters() if name.endswith("_gate")]
     assert len(gates) == 6 and not any(gate.any() for gate in gates)
     assert all(p.isfinite().all() for p in model.parameters())
-    assert 0.015 < model.model.fusion.kv_proj.weight.std() < 0.025
+    assert 0.075 < model.model.fusion.kv_proj.weight.std() < 0.125  # the backbone's own initializer_range, 0.1
 
 
 def test_fields_reach_the_config():
