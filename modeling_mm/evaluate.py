@@ -51,7 +51,7 @@ def predict_texts(trainer: MMTrainer, dataset: MMDataset) -> tuple[dict[str, flo
     output = trainer.predict(dataset, metric_key_prefix="test")
     texts = predictions_as_text(output.predictions, trainer.processing_class.tokenizer, dataset.labels)
     metrics = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
-    return {name: metrics[name] for name in ("accuracy", "macro_f1", "loss") if name in metrics}, texts
+    return {name: round(metrics[name], 6) for name in ("accuracy", "macro_f1", "loss") if name in metrics}, texts
 
 
 def write_predictions(dataset: MMDataset, texts: Sequence[str], path: Path) -> None:

@@ -82,7 +82,7 @@ def draw_attention(image: Image.Image, maps: Sequence[tuple[str, np.ndarray]], t
     for axis, (word, grid) in zip(axes[1:], maps, strict=True):
         scaled = Image.fromarray((255 * grid / max(grid.max(), 1e-9)).astype(np.uint8))
         scaled = scaled.resize(image.size, Image.Resampling.BICUBIC)
-        axis.imshow(image)
+        axis.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255)
         axis.imshow(np.asarray(scaled), cmap="jet", alpha=0.5)
         axis.set_title(word, fontsize=9)
     for axis in axes:

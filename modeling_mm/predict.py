@@ -62,23 +62,27 @@ def attention_grid(weights: torch.Tensor) -> torch.Tensor:
     raise ValueError(f"--explain needs one picture whose {len(weights)} slots form a square grid")
 
 
-def explain(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, words: int) -> list[tuple[str, Any]]:
-    """Mean cross-attention over layers and heads of the first row, for each generated word or for its text's end."""
+def explain(
+    model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, longest: int
+) -> list[tuple[str, Any]]:
+    """Mean cross-attention over layers and heads in the first row, for each generated word or each word of the text."""
     batch = BatchFeature({name: value[:1] if "pixel" not in name else value for name, value in batch.items()})
     if task_of(model) == "generation":
         start = batch["input_ids"].shape[1]
-        batch["input_ids"] = model.generate(**batch, max_new_tokens=words, do_sample=False)
+        batch["input_ids"] = model.generate(**batch, max_new_tokens=longest, do_sample=False)
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        tokens = range(start - 1, batch["input_ids"].shape[1] - 1)  # a token is chosen one column before it stands
-        names = [processor.decode(token) for token in batch["input_ids"][0, start:]]
+        columns = range(start, batch["input_ids"].shape[1])
+        chosen_at = -1  # a generated token is chosen one column before it stands
     else:
-        tokens, names = range(batch["input_ids"].shape[1]), processor.batch_decode(batch["input_ids"][0][:, None])
+        columns, chosen_at = range(batch["input_ids"].shape[1]), 0
     with torch.no_grad():
         attentions = model(**batch, output_attentions=True).cross_attentions
     if not attentions:
         raise ValueError("--explain needs a picture: give --image")
-    mean = torch.stack(attentions).mean(dim=(0, 2))[0]  # (T, S)
-    return [(name, attention_grid(mean[t]).float().numpy()) for name, t in zip(names, tokens, strict=True)][:8]
+    mean = torch.stack(attentions).mean(dim=(0, 2))[0].float()  # (T, S)
+    ids, special = batch["input_ids"][0].tolist(), processor.tokenizer.all_special_ids
+    words = [column for column in columns if ids[column] not in special][:8]
+    return [(processor.decode(ids[column]), attention_grid(mean[column + chosen_at]).numpy()) for column in words]
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
