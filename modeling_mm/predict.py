@@ -65,7 +65,7 @@ def attention_grid(weights: torch.Tensor) -> torch.Tensor:
 def explain(
     model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, longest: int
 ) -> list[tuple[str, Any]]:
-    """Mean cross-attention over layers and heads in the first row, for each generated word or each word of the text."""
+    """Mean cross-attention over layers and heads in the first row, for each generated word or each of the text."""
     batch = BatchFeature({name: value[:1] if "pixel" not in name else value for name, value in batch.items()})
     if task_of(model) == "generation":
         start = batch["input_ids"].shape[1]
