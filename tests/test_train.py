@@ -175,7 +175,8 @@ def test_lora_falls_reloads_and_merges(digits, towers, tmp_path, capsys):
         again = PeftModel.from_pretrained(load_checkpoint(str(out / "base"))[0], out).eval()(**batch).logits
         merged = load_checkpoint(str(out))[0](**batch).logits
         plain = load_checkpoint(str(out / "base"))[0](**batch).logits
-    assert torch.equal(logits, again)
+        through_auto = AutoModelForImageTextToText.from_pretrained(out).eval()(**batch).logits
+    assert torch.equal(logits, again) and torch.equal(logits, through_auto)
     assert (merged - logits).abs().max() <= 1e-5
     assert (plain - logits).abs().max() > 1e-2
     trained = run(
