@@ -27,6 +27,8 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         ValueError: the text backbone is an encoder.
     """
 
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
     def __init__(self, config: MMConfig, lm_head: nn.Linear | None = None, **towers):
         super().__init__(config)
         text = config.text_config
