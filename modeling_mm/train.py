@@ -255,10 +255,11 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
 def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
     """Print what the model says to a few rows about one picture, and how to open it."""
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = max(dataset.groups(), key=len)[:count]
+    rows = max(dataset.groups(), key=len)
     picture = dataset.row(dataset.kept[rows[0]]).images
     print("\nPicture:", picture[0] if picture and isinstance(picture[0], str) else "(embedded)")
-    for said in (json.loads(lines[i]) for i in rows):
+    by_truth = {said["truth"]: said for said in (json.loads(lines[i]) for i in rows)}
+    for said in list(by_truth.values())[:count]:
         print(f"  {said['text']}  ->  {said['prediction']}  (truth: {said['truth']})")
     print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
     print(f'  modeling-mm predict --model {output} --image PICTURE --text "..." --explain look.png\n')
