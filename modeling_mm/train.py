@@ -186,7 +186,8 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, output: Path, process
     for name, parameter in wrapped.named_parameters():
         if name.removeprefix("base_model.model.") in trained and ".vision_tower." in name:
             parameter.requires_grad_(True)
-    config.base_model_name_or_path = str((output / BASE).resolve())  # get_peft_model has put the nameless model's None there
+    # get_peft_model has put the name of a model that has none there
+    config.base_model_name_or_path = str((output / BASE).resolve())
     return wrapped
 
 
