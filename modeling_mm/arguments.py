@@ -1,10 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Arguments of the commands: dataclass fields, a YAML file, and the command line over both."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -24,12 +25,11 @@ class MMParser(HfArgumentParser):
             at = arguments.index("--config")
             if at + 1 == len(arguments):
                 raise ValueError("--config needs the path of a YAML file")
-            self.use_defaults_of(Path(arguments[at + 1]))
-            del arguments[at : at + 2]
+            arguments = [*self.arguments_of(Path(arguments[at + 1])), *arguments[:at], *arguments[at + 2 :]]
         return self.parse_args_into_dataclasses(args=arguments)
 
-    def use_defaults_of(self, path: Path) -> None:
-        """Take the file's values as defaults; a block `env` is put into the environment."""
+    def arguments_of(self, path: Path) -> list[str]:
+        """The file's keys as command line arguments, so that both are read alike; `env` goes to the environment."""
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
@@ -38,13 +38,22 @@ class MMParser(HfArgumentParser):
             raise ValueError(f"the config file '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise ValueError(f"the config file '{path}' must hold 'key: value' lines")
-        os.environ.update({key: str(value) for key, value in values.pop("env", {}).items()})
-        known = {action.dest: action for action in self._actions}
-        if unknown := sorted(set(values) - set(known)):
+        os.environ.update({key: str(value) for key, value in (values.pop("env", None) or {}).items()})
+        known = {action.dest for action in self._actions}
+        if unknown := sorted(str(key) for key in set(values) - known):
             raise ValueError(f"the config file '{path}' has keys that are no arguments: {', '.join(unknown)}")
+        arguments: list[str] = []
         for key, value in values.items():
-            known[key].required = False
-            # YAML reads 1e-3 as a string; the argument's own type knows better
-            if isinstance(value, str) and callable(known[key].type):
-                value = known[key].type(value)
-            self.set_defaults(**{key: value})
+            if value is False and key.endswith("_strategy"):
+                value = "no"  # what YAML makes of a bare no
+            if isinstance(value, dict):
+                value = json.dumps(value)
+            if isinstance(value, list):
+                arguments += [f"--{key}", *map(str, value)]
+            elif value is not None:
+                arguments.append(f"--{key}={value}")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence in place of argparse's page of usage."""
+        raise ValueError(f"{message}; see {self.prog} --help")

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The model card that training leaves in the output folder."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ model = AutoModelForSequenceClassification.from_pretrained(".")
 processor = AutoProcessor.from_pretrained(".")
 inputs = processor(images=Image.open("picture.png"), text="<image>...", return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
+
+
+def without_token(argv: Sequence[str]) -> list[str]:
+    """The command line for all to read: a token given on it is left out."""
+    secret = ("--hub_token", "--push_to_hub_token")
+    pairs = zip(["", *argv], argv, strict=False)
+    return [word for before, word in pairs if before not in secret and word.partition("=")[0] not in secret]
 
 
 def write_card(
@@ -77,7 +85,7 @@ joined by gated cross-attention; {parameters / 1e6:.1f} million parameters. Trai
 ## Made with
 
 ```
-modeling-mm train {" ".join(argv)}
+modeling-mm train {shlex.join(without_token(argv))}
 ```
 """
     (output / "README.md").write_text(card, encoding="utf-8")

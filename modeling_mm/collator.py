@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .data import Row, image_key, open_image
+from .data import CHUNK, MMDataset, Row
+from .images import image_key, open_image
 from .processing_mm import MMProcessor
 
 IGNORED = -100
@@ -56,41 +57,67 @@ class MMCollator:
 
     def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; prompts too where asked for."""
-        tokenizer = self.processor.tokenizer
-        prompts = self.processor.encode_prompts([row.text for row in rows], [self.image_count(row) for row in rows])
+        prompts, answers = self.prompts_and_answers(rows)
+        if reasons := self.too_long(rows, prompts, answers):
+            number, reason = next(iter(reasons.items()))
+            raise ValueError(f"row {number + 1}: {reason}")
         batch = {}
         if rows[0].target is not None:
-            answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
-            answers = [[*answer, tokenizer.eos_token_id] for answer in answers]
-            together = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-            labels = [[IGNORED] * len(p) + answer for p, answer in zip(prompts, answers, strict=True)]
-            self.check_length(rows, together)
-            batch = self.pad(together, "right")
+            batch = self.pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], "right")
+            labels = [[IGNORED] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
             batch["labels"] = pad_right(labels, IGNORED)
         if self.with_prompts or not batch:
-            self.check_length(rows, prompts)
             left = self.pad(prompts, "left")
             batch |= {f"prompt_{name}": value for name, value in left.items()} if batch else left
         return batch
+
+    def prompts_and_answers(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of what the user says and of the answers with their end token (none without targets)."""
+        tokenizer = self.processor.tokenizer
+        prompts = self.processor.encode_prompts([self.text(row) for row in rows], [self.image_count(r) for r in rows])
+        if rows[0].target is None:
+            return prompts, [[] for _ in rows]
+        answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
+        return prompts, [[*answer, tokenizer.eos_token_id] for answer in answers]
+
+    def too_long(self, rows: list[Row], prompts: list[list[int]], answers: list[list[int]]) -> dict[int, str]:
+        """By row, counted from 0, what is wrong with those that have more than `max_length` tokens."""
+        lengths = {row.number - 1: len(p) + len(a) for row, p, a in zip(rows, prompts, answers, strict=True)}
+        return {
+            number: f"prompt and answer have {length} tokens; expected at most {self.max_length} (--max_length)"
+            for number, length in lengths.items()
+            if length > self.max_length
+        }
+
+    def check_lengths(self, dataset: MMDataset, skip: bool) -> None:
+        """Look at the length of every row of a generation before it is trained on; a classification truncates.
+
+        Raises:
+            BadRow: names source and row, when not skipping.
+        """
+        if self.task != "generation":
+            return
+        for start in range(0, len(dataset), CHUNK):
+            rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
+            dataset.note(self.too_long(rows, *self.prompts_and_answers(rows)), skip)
+        dataset.without_bad_rows()
 
     def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """The tokenizer's tensors (B, T) and `labels` (B,)."""
         tokenizer = self.processor.tokenizer
         first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
-        markers = [self.processor.with_markers(row.text, self.image_count(row)) for row in rows]
+        markers = [self.processor.with_markers(self.text(row), self.image_count(row)) for row in rows]
         texts = [text or first for text in markers]
         batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"))
         if rows[0].target is not None:
             batch["labels"] = torch.tensor([row.target for row in rows])
         return batch
 
+    def text(self, row: Row) -> str:
+        return row.text.replace(self.processor.image_token, "") if self.blind else row.text
+
     def image_count(self, row: Row) -> int:
         return 0 if self.blind else len(row.images)
-
-    def check_length(self, rows: list[Row], ids: list[list[int]]) -> None:
-        for row, own in zip(rows, ids, strict=True):
-            if len(own) > self.max_length:
-                raise ValueError(f"row {row.number} has {len(own)} tokens; expected at most {self.max_length}")
 
     def pad(self, ids: list[list[int]], side: str) -> dict[str, torch.Tensor]:
         padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")

@@ -9,13 +9,10 @@
 """
 
 import csv
-import hashlib
-import io
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +20,13 @@ from typing import Any
 import datasets
 import torch
 from datasets.exceptions import DatasetGenerationError
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
+from .images import BadRow, image_complaint, image_key
+
+CHUNK = 512  # rows that are checked at a time
 FILE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-
-class BadRow(ValueError):
-    """A row that cannot be used; the message says what was found and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -53,34 +48,6 @@ class Row:
     target: Any = None
 
 
-def open_image(source: str | bytes) -> Image.Image:
-    """An RGB picture from a path or from encoded bytes, fully decoded.
-
-    Raises:
-        BadRow: it is missing, no picture, truncated, or so large that it may be a decompression bomb.
-    """
-    name = f"'{source}'" if isinstance(source, str) else "its embedded bytes"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return image.convert("RGB")
-    except FileNotFoundError:
-        raise BadRow(f"the image {name} does not exist") from None
-    except UnidentifiedImageError:
-        raise BadRow(f"the image {name} is not in a format that can be read; expected PNG, JPEG, ...") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = Image.MAX_IMAGE_PIXELS
-        raise BadRow(f"the image {name} has more than {limit} pixels and may be a decompression bomb") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadRow(f"the image {name} is broken: {error}") from None
-
-
-def image_key(source: str | bytes) -> str:
-    """What makes two cells the same picture: the path, or a digest of the bytes."""
-    return source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
-
-
 def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Path]:
     """A table from a file, folder or name, and the folder that relative paths in it start from.
 
@@ -96,7 +63,7 @@ def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Pat
                 raise ValueError(f"the file '{source}' does not exist")
             table = read_file(path)
         elif path.is_dir():
-            table = datasets.load_dataset("imagefolder", data_dir=str(path), split=split)
+            return read_folder(path, split)
         else:
             table = datasets.load_dataset(source, split=split)
     except DatasetGenerationError as error:
@@ -107,7 +74,30 @@ def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Pat
         raise ValueError(f"'{source}' is neither a file, a folder nor a known data set: {reason}") from error
     if len(table) == 0:
         raise ValueError(f"'{source}' holds no rows; expected at least one")
-    return table, path.parent if path.suffix else path
+    return table, path.parent
+
+
+def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
+    """An image folder, with metadata or one folder per class; `split` matters where it holds several.
+
+    Raises:
+        ValueError: it holds several splits, and not this one.
+    """
+    for folder in (path / split, path):
+        if (folder / "metadata.csv").is_file():  # read by `imagefolder`, 007 would become 7.0 and None be missing
+            table = read_file(folder / "metadata.csv")
+            return table.rename_column("file_name", "image") if "file_name" in table.column_names else table, folder
+    splits = datasets.load_dataset("imagefolder", data_dir=str(path))
+    if split not in splits and len(splits) > 1:
+        raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
+    return splits[split] if split in splits else next(iter(splits.values())), path
+
+
+def undecoded(feature: Any) -> Any:
+    """A column's feature with its pictures, alone or in lists, left encoded."""
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
 
 
 def read_file(path: Path) -> datasets.Dataset:
@@ -123,7 +113,10 @@ def read_file(path: Path) -> datasets.Dataset:
     if reader == "csv":
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
         with path.open(encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file, delimiter=separator))
+            try:
+                names = next(csv.reader(file, delimiter=separator))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"'{path}' cannot be read as a table; expected UTF-8 text: {error}") from None
         strings = datasets.Features({name: datasets.Value("string") for name in names})
         options = {"sep": separator, "features": strings, "keep_default_na": False, "na_values": [""]}
     log = logging.getLogger("datasets.packaged_modules")
@@ -179,7 +172,7 @@ class MMDataset(torch.utils.data.Dataset):
     folder: Path
     columns: Columns
     labels: list[str] | None = None
-    kept: list[int] = field(default_factory=list)
+    kept: list[int] = None  # type: ignore[assignment]  # all rows
     bad_rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self):
@@ -191,9 +184,10 @@ class MMDataset(torch.utils.data.Dataset):
             if name not in names:
                 raise ValueError(f"'{self.source}' has no column '{name}'; it has {', '.join(names)}")
         for name, feature in self.table.features.items():
-            if isinstance(feature, datasets.Image):
-                self.table = self.table.cast_column(name, datasets.Image(decode=False))
-        self.kept = self.kept or list(range(len(self.table)))
+            if undecoded(feature) != feature:
+                self.table = self.table.cast_column(name, undecoded(feature))
+        if self.kept is None:
+            self.kept = list(range(len(self.table)))
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -211,18 +205,26 @@ class MMDataset(torch.utils.data.Dataset):
         if self.columns.target is not None:
             target, feature = cells[self.columns.target], self.table.features[self.columns.target]
             if isinstance(feature, datasets.ClassLabel) and target is not None:
-                target = feature.int2str(target)
+                target = feature.int2str(target) if target >= 0 else None  # -1 stands for unlabelled
             target = None if target is None else str(target).strip()
         return Row(number + 1, self.images(cells.get(self.columns.image)), "" if text is None else str(text), target)
 
     def images(self, cell: Any) -> list[str | bytes]:
-        """The pictures that an image cell names."""
+        """The pictures that an image cell names or holds.
+
+        Raises:
+            BadRow: it is of another kind.
+        """
         if cell is None or cell == "":
             return []
         if isinstance(cell, str):
             return [os.path.join(self.folder, part.strip()) for part in cell.split(";") if part.strip()]
-        if isinstance(cell, dict):
-            return [cell["bytes"] if cell.get("bytes") is not None else cell["path"]]
+        if isinstance(cell, bytes):
+            return [cell]
+        if isinstance(cell, dict) and "path" in cell:
+            return [cell["bytes"] if cell.get("bytes") is not None else os.path.join(self.folder, cell["path"])]
+        if not isinstance(cell, list):
+            raise BadRow(f"'{self.columns.image}' holds {cell!r:.60}; expected a path, a picture or a list of them")
         return [image for part in cell for image in self.images(part)]
 
     def check(self, skip: bool = False, image_token: str = "<image>") -> "MMDataset":
@@ -231,15 +233,49 @@ class MMDataset(torch.utils.data.Dataset):
         Raises:
             BadRow: names source and row, when not skipping; or no row is left.
         """
-        rows = [self.row(number) for number in self.kept]
-        broken = check_images(rows)
-        for row in rows:
-            reason = self.complaint(row, image_token)
-            reason = reason or next((broken[key] for key in map(image_key, row.images) if key in broken), None)
-            if reason is not None:
-                self.bad_rows.append({"source": self.source, "row": row.number, "reason": reason})
-                if not skip:
-                    raise BadRow(f"{self.source}, row {row.number}: {reason}")
+        opened: dict[str, str | None] = {}
+        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(self), desc=f"Checking {self.source}") as bar:
+            for start in range(0, len(self), CHUNK):  # in parts, so that embedded pictures do not fill the memory
+                numbers = self.kept[start : start + CHUNK]
+                self.note(self.complaints(numbers, image_token, opened, pool), skip)
+                bar.update(len(numbers))
+        return self.without_bad_rows()
+
+    def complaints(
+        self, numbers: list[int], image_token: str, opened: dict[str, str | None], pool: Executor
+    ) -> dict[int, str]:
+        """What is wrong with the bad ones among these rows; pictures in `opened` were looked at before."""
+        rows, reasons = {}, {}
+        for number in numbers:
+            try:
+                rows[number] = self.row(number)
+                reasons[number] = self.complaint(rows[number], image_token)
+            except BadRow as error:
+                reasons[number] = str(error)
+        new = {image_key(image): image for row in rows.values() for image in row.images}
+        new = {key: image for key, image in new.items() if key not in opened}
+        opened.update(zip(new, pool.map(image_complaint, new.values()), strict=True))
+        for number, row in rows.items():
+            reasons[number] = reasons[number] or next(filter(None, (opened[image_key(i)] for i in row.images)), None)
+        return {number: reason for number, reason in reasons.items() if reason is not None}
+
+    def note(self, reasons: dict[int, str], skip: bool) -> None:
+        """Keep bad rows for the list of what was skipped.
+
+        Raises:
+            BadRow: names source and row of the first, when not skipping.
+        """
+        for number, reason in sorted(reasons.items()):
+            if not skip:
+                raise BadRow(f"{self.source}, row {number + 1}: {reason}")
+            self.bad_rows.append({"source": self.source, "row": number + 1, "reason": reason})
+
+    def without_bad_rows(self) -> "MMDataset":
+        """This data set with the rows that were noted left out.
+
+        Raises:
+            BadRow: none is left.
+        """
         left_out = {bad["row"] - 1 for bad in self.bad_rows}
         self.kept = [number for number in self.kept if number not in left_out]
         if not self.kept:
@@ -262,8 +298,18 @@ class MMDataset(torch.utils.data.Dataset):
         return None
 
     def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
-        """Split off a share of the rows at random; rows about one picture stay together."""
+        """Split off a share of the rows at random; rows about one picture stay together.
+
+        Raises:
+            ValueError: all rows are about one picture, or the share is not between 0 and 1.
+        """
         groups = self.groups()
+        if len(groups) < 2:
+            raise ValueError(
+                f"all rows of '{self.source}' are about one picture, so none can be held out; give --validation_file"
+            )
+        if not 0 < share < 1:
+            raise ValueError(f"the validation share is {share}; expected a number between 0 and 1")
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
         count = min(len(groups) - 1, max(1, round(share * len(groups))))
         held = sorted(self.kept[i] for g in order[:count] for i in groups[g])
@@ -281,22 +327,6 @@ class MMDataset(torch.utils.data.Dataset):
             images = self.row(number).images
             groups.setdefault(image_key(images[0]) if images else f"row {number}", []).append(index)
         return list(groups.values())
-
-
-def check_images(rows: list[Row]) -> dict[str, str]:
-    """Open every distinct picture of the rows; for the broken ones, what is wrong by `image_key`."""
-    distinct = {image_key(image): image for row in rows for image in row.images}
-
-    def complaint(item: tuple[str, str | bytes]) -> tuple[str, str | None]:
-        try:
-            open_image(item[1])
-        except BadRow as error:
-            return item[0], str(error)
-        return item[0], None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = tqdm(pool.map(complaint, distinct.items()), total=len(distinct), desc="Checking images", leave=False)
-        return {key: reason for key, reason in results if reason is not None}
 
 
 class ImageGroupSampler(Sampler[int]):

@@ -18,7 +18,8 @@ from . import figures
 from .arguments import MMParser
 from .checkpoint import load_checkpoint, task_of
 from .collator import MMCollator
-from .data import Columns, MMDataset, open_image, read_table
+from .data import Columns, MMDataset, read_table
+from .images import open_image
 from .metrics import compute_metrics_for, normalize, predictions_as_text
 from .trainer import MMTrainer
 
@@ -81,12 +82,15 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError("give either --test_file or --dataset")
     model, processor = load_checkpoint(args.model)
     task = task_of(model)
-    labels = list(model.config.id2label.values()) if task == "classification" else None
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if task == "classification" else None
     source = args.test_file or args.dataset
-    table, folder = read_table(source, args.split if args.dataset else "train")
+    table, folder = read_table(source, args.split)
     columns = Columns(args.image_column, args.text_column, args.label_column or TARGETS[task])
     dataset = MMDataset(source, table, folder, columns, labels).check(args.on_bad_row == "skip", processor.image_token)
-    output = Path(args.output_dir or Path(args.model) / "evaluation")
+    collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
+    collator.check_lengths(dataset, args.on_bad_row == "skip")
+    # a Hub id must not become a folder here, or the next run would take that for the model
+    output = Path(args.output_dir or (Path(args.model) / "evaluation" if Path(args.model).is_dir() else "evaluation"))
     output.mkdir(parents=True, exist_ok=True)
     trainer = MMTrainer(
         model=model,
@@ -96,7 +100,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             use_cpu=args.device == "cpu" or not torch.cuda.is_available(),
         ),
         processing_class=processor,
-        eval_collator=MMCollator(processor, task, args.max_length, task == "generation", args.blind),
+        eval_collator=collator,
         compute_metrics=compute_metrics_for(processor.tokenizer, labels),
         max_new_tokens=args.max_new_tokens,
     )

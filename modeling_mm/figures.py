@@ -45,7 +45,7 @@ def draw_samples(samples: Sequence[dict[str, Any]], path: Path, columns: int = 4
             axis.imshow(sample["image"], interpolation="nearest")
         right = normalize(sample["prediction"]) == normalize(sample["truth"])
         lines = [sample["text"][:44], f"{sample['prediction'][:28]}  (truth: {sample['truth'][:28]})"]
-        axis.set_title("\n".join(lines), fontsize=8, color="darkgreen" if right else "firebrick")
+        axis.set_title("\n".join(lines), fontsize=8, color="darkgreen" if right else "firebrick", parse_math=False)
     for axis in figure.axes:
         axis.axis("off")
     save(figure, path)
@@ -67,8 +67,8 @@ def draw_confusion(predictions: Sequence[str], truths: Sequence[str], path: Path
     for row, column in np.argwhere(counts > 0):
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7, color=color)
-    axis.set_xticks(range(len(names) + 1), [*names, "other"], rotation=90)
-    axis.set_yticks(range(len(names)), names)
+    axis.set_xticks(range(len(names) + 1), [*names, "other"], rotation=90, parse_math=False)
+    axis.set_yticks(range(len(names)), names, parse_math=False)
     axis.set(xlabel="predicted", ylabel="truth")
     save(figure, path)
 
@@ -78,13 +78,13 @@ def draw_attention(image: Image.Image, maps: Sequence[tuple[str, np.ndarray]], t
     figure = Figure(figsize=(3 * (len(maps) + 1), 3.4))
     axes = np.ravel(figure.subplots(1, len(maps) + 1, squeeze=False))
     axes[0].imshow(image)
-    axes[0].set_title(title[:60], fontsize=9)
+    axes[0].set_title(title[:60], fontsize=9, parse_math=False)
     for axis, (word, grid) in zip(axes[1:], maps, strict=True):
         scaled = Image.fromarray((255 * grid / max(grid.max(), 1e-9)).astype(np.uint8))
         scaled = scaled.resize(image.size, Image.Resampling.BICUBIC)
         axis.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255)
         axis.imshow(np.asarray(scaled), cmap="jet", alpha=0.5)
-        axis.set_title(word, fontsize=9)
+        axis.set_title(word, fontsize=9, parse_math=False)
     for axis in axes:
         axis.axis("off")
     save(figure, path)

@@ -150,6 +150,15 @@ class MMModel(MMPreTrainedModel):
             ).last_hidden_state
         return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states
 
+    def touch_unused_parts(self) -> torch.Tensor:
+        """Zero, with a zero gradient for every trained weight of tower and fusion.
+
+        A process whose batch has no picture takes part in the gradient exchange of those that have one.
+        """
+        parts = (self.vision_tower, self.fusion)
+        trained = [p.flatten()[:0].sum() for part in parts for p in part.parameters() if p.requires_grad]
+        return torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
+
     def encode_media(
         self,
         pixel_values: torch.Tensor,
@@ -295,8 +304,11 @@ class MMModel(MMPreTrainedModel):
                 f"the text backbone '{self.config.text_config.model_type}' does not pass keyword arguments down to "
                 "its layers, so that fusion cannot enter it; use a backbone like bert, modernbert, llama or qwen3"
             )
+        last_hidden_state = text.last_hidden_state
+        if call is None and self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            last_hidden_state = last_hidden_state + self.touch_unused_parts().to(last_hidden_state.dtype)
         output = MMModelOutput(
-            last_hidden_state=text.last_hidden_state,
+            last_hidden_state=last_hidden_state,
             past_key_values=text.get("past_key_values"),
             hidden_states=text.get("hidden_states"),
             attentions=text.get("attentions"),

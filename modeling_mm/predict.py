@@ -18,7 +18,8 @@ from . import figures
 from .arguments import MMParser
 from .checkpoint import load_checkpoint, task_of
 from .collator import MMCollator
-from .data import Row, open_image
+from .data import Row
+from .images import open_image
 from .processing_mm import MMProcessor
 
 
@@ -53,7 +54,7 @@ def attention_grid(weights: torch.Tensor) -> torch.Tensor:
     """Weights (S,) of one picture's slots as an (h, w) grid; a leading class token is left out.
 
     Raises:
-        ValueError: the slots are no square grid, as after a resampler or with several pictures.
+        ValueError: the slots are no square grid.
     """
     for skipped in (0, 1):
         side = round((len(weights) - skipped) ** 0.5)
@@ -65,8 +66,7 @@ def attention_grid(weights: torch.Tensor) -> torch.Tensor:
 def explain(
     model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, longest: int
 ) -> list[tuple[str, Any]]:
-    """Mean cross-attention over layers and heads in the first row, for each generated word or each of the text."""
-    batch = BatchFeature({name: value[:1] if "pixel" not in name else value for name, value in batch.items()})
+    """Mean cross-attention over layers and heads in a single row, for each generated word or each of the text."""
     if task_of(model) == "generation":
         start = batch["input_ids"].shape[1]
         batch["input_ids"] = model.generate(**batch, max_new_tokens=longest, do_sample=False)
@@ -77,8 +77,6 @@ def explain(
         columns, chosen_at = range(batch["input_ids"].shape[1]), 0
     with torch.no_grad():
         attentions = model(**batch, output_attentions=True).cross_attentions
-    if not attentions:
-        raise ValueError("--explain needs a picture: give --image")
     mean = torch.stack(attentions).mean(dim=(0, 2))[0].float()  # (T, S)
     ids, special = batch["input_ids"][0].tolist(), processor.tokenizer.all_special_ids
     words = [column for column in columns if ids[column] not in special][:8]
@@ -90,18 +88,23 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     (args,) = MMParser(PredictArguments, prog="modeling-mm predict").parse(argv)
     if not args.image and not args.text:
         raise ValueError("give --image, --text or both")
+    if args.explain and len(args.image) != 1:
+        raise ValueError(f"--explain draws over one picture, but {len(args.image)} were given with --image")
     attention = {"attn_implementation": "eager"} if args.explain else {}
     model, processor = load_checkpoint(args.model, **attention)
     task = task_of(model)
+    if args.explain and model.config.num_latents:
+        raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
     rows = [Row(number + 1, list(args.image), text) for number, text in enumerate(args.text or [""])]
     for row in rows:
         processor.check_markers([row.text], [row.images])
-    batch = BatchFeature(MMCollator(processor, task, max_length=2**20)(rows))
+    collator = MMCollator(processor, task, max_length=2**20)
+    batch = BatchFeature(collator(rows))
     results = answer(model, processor, batch, args.max_new_tokens) if task == "generation" else classify(model, batch)
     output: dict[str, Any] = {"model": args.model, "image": args.image}
     output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
     if args.explain:
-        maps = explain(model, processor, batch, args.max_new_tokens)
+        maps = explain(model, processor, BatchFeature(collator(rows[:1])), args.max_new_tokens)
         picture: Image.Image = open_image(args.image[0])
         figures.draw_attention(picture, maps, rows[0].text, Path(args.explain))
         output["explain"] = args.explain

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPi
 from . import figures, scratch
 from .arguments import MMParser
 from .card import write_card
-from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint
+from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config
 from .collator import MMCollator
 from .data import Columns, MMDataset, read_table
 from .evaluate import TARGETS, draw_some, predict_texts, write_bad_rows, write_predictions
@@ -85,8 +85,16 @@ class Splits:
         return [bad for split in (self.train, self.validation, self.test) if split for bad in split.bad_rows]
 
 
-def load_splits(data: DataArguments, seed: int) -> Splits:
-    """Read and check all rows before anything is trained.
+def known_labels(source: str | None) -> list[str] | None:
+    """The labels of the model to go on from, in the order of its classifier; None without one."""
+    if source is None:
+        return None
+    config = read_config(source if not Path(source, BASE).is_dir() else str(Path(source, BASE)))
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None) -> Splits:
+    """Read and check all rows before anything is trained; `labels` are those a trained model already has.
 
     Raises:
         ValueError: no source or two of them, a missing column, a bad row.
@@ -99,18 +107,19 @@ def load_splits(data: DataArguments, seed: int) -> Splits:
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
         return MMDataset(source, *read_table(source, split), columns, labels).check(skip)
 
-    train = read(data.train_file or str(data.dataset), "train", None)
-    if data.task == "classification":
+    labels = labels if data.task == "classification" else None
+    train = read(data.train_file or str(data.dataset), "train", labels)
+    if data.task == "classification" and labels is None:
         train.labels = sorted({str(train.row(number).target) for number in train.kept})
         if len(train.labels) < 2:
             raise ValueError(f"'{train.source}' has only the label '{train.labels[0]}'; expected at least two labels")
     test = None
     if data.test_file is not None:
-        test = read(data.test_file, "train", train.labels)
+        test = read(data.test_file, "test", train.labels)
     elif data.test_split is not None:
         test = read(train.source, data.test_split, train.labels)
     if data.validation_file is not None:
-        return Splits(train, read(data.validation_file, "train", train.labels), test)
+        return Splits(train, read(data.validation_file, "validation", train.labels), test)
     bad_rows = train.bad_rows
     rest, held = train.hold_out(data.validation_share, seed)
     rest.bad_rows = bad_rows
@@ -162,30 +171,31 @@ def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
     set_trainable(model, vision, args.fusion_trainable, text)
 
 
-def add_lora(model: PreTrainedModel, args: ModelArguments, output: Path, processor: MMProcessor) -> PreTrainedModel:
-    """LoRA on every linear layer of the text backbone; fusion and classifier train in full and are saved with it.
+def add_lora(model: PreTrainedModel, args: ModelArguments, output: Path) -> PreTrainedModel:
+    """LoRA on every linear layer of the text backbone; other parts that train, do so in full and are saved with it.
 
-    The composed base is saved once to `output/base`, so that the adapter can be loaded over it.
+    The adapter is to be loaded over the composed base in `output/base`.
     """
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
-    model.save_pretrained(output / BASE)
-    processor.save_pretrained(output / BASE)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     modules = model.base_model.text_model.named_modules()
+    whole = ("fusion", "vision_tower", "classifier")
     names = {name.rpartition(".")[2] for name, module in modules if isinstance(module, (torch.nn.Linear, Conv1D))}
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=rf"(.*\.)?text_model\..*\.({'|'.join(sorted(names))})",
-        modules_to_save=["fusion"] + (["classifier"] if hasattr(model, "classifier") else []),
+        modules_to_save=[part for part in whole if any(f".{part}." in f".{name}" for name in trained)],
     )
     wrapped = get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
-        if name.removeprefix("base_model.model.") in trained and ".vision_tower." in name:
-            parameter.requires_grad_(True)
+        # peft would train all of a part, with what does not reach the loss
+        if ".modules_to_save." in name:
+            own = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+            parameter.requires_grad_(own in trained)
     # get_peft_model has put the name of a model that has none there
     config.base_model_name_or_path = str((output / BASE).resolve())
     return wrapped
@@ -213,15 +223,22 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     output = Path(args.output_dir)
     checkpoint = resume_path(args)
     set_seed(args.seed)
-    splits = load_splits(data_args, args.seed)
+    splits = load_splits(data_args, args.seed, known_labels(model_args.model))
     model, processor = build_model(model_args, data_args, splits.train)
     choose_trainable(model, model_args)
     collator = MMCollator(processor, data_args.task, data_args.max_length)
-    first = [splits.train[i] for i in range(min(2, len(splits.train)))]
-    if unused := freeze_unused(model, collator(first)):
+    for split in filter(None, (splits.train, splits.validation, splits.test)):
+        collator.check_lengths(split, data_args.on_bad_row == "skip")
+    # with a picture where any row has one: of rows without, fusion and tower would seem unused
+    rows = (splits.train[i] for i in range(len(splits.train)))
+    first = next((row for row in rows if row.images), splits.train[0])
+    if unused := freeze_unused(model, collator([first])):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if model_args.use_peft:
-        model = add_lora(model, model_args, output, processor)
+        if args.should_save:
+            model.save_pretrained(output / BASE)
+            processor.save_pretrained(output / BASE)
+        model = add_lora(model, model_args, output)
     logger.warning(f"trainable parameters: {trainable_parameters(model)}")
     generates = data_args.task == "generation"
     trainer = MMTrainer(

@@ -100,18 +100,16 @@ class MMTrainer(Trainer):
     """
 
     def __init__(self, *args, group_by_image=False, eval_collator=None, max_new_tokens=32, **kwargs):
-        training_args = kwargs.get("args")
-        if training_args is not None:
-            training_args.remove_unused_columns = False
-            if training_args.n_gpu > 1:
-                raise ValueError(
-                    f"{training_args.n_gpu} GPUs in one process would split pictures from their rows; "
-                    f"start with: torchrun --nproc_per_node {training_args.n_gpu} ..."
-                )
         self.group_by_image = group_by_image
         self.eval_collator = eval_collator
         self.max_new_tokens = max_new_tokens
         super().__init__(*args, **kwargs)
+        self.args.remove_unused_columns = False
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process would split pictures from their rows; "
+                f"start with: torchrun --nproc_per_node {self.args.n_gpu} ..."
+            )
         self.audit = GradientAudit()
         self.add_callback(self.audit)
 

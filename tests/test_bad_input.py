@@ -119,6 +119,12 @@ def test_ragged_csv(folder, capsys):
     assert "t.csv' cannot be read as a table" in said
 
 
+def test_row_with_too_many_tokens(folder, capsys):
+    path = write_csv(folder, *GOOD, f"a.png,{'what? ' * 99},red")
+    said = refuse(capsys, *train(folder, path, "--max_length", "60"))
+    assert "t.csv, row 5: prompt and answer have" in said and "tokens; expected at most 60" in said
+
+
 def test_missing_file(folder, capsys):
     assert "none.csv' does not exist" in refuse(capsys, *train(folder, folder / "none.csv"))
 

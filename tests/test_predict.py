@@ -1,0 +1,208 @@
+"""`modeling-mm predict`: many texts, many pictures, none at all, and where the model looked."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import drawing, mm_model
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMProcessor, cli, figures, predict
+from modeling_mm.checkpoint import load_checkpoint
+from modeling_mm.collator import MMCollator
+from modeling_mm.data import Row
+
+LABELS = {0: "blue", 1: "no", 2: "yes"}
+
+
+def save(folder, processor, head=MMForConditionalGeneration, text="llama", vision="clip_vision_model", **fields):
+    """A tiny model and its processor in a folder; its gates are open."""
+    model = mm_model(text, vision, head=head, image_token_id=processor.image_token_id, **fields)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    if head is MMForConditionalGeneration:
+        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def generator(tmp_path, processor):
+    return save(tmp_path / "generator", processor)
+
+
+@pytest.fixture
+def classifier(tmp_path, processor):
+    return save(tmp_path / "classifier", processor, MMForSequenceClassification, "bert", id2label=LABELS)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Paths of two different pictures, not square."""
+    paths = []
+    for name, shade in (("a", 220), ("b", 30)):
+        pixels = np.random.default_rng(shade).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        paths.append(str(tmp_path / f"{name}.png"))
+    return paths
+
+
+def ask(capsys, *argv):
+    """The results of a prediction."""
+    assert cli.main(["predict", "--max_new_tokens", "4", *map(str, argv)]) == 0
+    return json.loads(capsys.readouterr().out)["results"]
+
+
+def refuse(capsys, *argv):
+    """The sentence of a prediction that is refused."""
+    assert cli.main(["predict", *map(str, argv)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["generator", "classifier"])
+def test_several_texts_are_answered_as_each_alone(request, pictures, capsys, kind):
+    model = request.getfixturevalue(kind)
+    texts = ["is there a red square", "yes", "what colour is the circle"]
+    together = ask(capsys, "--model", model, "--image", pictures[0], "--text", *texts)
+    alone = [ask(capsys, "--model", model, "--image", pictures[0], "--text", text)[0] for text in texts]
+    assert [result["text"] for result in together] == texts
+    for result, own in zip(together, alone, strict=True):
+        if kind == "generator":
+            assert result == own
+        else:
+            assert result["label"] == own["label"]
+            assert result["probabilities"] == pytest.approx(own["probabilities"], abs=2e-4)
+
+
+def test_several_pictures_are_all_seen(generator, pictures):
+    model, processor = load_checkpoint(generator)
+    assert not model.training
+
+    def logits(*images):
+        batch = MMCollator(processor, "generation")([Row(1, list(images), "is it red")])
+        with torch.no_grad():
+            return model(**batch).logits[:, -1]
+
+    a, b = pictures
+    assert not torch.allclose(logits(a, b), logits(a, a)) and not torch.allclose(logits(a, b), logits(b, b))
+
+
+def test_several_pictures_and_texts_make_one_row_per_text(generator, pictures, capsys):
+    results = ask(capsys, "--model", generator, "--image", *pictures, "--text", "is it red", "yes")
+    assert [set(result) for result in results] == [{"text", "answer"}] * 2
+    said = refuse(capsys, "--model", generator, "--image", *pictures, "--text", "<image>is it red")
+    assert "the text has 1 '<image>' markers but 2 images" in said
+
+
+def test_text_alone_is_the_backbone_s_own_answer(generator, capsys):
+    (result,) = ask(capsys, "--model", generator, "--text", "is it red")
+    model, processor = load_checkpoint(generator)
+    batch = MMCollator(processor, "generation")([Row(1, [], "is it red")])
+    hidden = model.model.text_model(**batch).last_hidden_state
+    first = model.scale_logits(model.lm_head(hidden))[0, -1].argmax()
+    assert result["answer"].startswith(processor.decode(first, skip_special_tokens=True).strip())
+
+
+def test_a_picture_alone_is_described_or_classified(generator, classifier, pictures, capsys):
+    assert set(ask(capsys, "--model", generator, "--image", pictures[0])[0]) == {"text", "answer"}
+    (result,) = ask(capsys, "--model", classifier, "--image", pictures[0])
+    assert set(result["probabilities"]) == set(LABELS.values())
+    assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    assert result["label"] == max(result["probabilities"], key=result["probabilities"].get)
+
+
+def test_nothing_to_ask_is_refused(generator, capsys, tmp_path):
+    assert "give --image, --text or both" in refuse(capsys, "--model", generator)
+    assert "no.png' does not exist" in refuse(capsys, "--model", generator, "--image", tmp_path / "no.png")
+
+
+def test_explaining_needs_one_picture(generator, pictures, capsys, tmp_path):
+    look = tmp_path / "look.png"
+    for images in ([], ["--image", *pictures]):
+        said = refuse(capsys, "--model", generator, *images, "--text", "x", "--explain", look)
+        assert "--explain" in said and "one picture" in said
+    assert not look.exists()
+
+
+def test_a_resampler_s_slots_are_not_drawn_as_places(tmp_path, processor, pictures, capsys):
+    model = save(tmp_path / "resampler", processor, num_latents=4)
+    said = refuse(capsys, "--model", model, "--image", pictures[0], "--text", "x", "--explain", tmp_path / "l.png")
+    assert "--explain" in said and "resampler" in said
+
+
+def test_a_class_token_is_no_place():
+    weights = torch.arange(17.0)
+    assert predict.attention_grid(weights).tolist() == weights[1:].view(4, 4).tolist()
+    assert predict.attention_grid(weights[:16]).tolist() == weights[:16].view(4, 4).tolist()
+    for count in (2, 3, 7):
+        with pytest.raises(ValueError, match=f"{count} slots"):
+            predict.attention_grid(weights[:count])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is handed to the drawing of a prediction."""
+    calls = []
+    whole = figures.draw_attention
+    monkeypatch.setattr(figures, "draw_attention", lambda *args: calls.append(args) or whole(*args))
+    return calls
+
+
+@pytest.mark.parametrize("vision", ["clip_vision_model", "siglip_vision_model", "resnet"])
+def test_attention_of_a_word_is_shared_among_all_places(tmp_path, processor, pictures, capsys, drawn, vision):
+    model = save(tmp_path / "m", processor, vision=vision)
+    look = tmp_path / "look.png"
+    ask(capsys, "--model", model, "--image", pictures[0], "--text", "is it red", "--explain", look)
+    ((image, maps, title, path),) = drawn
+    assert image.size == (30, 20) and title == "is it red" and 1 <= len(maps) <= 8
+    for word, grid in maps:
+        assert isinstance(word, str) and grid.shape == (2, 2) and (grid >= 0).all()
+        if vision == "clip_vision_model":  # its class token has a share too
+            assert 0.1 < grid.sum() < 1
+        else:
+            assert grid.sum() == pytest.approx(1, abs=1e-4)
+    Image.open(look).verify()
+
+
+def test_an_explanation_is_the_same_beside_other_texts(generator, pictures, capsys, drawn, tmp_path):
+    ask(capsys, "--model", generator, "--image", pictures[0], "--text", "yes", "--explain", tmp_path / "one.png")
+    ask(
+        capsys, "--model", generator, "--image", pictures[0], "--text", "yes", "is there a red square, what colour",
+        "--explain", tmp_path / "two.png",
+    )  # fmt: skip
+    first, second = (call[1] for call in drawn)
+    assert [word for word, _ in first] == [word for word, _ in second]
+    for (_, one), (_, other) in zip(first, second, strict=True):
+        assert np.allclose(one, other, atol=1e-5)
+
+
+def test_a_classification_is_explained_by_the_words_of_its_text(classifier, pictures, capsys, drawn, tmp_path):
+    text = "is there a red square what colour is the circle"
+    (result,) = ask(
+        capsys, "--model", classifier, "--image", pictures[0], "--text", text, "--explain", tmp_path / "look.png"
+    )
+    assert result["label"] in LABELS.values()
+    words = [word for word, _ in drawn[0][1]]
+    assert len(words) == 8 and text.startswith("".join(words).strip())
+    assert all(grid.sum() > 0 for _, grid in drawn[0][1])
+
+
+def test_dollars_and_markup_in_texts_do_not_break_a_figure(tmp_path):
+    odd = r"does it cost $\frac$ or $5_$?"
+    samples = [{"image": drawing((9, 9, 9)), "text": odd, "prediction": odd, "truth": "$^$"}]
+    figures.draw_samples(samples, tmp_path / "s.png")
+    figures.draw_confusion([odd, "a"], [odd, "$^$"], tmp_path / "c.png")
+    figures.draw_attention(drawing((9, 9, 9)), [(odd, np.ones((2, 2)))], odd, tmp_path / "a.png")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"s.png", "c.png", "a.png"}
+
+
+def test_a_folder_opens_with_its_own_head(generator, classifier):
+    assert type(load_checkpoint(generator)[0]) is MMForConditionalGeneration
+    model, processor = load_checkpoint(classifier)
+    assert type(model) is MMForSequenceClassification and type(processor) is MMProcessor
+    assert isinstance(processor.image_processor, CLIPImageProcessorPil)
