@@ -52,6 +52,10 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
+    def get_image_features(self, *args, **kwargs):
+        """What the vision tower sees in distinct images; see `MMModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
     def encode_media(self, *args, **kwargs) -> torch.Tensor:
         """`media_key_values` (B, L, 2, K, S, E) for `forward` and `generate`; see `MMModel.encode_media`."""
         return self.model.encode_media(*args, **kwargs)

@@ -18,8 +18,9 @@ from torch import nn
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
 from .fusion_mm import NEVER, FusionCall, MMFusion, MMResampler, add_fusion_hooks, media_start_from_markers
@@ -138,17 +139,28 @@ class MMModel(MMPreTrainedModel):
             self.vision_tower.eval()
         return self
 
-    def get_image_features(self, pixel_values: torch.Tensor, **vision_inputs) -> torch.Tensor:
-        """States of distinct images: (I, C, H, W) to (I, P, V); grids of convolutional towers are flattened.
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, **vision_inputs) -> BaseModelOutputWithPooling:
+        """What the vision tower sees in distinct images (I, C, H, W).
 
-        `vision_inputs` are what else a tower takes per image (SigLIP2's `pixel_attention_mask`, `spatial_shapes`).
+        `vision_inputs` are what else a tower takes (SigLIP2's `pixel_attention_mask` and `spatial_shapes`, flags).
+
+        Returns:
+            the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
+            a convolutional tower is flattened.
         """
         trained = any(p.requires_grad for p in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            states = self.vision_tower(
-                pixel_values=pixel_values.to(self.vision_tower.dtype), **vision_inputs
-            ).last_hidden_state
-        return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states
+            output = self.vision_tower(
+                pixel_values=pixel_values.to(self.vision_tower.dtype), return_dict=True, **vision_inputs
+            )
+        states = output.last_hidden_state
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=states.flatten(2).transpose(1, 2) if states.dim() == 4 else states,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
 
     def touch_unused_parts(self) -> torch.Tensor:
         """Zero, with a zero gradient for every trained weight of tower and fusion.
@@ -186,7 +198,7 @@ class MMModel(MMPreTrainedModel):
         vision_inputs = {}
         if pixel_attention_mask is not None:
             vision_inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-        states = self.get_image_features(pixel_values, **vision_inputs)  # (I, P, V)
+        states = self.get_image_features(pixel_values, return_dict=True, **vision_inputs).pooler_output  # (I, P, V)
         present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
         key_values = self.fusion.encode(states, present)  # (I, L, 2, K, P, E)
         gathered = key_values[image_index.clamp(min=0)]  # (B, N, L, 2, K, P, E)

@@ -84,7 +84,9 @@ def test_the_vision_half_of_a_folder_is_taken(two_towers, tokenizer):
     assert same_weights(model.model.vision_tower, whole.vision_model)
     assert model.config.vision_config.model_type == whole.config.vision_config.model_type
     images = pictures(1)
-    assert torch.equal(model.model.get_image_features(**images), whole.vision_model(**images).last_hidden_state)
+    assert torch.equal(
+        model.model.get_image_features(**images).pooler_output, whole.vision_model(**images).last_hidden_state
+    )
     processor = MMProcessor.from_towers(vision=folder, text=tokenizer)
     assert processor.image_processor.size == {"height": 16, "width": 16}
 
