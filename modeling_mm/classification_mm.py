@@ -6,6 +6,7 @@ Shapes: B rows, N images per row, T text tokens, D text width.
 
 import torch
 from torch import nn
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
 from .modeling_mm import MMModel, MMOutput, MMPreTrainedModel, head_output
@@ -44,6 +45,7 @@ class MMForSequenceClassification(MMPreTrainedModel):
             chosen = torch.where(real, column, 0).amax(dim=1)
         return hidden_states[torch.arange(rows, device=hidden_states.device), chosen]
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -54,7 +56,6 @@ class MMForSequenceClassification(MMPreTrainedModel):
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> MMOutput | tuple:
         """Logits (B, num_labels).
@@ -78,7 +79,7 @@ class MMForSequenceClassification(MMPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return head_output(output, loss, logits, return_dict is not False and self.config.return_dict)
+        return head_output(output, loss, logits)
 
 
 __all__ = ["MMForSequenceClassification"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
 from .modeling_mm import MMModel, MMOutput, MMPreTrainedModel, head_output
@@ -71,6 +72,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -86,7 +88,6 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> MMOutput | tuple:
         """Next-token logits (B, T, V), or of the last `logits_to_keep` tokens only.
@@ -117,7 +118,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return head_output(output, loss, logits, return_dict is not False and self.config.return_dict)
+        return head_output(output, loss, logits)
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):

@@ -254,6 +254,7 @@ class MMModel(MMPreTrainedModel):
             start = torch.where(pixel_attention_mask.bool()[image_index.clamp(min=0)], start, NEVER)
         return media_key_values, start.flatten(1)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -268,7 +269,6 @@ class MMModel(MMPreTrainedModel):
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs,
     ) -> MMModelOutput | tuple:
         """Text (B, T), with or without media, to hidden states (B, T, D).
@@ -292,11 +292,9 @@ class MMModel(MMPreTrainedModel):
         call = None
         if media_key_values is not None:
             tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            before = 0 if past_key_values is None else past_key_values.get_seq_length()
-            column = torch.arange(tokens, device=media_start.device) + before
-            visible = media_start[:, None, None, :] <= column[:, None]  # (B, 1, T, S)
-            layers = tuple(self.config.fusion_layers)
-            call = FusionCall(self.fusion, layers, media_key_values, visible, [] if output_attentions else None)
+            visible = visible_slots(media_start, tokens, past_key_values)
+            attentions: list | None = [] if output_attentions else None
+            call = FusionCall(self.fusion, tuple(self.config.fusion_layers), media_key_values, visible, attentions)
         inputs = {
             "position_ids": position_ids,
             "past_key_values": past_key_values,
@@ -311,15 +309,12 @@ class MMModel(MMPreTrainedModel):
             **{name: value for name, value in inputs.items() if value is not None},
             **kwargs,
         )
-        if call is not None and not call.entered:
-            raise ValueError(
-                f"the text backbone '{self.config.text_config.model_type}' does not pass keyword arguments down to "
-                "its layers, so that fusion cannot enter it; use a backbone like bert, modernbert, llama or qwen3"
-            )
         last_hidden_state = text.last_hidden_state
-        if call is None and self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if call is not None:
+            self.check_entered(call)
+        elif self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             last_hidden_state = last_hidden_state + self.touch_unused_parts().to(last_hidden_state.dtype)
-        output = MMModelOutput(
+        return MMModelOutput(
             last_hidden_state=last_hidden_state,
             past_key_values=text.get("past_key_values"),
             hidden_states=text.get("hidden_states"),
@@ -327,7 +322,25 @@ class MMModel(MMPreTrainedModel):
             cross_attentions=tuple(call.attentions) if call is not None and call.attentions is not None else None,
             media_key_values=media_key_values,
         )
-        return output if return_dict is not False and self.config.return_dict else output.to_tuple()
+
+    def check_entered(self, call: FusionCall) -> None:
+        """Refuse a backbone that swallowed the call.
+
+        Raises:
+            ValueError: no fusion layer ran.
+        """
+        if not call.entered:
+            raise ValueError(
+                f"the text backbone '{self.config.text_config.model_type}' does not pass keyword arguments down to "
+                "its layers, so that fusion cannot enter it; use a backbone like bert, modernbert, llama or qwen3"
+            )
+
+
+def visible_slots(media_start: torch.Tensor, tokens: int, past_key_values: Cache | None) -> torch.Tensor:
+    """(B, 1, T, S) bool, which slots each of the next `tokens` columns after the cache sees; `media_start` (B, S)."""
+    before = 0 if past_key_values is None else past_key_values.get_seq_length()
+    column = torch.arange(tokens, device=media_start.device) + before
+    return media_start[:, None, None, :] <= column[:, None]
 
 
 def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -345,11 +358,10 @@ def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:
     return torch.arange(rows * per_row, device=pixel_values.device).view(rows, per_row)
 
 
-def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor, return_dict: bool):
+def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor) -> MMOutput:
     """The base model's output without its last hidden state, with the head's loss and logits."""
     fields = {name: value for name, value in output.items() if name != "last_hidden_state"}
-    result = MMOutput(loss=loss, logits=logits, **fields)
-    return result if return_dict else result.to_tuple()
+    return MMOutput(loss=loss, logits=logits, **fields)
 
 
 __all__ = ["MMPreTrainedModel", "MMModel", "MMModelOutput", "MMOutput"]

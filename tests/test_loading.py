@@ -21,6 +21,7 @@ from conftest import (
     padded,
     pictures,
     text_inputs,
+    token_row,
     vision_config,
 )
 from safetensors.torch import load_file, save_file
@@ -262,3 +263,13 @@ def test_one_s_own_checkpoint_needs_no_remote_code_no_pickle_and_no_network(proc
     ids = processor(text="what colour is the circle", return_tensors="pt")["input_ids"]
     logits = result(model, {"input_ids": ids, "pixel_values": torch.ones(1, 3, 16, 16)})
     assert said["sum"] == pytest.approx(logits.double().sum().item(), abs=1e-3)
+
+
+def test_tuples_where_the_config_says_so_or_the_call():
+    model = mm_model()
+    batch = {"input_ids": token_row(7, [2])[None], **pictures(1)}
+    expected = model(**batch).logits
+    assert torch.equal(model(**batch, return_dict=False)[0], expected)
+    model.config.return_dict = False
+    assert torch.equal(model(**batch)[0], expected)
+    assert torch.equal(model(**batch, return_dict=True).logits, expected)
