@@ -21,12 +21,18 @@ class MMParser(HfArgumentParser):
             ValueError: the YAML file is missing, malformed, or has a key that is no argument.
         """
         arguments = list(argv)
+        inline = next((i for i, word in enumerate(arguments) if word.startswith("--config=")), None)
+        if inline is not None:
+            arguments[inline : inline + 1] = arguments[inline].split("=", 1)
         if "--config" in arguments:
             at = arguments.index("--config")
             if at + 1 == len(arguments):
                 raise ValueError("--config needs the path of a YAML file")
             arguments = [*self.arguments_of(Path(arguments[at + 1])), *arguments[:at], *arguments[at + 2 :]]
-        return self.parse_args_into_dataclasses(args=arguments)
+        *parsed, rest = self.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+        if rest:
+            raise ValueError(f"unknown argument {rest[0]}; see {self.prog} --help")
+        return tuple(parsed)
 
     def arguments_of(self, path: Path) -> list[str]:
         """The file's keys as command line arguments, so that both are read alike; `env` goes to the environment."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The model card that training leaves in the output folder."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,11 @@ inputs = processor.apply_chat_template(
 )
 answer = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
 print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
+
+# An adapter, over the composed model in its sub-folder
+ADAPTED = r"""from peft import PeftModel
+
+model = PeftModel.from_pretrained(\1.from_pretrained("./base"), ".")"""
 
 CLASSIFY = """import modeling_mm  # or pass trust_remote_code=True and do without the package
 from PIL import Image
@@ -56,6 +62,9 @@ def write_card(
     )
     figures = "\n".join(f"| {name} | {value} |" for name, value in report.items() if name != "output_dir")
     parameters = sum(p.numel() for p in model.parameters())
+    code = ASK if task == "generation" else CLASSIFY
+    if (output / "adapter_config.json").is_file():
+        code = re.sub(r"model = (\w+)\.from_pretrained\(\".\"\)", ADAPTED, code)
     card = f"""---
 {data.to_yaml()}
 ---
@@ -79,7 +88,7 @@ joined by gated cross-attention; {parameters / 1e6:.1f} million parameters. Trai
 ## Use
 
 ```python
-{ASK if task == "generation" else CLASSIFY}
+{code}
 ```
 
 ## Made with

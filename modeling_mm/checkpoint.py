@@ -66,6 +66,7 @@ def last_checkpoint(folder: str) -> str | None:
             json.loads(state.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if not (path / "checkpoint-is-incomplete.txt").exists():
-            found.append((int(path.name.rpartition("-")[2]), str(path)))
+        step = path.name.rpartition("-")[2]
+        if step.isdigit() and not (path / "checkpoint-is-incomplete.txt").exists():
+            found.append((int(step), str(path)))
     return max(found)[1] if found else None

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"modeling-mm: there is no verb '{verb}'; it can {', '.join(VERBS)}", file=sys.stderr)
         return 2
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        asks_for_help = {"-h", "--help"} & set(arguments)
+        with contextlib.nullcontext() if asks_for_help else contextlib.redirect_stdout(sys.stderr):
             result = importlib.import_module(f"modeling_mm.{verb}").main(arguments[1:])
     except KeyboardInterrupt:
         print(f"modeling-mm {verb}: interrupted; what was saved is kept", file=sys.stderr)

@@ -108,7 +108,8 @@ class MMCollator:
         first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
         markers = [self.processor.with_markers(self.text(row), self.image_count(row)) for row in rows]
         texts = [text or first for text in markers]
-        batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"))
+        longest = min(self.max_length, tokenizer.model_max_length)
+        batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
         if rows[0].target is not None:
             batch["labels"] = torch.tensor([row.target for row in rows])
         return batch

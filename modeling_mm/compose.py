@@ -166,15 +166,18 @@ def model_from_towers(
         config.setdefault("image_token_id", tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
     if lm_head is not None:
         config["lm_head_bias"] = lm_head.bias is not None
-    # MMConfig resets what its sub-configs say of attention; the built towers keep their own
+    # MMConfig resets what its sub-configs say of attention and experts; the built towers keep their own
     attention = {
         "vision_config": vision_tower.config._attn_implementation,
         "text_config": text_model.config._attn_implementation,
     }
     config.setdefault("attn_implementation", attention)
+    experts = text_model.config._experts_implementation
     mm_config = MMConfig(vision_config=vision_tower.config, text_config=text_model.config, **config)
+    text_model.config._experts_implementation = experts
     towers = {"vision_tower": vision_tower, "text_model": text_model}
     model = cls(mm_config, **towers, **({"lm_head": lm_head} if generates else {}))
+    check_composition(cast(model, dtype or text_model.dtype), whole if generates else text_model)
     if generates:
         model.generation_config = whole.generation_config
         model.generation_config._from_model_config = False
@@ -182,7 +185,31 @@ def model_from_towers(
             model.generation_config.pad_token_id = tokenizer.pad_token_id
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    return cast(model, dtype or text_model.dtype)
+    return model
+
+
+@torch.no_grad()
+def check_composition(model: PreTrainedModel, source: PreTrainedModel) -> None:
+    """Run a few tokens through both, to refuse a backbone that fusion cannot enter or whose head does more than ours.
+
+    Raises:
+        ValueError: no fusion layer ran, or the output is not that of the model the backbone came in.
+    """
+    training = [part for part in {model, source} if part.training]
+    model.eval(), source.eval()
+    config, ids = model.config, torch.arange(4, device=model.device)[None] % model.config.text_config.vocab_size
+    shape = (1, len(config.fusion_layers), 2, config.fusion_num_key_value_heads, 1, config.fusion_head_dim)
+    media = {"media_key_values": torch.zeros(shape, device=ids.device), "media_start": torch.zeros_like(ids[:, :1])}
+    ours, theirs = model.base_model(input_ids=ids, **media), None
+    if isinstance(model, GenerationMixin):
+        ours, theirs = model(input_ids=ids, **media).logits, source(input_ids=ids).logits
+    for part in training:
+        part.train()
+    if theirs is not None and not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-3):
+        raise ValueError(
+            f"the head of the text backbone '{config.text_config.model_type}' does more to its logits than is "
+            "supported; use a decoder like llama, qwen3 or gpt2"
+        )
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -178,11 +178,15 @@ class MMDataset(torch.utils.data.Dataset):
     def __post_init__(self):
         names = self.table.column_names
         wanted = [name for name in (self.columns.target,) if name is not None]
-        if self.columns.image not in names and self.columns.text not in names:
-            wanted.append(self.columns.image)
-        for name in wanted:
+        wanted.append(self.columns.image)
+        if set(names) - {self.columns.image, self.columns.target}:  # something else that may be the text
+            wanted.append(self.columns.text)
+        for name in filter(None, wanted):
             if name not in names:
-                raise ValueError(f"'{self.source}' has no column '{name}'; it has {', '.join(names)}")
+                raise ValueError(
+                    f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
+                    '--image_column, --text_column or --label_column; "" where there is no picture or text)'
+                )
         for name, feature in self.table.features.items():
             if undecoded(feature) != feature:
                 self.table = self.table.cast_column(name, undecoded(feature))
@@ -206,7 +210,10 @@ class MMDataset(torch.utils.data.Dataset):
             target, feature = cells[self.columns.target], self.table.features[self.columns.target]
             if isinstance(feature, datasets.ClassLabel) and target is not None:
                 target = feature.int2str(target) if target >= 0 else None  # -1 stands for unlabelled
-            target = None if target is None else str(target).strip()
+        for name, cell in ((self.columns.text, text), (self.columns.target, target)):
+            if isinstance(cell, (list, dict)):
+                raise BadRow(f"'{name}' holds a list or structure; expected one plain value")
+        target = None if target is None else str(target).strip()
         return Row(number + 1, self.images(cells.get(self.columns.image)), "" if text is None else str(text), target)
 
     def images(self, cell: Any) -> list[str | bytes]:

@@ -75,8 +75,8 @@ def draw_some(dataset: MMDataset, texts: Sequence[str], path: Path, count: int =
     figures.draw_samples(samples, path)
 
 
-def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Run the verb; returns its results."""
+def main(argv: Sequence[str]) -> dict[str, Any] | None:
+    """Run the verb; returns its results on the first process."""
     (args,) = MMParser(EvaluateArguments, prog="modeling-mm evaluate").parse(argv)
     if (args.test_file is None) == (args.dataset is None):
         raise ValueError("give either --test_file or --dataset")
@@ -105,6 +105,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         max_new_tokens=args.max_new_tokens,
     )
     metrics, texts = predict_texts(trainer, dataset)
+    if not trainer.is_world_process_zero():
+        return None
     truths = [dataset.row(number).target for number in dataset.kept]
     write_predictions(dataset, texts, output / "predictions.jsonl")
     figures.draw_confusion(texts, truths, output / "report.png")
@@ -117,7 +119,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 def write_bad_rows(bad_rows: list[dict[str, Any]], output: Path) -> None:
     """bad_rows.jsonl: source, row and reason of what was skipped."""
+    path = output / "bad_rows.jsonl"
+    path.unlink(missing_ok=True)
     if bad_rows:
-        path = output / "bad_rows.jsonl"
         path.write_text("".join(json.dumps(bad) + "\n" for bad in bad_rows), encoding="utf-8")
         logger.warning(f"{len(bad_rows)} bad rows were skipped; they are listed in {path}")

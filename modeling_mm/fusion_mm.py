@@ -6,8 +6,7 @@
 - `FusionHook` enters the backbone: a forward pre-hook on every text layer that runs a fusion layer on its input. It
   holds an index only. Module and tensors arrive with the call, so that deepcopy, pickling and peft's replacement of
   modules cannot leave it with a stale reference.
-- Visibility is one integer per slot: a token at column t sees the slots whose `media_start` is at most t. A token
-  that sees nothing is left exactly as it was.
+- A token that sees nothing (`media_mm` says which slots it sees) is left exactly as it was.
 
 Shapes: B rows, I distinct images, N images per row, P states per image, S = N * P slots, T text tokens, D text width,
 V tower width, L fusion layers, H query heads, K key/value heads, E head width.
@@ -22,30 +21,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from .configuration_mm import MMConfig, tower_width
-
-NEVER = 2**30  # the `media_start` of a slot that no token may see
-
-
-def media_start_from_markers(marker_mask: torch.Tensor | None, image_index: torch.Tensor) -> torch.Tensor:
-    """Column from which each image of a row may be seen.
-
-    Args:
-        marker_mask: (B, T) bool, where the text holds an image marker; None for texts that know no markers.
-        image_index: (B, N), -1 where the row has no such image.
-
-    Returns:
-        (B, N) integers: the column of the image's own marker; 0 where the row has no marker at all; `NEVER` for an
-        absent image and for one beyond the row's last marker.
-    """
-    if marker_mask is None:
-        return torch.where(image_index < 0, NEVER, 0)
-    rows, columns = marker_mask.shape
-    column = torch.arange(columns, device=marker_mask.device).expand(rows, -1)
-    ordered = torch.where(marker_mask, column, NEVER).sort(dim=1).values  # (B, T), the markers' columns first
-    images = image_index.shape[1]
-    ordered = nn.functional.pad(ordered, (0, max(0, images - columns)), value=NEVER)[:, :images]
-    start = torch.where(marker_mask.any(dim=1, keepdim=True), ordered, 0)
-    return torch.where(image_index < 0, NEVER, start)
 
 
 @dataclass

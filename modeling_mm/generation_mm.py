@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
@@ -39,6 +40,8 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
                 "llama, qwen3 or gpt2, or MMForSequenceClassification for this backbone"
             )
         self.model = MMModel(config, **towers)
+        # recurrent backbones cannot take tokens back, so the library refuses to let others propose them
+        self._is_stateful = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]._is_stateful
         self.lm_head = (
             nn.Linear(text.hidden_size, text.vocab_size, config.lm_head_bias) if lm_head is None else lm_head
         )
@@ -62,12 +65,13 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         return self.model.encode_media(*args, **kwargs)
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What some backbones do to their logits: Granite divides, Cohere multiplies, Gemma caps them softly."""
+        """What some backbones do to their logits: Granite divides, Cohere and Falcon-H1 multiply, Gemma caps."""
         text = self.config.text_config
         if (divisor := getattr(text, "logits_scaling", None)) is not None:
             logits = logits / divisor
-        if (factor := getattr(text, "logit_scale", None)) is not None:
-            logits = logits * factor
+        for name in ("logit_scale", "lm_head_multiplier"):
+            if (factor := getattr(text, name, None)) is not None:
+                logits = logits * factor
         if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
@@ -134,9 +138,9 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         return super().generate(inputs, *args, **kwargs)
 
     def _get_candidate_generator(self, *args, **kwargs):
-        """A draft model without fusion proposes from the text alone: media are not for it."""
+        """A draft model proposes from the text alone: encoded media fit no model but the one that encoded them."""
         draft = kwargs.get("assistant_model")
-        if draft is not None and not hasattr(draft, "encode_media"):
+        if draft is not None and draft is not self:
             media = ("media_key_values", "media_start")
             kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k not in media}
         return super()._get_candidate_generator(*args, **kwargs)

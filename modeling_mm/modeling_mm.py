@@ -23,7 +23,14 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
-from .fusion_mm import NEVER, FusionCall, MMFusion, MMResampler, add_fusion_hooks, media_start_from_markers
+from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks
+from .media_mm import (
+    NEVER,
+    check_media_shapes,
+    implied_image_index,
+    media_start_from_markers,
+    visible_slots,
+)
 
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
@@ -150,7 +157,7 @@ class MMModel(MMPreTrainedModel):
             a convolutional tower is flattened.
         """
         trained = any(p.requires_grad for p in self.vision_tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (trained or pixel_values.requires_grad)):
             output = self.vision_tower(
                 pixel_values=pixel_values.to(self.vision_tower.dtype), return_dict=True, **vision_inputs
             )
@@ -224,6 +231,7 @@ class MMModel(MMPreTrainedModel):
         """
         if pixel_values is None and media_key_values is None:
             return None, None
+        check_media_shapes(self.config, image_index, media_key_values, media_start)
         markers = None
         if input_ids is not None and self.config.image_token_id is not None:
             markers = input_ids == self.config.image_token_id
@@ -334,28 +342,6 @@ class MMModel(MMPreTrainedModel):
                 f"the text backbone '{self.config.text_config.model_type}' does not pass keyword arguments down to "
                 "its layers, so that fusion cannot enter it; use a backbone like bert, modernbert, llama or qwen3"
             )
-
-
-def visible_slots(media_start: torch.Tensor, tokens: int, past_key_values: Cache | None) -> torch.Tensor:
-    """(B, 1, T, S) bool, which slots each of the next `tokens` columns after the cache sees; `media_start` (B, S)."""
-    before = 0 if past_key_values is None else past_key_values.get_seq_length()
-    column = torch.arange(tokens, device=media_start.device) + before
-    return media_start[:, None, None, :] <= column[:, None]
-
-
-def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:
-    """(B, N) for `pixel_values` without an index: (B, C, H, W) is one image per row, (B, N, C, H, W) is N per row.
-
-    Raises:
-        ValueError: any other number of dimensions.
-    """
-    if pixel_values.dim() not in (4, 5):
-        raise ValueError(
-            f"`pixel_values` has shape {tuple(pixel_values.shape)}; expected (B, C, H, W) for one image per row, "
-            "(B, N, C, H, W) for N per row, or (I, C, H, W) together with `image_index` (B, N)"
-        )
-    rows, per_row = pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1]
-    return torch.arange(rows * per_row, device=pixel_values.device).view(rows, per_row)
 
 
 def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor) -> MMOutput:

@@ -32,6 +32,7 @@ class PredictArguments:
     text: list[str] = field(default_factory=list, metadata={"help": "one or more texts, each about all the pictures"})
     explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
     max_new_tokens: int = 64
+    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
 
 
 def answer(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, max_new_tokens: int) -> list[dict]:
@@ -51,13 +52,13 @@ def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
 
 
 def attention_grid(weights: torch.Tensor) -> torch.Tensor:
-    """Weights (S,) of one picture's slots as an (h, w) grid; a leading class token is left out.
+    """Weights (S,) of one picture's slots as an (h, w) grid; leading class and register tokens are left out.
 
     Raises:
         ValueError: the slots are no square grid.
     """
-    for skipped in (0, 1):
-        side = round((len(weights) - skipped) ** 0.5)
+    for skipped in (0, 1, 5):
+        side = round(max(0, len(weights) - skipped) ** 0.5)
         if side > 1 and side * side == len(weights) - skipped:
             return weights[skipped:].view(side, side)
     raise ValueError(f"--explain needs one picture whose {len(weights)} slots form a square grid")
@@ -83,6 +84,16 @@ def explain(
     return [(processor.decode(ids[column]), attention_grid(mean[column + chosen_at]).numpy()) for column in words]
 
 
+def seen_picture(processor: MMProcessor, pixel_values: torch.Tensor) -> Image.Image | None:
+    """The first picture as the model saw it, where its processor crops; None where it sees the whole picture."""
+    if pixel_values.dim() != 4 or not processor.image_processor.to_dict().get("do_center_crop"):
+        return None
+    settings, pixels = processor.image_processor, pixel_values[0].permute(1, 2, 0)  # (H, W, C)
+    if settings.do_normalize:
+        pixels = pixels * torch.tensor(settings.image_std) + torch.tensor(settings.image_mean)
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Run the verb; returns its results."""
     (args,) = MMParser(PredictArguments, prog="modeling-mm predict").parse(argv)
@@ -92,6 +103,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"--explain draws over one picture, but {len(args.image)} were given with --image")
     attention = {"attn_implementation": "eager"} if args.explain else {}
     model, processor = load_checkpoint(args.model, **attention)
+    model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task = task_of(model)
     if args.explain and model.config.num_latents:
         raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
@@ -99,13 +111,14 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     for row in rows:
         processor.check_markers([row.text], [row.images])
     collator = MMCollator(processor, task, max_length=2**20)
-    batch = BatchFeature(collator(rows))
+    batch = BatchFeature(collator(rows)).to(model.device)
     results = answer(model, processor, batch, args.max_new_tokens) if task == "generation" else classify(model, batch)
     output: dict[str, Any] = {"model": args.model, "image": args.image}
     output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
     if args.explain:
-        maps = explain(model, processor, BatchFeature(collator(rows[:1])), args.max_new_tokens)
-        picture: Image.Image = open_image(args.image[0])
+        batch = BatchFeature(collator(rows[:1])).to(model.device)
+        maps = explain(model, processor, batch, args.max_new_tokens)
+        picture = seen_picture(processor, batch["pixel_values"].cpu()) or open_image(args.image[0])
         figures.draw_attention(picture, maps, rows[0].text, Path(args.explain))
         output["explain"] = args.explain
     return output

@@ -116,6 +116,8 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
     test = None
     if data.test_file is not None:
         test = read(data.test_file, "test", train.labels)
+    elif data.test_split is not None and data.dataset is None:
+        raise ValueError("--test_split names a split of --dataset; for a file give --test_file")
     elif data.test_split is not None:
         test = read(train.source, data.test_split, train.labels)
     if data.validation_file is not None:

@@ -14,6 +14,7 @@ from conftest import (
     text_config,
     token_row,
     vision_config,
+    vision_model,
 )
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -62,3 +63,38 @@ def test_a_decoder_without_a_head_is_refused():
     text = AutoModel.from_config(text_config("gpt2"))
     with pytest.raises(ValueError, match="GPT2Model has no language modelling head"):
         MMForConditionalGeneration.from_towers(vision=vision_config(), text=text, image_token_id=IMAGE_ID)
+
+
+@pytest.mark.parametrize("kind", ["falcon", "gptj", "gpt_neo"])
+def test_a_backbone_that_swallows_the_call_is_refused_when_composed(kind):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}
+    extra = {"rotary_dim": 8} if kind == "gptj" else {}
+    extra = {"attention_types": [[["global"], 2]]} if kind == "gpt_neo" else extra
+    text = AutoConfig.for_model(kind, **sizes, **extra)
+    with pytest.raises(ValueError, match="does not pass keyword arguments down"):
+        MMForConditionalGeneration.from_towers(vision=vision_model(), text=text)
+
+
+def test_a_head_that_does_more_than_ours_is_refused():
+    whole = causal_model("llama")
+    forward = whole.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+    whole.forward = scaled
+    with pytest.raises(ValueError, match="does more to its logits"):
+        MMForConditionalGeneration.from_towers(vision=vision_model(), text=whole)
+
+
+def test_proposals_to_a_recurrent_backbone_are_refused_as_the_library_does():
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 99, "head_dim": 16}
+    linear = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8}
+    linear |= {"linear_value_head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1}
+    more = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    text = AutoConfig.for_model("qwen3_next", num_hidden_layers=4, intermediate_size=32, **sizes, **linear, **more)
+    model = MMForConditionalGeneration.from_towers(vision=vision_model(), text=text).eval()
+    with pytest.raises(ValueError, match="stateful"):
+        model.generate(torch.randint(5, 90, (1, 6)), prompt_lookup_num_tokens=2, max_new_tokens=3)

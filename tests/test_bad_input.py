@@ -80,6 +80,26 @@ def test_missing_image_and_text_column(folder, capsys):
     assert "has no column 'image'" in said
 
 
+@pytest.mark.parametrize("header", ["img,text,answer", "image,question,answer"])
+def test_misspelt_column(folder, capsys, header):
+    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, header=header)))
+    assert "has no column '" in said and "--image_column" in said
+
+
+def test_a_list_in_place_of_a_value(folder, capsys):
+    (folder / "t.jsonl").write_text('{"image": "a.png", "text": "x", "answer": ["red", "blue"]}\n' * 3)
+    assert "row 1: 'answer' holds a list" in refuse(capsys, *train(folder, folder / "t.jsonl"))
+
+
+def test_a_split_of_a_file(folder, capsys):
+    argv = train(folder, write_csv(folder, *GOOD), "--test_split", "test")
+    assert "--test_split names a split of --dataset" in refuse(capsys, *argv)
+
+
+def test_unknown_argument(folder, capsys):
+    assert "unknown argument --imge" in refuse(capsys, "predict", "--model", folder, "--imge", "a.png")
+
+
 def test_unknown_label(folder, capsys):
     path = write_csv(folder, *GOOD, header="image,text,label")
     (folder / "v.csv").write_text("image,text,label\na.png,what?,mauve\n")
@@ -168,5 +188,12 @@ def test_wrong_shape_of_pixels():
     ids = torch.ones(2, 5, dtype=torch.long)
     with pytest.raises(ValueError, match=r"`pixel_values` has shape \(2, 3\); expected \(B, C, H, W\)"):
         model(input_ids=ids, pixel_values=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"`image_index` has shape \(2,\); expected \(B, N\)"):
+        model(input_ids=ids, pixel_values=torch.zeros(2, 3, 16, 16), image_index=torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"`media_key_values` has shape \(2, 3\); expected \(B, 2, 2, "):
+        model(input_ids=ids, media_key_values=torch.zeros(2, 3))
+    media = model.encode_media(torch.zeros(2, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"`media_start` has shape \(2, 1\); expected"):
+        model(input_ids=ids, media_key_values=media, media_start=torch.zeros(2, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="the media have 1 rows"):
         model(input_ids=ids, pixel_values=torch.zeros(1, 3, 16, 16))

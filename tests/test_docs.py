@@ -90,3 +90,14 @@ def test_readme_is_short_and_its_paths_exist():
 
 def test_readme_has_no_gaps():
     assert "_OUTPUT" not in README
+
+
+def test_card_of_an_adapter_runs_where_the_folder_was_moved_to(workplace, tmp_path, monkeypatch):
+    folder = tmp_path / "first"
+    argv = ["--model", workplace / "runs" / "easy_vqa", "--train_file", workplace / "t.csv", "--use_peft", "true"]
+    few = ["--max_steps", 1, "--save_strategy", "no", "--use_cpu", "--output_dir", folder]
+    assert cli.main(["train", *map(str, [*argv, *few])]) == 0
+    moved = folder.rename(tmp_path / "moved")
+    monkeypatch.chdir(moved)
+    (block,) = re.findall(r"```python\n(.*?)```", (moved / "README.md").read_text(), re.DOTALL)
+    exec(compile(block.replace("picture.png", easy_vqa.get_test_image_paths()[0]), "card", "exec"), {})

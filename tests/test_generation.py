@@ -230,3 +230,10 @@ def test_a_second_question_runs_no_vision_tower():
     pixels = {name: inputs[name] for name in ("pixel_values", "image_index")}
     assert torch.equal(new_tokens(model, {**second, **pixels}), answer)
     assert calls.images == [2]
+
+
+def test_a_draft_that_sees_is_given_no_media_of_another_model():
+    model, draft = mm_model(), mm_model(fusion_layers=[1])  # with other keys and values than the model's
+    batch = {"input_ids": token_row(6, [1])[None], **pictures(1)}
+    plain = model.generate(**batch, max_new_tokens=6, do_sample=False)
+    assert torch.equal(model.generate(**batch, max_new_tokens=6, do_sample=False, assistant_model=draft), plain)
