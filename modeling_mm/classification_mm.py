@@ -9,7 +9,8 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
-from .modeling_mm import MMModel, MMOutput, MMPreTrainedModel, head_output
+from .modeling_mm import MMModel, MMPreTrainedModel
+from .outputs_mm import MMOutput, head_output
 
 
 class MMForSequenceClassification(MMPreTrainedModel):

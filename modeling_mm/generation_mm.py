@@ -13,7 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
-from .modeling_mm import MMModel, MMOutput, MMPreTrainedModel, head_output
+from .modeling_mm import MMModel, MMPreTrainedModel
+from .outputs_mm import MMOutput, head_output
 
 MEDIA = ("pixel_values", "image_index", "pixel_attention_mask", "spatial_shapes", "media_key_values", "media_start")
 

@@ -10,7 +10,6 @@ Shapes: B rows, I distinct images, N images per row, S = N * P memory slots, T t
 V tower width, P states per image, L fusion layers, K key/value heads, E head width.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
@@ -31,40 +30,11 @@ from .media_mm import (
     media_start_from_markers,
     visible_slots,
 )
+from .outputs_mm import MMModelOutput
 
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
     from .generation_mm import MMForConditionalGeneration  # noqa: F401
-
-
-@dataclass
-class MMModelOutput(ModelOutput):
-    """Output of `MMModel`.
-
-    last_hidden_state: (B, T, D). past_key_values: the self-attention cache. hidden_states, attentions: of the text
-    backbone. cross_attentions: one (B, H, T, S) tensor per fusion layer, with `output_attentions=True`.
-    media_key_values: (B, L, 2, K, S, E), to be given to a later call in place of the pixels.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    media_key_values: torch.Tensor | None = None
-
-
-@dataclass
-class MMOutput(ModelOutput):
-    """Output of the heads: `loss` where labels were given, `logits`, and the fields of `MMModelOutput`."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    media_key_values: torch.Tensor | None = None
 
 
 class MMPreTrainedModel(PreTrainedModel):
@@ -344,10 +314,4 @@ class MMModel(MMPreTrainedModel):
             )
 
 
-def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor) -> MMOutput:
-    """The base model's output without its last hidden state, with the head's loss and logits."""
-    fields = {name: value for name, value in output.items() if name != "last_hidden_state"}
-    return MMOutput(loss=loss, logits=logits, **fields)
-
-
-__all__ = ["MMPreTrainedModel", "MMModel", "MMModelOutput", "MMOutput"]
+__all__ = ["MMPreTrainedModel", "MMModel"]
