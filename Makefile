@@ -1,18 +1,19 @@
 # Every target makes its own virtual environment first; Python 3.10 or newer is all it needs.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-lowest test-all check format bench laws clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	touch $(READY)
 
 demo: $(READY)  ## train on easy-VQA, evaluate on its test split, answer three questions (about 8 minutes on two cores)
@@ -20,6 +21,9 @@ demo: $(READY)  ## train on easy-VQA, evaluate on its test split, answer three q
 
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-lowest:  ## the fast tests with the lowest supported transformers, in an environment of their own
+	$(MAKE) test VENV=$(VENV)-lowest CONSTRAINTS=constraints-lowest.txt
 
 test-all: $(READY)  ## every test that this machine can run
 	$(BIN)/python -m pytest
@@ -36,5 +40,8 @@ format: $(READY)  ## format the code
 bench: $(READY)  ## side by side with LLaVA on the same towers; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
 
+laws: $(READY)  ## what the nearest models get wrong and ours right; writes benchmarks/LAWS.md
+	$(BIN)/python benchmarks/laws.py
+
 clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from conftest import (
     DECODERS,
     VISION,
@@ -16,6 +17,7 @@ from conftest import (
     pictures,
     text_inputs,
 )
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
@@ -32,6 +34,10 @@ UNUSED = {
     "bert": r"text_model\.pooler\.",
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+REENTRANT = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="reentrant checkpointing gives no gradients to keyword arguments before transformers 5.23",
+)
 TEXT_LORA = {"r": 4, "target_modules": r".*text_model.*\.(q_proj|v_proj)", "modules_to_save": ["fusion"]}
 
 
@@ -130,7 +136,7 @@ def test_rows_without_images_give_finite_gradients():
 
 
 @pytest.mark.parametrize("text", ["llama", "gpt2", "qwen3", "gemma2"])
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=REENTRANT)])
 def test_gradient_checkpointing_changes_no_gradient(text, reentrant):
     model = mm_model(text).train()
     for module in model.modules():
