@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-all conformance check format bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,6 +23,9 @@ test: $(READY)  ## the fast tests
 
 test-all: $(READY)  ## every test that this machine can run
 	$(BIN)/python -m pytest
+
+conformance: $(READY)  ## transformers' own test suites on our classes; writes docs/conformance.md (about a minute)
+	$(BIN)/python -m pytest -q -rfE -m conformance --conformance-page docs/conformance.md tests/conformance
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .
