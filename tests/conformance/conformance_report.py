@@ -39,7 +39,7 @@ Cells: passed / failed / skipped; "-": does not apply, or would repeat the colum
 
 ## Why tests were skipped
 
-Counted over all columns, in the environment that make sets up; a test skipped for one of its classes counts as skipped.
+Counted over all columns, in the environment of make; a test skipped for one of its classes counts as skipped.
 
 | suite | reason | count |
 | --- | --- | --- |
