@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-all check format bench laws clean
+.PHONY: help demo test test-lowest test-all conformance check format bench laws clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -27,6 +27,9 @@ test-lowest:  ## the fast tests with the lowest supported transformers, in an en
 
 test-all: $(READY)  ## every test that this machine can run
 	$(BIN)/python -m pytest
+
+conformance: $(READY)  ## transformers' own test suites on our classes; writes docs/conformance.md (about a minute)
+	$(BIN)/python -m pytest -q -rfE -m conformance --conformance-page docs/conformance.md tests/conformance
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

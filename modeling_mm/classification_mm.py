@@ -6,7 +6,8 @@ Shapes: B rows, N images per row, T text tokens, D text width.
 
 import torch
 from torch import nn
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
 from .modeling_mm import MMModel, MMPreTrainedModel
@@ -57,7 +58,7 @@ class MMForSequenceClassification(MMPreTrainedModel):
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MMOutput | tuple:
         """Logits (B, num_labels).
 

@@ -10,7 +10,8 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
 from .modeling_mm import MMModel, MMPreTrainedModel
@@ -93,7 +94,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MMOutput | tuple:
         """Next-token logits (B, T, V), or of the last `logits_to_keep` tokens only.
 

@@ -19,7 +19,8 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
 from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks
@@ -247,7 +248,7 @@ class MMModel(MMPreTrainedModel):
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MMModelOutput | tuple:
         """Text (B, T), with or without media, to hidden states (B, T, D).
 

@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import is_valid_image
-from transformers.processing_utils import ProcessorMixin
+from transformers.image_utils import ImageInput, is_valid_image
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.tokenization_utils_base import TextInput
+
+AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
 
 # Rewrites each message's content list to a string, each image a marker, for a template that knows strings only.
 FLATTEN_CONTENT = (
@@ -38,16 +41,21 @@ def multimodal_chat_template(template: str | None, image_token: str) -> str:
     return FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token) + (template or PLAIN_TEMPLATE)
 
 
-def images_per_row(images: Any, rows: int) -> list[list]:
+def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
     """One list of images for each row, from a single image, one image (or None) per row, or lists of them.
 
+    A flat list of as many images as there are markers is dealt out to these in their order; `markers` are counted per
+    row, and empty without texts.
+
     Raises:
-        ValueError: the images are not as many as the rows.
+        ValueError: the images are not as many as the rows, nor as the markers.
     """
-    if images is None:
-        return [[] for _ in range(rows)]
     if is_valid_image(images) or isinstance(images, str):
         images = [images]
+    flat = all(image is not None and not isinstance(image, (list, tuple)) for image in images)
+    if flat and len(images) == sum(markers):
+        following = iter(images)
+        return [[next(following) for _ in range(count)] for count in markers]
     nested = [
         [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image] for image in images
     ]
@@ -57,7 +65,8 @@ def images_per_row(images: Any, rows: int) -> list[list]:
         return [[image[0] for image in nested]]
     raise ValueError(
         f"{len(nested)} images or lists of images came with {rows} texts; give one image, one list of images or None "
-        "for each text"
+        "for each text, or a flat list, for which the image tokens in the prompts should be the same as the number of "
+        "images"
     )
 
 
@@ -75,6 +84,7 @@ class MMProcessor(ProcessorMixin):
     """
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, image_token="<image>", **kwargs):
+        self.auto_map = dict(AUTO_MAP)  # as in the config: the library's loading drops it, and saving needs it
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
@@ -96,11 +106,14 @@ class MMProcessor(ProcessorMixin):
             raise ImportError("from_towers needs the package itself: pip install modeling-mm") from error
         return processor_from_towers(cls, vision=vision, text=text, audio=audio, **kwargs)
 
-    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs) -> BatchFeature:
+    def __call__(
+        self, images: ImageInput | None = None, text: TextInput | list[TextInput] | None = None, **kwargs
+    ) -> BatchFeature:
         """Tensors for the model.
 
         Args:
-            images: one image, one per text (None: no image), or a list of images for each text; PIL, array or path.
+            images: one image, one per text (None: no image), a list of images for each text, or a flat list with one
+                image per marker; PIL, array or path.
             text: one string or a list; may hold image markers. Without it, images alone are prepared.
             kwargs: the tokenizer's and image processor's, for instance `padding`, `return_tensors`.
 
@@ -111,26 +124,40 @@ class MMProcessor(ProcessorMixin):
         Raises:
             ValueError: images and texts do not match in number, or a text has another number of markers than images.
         """
-        if audio is not None or videos is not None:
+        if kwargs.get("audio") is not None or kwargs.get("videos") is not None:
             raise ValueError("this processor takes images and text; audio and video are not supported yet")
-        kwargs.pop("return_metadata", None)
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        return_tensors = merged["text_kwargs"].pop("return_tensors", None)
-        for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
-            merged["text_kwargs"].pop(name, None)
-        data: dict[str, Any] = {}
-        texts = [text] if isinstance(text, str) else text
-        if texts is not None:
-            data.update(self.tokenizer(list(texts), **merged["text_kwargs"]))
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """Called first by the library: texts as a list, images as one list per row."""
+        texts = [text] if isinstance(text, str) else text if text is None else list(text)
         if images is not None:
             single = is_valid_image(images) or isinstance(images, str)
             rows = len(texts) if texts is not None else 1 if single else len(images)
-            nested = images_per_row(images, rows)
-            if texts is not None:
-                self.check_markers(texts, nested)
-            merged["images_kwargs"].pop("return_tensors", None)
-            data.update(self.flat_images(nested, **merged["images_kwargs"]))
-        return BatchFeature(data, tensor_type=return_tensors)
+            images = images_per_row(images, rows, [one.count(self.image_token) for one in texts or []])
+        return images, texts, videos, audio
+
+    def validate_inputs(self, images=None, text=None, **kwargs) -> None:
+        """Called second: refuse an empty call, and markers that differ from the images."""
+        if images is None and text is None:
+            raise ValueError("neither text nor images were given; expected one of them or both")
+        if images is not None and text is not None:
+            self.check_markers(text, images)
+
+    def _process_images(self, images: list[list], **kwargs) -> tuple[dict[str, Any], list[str]]:
+        """Called third: the images' tensors, and what stands in the text for each image, its marker as it is."""
+        kwargs.pop("return_tensors", None)
+        replacements = [self.replace_image_token({}, index) for index in range(sum(map(len, images)))]
+        return self.flat_images(images, **kwargs), replacements
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_token
+
+    def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
+        """What serving engines ask to plan their memory: each image, of any size, is one token."""
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(num_image_tokens=[1] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
 
     def check_markers(self, texts: list[str], images: list[list]) -> None:
         """Refuse a row whose markers and images differ in number; a text without markers may have any images.

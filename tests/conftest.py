@@ -5,6 +5,9 @@ Test files import the builders by name (`from conftest import mm_model`); pytest
 """
 
 import os
+import re
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,6 +22,9 @@ from modeling_mm import MMConfig, MMForConditionalGeneration, MMModel, MMProcess
 from modeling_mm.scratch import train_tokenizer
 
 torch.set_num_threads(1)
+
+CONFORMANCE = Path(__file__).parent / "conformance"
+collect_ignore = [CONFORMANCE]  # these tests download transformers' own: only `-m conformance` reads their files
 
 VOCABULARY, PAD, IMAGE_ID = 99, 0, 98
 SENTENCES = ["what colour is the circle", "is there a red square", "yes", "no", "blue", "a small green triangle"]
@@ -122,6 +128,17 @@ VISION = {
         "num_patches": 16,
     },
 }
+
+
+def pytest_addoption(parser):
+    parser.addoption("--conformance-page", help="with -m conformance: the file to write the results to")
+
+
+def pytest_configure(config):
+    if re.search(r"(?<!not )\bconformance\b", config.option.markexpr):
+        collect_ignore.clear()
+        sys.path.insert(0, str(CONFORMANCE))
+        config.pluginmanager.import_plugin("conformance_report")
 
 
 @pytest.fixture(autouse=True)

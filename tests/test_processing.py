@@ -109,6 +109,38 @@ def test_rows_that_differ_are_refused(processor):
         processor(text="a", audio=np.zeros(100))
 
 
+def test_a_flat_list_is_dealt_out_to_the_markers(processor):
+    red, blue = drawing(RED), drawing(BLUE)
+    texts = ["<image>a <image>", "b", "<image>c"]
+    batch = processor([red, blue, red], texts, padding=True, return_tensors="pt")
+    assert batch["image_index"].tolist() == [[0, 1], [-1, -1], [0, -1]]
+    with pytest.raises(ValueError, match="2 images or lists of images came with 3 texts"):
+        processor([red, blue], texts)
+
+
+def test_an_empty_call_is_refused(processor):
+    with pytest.raises(ValueError, match="neither text nor images were given"):
+        processor()
+
+
+def test_a_marker_that_truncation_cuts_off_is_refused(processor):
+    with pytest.raises(ValueError, match="Mismatch in `image` token count"):
+        processor(drawing(RED), "is it red <image>", truncation=True, max_length=2)
+
+
+def test_each_image_is_one_token_for_those_who_plan_ahead(processor):
+    red, blue = drawing(RED), drawing(BLUE, size=50)
+    options = {"return_mm_token_type_ids": True, "return_text_replacement_offsets": True, "padding": True}
+    batch = processor([[red], [blue, red]], ["a<image>", "<image><image>"], return_tensors="pt", **options)
+    assert torch.equal(batch["mm_token_type_ids"], (batch["input_ids"] == processor.image_token_id).long())
+    assert [[offset["span"] for offset in row] for row in batch["text_replacement_offsets"]] == [
+        [(1, 8)],
+        [(0, 7), (7, 14)],
+    ]
+    assert processor._get_num_multimodal_tokens([(20, 20), (50, 50)]).num_image_tokens == [1, 1]
+    assert processor._get_num_multimodal_tokens().num_image_tokens is None
+
+
 def test_a_tokenizer_without_the_marker_is_refused(processor):
     with pytest.raises(ValueError, match="does not know the marker '<picture>'; use MMProcessor.from_towers"):
         MMProcessor(processor.image_processor, processor.tokenizer, image_token="<picture>")
@@ -118,6 +150,7 @@ def test_a_processor_comes_back_as_it_was(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert type(loaded) is MMProcessor
+    assert loaded.to_dict() == processor.to_dict()
     assert loaded.image_token_id == processor.image_token_id and loaded.chat_template == processor.chat_template
     arguments = ([drawing(RED), None], ["<image>is it red", "yes"])
     given = [one(*arguments, padding=True, return_tensors="pt") for one in (processor, loaded)]

@@ -1,0 +1,88 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Tiny models in the form in which transformers' suites ask for them.
+
+Special tokens lie at 0 and 20 to 23: the overfitting test learns the tokens 1 to 19, and the resizing tests cut the
+vocabulary down to 84.
+
+Shapes: B rows, T text tokens.
+"""
+
+import torch
+
+from modeling_mm import MMConfig, MMForConditionalGeneration
+
+IMAGE_ID = 23
+TEXT = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+class LlamaTester:
+    """A Llama backbone that sees one picture per row through a SigLIP tower, all of whose weights are used."""
+
+    batch_size = 3
+    seq_length = 7
+    num_hidden_layers = 2
+    num_attention_heads = 4
+    hidden_size = 32
+    is_training = True
+    conditional_generation_class = MMForConditionalGeneration
+    text_config = {**TEXT, "model_type": "llama", "num_key_value_heads": 2, "bos_token_id": 21, "eos_token_id": 22}
+    vision_config = {
+        "model_type": "siglip_vision_model",
+        "vision_use_head": False,
+        "hidden_size": 32,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 8,
+        "patch_size": 4,
+        "num_channels": 3,
+    }
+
+    def __init__(self, parent=None):
+        self.parent = parent
+
+    def get_config(self):
+        towers = {"text_config": dict(self.text_config), "vision_config": dict(self.vision_config)}
+        return MMConfig(**towers, fusion_layers=[1], image_token_id=IMAGE_ID)
+
+    def prepare_config_and_inputs_for_common(self):
+        """A config, and ids, mask and pixels of B rows of T tokens that each begin with their picture's marker."""
+        input_ids = torch.randint(24, 99, (self.batch_size, self.seq_length))
+        input_ids[:, 0] = IMAGE_ID
+        pixel_values = torch.rand(self.batch_size, 3, 8, 8)
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": pixel_values}
+        return self.get_config(), inputs
+
+
+class OverfittingTester(LlamaTester):
+    """As the overfitting test reads it: the class to train, and the vocabulary's size in the outer config."""
+
+    causal_lm_class = MMForConditionalGeneration
+
+    def get_config(self):
+        config = super().get_config()
+        config.vocab_size = config.text_config.vocab_size
+        return config
+
+
+class BertTester(LlamaTester):
+    """A BERT backbone."""
+
+    conditional_generation_class = None
+    text_config = {**TEXT, "model_type": "bert"}
+
+
+class ModernBertTester(LlamaTester):
+    """A ModernBERT backbone."""
+
+    conditional_generation_class = None
+    text_config = {**TEXT, "model_type": "modernbert", "cls_token_id": 21, "sep_token_id": 22, "local_attention": 8}
+    text_config |= {"bos_token_id": 21, "eos_token_id": 22}
