@@ -131,6 +131,27 @@ class MMConfig(PreTrainedConfig):
         self.auto_map = dict(AUTO_MAP)
 
     @property
+    def _attn_implementation(self) -> str | None:
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict | None):
+        self.check_attention_parts(value)
+        PreTrainedConfig._attn_implementation.fset(self, value)
+
+    def check_attention_parts(self, value: str | dict | None) -> None:
+        """Refuse attention for a part that does not exist, which the library would pass over in silence.
+
+        Raises:
+            ValueError: a key of the dict is neither a sub-config's name nor "" (fusion).
+        """
+        unknown = [part for part in value if part and part not in self.sub_configs] if isinstance(value, dict) else []
+        if unknown:
+            raise ValueError(
+                f"`attn_implementation` names {unknown}; expected {list(self.sub_configs)} or '' (fusion)"
+            )
+
+    @property
     def is_text_decoder(self) -> bool:
         """Whether the text backbone generates: a causal language model that is not also a masked one."""
         kind = self.text_config.model_type

@@ -102,7 +102,8 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 class MMCrossAttention(nn.Module):
     """Queries from text, keys and values given; grouped-query heads; eager or sdpa by the config.
 
-    Flash and flex kernels take no per-token visibility in this form: with them chosen, this module uses sdpa.
+    Flash kernels take no mask of which token sees which slot, and flex ones compile anew for every number of tokens
+    and slots: where either is chosen for fusion, it uses sdpa.
     """
 
     is_causal = False

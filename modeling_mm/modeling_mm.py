@@ -64,6 +64,11 @@ class MMPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.text_model.set_input_embeddings(value)
 
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        """As in the library: one name for all parts, or a dict by sub-config with "" for fusion."""
+        self.config.check_attention_parts(attn_implementation)
+        super().set_attn_implementation(attn_implementation, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
