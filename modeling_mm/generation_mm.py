@@ -139,24 +139,24 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         """
         media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
         if media:
-            kwargs["media_key_values"], kwargs["media_start"] = self.media_of_prompts(
-                inputs if inputs is not None else kwargs.get("input_ids"), media, **kwargs
-            )
+            kwargs["media_key_values"], kwargs["media_start"] = self.media_of_prompts(media, inputs, **kwargs)
         return super().generate(inputs, *args, **kwargs)
 
     def media_of_prompts(
         self,
-        input_ids: torch.Tensor | None,
         media: dict[str, torch.Tensor],
+        inputs: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """`media_key_values` and `media_start` for prompts, whose markers and images are counted.
 
-        `input_ids` repeat what the cache holds, or come with a longer `attention_mask` and do not, as in the library.
+        `input_ids` (or `inputs`) repeat what the cache holds, or come with a longer `attention_mask` and do not.
         """
+        input_ids = input_ids if inputs is None else inputs
         before: int | torch.Tensor = 0
         if past_key_values is not None and input_ids is not None and attention_mask is not None:
             before = past_key_values.get_seq_length() if attention_mask.shape[1] > input_ids.shape[1] else 0

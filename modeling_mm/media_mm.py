@@ -59,7 +59,7 @@ def media_start_from_markers(
 
 
 def visible_slots(media_start: torch.Tensor, tokens: int, before: int | torch.Tensor) -> torch.Tensor:
-    """(B, 1, T, S) bool, which slots each of `tokens` columns after `before` cached ones sees; `media_start` (B, S)."""
+    """(B, 1, T, S) bool, which slots each of `tokens` columns after `before` cached ones sees; from (B, S)."""
     column = torch.arange(tokens, device=media_start.device) + before
     return media_start[:, None, None, :] <= column[:, None]
 
@@ -97,8 +97,8 @@ def check_media(
         return
     if pixel_values is not None:
         raise ValueError(
-            "both `pixel_values` and `media_key_values` were given; give one, or join what `encode_media` makes of the "
-            "pixels to the encoded media by torch.cat(dim=4)"
+            "both `pixel_values` and `media_key_values` were given; give one, or join what `encode_media` makes of "
+            "the pixels to the encoded media by torch.cat(dim=4)"
         )
     shape = tuple(key_values.shape)
     own = (len(config.fusion_layers), 2, config.fusion_num_key_value_heads, config.fusion_head_dim)
