@@ -9,6 +9,7 @@ from torch import nn
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
+from .media_mm import check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 
@@ -65,6 +66,7 @@ class MMForSequenceClassification(MMPreTrainedModel):
             labels: (B,) class ids, (B, num_labels) of 0 and 1 for several labels, or (B,) numbers for regression.
             The others are `MMModel.forward`'s.
         """
+        check_text(input_ids, inputs_embeds)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
-from .media_mm import check_markers, find_markers, implied_image_index
+from .media_mm import check_markers, check_text, find_markers, implied_image_index
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 
@@ -102,6 +102,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
             labels: (B, T), the tokens themselves where they are to be learned and -100 elsewhere; shifted inside.
             The others are `MMModel.forward`'s.
         """
+        check_text(input_ids, inputs_embeds)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

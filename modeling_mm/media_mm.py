@@ -109,6 +109,18 @@ def check_media(
         raise ValueError(f"`media_start` has shape {tuple(media_start.shape)}; expected ({shape[0]}, {shape[4]})")
 
 
+def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+    """Refuse a call without text.
+
+    Raises:
+        ValueError: neither ids nor embeddings came.
+    """
+    if input_ids is None and inputs_embeds is None:
+        raise ValueError(
+            "neither `input_ids` nor `inputs_embeds` was given; for pictures alone there is `get_image_features`"
+        )
+
+
 def check_markers(marker_mask: torch.Tensor, image_index: torch.Tensor, before: int | torch.Tensor) -> None:
     """Refuse a row with markers and images whose numbers differ; reads the tensors, so only `generate` can afford it.
 

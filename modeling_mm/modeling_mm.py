@@ -26,6 +26,7 @@ from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks
 from .media_mm import (
     NEVER,
     check_media,
+    check_text,
     find_markers,
     implied_image_index,
     media_start_from_markers,
@@ -36,6 +37,7 @@ from .outputs_mm import MMModelOutput
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
     from .generation_mm import MMForConditionalGeneration  # noqa: F401
+    from .pipeline_mm import MultimodalClassificationPipeline  # noqa: F401
 
 
 class MMPreTrainedModel(PreTrainedModel):
@@ -132,6 +134,7 @@ class MMModel(MMPreTrainedModel):
             the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
             a convolutional tower is flattened.
         """
+        vision_inputs = {name: value for name, value in vision_inputs.items() if value is not None}
         trained = any(p.requires_grad for p in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and (trained or pixel_values.requires_grad)):
             output = self.vision_tower(
@@ -178,10 +181,8 @@ class MMModel(MMPreTrainedModel):
         if image_index is None:
             image_index = implied_image_index(pixel_values)
             pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
-        vision_inputs = {}
-        if pixel_attention_mask is not None:
-            vision_inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-        states = self.get_image_features(pixel_values, return_dict=True, **vision_inputs).pooler_output  # (I, P, V)
+        patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        states = self.get_image_features(pixel_values, return_dict=True, **patches).pooler_output  # (I, P, V)
         present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
         key_values = self.fusion.encode(states, present)  # (I, L, 2, K, P, E)
         gathered = key_values[image_index.clamp(min=0)]  # (B, N, L, 2, K, P, E)
@@ -257,8 +258,8 @@ class MMModel(MMPreTrainedModel):
         media_start: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         **kwargs,
-    ) -> MMModelOutput | tuple:
-        """Text (B, T), with or without media, to hidden states (B, T, D).
+    ) -> MMModelOutput | BaseModelOutputWithPooling | tuple:
+        """Text (B, T), with or without media, to hidden states (B, T, D); pictures alone to `get_image_features`.
 
         Args:
             pixel_values, image_index, pixel_attention_mask, spatial_shapes: media, as `encode_media` takes them. With
@@ -267,6 +268,10 @@ class MMModel(MMPreTrainedModel):
             media_start: (B, S), the text column from which each slot may be seen; by default from the markers.
             The others are the text backbone's own.
         """
+        if input_ids is None and inputs_embeds is None and pixel_values is not None:
+            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+            return self.get_image_features(pixel_values, return_dict=True, **patches)
+        check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
         media_key_values, media_start = self.prepare_media(
             input_ids,
