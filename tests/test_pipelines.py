@@ -4,12 +4,9 @@
 Without the package: tests/test_remote_code.py.
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import causal_model, drawing, mm_model, pictures, token_row
+from conftest import drawing, mm_model, pictures
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -105,7 +102,7 @@ def test_a_picture_of_several_rows_is_encoded_once(classify, tmp_path):
     rows = [{"image": [path, RED], "text": "blue"}, {"image": path}, {"image": RED, "text": "yes"}]
     classify(rows, batch_size=3)
     assert seen == [2]
-    assert classify({"image": path}) == pytest.approx(classify({"image": GREEN}))
+    assert classify({"image": path}) == classify({"image": GREEN})
 
 
 def test_scores_follow_the_kind_of_problem(processor, tmp_path):
@@ -197,21 +194,3 @@ def test_a_head_without_text_is_refused(head):
         mm_model(head=head)(**pictures(1))
     with pytest.raises(ValueError, match="neither `input_ids` nor `inputs_embeds` was given"):
         mm_model(head=MMModel)()
-
-
-def test_a_text_only_model_refuses_pictures():
-    with pytest.raises(ValueError, match="pixel_values"):  # the library's own sentence
-        causal_model().generate(token_row(4)[None], **pictures(1), max_new_tokens=2)
-
-
-@pytest.mark.slow
-def test_importing_a_pipeline_costs_little():
-    """What the registration adds to `import modeling_mm`, against the import of torch and transformers before it."""
-    code = (
-        "import time, torch; from transformers import AutoModelForImageTextToText, GenerationMixin;"
-        "import modeling_mm.configuration_mm as c; a = time.time();"
-        "import importlib, sys; [sys.modules.pop(n) for n in list(sys.modules) if n.startswith('transformers.pipelines')];"
-        "b = time.time(); import transformers.pipelines.text_classification; print(time.time() - b)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout.splitlines()[-1]) < 0.5
