@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """modeling_mm: any text backbone of transformers sees pictures, through gated cross-attention.
 
-Importing this package registers its classes with the Auto classes, and does nothing else.
+Importing this package registers its classes with the Auto classes and its pipeline, and does nothing else.
 """
 
 from transformers import (
@@ -12,11 +12,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .classification_mm import MMForSequenceClassification
 from .configuration_mm import MMConfig
 from .generation_mm import MMForConditionalGeneration
 from .modeling_mm import MMModel, MMPreTrainedModel
+from .pipeline_mm import MultimodalClassificationPipeline
 from .processing_mm import MMProcessor
 from .version import __version__
 
@@ -26,6 +28,9 @@ AutoModelForImageTextToText.register(MMConfig, MMForConditionalGeneration, exist
 AutoModelForMultimodalLM.register(MMConfig, MMForConditionalGeneration, exist_ok=True)
 AutoModelForSequenceClassification.register(MMConfig, MMForSequenceClassification, exist_ok=True)
 AutoProcessor.register(MMConfig, MMProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "multimodal-classification", MultimodalClassificationPipeline, AutoModelForSequenceClassification
+)
 
 # So that saving again copies the code beside the weights, and others can load the folder without this package.
 MMConfig.register_for_auto_class()
@@ -41,5 +46,6 @@ __all__ = [
     "MMModel",
     "MMPreTrainedModel",
     "MMProcessor",
+    "MultimodalClassificationPipeline",
     "__version__",
 ]

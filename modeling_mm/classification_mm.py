@@ -10,6 +10,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
+from .media_mm import check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 
@@ -66,6 +67,7 @@ class MMForSequenceClassification(MMPreTrainedModel):
             labels: (B,) class ids, (B, num_labels) of 0 and 1 for several labels, or (B,) numbers for regression.
             The others are `MMModel.forward`'s.
         """
+        check_text(input_ids, inputs_embeds)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -149,10 +149,10 @@ def model_from_towers(
         processor: the processor that will be used, when the text tower is not a source that a tokenizer can be
             loaded from; tells the image marker and the vocabulary.
         dtype: of the whole model; default: the text backbone's.
-        config: fields of `MMConfig`.
+        config: fields of `MMConfig`, and `attn_implementation`, by default the towers' own.
 
     Raises:
-        ValueError: an unknown tower, an audio tower, a generating head on an encoder.
+        ValueError: an unknown tower, an audio tower, a generating head on an encoder, an attention that a part lacks.
     """
     if audio is not None:
         raise ValueError("an audio tower was given, but this version supports image and text only; leave it out")
@@ -167,11 +167,11 @@ def model_from_towers(
     if lm_head is not None:
         config["lm_head_bias"] = lm_head.bias is not None
     # MMConfig resets what its sub-configs say of attention and experts; the built towers keep their own
-    attention = {
+    wanted_attention = config.pop("attn_implementation", None)
+    config["attn_implementation"] = {
         "vision_config": vision_tower.config._attn_implementation,
         "text_config": text_model.config._attn_implementation,
     }
-    config.setdefault("attn_implementation", attention)
     experts = text_model.config._experts_implementation
     mm_config = MMConfig(vision_config=vision_tower.config, text_config=text_model.config, **config)
     text_model.config._experts_implementation = experts
@@ -185,6 +185,8 @@ def model_from_towers(
             model.generation_config.pad_token_id = tokenizer.pad_token_id
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
+    if wanted_attention is not None:
+        model.set_attn_implementation(wanted_attention)
     return model
 
 

@@ -25,6 +25,13 @@ AUTO_MAP = {
     "AutoProcessor": "processing_mm.MMProcessor",
 }
 
+CUSTOM_PIPELINES = {
+    "multimodal-classification": {
+        "impl": "pipeline_mm.MultimodalClassificationPipeline",
+        "pt": ["AutoModelForSequenceClassification"],
+    }
+}
+
 # These do not hand keyword arguments from their `forward` down to their layers, which fusion depends on.
 UNSUPPORTED_TEXT_MODELS = ("deberta", "deberta-v2", "mpnet", "bloom", "albert")
 
@@ -129,6 +136,44 @@ class MMConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
         self.auto_map = dict(AUTO_MAP)
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """The pipeline of a classifier, for the library to find in the checkpoint's own code by `trust_remote_code`.
+
+        Where the package has registered it, there is nothing to find, and no trust is asked for. It is not saved: the
+        library writes classes into what it gets here, which json cannot hold.
+        """
+        from transformers.pipelines import SUPPORTED_TASKS
+
+        classifies = "MMForSequenceClassification" in (self.architectures or [])
+        missing = {task: info for task, info in CUSTOM_PIPELINES.items() if task not in SUPPORTED_TASKS}
+        return {task: dict(info) for task, info in missing.items()} if classifies else {}
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, value: dict[str, dict]) -> None:
+        """A pipeline that is saved offers its own entry; the property has it already."""
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict | None):
+        self.check_attention_parts(value)
+        PreTrainedConfig._attn_implementation.fset(self, value)
+
+    def check_attention_parts(self, value: str | dict | None) -> None:
+        """Refuse attention for a part that does not exist, which the library would pass over in silence.
+
+        Raises:
+            ValueError: a key of the dict is neither a sub-config's name nor "" (fusion).
+        """
+        unknown = [part for part in value if part and part not in self.sub_configs] if isinstance(value, dict) else []
+        if unknown:
+            raise ValueError(
+                f"`attn_implementation` names {unknown}; expected {list(self.sub_configs)} or '' (fusion)"
+            )
 
     @property
     def is_text_decoder(self) -> bool:

@@ -102,7 +102,8 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 class MMCrossAttention(nn.Module):
     """Queries from text, keys and values given; grouped-query heads; eager or sdpa by the config.
 
-    Flash and flex kernels take no per-token visibility in this form: with them chosen, this module uses sdpa.
+    Flash kernels take no mask of which token sees which slot, and flex ones compile anew for every number of tokens
+    and slots: where either is chosen for fusion, it uses sdpa.
     """
 
     is_causal = False
@@ -155,16 +156,17 @@ class MMFusionLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, key_values: torch.Tensor, visible: torch.Tensor, need_weights: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         seen = visible.any(dim=-1).transpose(1, 2)  # (B, T, 1): the token sees something
+        states = hidden_states.to(self.cross_attn_norm.weight.dtype)  # fusion may train in a higher precision
         # A softmax over nothing is NaN: such tokens attend to everything, and are left out by `where` below.
         attended, weights = self.cross_attn(
-            self.cross_attn_norm(hidden_states), key_values, visible | ~seen.transpose(1, 2)[..., None], need_weights
+            self.cross_attn_norm(states), key_values, visible | ~seen.transpose(1, 2)[..., None], need_weights
         )
-        fused = hidden_states + (self.cross_attn_gate.tanh() * attended).to(hidden_states.dtype)
+        fused = states + (self.cross_attn_gate.tanh() * attended).to(states.dtype)
         if self.mlp is not None:
             fused = fused + (self.mlp_gate.tanh() * self.mlp(self.mlp_norm(fused))).to(fused.dtype)
         if weights is not None:
             weights = weights * seen[:, None]
-        return torch.where(seen, fused, hidden_states), weights
+        return torch.where(seen, fused.to(hidden_states.dtype), hidden_states), weights
 
 
 class MMResampler(nn.Module):
@@ -229,7 +231,7 @@ class MMFusion(nn.Module):
 
         `present` (I, P) marks real states where a tower pads them; only the resampler needs to know.
         """
-        memory = self.image_projector(states)  # (I, P, D)
+        memory = self.image_projector(states.to(self.memory_norm.weight.dtype))  # (I, P, D)
         if self.resampler is not None:
             memory = self.resampler(memory, present)
         memory = self.kv_proj(self.memory_norm(memory))

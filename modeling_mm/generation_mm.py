@@ -14,6 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
+from .media_mm import check_markers, check_text, find_markers, implied_image_index
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 
@@ -102,6 +103,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
             labels: (B, T), the tokens themselves where they are to be learned and -100 elsewhere; shifted inside.
             The others are `MMModel.forward`'s.
         """
+        check_text(input_ids, inputs_embeds)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -131,13 +133,44 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         """As `GenerationMixin.generate`; media are encoded once, before rows are repeated for beams or samples.
 
         Takes `pixel_values` with `image_index`; or `media_key_values` from `encode_media` or an earlier output, with
-        the same `image_index`, for another question about the same pictures.
+        the same `image_index`, for another question about the same pictures. With `past_key_values` of an earlier
+        turn, the media are those of the whole conversation.
+
+        Raises:
+            ValueError: a row has another number of image markers than images, or what `prepare_media` refuses.
         """
         media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
         if media:
-            input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-            kwargs["media_key_values"], kwargs["media_start"] = self.model.prepare_media(input_ids, **media)
+            kwargs["media_key_values"], kwargs["media_start"] = self.media_of_prompts(media, inputs, **kwargs)
         return super().generate(inputs, *args, **kwargs)
+
+    def media_of_prompts(
+        self,
+        media: dict[str, torch.Tensor],
+        inputs: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """`media_key_values` and `media_start` for prompts, whose markers and images are counted.
+
+        `input_ids` (or `inputs`) repeat what the cache holds, or come with a longer `attention_mask` and do not.
+        """
+        input_ids = input_ids if inputs is None else inputs
+        before: int | torch.Tensor = 0
+        if past_key_values is not None and input_ids is not None and attention_mask is not None:
+            before = past_key_values.get_seq_length() if attention_mask.shape[1] > input_ids.shape[1] else 0
+        text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        prepared = self.model.prepare_media(**text, **media, before=before)
+        image_index = media.get("image_index")
+        if image_index is None and "pixel_values" in media:
+            image_index = implied_image_index(media["pixel_values"])
+        markers = find_markers(self.config.image_token_id, **text, embeddings=self.get_input_embeddings())
+        if markers is not None and image_index is not None and "media_start" not in media:
+            check_markers(markers, image_index, before)
+        return prepared
 
     def _get_candidate_generator(self, *args, **kwargs):
         """A draft model proposes from the text alone: encoded media fit no model but the one that encoded them."""

@@ -7,38 +7,59 @@ Shapes: B rows, N images per row, S memory slots, T text tokens.
 """
 
 import torch
-from transformers.cache_utils import Cache
 
 from .configuration_mm import MMConfig
 
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 
 
-def media_start_from_markers(marker_mask: torch.Tensor | None, image_index: torch.Tensor) -> torch.Tensor:
+def find_markers(
+    image_token_id: int | None,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    embeddings: torch.nn.Module,
+) -> torch.Tensor | None:
+    """(B, T) bool, where the image markers are: by their id, or by their embedding where no ids came."""
+    if image_token_id is None or (input_ids is None and inputs_embeds is None):
+        return None
+    if input_ids is not None:
+        return input_ids == image_token_id
+    marker = embeddings(torch.full((1,), image_token_id, device=inputs_embeds.device))
+    return (inputs_embeds == marker.to(inputs_embeds.dtype)).all(dim=-1)
+
+
+def media_start_from_markers(
+    marker_mask: torch.Tensor | None, image_index: torch.Tensor, before: int | torch.Tensor = 0
+) -> torch.Tensor:
     """Column from which each image of a row may be seen.
 
     Args:
         marker_mask: (B, T) bool, where the text holds an image marker; None for texts that know no markers.
         image_index: (B, N), -1 where the row has no such image.
+        before: how many columns the cache holds before these; a row's last images then belong to its markers here,
+            and the images before them to markers that the cache holds.
 
     Returns:
-        (B, N) integers: the column of the image's own marker; 0 where the row has no marker at all; `NEVER` for an
-        absent image and for one beyond the row's last marker.
+        (B, N) integers: the column of the image's own marker; 0 where the row has no marker at all and for an image of
+        an earlier turn; `NEVER` for an absent image and for one beyond the row's last marker.
     """
     if marker_mask is None:
         return torch.where(image_index < 0, NEVER, 0)
     rows, columns = marker_mask.shape
-    column = torch.arange(columns, device=marker_mask.device).expand(rows, -1)
-    ordered = torch.where(marker_mask, column, NEVER).sort(dim=1).values  # (B, T), the markers' columns first
     images = image_index.shape[1]
-    ordered = torch.nn.functional.pad(ordered, (0, max(0, images - columns)), value=NEVER)[:, :images]
-    start = torch.where(marker_mask.any(dim=1, keepdim=True), ordered, 0)
+    column = torch.arange(columns, device=marker_mask.device).expand(rows, -1) + before
+    ordered = torch.where(marker_mask, column, NEVER).sort(dim=1).values  # (B, T), the markers' columns first
+    ordered = torch.nn.functional.pad(ordered, (0, max(0, images - columns)), value=NEVER)
+    place = torch.arange(images, device=image_index.device).expand(rows, -1)  # (B, N)
+    last = torch.where(image_index < 0, -1, place).amax(dim=1, keepdim=True)
+    earlier = (last + 1 - marker_mask.sum(dim=1, keepdim=True)).clamp(min=0) * (before > 0)  # (B, 1)
+    start = ordered.gather(1, (place - earlier).clamp(min=0))
+    start = torch.where(marker_mask.any(dim=1, keepdim=True) & (place >= earlier), start, 0)
     return torch.where(image_index < 0, NEVER, start)
 
 
-def visible_slots(media_start: torch.Tensor, tokens: int, past_key_values: Cache | None) -> torch.Tensor:
-    """(B, 1, T, S) bool, which slots each of the next `tokens` columns after the cache sees; `media_start` (B, S)."""
-    before = 0 if past_key_values is None else past_key_values.get_seq_length()
+def visible_slots(media_start: torch.Tensor, tokens: int, before: int | torch.Tensor) -> torch.Tensor:
+    """(B, 1, T, S) bool, which slots each of `tokens` columns after `before` cached ones sees; from (B, S)."""
     column = torch.arange(tokens, device=media_start.device) + before
     return media_start[:, None, None, :] <= column[:, None]
 
@@ -58,13 +79,14 @@ def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:
     return torch.arange(rows * per_row, device=pixel_values.device).view(rows, per_row)
 
 
-def check_media_shapes(
+def check_media(
     config: MMConfig,
+    pixel_values: torch.Tensor | None,
     image_index: torch.Tensor | None,
     key_values: torch.Tensor | None,
     media_start: torch.Tensor | None,
 ) -> None:
-    """Refuse media of another shape or another model.
+    """Refuse media of another shape or another model, and pixels beside media that are encoded already.
 
     Raises:
         ValueError: says what came and what was expected.
@@ -73,6 +95,11 @@ def check_media_shapes(
         raise ValueError(f"`image_index` has shape {tuple(image_index.shape)}; expected (B, N)")
     if key_values is None:
         return
+    if pixel_values is not None:
+        raise ValueError(
+            "both `pixel_values` and `media_key_values` were given; give one, or join what `encode_media` makes of "
+            "the pixels to the encoded media by torch.cat(dim=4)"
+        )
     shape = tuple(key_values.shape)
     own = (len(config.fusion_layers), 2, config.fusion_num_key_value_heads, config.fusion_head_dim)
     if len(shape) != 6 or (*shape[1:4], shape[5]) != own:
@@ -80,3 +107,31 @@ def check_media_shapes(
         raise ValueError(f"`media_key_values` has shape {shape}; expected (B, {layers}, 2, {heads}, S, {width})")
     if media_start is not None and tuple(media_start.shape) != (shape[0], shape[4]):
         raise ValueError(f"`media_start` has shape {tuple(media_start.shape)}; expected ({shape[0]}, {shape[4]})")
+
+
+def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
+    """Refuse a call without text.
+
+    Raises:
+        ValueError: neither ids nor embeddings came.
+    """
+    if input_ids is None and inputs_embeds is None:
+        raise ValueError(
+            "neither `input_ids` nor `inputs_embeds` was given; for pictures alone there is `get_image_features`"
+        )
+
+
+def check_markers(marker_mask: torch.Tensor, image_index: torch.Tensor, before: int | torch.Tensor) -> None:
+    """Refuse a row with markers and images whose numbers differ; reads the tensors, so only `generate` can afford it.
+
+    Raises:
+        ValueError: names the first such row.
+    """
+    for row, (markers, images) in enumerate(
+        zip(marker_mask.sum(dim=1).tolist(), (image_index >= 0).sum(dim=1).tolist(), strict=True)
+    ):
+        if markers and images and (markers > images or markers < images and not before):
+            raise ValueError(
+                f"row {row}: {images} images came with {markers} image markers in its tokens; expected one marker per "
+                "image, or none at all (in a later turn, give the images of the earlier turns again)"
+            )

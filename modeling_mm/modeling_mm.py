@@ -26,7 +26,9 @@ from .configuration_mm import MMConfig
 from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks
 from .media_mm import (
     NEVER,
-    check_media_shapes,
+    check_media,
+    check_text,
+    find_markers,
     implied_image_index,
     media_start_from_markers,
     visible_slots,
@@ -36,6 +38,7 @@ from .outputs_mm import MMModelOutput
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
     from .generation_mm import MMForConditionalGeneration  # noqa: F401
+    from .pipeline_mm import MultimodalClassificationPipeline  # noqa: F401
 
 
 class MMPreTrainedModel(PreTrainedModel):
@@ -64,6 +67,11 @@ class MMPreTrainedModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.text_model.set_input_embeddings(value)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        """As in the library: one name for all parts, or a dict by sub-config with "" for fusion."""
+        self.config.check_attention_parts(attn_implementation)
+        super().set_attn_implementation(attn_implementation, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -127,6 +135,7 @@ class MMModel(MMPreTrainedModel):
             the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
             a convolutional tower is flattened.
         """
+        vision_inputs = {name: value for name, value in vision_inputs.items() if value is not None}
         trained = any(p.requires_grad for p in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and (trained or pixel_values.requires_grad)):
             output = self.vision_tower(
@@ -173,10 +182,8 @@ class MMModel(MMPreTrainedModel):
         if image_index is None:
             image_index = implied_image_index(pixel_values)
             pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
-        vision_inputs = {}
-        if pixel_attention_mask is not None:
-            vision_inputs = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-        states = self.get_image_features(pixel_values, return_dict=True, **vision_inputs).pooler_output  # (I, P, V)
+        patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        states = self.get_image_features(pixel_values, return_dict=True, **patches).pooler_output  # (I, P, V)
         present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
         key_values = self.fusion.encode(states, present)  # (I, L, 2, K, P, E)
         gathered = key_values[image_index.clamp(min=0)]  # (B, N, L, 2, K, P, E)
@@ -191,21 +198,23 @@ class MMModel(MMPreTrainedModel):
         media_start: torch.Tensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        before: int | torch.Tensor = 0,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What fusion needs of the media: `media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S).
 
         Encoded media pass through, and so does a given `media_start`; otherwise it follows from the markers in
-        `input_ids` (B, T) and from `image_index` (by default as many images per row as the most markers in a row).
+        `input_ids` (B, T) or `inputs_embeds` (B, T, D), which stand after `before` cached columns, and from
+        `image_index` (by default as many images per row as the most markers in a row).
 
         Raises:
-            ValueError: text and media differ in rows, or encoded media do not divide among the images.
+            ValueError: text and media differ in rows, pixels came beside encoded media, or those do not divide among
+                the images.
         """
         if pixel_values is None and media_key_values is None:
             return None, None
-        check_media_shapes(self.config, image_index, media_key_values, media_start)
-        markers = None
-        if input_ids is not None and self.config.image_token_id is not None:
-            markers = input_ids == self.config.image_token_id
+        check_media(self.config, pixel_values, image_index, media_key_values, media_start)
+        markers = find_markers(self.config.image_token_id, input_ids, inputs_embeds, self.get_input_embeddings())
         if image_index is None and pixel_values is not None:
             image_index = implied_image_index(pixel_values)
             pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
@@ -217,17 +226,18 @@ class MMModel(MMPreTrainedModel):
         if image_index is None:
             images = 1 if markers is None else max(1, int(markers.sum(dim=1).max()))
             image_index = torch.zeros(rows, images, dtype=torch.long, device=media_key_values.device)
-        if input_ids is not None and input_ids.shape[0] != rows or image_index.shape[0] != rows:
+        text_rows = next((text.shape[0] for text in (input_ids, inputs_embeds) if text is not None), rows)
+        if text_rows != rows or image_index.shape[0] != rows:
             raise ValueError(
-                f"the media have {rows} rows, `image_index` {image_index.shape[0]} and `input_ids` "
-                f"{rows if input_ids is None else input_ids.shape[0]}; expected one row of each per text"
+                f"the media have {rows} rows, `image_index` {image_index.shape[0]} and the text {text_rows}; "
+                "expected one row of each per text"
             )
         if slots % image_index.shape[1]:
             raise ValueError(
                 f"`media_key_values` holds {slots} slots per row, which {image_index.shape[1]} images do not share "
                 "evenly; pass the `image_index` (B, N) that they were encoded with"
             )
-        start = media_start_from_markers(markers, image_index)  # (B, N)
+        start = media_start_from_markers(markers, image_index, before)  # (B, N)
         start = start[..., None].expand(-1, -1, slots // image_index.shape[1])
         if pixel_attention_mask is not None and self.config.num_latents is None:
             start = torch.where(pixel_attention_mask.bool()[image_index.clamp(min=0)], start, NEVER)
@@ -249,15 +259,21 @@ class MMModel(MMPreTrainedModel):
         media_start: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MMModelOutput | tuple:
-        """Text (B, T), with or without media, to hidden states (B, T, D).
+    ) -> MMModelOutput | BaseModelOutputWithPooling | tuple:
+        """Text (B, T), with or without media, to hidden states (B, T, D); pictures alone to `get_image_features`.
 
         Args:
-            pixel_values, image_index, pixel_attention_mask, spatial_shapes: media, as `encode_media` takes them.
+            pixel_values, image_index, pixel_attention_mask, spatial_shapes: media, as `encode_media` takes them. With
+                `past_key_values`, those of the whole conversation: a row's last images belong to the new markers.
             media_key_values: media encoded before, (B, L, 2, K, S, E), in place of pixels.
             media_start: (B, S), the text column from which each slot may be seen; by default from the markers.
             The others are the text backbone's own.
         """
+        if input_ids is None and inputs_embeds is None and pixel_values is not None:
+            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+            return self.get_image_features(pixel_values, return_dict=True, **patches)
+        check_text(input_ids, inputs_embeds)
+        before = 0 if past_key_values is None else past_key_values.get_seq_length()
         media_key_values, media_start = self.prepare_media(
             input_ids,
             pixel_values,
@@ -266,12 +282,14 @@ class MMModel(MMPreTrainedModel):
             media_start,
             pixel_attention_mask=pixel_attention_mask,
             spatial_shapes=spatial_shapes,
+            inputs_embeds=inputs_embeds,
+            before=before,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         call = None
         if media_key_values is not None:
             tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            visible = visible_slots(media_start, tokens, past_key_values)
+            visible = visible_slots(media_start, tokens, before)
             attentions: list | None = [] if output_attentions else None
             call = FusionCall(self.fusion, tuple(self.config.fusion_layers), media_key_values, visible, attentions)
         inputs = {

@@ -226,6 +226,12 @@ def mixed_rows():
     return rows, torch.tensor([[-1, -1], [0, -1], [1, 0], [1, -1]])
 
 
+def rows_of_0_1_3_images():
+    """Rows of ids with no, one and three images, and their `image_index` (3, 3) into three images."""
+    rows = [token_row(9), token_row(7, [2]), token_row(11, [1, 5, 6])]
+    return rows, torch.tensor([[-1, -1, -1], [0, -1, -1], [1, 0, 2]])
+
+
 def text_inputs(batch, text):
     """What of a padded batch a backbone takes: BERT-like encoders count positions by themselves."""
     return {name: value for name, value in batch.items() if name != "position_ids" or text not in ENCODERS}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import IMAGE_ID, SENTENCES, drawing, mm_config, mm_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, pipeline
 
 import modeling_mm
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor
@@ -51,6 +51,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     AutoProcessor,
+    pipeline,
 )
 
 inputs, results, said = load_file("inputs.safetensors"), {}, {}
@@ -75,6 +76,8 @@ for name, folder, auto_class in loaders:
     said[name] = [type(model).__module__.split(".")[0], type(model).__name__]
     if name == folder:
         model.save_pretrained(f"again/{name}")
+        second = auto_class.from_pretrained(f"again/{name}", trust_remote_code=True)
+        second.save_pretrained(f"third/{name}")
     if name == "generation":
         results["generated"] = model.generate(**inputs, max_new_tokens=5, do_sample=False)
         try:
@@ -86,8 +89,15 @@ said["config"] = [type(config).__module__.split(".")[0], type(config).__name__]
 processor = AutoProcessor.from_pretrained("generation", trust_remote_code=True)
 said["processor"] = [type(processor).__module__.split(".")[0], type(processor).__name__]
 processor.save_pretrained("again/generation")
+AutoProcessor.from_pretrained("again/generation", trust_remote_code=True).save_pretrained("third/generation")
 drawn = Image.new("RGB", (20, 20), (200, 30, 30))
 results.update({f"processed_{k}": v for k, v in processor(drawn, "<image>a red square", return_tensors="pt").items()})
+classify = pipeline("multimodal-classification", model="pipeline", trust_remote_code=True)
+rows = [{"image": drawn, "text": "a red square"}, {"text": "yes"}, {"image": [drawn, drawn], "text": None}]
+said["pipeline"] = [type(classify).__module__.split(".")[0], classify(rows, top_k=None)]
+classify.save_pretrained("again/pipeline")
+again = pipeline("multimodal-classification", model="again/pipeline", trust_remote_code=True)
+assert again(rows, top_k=None) == said["pipeline"][1]
 save_file({name: value.contiguous() for name, value in results.items()}, "results.safetensors")
 print(json.dumps(said))
 """
@@ -107,12 +117,16 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory, inputs):
-    """A folder with a model saved from each class, and the inputs of all."""
+def work(tmp_path_factory, inputs, processor):
+    """A folder with a model saved from each class, a pipeline's, and the inputs of all."""
     work = tmp_path_factory.mktemp("remote")
     torch.manual_seed(0)
     for name, head in CLASSES.items():
         mm_model(head=head).save_pretrained(work / name)
+    classifier = mm_model("bert", head=MMForSequenceClassification, num_labels=3)
+    classifier.resize_token_embeddings(len(processor.tokenizer))
+    classifier.save_pretrained(work / "pipeline")
+    processor.save_pretrained(work / "pipeline")
     save_file(inputs, work / "inputs.safetensors")
     return work
 
@@ -203,20 +217,44 @@ def test_a_processor_carries_its_code(processor, tmp_path):
     }
 
 
+@pytest.mark.parametrize("generation", ["again", "third"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_saving_again_from_remote_code_keeps_everything(remote, work, name):
-    assert files_in(work / "again" / name) == files_in(work / name)
+def test_saving_again_from_remote_code_keeps_everything(remote, work, name, generation):
+    assert files_in(work / generation / name) == files_in(work / name)
     for file in files_in(work / name):
-        assert (work / "again" / name / file).read_text() == (PACKAGE / file).read_text()
+        assert (work / generation / name / file).read_text() == (PACKAGE / file).read_text()
     # A class from a folder may write the folder's name before the file's, as in "repository--file.Class".
-    auto_map = json.loads((work / "again" / name / "config.json").read_text())["auto_map"]
+    auto_map = json.loads((work / generation / name / "config.json").read_text())["auto_map"]
     assert {auto: reference.split("--")[-1] for auto, reference in auto_map.items()} == AUTO_MAP
 
 
+def test_the_pipeline_works_without_the_package(remote, work):
+    said, _ = remote
+    classify = pipeline("multimodal-classification", model=str(work / "pipeline"))
+    drawn = drawing((200, 30, 30))
+    rows = [{"image": drawn, "text": "a red square"}, {"text": "yes"}, {"image": [drawn, drawn], "text": None}]
+    assert said["pipeline"] == ["transformers_modules", classify(rows, top_k=None)]
+    assert type(classify).__module__ == "modeling_mm.pipeline_mm"
+    again = work / "again" / "pipeline"
+    assert pipeline("multimodal-classification", model=str(again))(rows, top_k=None) == said["pipeline"][1]
+    assert set(files_in(again)) == set(TRAVELLING) and "custom_pipelines" not in (again / "config.json").read_text()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_saving_twice_from_the_plugin_keeps_everything(work, tmp_path, name):
+    CLASSES[name].from_pretrained(work / name).save_pretrained(tmp_path / "second")
+    CLASSES[name].from_pretrained(tmp_path / "second").save_pretrained(tmp_path / "third")
+    assert files_in(tmp_path / "third") == [file for file in TRAVELLING if file != "processing_mm.py"]
+    assert json.loads((tmp_path / "third" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    first, third = (load_file(folder / "model.safetensors") for folder in (work / name, tmp_path / "third"))
+    assert first.keys() == third.keys() and all(torch.equal(value, third[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("generation", ["again", "third"])
 @torch.no_grad()
-def test_a_folder_saved_again_loads_in_the_plugin(remote, work, inputs):
+def test_a_folder_saved_again_loads_in_the_plugin(remote, work, inputs, generation):
     _, results = remote
-    model = AutoModelForImageTextToText.from_pretrained(work / "again" / "generation").eval()
+    model = AutoModelForImageTextToText.from_pretrained(work / generation / "generation").eval()
     assert type(model) is MMForConditionalGeneration
     assert torch.equal(model(**inputs).logits, results["generation"])
     assert type(AutoProcessor.from_pretrained(work / "again" / "generation")) is MMProcessor
