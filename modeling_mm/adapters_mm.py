@@ -8,7 +8,6 @@
 - Only the text backbone is quantised. It holds most weights; the fusion trains in full, which integers cannot.
 """
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +19,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 PARTS = {"text": "text_model", "fusion": "fusion", "vision": "vision_tower", "audio": "audio_tower"}
-KEPT_PARTS = [r"(model\.)?vision_tower", r"(model\.)?audio_tower", r"(model\.)?fusion", "lm_head", "classifier"]
+# Dotted names, matched from their start: all but the text backbone; lm_head apart, as quantisers can be asked for it
+NOT_QUANTIZED = [r"(?!(model\.)?text_model\.|lm_head).*", "lm_head"]
 
 
 def part_patterns(part: nn.Module, in_lists_only: bool) -> tuple[list[str], int]:
@@ -29,7 +29,8 @@ def part_patterns(part: nn.Module, in_lists_only: bool) -> tuple[list[str], int]
     Args:
         in_lists_only: leave out layers that belong to no list of layers.
     """
-    patterns, count = {}, 0
+    patterns: dict[str, None] = {}
+    count = 0
     for name, module in part.named_modules():
         steps = name.removesuffix(".base_layer").split(".")  # a layer with an adapter already
         if not isinstance(module, (nn.Linear, Conv1D)) or any(step.startswith("lora_") for step in steps):
@@ -81,13 +82,12 @@ def gates_are_closed(model: PreTrainedModel) -> bool:
 class MMAdapterMixin:
     """What peft and the quantisers of the library ask of a model made of parts."""
 
-    # To quantisers the list of what they leave alone, as dotted names with or without a head before them
-    _keep_in_fp32_modules = KEPT_PARTS
+    _keep_in_fp32_modules = NOT_QUANTIZED  # what the quantisers of the library read it as
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
-        """As the library's, but what quantisers leave alone has the model's dtype, float16 too."""
+        """As the library's, but what is not quantised has the model's dtype, float16 too."""
         plan = super()._get_dtype_plan(dtype)  # type: ignore[misc]
-        return {name: kept for name, kept in plan.items() if name not in KEPT_PARTS}
+        return {name: kept for name, kept in plan.items() if name not in NOT_QUANTIZED}
 
     def lora_targets(self, *parts: str) -> str:
         """`target_modules` of a `LoraConfig` for the linear layers of these parts and no others; prints how many.

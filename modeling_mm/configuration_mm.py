@@ -4,7 +4,7 @@
 - Any vision, text and audio config of transformers is a sub-config; what fusion needs of it is worked out here.
 - Fields left at None are filled in at construction, so that a saved config.json says everything.
 - `auto_map` always names every class, so that a folder saved from one head loads through every Auto class.
-- peft looks up the layers that LoRA adapts by default by a config's model type; `to_dict` sees to it that it finds ours.
+- peft looks up LoRA's default layers by a config's model type; `to_dict` sees to it that it finds ours.
 """
 
 import sys
@@ -138,7 +138,7 @@ class MMConfig(PreTrainedConfig):
         self.auto_map = dict(AUTO_MAP)
 
     def to_dict(self) -> dict[str, Any]:
-        """As usual. peft calls it right before it looks up default LoRA targets; where peft is loaded, ours are there."""
+        """As usual; peft calls it right before it looks up default LoRA targets, so that ours are there by then."""
         if constants := sys.modules.get("peft.utils.constants"):
             table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
             table.setdefault(self.model_type, DEFAULT_LORA_TARGETS)
