@@ -54,7 +54,10 @@ def merge_adapter(base: PreTrainedModel, folder: str) -> PreTrainedModel:
     from peft.tuners.lora import LoraLayer
     from peft.utils import load_peft_weights
 
-    adapted = PeftModel(base, PeftConfig.from_pretrained(folder))
+    try:
+        adapted = PeftModel(base, PeftConfig.from_pretrained(folder))
+    except ValueError as error:
+        raise ValueError(f"the adapter in '{folder}' does not fit its base: {error}") from error
     weights = load_peft_weights(folder, device="cpu")
     check_adapter(adapted, weights, folder)
     set_peft_model_state_dict(adapted, weights)

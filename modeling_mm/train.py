@@ -263,7 +263,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
             model.save_pretrained(output / BASE)
             processor.save_pretrained(output / BASE)
         model = add_lora(model, model_args, targets, output)
-    logger.warning(f"trainable parameters: {trainable_parameters(model)}")
+    if not any((counts := trainable_parameters(model)).values()):
+        raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
+    logger.warning(f"trainable parameters: {counts}")
     generates = data_args.task == "generation"
     trainer = MMTrainer(
         model=model,
