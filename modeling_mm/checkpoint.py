@@ -2,15 +2,20 @@
 """Open a trained folder, whole or a LoRA adapter, with the head it was trained with; find where to resume."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .classification_mm import MMForSequenceClassification
 from .configuration_mm import MMConfig
 from .generation_mm import MMForConditionalGeneration
 from .processing_mm import MMProcessor
+
+logger = logging.getLogger(__name__)
 
 TASKS = {"generation": MMForConditionalGeneration, "classification": MMForSequenceClassification}
 BASE = "base"  # sub-folder of an adapter's folder that holds the composed model
@@ -25,19 +30,70 @@ def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProc
     """The model, in evaluation mode, and the processor of a folder or Hub id; an adapter is loaded over its base.
 
     Raises:
-        ValueError: there is no model, or one of another kind.
+        ValueError: there is no model, one of another kind, or an adapter that does not fit its base.
     """
     if (Path(source) / "adapter_config.json").is_file():
-        from peft import PeftModel
-
         base, processor = load_checkpoint(str(Path(source) / BASE), **kwargs)
-        return PeftModel.from_pretrained(base, source).merge_and_unload().eval(), processor
+        return merge_adapter(base, source).eval(), processor
     config = read_config(source)
     head = next((head for head in TASKS.values() if head.__name__ in (config.architectures or [])), None)
     if head is None:
         expected = " or ".join(head.__name__ for head in TASKS.values())
         raise ValueError(f"'{source}' holds {config.architectures}; expected {expected}")
     return head.from_pretrained(source, **kwargs).eval(), MMProcessor.from_pretrained(source)
+
+
+@torch.no_grad()
+def merge_adapter(base: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The base with an adapter merged into its weights; logs how far merged layers are from adapted ones.
+
+    Raises:
+        ValueError: names a weight of the adapter that has no place in the base, or a place that has no weight.
+    """
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import load_peft_weights
+
+    try:
+        adapted = PeftModel(base, PeftConfig.from_pretrained(folder))
+    except ValueError as error:
+        raise ValueError(f"the adapter in '{folder}' does not fit its base: {error}") from error
+    weights = load_peft_weights(folder, device="cpu")
+    check_adapter(adapted, weights, folder)
+    set_peft_model_state_dict(adapted, weights)
+    before = {}
+    for name, layer in base.named_modules():
+        if isinstance(layer, LoraLayer) and isinstance(own := layer.get_base_layer(), (torch.nn.Linear, Conv1D)):
+            probe = torch.linspace(-1, 1, layer.in_features, dtype=base.dtype, device=own.weight.device)[None]
+            before[name] = (probe, layer.eval()(probe))
+    merged = adapted.merge_and_unload(safe_merge=True)
+    gaps = [(merged.get_submodule(n)(probe) - output).abs().max().item() for n, (probe, output) in before.items()]
+    furthest = max(gaps, default=0.0)
+    logger.info(f"merged {len(gaps)} layers of '{folder}'; none is further than {furthest:.1e} from the adapted one")
+    return merged
+
+
+def check_adapter(adapted: torch.nn.Module, weights: dict[str, torch.Tensor], folder: str) -> None:
+    """Refuse weights that do not cover the model's adapter exactly; `merge_and_unload` would leave layers as they are.
+
+    Raises:
+        ValueError: names the first weight that is missing, has no place, or is of another shape.
+    """
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if missing := sorted(set(wanted) - set(weights)):
+        raise ValueError(
+            f"the adapter in '{folder}' has no weight '{missing[0]}' ({len(missing)} of {len(wanted)} missing)"
+        )
+    # embeddings of a resized vocabulary are saved beside the adapter, under their own names
+    places = wanted | adapted.state_dict()
+    for name, weight in weights.items():
+        if name not in places:
+            raise ValueError(f"the adapter in '{folder}' has a weight '{name}', for which its base has no place")
+        if weight.shape != places[name].shape:
+            came, expected = tuple(weight.shape), tuple(places[name].shape)
+            raise ValueError(f"the adapter in '{folder}' has '{name}' of shape {came}; its base expects {expected}")
 
 
 def read_config(source: str) -> MMConfig:

@@ -4,9 +4,11 @@
 - Any vision, text and audio config of transformers is a sub-config; what fusion needs of it is worked out here.
 - Fields left at None are filled in at construction, so that a saved config.json says everything.
 - `auto_map` always names every class, so that a folder saved from one head loads through every Auto class.
+- peft looks up LoRA's default layers by a config's model type; `to_dict` sees to it that it finds ours.
 """
 
-from typing import Literal
+import sys
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -34,6 +36,11 @@ CUSTOM_PIPELINES = {
 
 # These do not hand keyword arguments from their `forward` down to their layers, which fusion depends on.
 UNSUPPORTED_TEXT_MODELS = ("deberta", "deberta-v2", "mpnet", "bloom", "albert")
+
+# Query and value projections of the text backbone, by the names they go by; peft's default for text models alone.
+DEFAULT_LORA_TARGETS = (
+    r"(model\.)?text_model\..*\.(q_proj|v_proj|query|value|q_lin|v_lin|qkv_proj|query_key_value|c_attn|Wqkv)"
+)
 
 
 def tower_width(config: PreTrainedConfig) -> int:
@@ -136,6 +143,13 @@ class MMConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
         self.auto_map = dict(AUTO_MAP)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As usual; peft calls it right before it looks up default LoRA targets, so that ours are there by then."""
+        if constants := sys.modules.get("peft.utils.constants"):
+            table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+            table.setdefault(self.model_type, DEFAULT_LORA_TARGETS)
+        return super().to_dict()
 
     @property
     def custom_pipelines(self) -> dict[str, dict]:

@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .adapters_mm import MMAdapterMixin
 from .configuration_mm import MMConfig
 from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks
 from .media_mm import (
@@ -41,7 +42,7 @@ if TYPE_CHECKING:  # never runs; the library copies what these lines name, so ev
     from .pipeline_mm import MultimodalClassificationPipeline  # noqa: F401
 
 
-class MMPreTrainedModel(PreTrainedModel):
+class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
     """Loading, saving and initialisation, common to every class here."""
 
     config: MMConfig

@@ -11,8 +11,9 @@ The folder holds model, processor and code, curves.png, samples.png, report.json
 
 import json
 import logging
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPil, set_seed
 
 from . import figures, scratch
+from .adapters_mm import gates_are_closed
 from .arguments import MMParser
 from .card import write_card
 from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config
@@ -47,7 +49,10 @@ class ModelArguments:
     vision_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
     fusion_trainable: bool = True
     text_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch backbone trains"})
-    use_peft: bool = field(default=False, metadata={"help": "LoRA on the text backbone, fusion trained in full"})
+    use_peft: bool = field(default=False, metadata={"help": "LoRA; other parts that train do so in full"})
+    lora_parts: list[str] = field(
+        default_factory=lambda: ["text"], metadata={"help": "parts with LoRA: text, fusion, vision or all"}
+    )
     lora_r: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
@@ -173,24 +178,40 @@ def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
     set_trainable(model, vision, args.fusion_trainable, text)
 
 
-def add_lora(model: PreTrainedModel, args: ModelArguments, output: Path) -> PreTrainedModel:
-    """LoRA on every linear layer of the text backbone; other parts that train, do so in full and are saved with it.
+def lora_pattern(model: PreTrainedModel, args: ModelArguments) -> str:
+    """The layers that `--lora_parts` asks for.
+
+    Raises:
+        ValueError: a part that the model lacks, or a fusion in which LoRA could not learn.
+    """
+    parts = [part for word in args.lora_parts for part in word.split(",")]
+    if {"fusion", "all"} & set(parts) and gates_are_closed(model):
+        raise ValueError(
+            f"--lora_parts {' '.join(parts)} puts LoRA into a fusion whose gates are still zero, where it cannot "
+            "learn; leave the fusion out, so that it trains in full, or go on from a trained --model"
+        )
+    return model.lora_targets(*parts)
+
+
+def add_lora(model: PreTrainedModel, args: ModelArguments, targets: str, output: Path) -> PreTrainedModel:
+    """LoRA on the target layers; other parts that train, do so in full and are saved with it.
 
     The adapter is to be loaded over the composed base in `output/base`.
     """
     from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
+
+    def hold(names: Iterable[str], part: str) -> bool:
+        return any(f".{part}." in f".{name}" for name in names)
 
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    modules = model.base_model.text_model.named_modules()
+    adapted = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
     whole = ("fusion", "vision_tower", "classifier")
-    names = {name.rpartition(".")[2] for name, module in modules if isinstance(module, (torch.nn.Linear, Conv1D))}
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
-        target_modules=rf"(.*\.)?text_model\..*\.({'|'.join(sorted(names))})",
-        modules_to_save=[part for part in whole if any(f".{part}." in f".{name}" for name in trained)],
+        target_modules=targets,
+        modules_to_save=[part for part in whole if hold(trained, part) and not hold(adapted, part)],
     )
     wrapped = get_peft_model(model, config)
     for name, parameter in wrapped.named_parameters():
@@ -237,11 +258,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if unused := freeze_unused(model, collator([first])):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if model_args.use_peft:
+        targets = lora_pattern(model, model_args)
         if args.should_save:
             model.save_pretrained(output / BASE)
             processor.save_pretrained(output / BASE)
-        model = add_lora(model, model_args, output)
-    logger.warning(f"trainable parameters: {trainable_parameters(model)}")
+        model = add_lora(model, model_args, targets, output)
+    if not any((counts := trainable_parameters(model)).values()):
+        raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
+    logger.warning(f"trainable parameters: {counts}")
     generates = data_args.task == "generation"
     trainer = MMTrainer(
         model=model,

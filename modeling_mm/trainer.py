@@ -53,6 +53,8 @@ def freeze_unused(model: torch.nn.Module, batch: dict[str, Any]) -> list[str]:
     Returns:
         their names.
     """
+    if not any(p.requires_grad for p in model.parameters()):
+        return []
     training = model.training
     model.eval()
     with torch.enable_grad():

@@ -20,7 +20,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImagePr
 
 import modeling_mm
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor
-from modeling_mm.configuration_mm import AUTO_MAP
+from modeling_mm.checkpoint import merge_adapter
+from modeling_mm.configuration_mm import AUTO_MAP, DEFAULT_LORA_TARGETS
 from modeling_mm.scratch import train_tokenizer
 
 PACKAGE = Path(modeling_mm.__file__).parent
@@ -42,6 +43,7 @@ class Absent(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -84,6 +86,17 @@ for name, folder, auto_class in loaders:
             type(model).from_towers(vision="a", text="b")
         except ImportError as error:
             said["from_towers"] = str(error)
+    if name == "multimodal":
+        adapted = get_peft_model(model, LoraConfig())
+        said["default"] = adapted.peft_config["default"].target_modules
+        model = adapted.unload()
+        said["targets"] = model.lora_targets("text", "fusion")
+        model = get_peft_model(model, LoraConfig(target_modules=said["targets"], init_lora_weights=False)).eval()
+        model(**inputs).logits.logsumexp(-1).sum().backward()
+        said["without gradient"] = [n for n, p in model.named_parameters() if "lora_" in n and not p.grad.any()]
+        with torch.no_grad():
+            results["adapted"] = model(**inputs).logits
+        model.save_pretrained("adapter")
 config = AutoConfig.from_pretrained("classification", trust_remote_code=True)
 said["config"] = [type(config).__module__.split(".")[0], type(config).__name__]
 processor = AutoProcessor.from_pretrained("generation", trust_remote_code=True)
@@ -183,6 +196,19 @@ def test_remote_code_gives_the_plugin_s_output(remote, work, inputs):
         if name == "generation":
             assert torch.equal(results["multimodal"], output.logits)
             assert torch.equal(results["generated"], model.generate(**inputs, max_new_tokens=5, do_sample=False))
+
+
+@torch.no_grad()
+def test_an_adapter_trained_on_remote_code_fits_the_plugin(remote, work, inputs):
+    said, results = remote
+    model = MMForConditionalGeneration.from_pretrained(work / "generation").eval()
+    assert said["targets"] == model.lora_targets("text", "fusion")
+    assert said["default"] == DEFAULT_LORA_TARGETS
+    assert said["without gradient"] == []
+    plain = model(**inputs).logits
+    adapted = merge_adapter(model, str(work / "adapter"))(**inputs).logits
+    torch.testing.assert_close(adapted, results["adapted"], atol=1e-4, rtol=0)
+    assert (plain - adapted).abs().max() > 1e-2
 
 
 def test_a_remote_processor_gives_the_plugin_s_tensors(remote, processor):
