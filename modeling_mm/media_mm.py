@@ -27,12 +27,11 @@ def media_start_from_markers(marker_mask: torch.Tensor | None, image_index: torc
     """
     if marker_mask is None:
         return torch.where(image_index < 0, NEVER, 0)
-    rows, columns = marker_mask.shape
-    column = torch.arange(columns, device=marker_mask.device).expand(rows, -1)
-    ordered = torch.where(marker_mask, column, NEVER).sort(dim=1).values  # (B, T), the markers' columns first
-    images = image_index.shape[1]
-    ordered = torch.nn.functional.pad(ordered, (0, max(0, images - columns)), value=NEVER)[:, :images]
-    start = torch.where(marker_mask.any(dim=1, keepdim=True), ordered, 0)
+    image = torch.arange(image_index.shape[1], device=marker_mask.device)
+    markers = marker_mask.cumsum(dim=1)  # (B, T), how many stand at or before each column
+    before = (markers[:, None] <= image[:, None]).sum(dim=2)  # (B, N), columns before the image's own marker
+    absent = torch.where(marker_mask.any(dim=1, keepdim=True), NEVER, 0)
+    start = torch.where(image < markers[:, -1:], before, absent)
     return torch.where(image_index < 0, NEVER, start)
 
 
