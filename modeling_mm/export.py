@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from .arguments import MMParser
 from .checkpoint import load_checkpoint
@@ -111,18 +111,29 @@ def check_graphs(graphs: dict[str, Graph], exported: ExportedMM, tolerance: floa
 
 
 def check_tokens(model: PreTrainedModel, graph: Graph, exported: ExportedMM) -> None:
-    """Compare answers to random questions about random pictures, and to questions without any.
+    """Compare plain greedy answers to random questions about random pictures, and to questions without any.
 
     Raises:
         ValueError: a token differs.
     """
+    own = model.generation_config
+    greedy = GenerationConfig(
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+    )
     for sizes in CHECKED[1:]:
         ids = graph.text(sizes)
         mask = torch.ones_like(ids)
         mask[1:, : sizes.tokens // 3] = 0
         for pictures in (graph.pictures(sizes), {}):
-            inputs = {"input_ids": ids, "attention_mask": mask, **pictures, "max_new_tokens": NEW_TOKENS}
-            expected, given = model.generate(**inputs, do_sample=False, num_beams=1), exported.generate(**inputs)
+            inputs = {"input_ids": ids, "attention_mask": mask, **pictures}
+            expected = model.generate(**inputs, generation_config=greedy)
+            given = exported.generate(**inputs, max_new_tokens=NEW_TOKENS)
             if not torch.equal(expected, given):
                 raise ValueError(
                     f"the written graphs answer {given.tolist()} where the model answers {expected.tolist()}; "
@@ -141,7 +152,7 @@ def export_model(
     """Write the graphs of a model, its configs and its processor, once the written files were found to agree with it.
 
     Args:
-        model: a head or the base model. export_format: `onnx` or `torch`.
+        model: a head or the base model, put into float32 and evaluation mode. export_format: `onnx` or `torch`.
         tolerance: largest difference from the model's outputs to accept, relative where these are larger than 1.
 
     Returns:

@@ -49,7 +49,7 @@ class ExportedMM:
         image_index: torch.Tensor | None = None,
         **others: Any,
     ) -> dict[str, torch.Tensor]:
-        """`logits` of a classifier or `last_hidden_state` of a base model.
+        """`logits` of a classifier or `last_hidden_state` of a base model; `others` that a tokenizer gives are unused.
 
         Raises:
             ValueError: the folder holds a generating model.
@@ -84,7 +84,7 @@ class ExportedMM:
         the end and padding tokens count, and nothing else.
 
         Args:
-            media_key_values: from `encode_media`, with the same `image_index`.
+            media_key_values: from `encode_media`, with the same `image_index`. others: unused.
         """
         rows = len(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -99,17 +99,17 @@ class ExportedMM:
             **self.runners["media_start"](input_ids=input_ids, image_index=image_index),
         }
         ends, pad = self.special_tokens()
-        done = torch.zeros(rows, dtype=torch.bool)
+        done = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
         step, cache = input_ids, self.empty_cache(rows)
         for _ in range(max_new_tokens):
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :].contiguous()
             inputs = {"input_ids": step, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
             output = self.runners["decoder"](**inputs, **media)
             cache = output["present"]
-            chosen = output["logits"][:, -1].argmax(dim=-1).masked_fill(done, pad)
+            chosen = output["logits"][:, -1].argmax(dim=-1).to(done.device).masked_fill(done, pad)
             step = chosen[:, None]
             input_ids, mask = torch.cat([input_ids, step], dim=1), torch.cat([mask, torch.ones_like(step)], dim=1)
-            done |= torch.isin(chosen, ends)
+            done |= torch.isin(chosen, ends.to(done.device))
             if done.all():
                 break
         return input_ids
