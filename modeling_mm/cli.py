@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a model on a CSV, a folder or a data set",
     "evaluate": "metrics, a picture report and predictions of a trained model on a test file",
     "predict": "answer or label for one picture and text; --explain draws where the model looked",
+    "export": "ONNX or torch.export graphs of a trained model, checked against it",
 }
 
 

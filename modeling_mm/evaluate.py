@@ -21,6 +21,7 @@ from .collator import MMCollator
 from .data import Columns, MMDataset, read_table
 from .images import open_image
 from .metrics import compute_metrics_for, normalize, predictions_as_text
+from .quantization import QUANTIZATIONS, quantized
 from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ class EvaluateArguments:
     max_new_tokens: int = 32
     blind: bool = field(default=False, metadata={"help": "leave the pictures out, to see what the text alone tells"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
+    quantization: str | None = field(
+        default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
+    )
     device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
 
 
@@ -80,7 +84,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     (args,) = MMParser(EvaluateArguments, prog="modeling-mm evaluate").parse(argv)
     if (args.test_file is None) == (args.dataset is None):
         raise ValueError("give either --test_file or --dataset")
-    model, processor = load_checkpoint(args.model)
+    model, processor = load_checkpoint(args.model, **quantized(args.quantization))
+    model.is_quantized = False  # Trainer would refuse int8 weights, though an evaluation trains nothing
     task = task_of(model)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if task == "classification" else None
     source = args.test_file or args.dataset

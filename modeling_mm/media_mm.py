@@ -45,16 +45,15 @@ def media_start_from_markers(
     """
     if marker_mask is None:
         return torch.where(image_index < 0, NEVER, 0)
-    rows, columns = marker_mask.shape
-    images = image_index.shape[1]
-    column = torch.arange(columns, device=marker_mask.device).expand(rows, -1) + before
-    ordered = torch.where(marker_mask, column, NEVER).sort(dim=1).values  # (B, T), the markers' columns first
-    ordered = torch.nn.functional.pad(ordered, (0, max(0, images - columns)), value=NEVER)
-    place = torch.arange(images, device=image_index.device).expand(rows, -1)  # (B, N)
-    last = torch.where(image_index < 0, -1, place).amax(dim=1, keepdim=True)
-    earlier = (last + 1 - marker_mask.sum(dim=1, keepdim=True)).clamp(min=0) * (before > 0)  # (B, 1)
-    start = ordered.gather(1, (place - earlier).clamp(min=0))
-    start = torch.where(marker_mask.any(dim=1, keepdim=True) & (place >= earlier), start, 0)
+    place = torch.arange(image_index.shape[1], device=image_index.device)
+    markers = marker_mask.cumsum(dim=1)  # (B, T), how many stand at or before each column
+    count = markers[:, -1:]
+    images = torch.where(image_index < 0, 0, place + 1).amax(dim=1, keepdim=True)
+    earlier = (images - count).clamp(min=0) * (before > 0)  # (B, 1), images of turns that the cache holds
+    own = place - earlier  # (B, N), the image's marker among those here
+    column = (markers[:, None] <= own[..., None]).sum(dim=2) + before
+    start = torch.where(own < count, column, NEVER)
+    start = torch.where((own >= 0) & (count > 0), start, 0)
     return torch.where(image_index < 0, NEVER, start)
 
 

@@ -21,6 +21,7 @@ from .collator import MMCollator
 from .data import Row
 from .images import open_image
 from .processing_mm import MMProcessor
+from .quantization import QUANTIZATIONS, quantized
 
 
 @dataclass
@@ -32,6 +33,9 @@ class PredictArguments:
     text: list[str] = field(default_factory=list, metadata={"help": "one or more texts, each about all the pictures"})
     explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
     max_new_tokens: int = 64
+    quantization: str | None = field(
+        default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
+    )
     device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
 
 
@@ -102,7 +106,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if args.explain and len(args.image) != 1:
         raise ValueError(f"--explain draws over one picture, but {len(args.image)} were given with --image")
     attention = {"attn_implementation": "eager"} if args.explain else {}
-    model, processor = load_checkpoint(args.model, **attention)
+    model, processor = load_checkpoint(args.model, **attention, **quantized(args.quantization))
     model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task = task_of(model)
     if args.explain and model.config.num_latents:

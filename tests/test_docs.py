@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, HfArgumentParser,
 
 from modeling_mm import cli
 from modeling_mm.evaluate import EvaluateArguments
+from modeling_mm.export import ExportArguments
 from modeling_mm.predict import PredictArguments
 from modeling_mm.train import DataArguments, ModelArguments
 
@@ -21,6 +22,7 @@ VERBS = {
     "train": (ModelArguments, DataArguments, TrainingArguments),
     "evaluate": EvaluateArguments,
     "predict": PredictArguments,
+    "export": ExportArguments,
 }
 
 
@@ -65,10 +67,15 @@ def test_model_card_python_runs(workplace, monkeypatch):
 
 def commands():
     """Every `modeling-mm verb ...` of README, recipes and docstrings."""
-    sources = [ROOT / "README.md", *(ROOT / "recipes").glob("*.yaml"), *(ROOT / "modeling_mm").glob("*.py")]
+    sources = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "recipes").glob("*.yaml"),
+        *(ROOT / "modeling_mm").glob("*.py"),
+    ]
     for path in sources:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ").replace("\n#  ", " ")
-        for line in re.findall(r"^[ #]*modeling-mm ((?:train|evaluate|predict) --.*)$", text, re.MULTILINE):
+        for line in re.findall(r"^[ #]*modeling-mm ((?:train|evaluate|predict|export) --.*)$", text, re.MULTILINE):
             yield pytest.param(line, id=f"{path.name}: {line[:40]}")
 
 
@@ -101,3 +108,18 @@ def test_card_of_an_adapter_runs_where_the_folder_was_moved_to(workplace, tmp_pa
     monkeypatch.chdir(moved)
     (block,) = re.findall(r"```python\n(.*?)```", (moved / "README.md").read_text(), re.DOTALL)
     exec(compile(block.replace("picture.png", easy_vqa.get_test_image_paths()[0]), "card", "exec"), {})
+
+
+@pytest.mark.slow
+def test_export_document_runs_from_top_to_bottom(workplace, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("torchao")
+    monkeypatch.chdir(workplace)
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    scope: dict = {}
+    for command, block in re.findall(r"^    modeling-mm ([^\n]*)|^```python\n(.*?)```", text, re.M | re.S):
+        if block:
+            exec(compile(block, "export.md", "exec"), scope)
+        else:
+            few = ["--test_file", "t.csv"] if "--dataset" in command else []
+            assert cli.main([*shlex.split(command.replace("--dataset easy-vqa", "")), *few]) == 0
