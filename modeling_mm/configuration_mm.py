@@ -25,9 +25,6 @@ AUTO_MAP = {
     "AutoProcessor": "processing_mm.MMProcessor",
 }
 
-# These do not hand keyword arguments from their `forward` down to their layers, which fusion depends on.
-UNSUPPORTED_TEXT_MODELS = ("deberta", "deberta-v2", "mpnet", "bloom", "albert")
-
 
 def tower_width(config: PreTrainedConfig) -> int:
     """Width of a tower's last hidden states: `hidden_size`, or the last stage's of a convolutional tower.
@@ -142,11 +139,6 @@ class MMConfig(PreTrainedConfig):
         """Part of the `@strict` validation: what fusion cannot be built on is refused here."""
         super().validate_architecture()
         text = self.text_config
-        if text.model_type in UNSUPPORTED_TEXT_MODELS:
-            raise ValueError(
-                f"the text backbone '{text.model_type}' does not pass keyword arguments down to its layers, so that "
-                "fusion cannot enter it; use an encoder like bert or modernbert, or a decoder like llama or qwen3"
-            )
         if text.is_encoder_decoder:
             raise ValueError(
                 f"the text backbone '{text.model_type}' is an encoder-decoder; use an encoder (bert, modernbert, ...) "

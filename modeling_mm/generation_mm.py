@@ -5,6 +5,8 @@ Shapes: B rows, N images per row, S memory slots, T text tokens, V vocabulary, L
 E head width.
 """
 
+import inspect
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -27,7 +29,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         lm_head: an already built head to use as it is. towers: as for `MMModel`.
 
     Raises:
-        ValueError: the text backbone is an encoder.
+        ValueError: the text backbone is an encoder, or keeps its past in another way than others do.
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -41,6 +43,11 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
                 "llama, qwen3 or gpt2, or MMForSequenceClassification for this backbone"
             )
         self.model = MMModel(config, **towers)
+        if "past_key_values" not in inspect.signature(self.model.text_model.forward).parameters:
+            raise ValueError(
+                f"the text backbone '{text.model_type}' takes no `past_key_values`, which generation goes on from; use "
+                "a decoder such as llama, qwen3 or gpt2, or MMForSequenceClassification for this backbone"
+            )
         # recurrent backbones cannot take tokens back, so the library refuses to let others propose them
         self._is_stateful = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]._is_stateful
         self.lm_head = (

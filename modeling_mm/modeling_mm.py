@@ -10,6 +10,7 @@ Shapes: B rows, I distinct images, N images per row, S = N * P memory slots, T t
 V tower width, P states per image, L fusion layers, K key/value heads, E head width.
 """
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
-from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks
+from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed
 from .media_mm import (
     NEVER,
     check_media_shapes,
@@ -107,6 +108,8 @@ class MMModel(MMPreTrainedModel):
         self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
         self.fusion = MMFusion(config)
         add_fusion_hooks(self.text_model)
+        parameters = inspect.signature(self.text_model.forward).parameters.values()
+        self.text_model_takes_keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self.post_init()
 
     def train(self, mode: bool = True):
@@ -272,21 +275,23 @@ class MMModel(MMPreTrainedModel):
             tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             visible = visible_slots(media_start, tokens, past_key_values)
             attentions: list | None = [] if output_attentions else None
-            call = FusionCall(self.fusion, tuple(self.config.fusion_layers), media_key_values, visible, attentions)
+            layers = tuple(self.config.fusion_layers)
+            call = FusionCall(self.fusion, self.text_model, layers, media_key_values, visible, attentions)
         inputs = {
             "position_ids": position_ids,
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
             "output_attentions": output_attentions or None,
-            "fusion_call": call,
+            "fusion_call": call if self.text_model_takes_keywords else None,
         }
-        text = self.text_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            return_dict=True,
-            **{name: value for name, value in inputs.items() if value is not None},
-            **kwargs,
-        )
+        with handed(call):
+            text = self.text_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                return_dict=True,
+                **{name: value for name, value in inputs.items() if value is not None},
+                **kwargs,
+            )
         last_hidden_state = text.last_hidden_state
         if call is not None:
             self.check_entered(call)
@@ -302,15 +307,17 @@ class MMModel(MMPreTrainedModel):
         )
 
     def check_entered(self, call: FusionCall) -> None:
-        """Refuse a backbone that swallowed the call.
+        """Refuse a backbone that fusion did not enter at each of its layers.
 
         Raises:
-            ValueError: no fusion layer ran.
+            ValueError: a fusion layer did not run, though LayerDrop left out no text layer.
         """
-        if not call.entered:
+        text = self.config.text_config
+        if call.entered < len(call.layers) and not (self.training and getattr(text, "layerdrop", 0)):
             raise ValueError(
-                f"the text backbone '{self.config.text_config.model_type}' does not pass keyword arguments down to "
-                "its layers, so that fusion cannot enter it; use a backbone like bert, modernbert, llama or qwen3"
+                f"fusion entered the text backbone '{text.model_type}' at {call.entered} of {len(call.layers)} layers; "
+                "compiled or exported, it enters only where a backbone passes keyword arguments down to its layers, "
+                "as bert, modernbert, llama and qwen3 do"
             )
 
 
