@@ -26,19 +26,23 @@ AUTO_MAP = {
 }
 
 
+# Where configs tell the width of a tower's last states; a list has one width for each stage.
+WIDTH_FIELDS = ("hidden_size", "neck_hidden_sizes", "hidden_sizes", "embed_dims", "hidden_dim")
+
+
 def tower_width(config: PreTrainedConfig) -> int:
-    """Width of a tower's last hidden states: `hidden_size`, or the last stage's of a convolutional tower.
+    """Width of a tower's last hidden states, the last stage's of a tower in stages.
 
     Raises:
-        ValueError: the config has neither `hidden_size` nor `hidden_sizes`.
+        ValueError: the config has no field that tells it.
     """
-    if "hidden_sizes" in config.to_dict():
-        return config.hidden_sizes[-1]
-    if hasattr(config, "hidden_size"):
-        return config.hidden_size
+    for name in WIDTH_FIELDS:
+        if hasattr(config, name):
+            width = getattr(config, name)
+            return width if isinstance(width, int) else width[-1]
     raise ValueError(
-        f"a tower of type '{config.model_type}' tells its width neither by `hidden_size` nor by `hidden_sizes`; "
-        "use a CLIP, SigLIP, ViT, DINOv2, Swin, ResNet or ConvNeXt tower"
+        f"a tower of type '{config.model_type}' tells its width by none of {', '.join(WIDTH_FIELDS)}; use a CLIP, "
+        "SigLIP, ViT, DINOv2, Swin, ResNet or ConvNeXt tower"
     )
 
 

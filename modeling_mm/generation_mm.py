@@ -80,8 +80,9 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         for name in ("logit_scale", "lm_head_multiplier"):
             if (factor := getattr(text, name, None)) is not None:
                 logits = logits * factor
-        if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
+        for name in ("final_logit_softcapping", "logits_soft_cap"):
+            if (cap := getattr(text, name, None)) is not None:
+                logits = torch.tanh(logits / cap) * cap
         return logits
 
     @can_return_tuple

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_mm import MMConfig
+from .configuration_mm import MMConfig, tower_width
 from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed
 from .media_mm import (
     NEVER,
@@ -128,6 +128,9 @@ class MMModel(MMPreTrainedModel):
         Returns:
             the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
             a convolutional tower is flattened.
+
+        Raises:
+            ValueError: the tower's states are not P of width V for each image.
         """
         trained = any(p.requires_grad for p in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and (trained or pixel_values.requires_grad)):
@@ -135,9 +138,16 @@ class MMModel(MMPreTrainedModel):
                 pixel_values=pixel_values.to(self.vision_tower.dtype), return_dict=True, **vision_inputs
             )
         states = output.last_hidden_state
+        flat = states.flatten(2).transpose(1, 2) if states.dim() == 4 else states  # (I, P, V)
+        images, width = pixel_values.shape[0], tower_width(self.config.vision_config)
+        if (flat.shape[0], flat.shape[-1]) != (images, width):
+            raise ValueError(
+                f"the vision tower '{self.config.vision_config.model_type}' gives states of shape "
+                f"{tuple(states.shape)} for {images} images, where fusion expects ({images}, states, {width})"
+            )
         return BaseModelOutputWithPooling(
             last_hidden_state=states,
-            pooler_output=states.flatten(2).transpose(1, 2) if states.dim() == 4 else states,
+            pooler_output=flat,
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
