@@ -58,7 +58,8 @@ class MMConfig(PreTrainedConfig):
             image is visible to its whole row.
         fusion_layers (`list[int]`, *optional*): text layers that a fusion layer precedes. Default: the last layer and
             every fourth before it.
-        fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's.
+        fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's,
+            or one for each 64 of its width where it has none.
         fusion_num_key_value_heads (`int`, *optional*): key/value heads (grouped-query attention), default the
             backbone's where it has fewer than query heads, otherwise one per query head.
         fusion_head_dim (`int`, *optional*): width of one head, default the backbone's.
@@ -111,14 +112,15 @@ class MMConfig(PreTrainedConfig):
         text = self.text_config
         if self.fusion_layers is None:
             self.fusion_layers = list(range(text.num_hidden_layers - 1, -1, -4))[::-1]
+        own_heads = getattr(text, "num_attention_heads", None)  # recurrent backbones have none
         if self.fusion_num_attention_heads is None:
-            self.fusion_num_attention_heads = text.num_attention_heads
+            self.fusion_num_attention_heads = own_heads or max(1, text.hidden_size // 64)
         if self.fusion_num_key_value_heads is None:
             grouped = getattr(text, "num_key_value_heads", None)
             fits = isinstance(grouped, int) and grouped and self.fusion_num_attention_heads % grouped == 0
             self.fusion_num_key_value_heads = grouped if fits else self.fusion_num_attention_heads
         if self.fusion_head_dim is None:
-            same_heads = self.fusion_num_attention_heads == text.num_attention_heads
+            same_heads = self.fusion_num_attention_heads == own_heads
             own = text.to_dict().get("head_dim") if same_heads else None
             self.fusion_head_dim = own or max(1, text.hidden_size // self.fusion_num_attention_heads)
         if self.fusion_intermediate_size is None:

@@ -45,11 +45,13 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         self.model = MMModel(config, **towers)
         if "past_key_values" not in inspect.signature(self.model.text_model.forward).parameters:
             raise ValueError(
-                f"the text backbone '{text.model_type}' takes no `past_key_values`, which generation goes on from; use "
+                f"the text backbone '{text.model_type}' takes no `past_key_values`, which generation needs; use "
                 "a decoder such as llama, qwen3 or gpt2, or MMForSequenceClassification for this backbone"
             )
         # recurrent backbones cannot take tokens back, so the library refuses to let others propose them
-        self._is_stateful = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]._is_stateful
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+        self._is_stateful = causal._is_stateful
+        self._supports_default_dynamic_cache = causal._supports_default_dynamic_cache  # MiniMax makes its own cache
         self.lm_head = (
             nn.Linear(text.hidden_size, text.vocab_size, config.lm_head_bias) if lm_head is None else lm_head
         )

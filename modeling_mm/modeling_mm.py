@@ -325,9 +325,9 @@ class MMModel(MMPreTrainedModel):
         text = self.config.text_config
         if call.entered < len(call.layers) and not (self.training and getattr(text, "layerdrop", 0)):
             raise ValueError(
-                f"fusion entered the text backbone '{text.model_type}' at {call.entered} of {len(call.layers)} layers: "
-                "a backbone must call its layers as modules and, to be compiled or exported, pass keyword arguments "
-                "down to them, as bert, modernbert, llama and qwen3 do"
+                f"fusion entered the text backbone '{text.model_type}' at {call.entered} of {len(call.layers)} "
+                "layers; a backbone must call its layers as modules and, to be compiled or exported, pass keyword "
+                "arguments down to them, as bert, modernbert, llama and qwen3 do"
             )
 
 

@@ -57,6 +57,7 @@ ENCODERS = {
         "max_position_embeddings": 64,
     },
 }
+COMMON = {**PLAIN, **ROWS, "max_position_embeddings": 64}
 ALL_TEXT = DECODERS | ENCODERS
 TRANSFORMER = {
     "hidden_size": 24,

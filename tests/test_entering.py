@@ -14,7 +14,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from modeling_mm import MMForConditionalGeneration, MMModel
 from modeling_mm.fusion_mm import CURRENT_CALL, text_layers
 
-SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
 CONTEXT_ONLY = ["bloom", "deberta-v2"]
 
 
