@@ -46,7 +46,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         if "past_key_values" not in inspect.signature(self.model.text_model.forward).parameters:
             raise ValueError(
                 f"the text backbone '{text.model_type}' takes no `past_key_values`, which generation needs; use "
-                "a decoder such as llama, qwen3 or gpt2, or MMForSequenceClassification for this backbone"
+                "a decoder such as llama, qwen3 or gpt2"
             )
         # recurrent backbones cannot take tokens back, so the library refuses to let others propose them
         causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]

@@ -197,6 +197,15 @@ def test_a_compiled_backbone_that_no_keyword_reaches_is_refused(part):
     torch._dynamo.reset()
 
 
+def test_an_export_that_no_keyword_reaches_is_refused():
+    model, given = seeing(backbone()), inputs(1)
+    media = model.prepare_media(given["input_ids"], given["pixel_values"])
+    media = {"media_key_values": media[0], "media_start": media[1]}
+    text = {name: given[name] for name in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="to be compiled or exported, pass keyword arguments down"):
+        torch.export.export(model, (), kwargs={**text, **media, "use_cache": False}, strict=False)
+
+
 def test_layers_that_were_left_out_on_purpose_are_no_error():
     fields = {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "layerdrop": 0.999}
     model = seeing(AutoModel.from_config(AutoConfig.for_model("opt", **fields)))
