@@ -34,8 +34,8 @@ CUSTOM_PIPELINES = {
     }
 }
 
-# These do not hand keyword arguments from their `forward` down to their layers, which fusion depends on.
-UNSUPPORTED_TEXT_MODELS = ("deberta", "deberta-v2", "mpnet", "bloom", "albert")
+# Where configs tell the width of a tower's last states; a list has one width for each stage.
+WIDTH_FIELDS = ("hidden_size", "neck_hidden_sizes", "hidden_sizes", "embed_dims", "hidden_dim")
 
 # Query and value projections of the text backbone, by the names they go by; peft's default for text models alone.
 DEFAULT_LORA_TARGETS = (
@@ -44,18 +44,18 @@ DEFAULT_LORA_TARGETS = (
 
 
 def tower_width(config: PreTrainedConfig) -> int:
-    """Width of a tower's last hidden states: `hidden_size`, or the last stage's of a convolutional tower.
+    """Width of a tower's last hidden states, the last stage's of a tower in stages.
 
     Raises:
-        ValueError: the config has neither `hidden_size` nor `hidden_sizes`.
+        ValueError: the config has no field that tells it.
     """
-    if "hidden_sizes" in config.to_dict():
-        return config.hidden_sizes[-1]
-    if hasattr(config, "hidden_size"):
-        return config.hidden_size
+    for name in WIDTH_FIELDS:
+        if hasattr(config, name):
+            width = getattr(config, name)
+            return width if isinstance(width, int) else width[-1]
     raise ValueError(
-        f"a tower of type '{config.model_type}' tells its width neither by `hidden_size` nor by `hidden_sizes`; "
-        "use a CLIP, SigLIP, ViT, DINOv2, Swin, ResNet or ConvNeXt tower"
+        f"a tower of type '{config.model_type}' tells its width by none of {', '.join(WIDTH_FIELDS)}; use a CLIP, "
+        "SigLIP, ViT, DINOv2, Swin, ResNet or ConvNeXt tower"
     )
 
 
@@ -71,7 +71,8 @@ class MMConfig(PreTrainedConfig):
             image is visible to its whole row.
         fusion_layers (`list[int]`, *optional*): text layers that a fusion layer precedes. Default: the last layer and
             every fourth before it.
-        fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's.
+        fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's,
+            or one for each 64 of its width where it has none.
         fusion_num_key_value_heads (`int`, *optional*): key/value heads (grouped-query attention), default the
             backbone's where it has fewer than query heads, otherwise one per query head.
         fusion_head_dim (`int`, *optional*): width of one head, default the backbone's.
@@ -124,14 +125,15 @@ class MMConfig(PreTrainedConfig):
         text = self.text_config
         if self.fusion_layers is None:
             self.fusion_layers = list(range(text.num_hidden_layers - 1, -1, -4))[::-1]
+        own_heads = getattr(text, "num_attention_heads", None)  # recurrent backbones have none
         if self.fusion_num_attention_heads is None:
-            self.fusion_num_attention_heads = text.num_attention_heads
+            self.fusion_num_attention_heads = own_heads or max(1, text.hidden_size // 64)
         if self.fusion_num_key_value_heads is None:
             grouped = getattr(text, "num_key_value_heads", None)
             fits = isinstance(grouped, int) and grouped and self.fusion_num_attention_heads % grouped == 0
             self.fusion_num_key_value_heads = grouped if fits else self.fusion_num_attention_heads
         if self.fusion_head_dim is None:
-            same_heads = self.fusion_num_attention_heads == text.num_attention_heads
+            same_heads = self.fusion_num_attention_heads == own_heads
             own = text.to_dict().get("head_dim") if same_heads else None
             self.fusion_head_dim = own or max(1, text.hidden_size // self.fusion_num_attention_heads)
         if self.fusion_intermediate_size is None:
@@ -201,11 +203,6 @@ class MMConfig(PreTrainedConfig):
         """Part of the `@strict` validation: what fusion cannot be built on is refused here."""
         super().validate_architecture()
         text = self.text_config
-        if text.model_type in UNSUPPORTED_TEXT_MODELS:
-            raise ValueError(
-                f"the text backbone '{text.model_type}' does not pass keyword arguments down to its layers, so that "
-                "fusion cannot enter it; use an encoder like bert or modernbert, or a decoder like llama or qwen3"
-            )
         if text.is_encoder_decoder:
             raise ValueError(
                 f"the text backbone '{text.model_type}' is an encoder-decoder; use an encoder (bert, modernbert, ...) "

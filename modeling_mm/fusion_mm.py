@@ -6,13 +6,19 @@
 - `FusionHook` enters the backbone: a forward pre-hook on every text layer that runs a fusion layer on its input. It
   holds an index only. Module and tensors arrive with the call, so that deepcopy, pickling and peft's replacement of
   modules cannot leave it with a stale reference.
+- The call arrives as a keyword argument where the backbone hands those down to its layers. Where it does not, the hook
+  finds it in the context of the forward pass (`handed`); compilers and exporters see the first way only.
 - A token that sees nothing (`media_mm` says which slots it sees) is left exactly as it was.
 
 Shapes: B rows, I distinct images, N images per row, P states per image, S = N * P slots, T text tokens, D text width,
 V tower width, L fusion layers, H query heads, K key/value heads, E head width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -27,17 +33,39 @@ from .configuration_mm import MMConfig, tower_width
 class FusionCall:
     """What one forward pass hands to every fusion layer.
 
-    fusion: the module that holds the fusion layers. layers: the text layers that they precede.
-    key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
-    attentions: a list that collects (B, H, T, S) weights, or None. entered: whether a text layer got this call.
+    fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: its layers that
+    they precede. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
+    attentions: a list that collects (B, H, T, S) weights, or None. entered: how many fusion layers ran.
     """
 
     fusion: nn.Module
+    text_model: PreTrainedModel
     layers: tuple[int, ...]
     key_values: torch.Tensor
     visible: torch.Tensor
     attentions: list | None = None
-    entered: bool = False
+    entered: int = 0
+
+    @cached_property
+    def text_layers(self) -> nn.ModuleList:
+        """The backbone's layers, looked up once per forward pass and only where the call comes by the context."""
+        return text_layers(self.text_model)
+
+
+CURRENT_CALL: ContextVar[FusionCall | None] = ContextVar("fusion_call", default=None)
+
+
+@contextmanager
+def handed(call: FusionCall | None) -> Iterator[None]:
+    """Hooks within find this call where no keyword brings one; None hides that of a model around this one."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    token = CURRENT_CALL.set(call)
+    try:
+        yield
+    finally:
+        CURRENT_CALL.reset(token)
 
 
 class FusionHook:
@@ -47,22 +75,41 @@ class FusionHook:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        call = kwargs.pop("fusion_call", None)
+        call = kwargs.pop("fusion_call", None) or self.call_in_context(module)
         if call is None or self.layer not in call.layers:
             return args, kwargs
-        call.entered = True
+        call.entered += 1
         position = call.layers.index(self.layer)
         if args:
             return (call.fusion(args[0], call, position), *args[1:]), kwargs
         kwargs["hidden_states"] = call.fusion(kwargs["hidden_states"], call, position)
         return args, kwargs
 
+    def call_in_context(self, module: nn.Module) -> FusionCall | None:
+        """The call of the forward pass around this layer, if it is one of this layer's own backbone.
+
+        Raises:
+            ValueError: the layer is checkpointed together with its hooks: the backward pass would compute it again
+                outside of the context, without fusion, and give other gradients.
+        """
+        call = None if torch.compiler.is_compiling() else CURRENT_CALL.get()
+        if call is None or self.layer not in call.layers or call.text_layers[self.layer] is not module:
+            return None
+        with_hooks = type(module).__call__ is not nn.Module.__call__  # so before transformers 5.23
+        if with_hooks and module.training and getattr(module, "gradient_checkpointing", False):
+            raise ValueError(
+                f"{type(call.text_model).__name__} does not pass keyword arguments down to its layers, so that it "
+                "cannot be trained with gradient checkpointing in this version of transformers; use 5.23 or newer, "
+                "or leave gradient checkpointing off"
+            )
+        return call
+
 
 def text_layers(text_model: PreTrainedModel) -> nn.ModuleList:
     """The backbone's layers: the shallowest `ModuleList` as long as `config.num_hidden_layers`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or more than one.
     """
     length = text_model.config.num_hidden_layers
     lists = [
@@ -70,11 +117,13 @@ def text_layers(text_model: PreTrainedModel) -> nn.ModuleList:
         for name, module in text_model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == length
     ]
-    if not lists:
+    shallowest = [module for depth, module in lists if depth == min(depth for depth, _ in lists)]
+    if len(shallowest) != 1:
         raise ValueError(
-            f"{type(text_model).__name__} holds no list of its {length} layers, so fusion cannot enter it"
+            f"{type(text_model).__name__} holds {len(shallowest) or 'no'} lists of its {length} layers, where fusion "
+            "needs one to enter; use an encoder like bert or modernbert, or a decoder like llama or qwen3"
         )
-    return min(lists, key=lambda pair: pair[0])[1]
+    return shallowest[0]
 
 
 def add_fusion_hooks(text_model: PreTrainedModel) -> None:
@@ -239,7 +288,17 @@ class MMFusion(nn.Module):
         return memory.view(shape).permute(0, 2, 3, 4, 1, 5)
 
     def forward(self, hidden_states: torch.Tensor, call: FusionCall, position: int) -> torch.Tensor:
-        """(B, T, D) before a text layer to (B, T, D) with what its tokens see of the media."""
+        """(B, T, D) before a text layer to (B, T, D) with what its tokens see of the media.
+
+        Raises:
+            ValueError: the backbone hands its layers states that are not one per text token.
+        """
+        rows, _, tokens, _ = call.visible.shape
+        if hidden_states.shape[:-1] != (rows, tokens):
+            raise ValueError(
+                f"{type(call.text_model).__name__} gives its layers states of shape {tuple(hidden_states.shape)}, "
+                f"where fusion expects one for each text token, ({rows}, {tokens}, width)"
+            )
         need_weights = call.attentions is not None
         hidden_states, weights = self.layers[position](
             hidden_states, call.key_values[:, position], call.visible, need_weights

@@ -5,6 +5,8 @@ Shapes: B rows, N images per row, S memory slots, T text tokens, V vocabulary, L
 E head width.
 """
 
+import inspect
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
@@ -29,7 +31,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         lm_head: an already built head to use as it is. towers: as for `MMModel`.
 
     Raises:
-        ValueError: the text backbone is an encoder.
+        ValueError: the text backbone is an encoder, or keeps its past in another way than others do.
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -43,8 +45,15 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
                 "llama, qwen3 or gpt2, or MMForSequenceClassification for this backbone"
             )
         self.model = MMModel(config, **towers)
+        if "past_key_values" not in inspect.signature(self.model.text_model.forward).parameters:
+            raise ValueError(
+                f"the text backbone '{text.model_type}' takes no `past_key_values`, which generation needs; use "
+                "a decoder such as llama, qwen3 or gpt2"
+            )
         # recurrent backbones cannot take tokens back, so the library refuses to let others propose them
-        self._is_stateful = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]._is_stateful
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+        self._is_stateful = causal._is_stateful
+        self._supports_default_dynamic_cache = causal._supports_default_dynamic_cache  # MiniMax makes its own cache
         self.lm_head = (
             nn.Linear(text.hidden_size, text.vocab_size, config.lm_head_bias) if lm_head is None else lm_head
         )
@@ -75,8 +84,9 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         for name in ("logit_scale", "lm_head_multiplier"):
             if (factor := getattr(text, name, None)) is not None:
                 logits = logits * factor
-        if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
+        for name in ("final_logit_softcapping", "logits_soft_cap"):
+            if (cap := getattr(text, name, None)) is not None:
+                logits = torch.tanh(logits / cap) * cap
         return logits
 
     @can_return_tuple
@@ -167,7 +177,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         image_index = media.get("image_index")
         if image_index is None and "pixel_values" in media:
             image_index = implied_image_index(media["pixel_values"])
-        markers = find_markers(self.config.image_token_id, **text, embeddings=self.get_input_embeddings())
+        markers = find_markers(self.config.image_token_id, **text, embeddings=self.get_input_embeddings)
         if markers is not None and image_index is not None and "media_start" not in media:
             check_markers(markers, image_index, before)
         return prepared

@@ -6,6 +6,8 @@ Visibility is one integer per slot, `media_start`: a token at column t sees the 
 Shapes: B rows, N images per row, S memory slots, T text tokens.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from .configuration_mm import MMConfig
@@ -17,14 +19,14 @@ def find_markers(
     image_token_id: int | None,
     input_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
-    embeddings: torch.nn.Module,
+    embeddings: Callable[[], torch.nn.Module],
 ) -> torch.Tensor | None:
     """(B, T) bool, where the image markers are: by their id, or by their embedding where no ids came."""
     if image_token_id is None or (input_ids is None and inputs_embeds is None):
         return None
     if input_ids is not None:
         return input_ids == image_token_id
-    marker = embeddings(torch.full((1,), image_token_id, device=inputs_embeds.device))
+    marker = embeddings()(torch.full((1,), image_token_id, device=inputs_embeds.device))
     return (inputs_embeds == marker.to(inputs_embeds.dtype)).all(dim=-1)
 
 

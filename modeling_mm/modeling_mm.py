@@ -10,6 +10,7 @@ Shapes: B rows, I distinct images, N images per row, S = N * P memory slots, T t
 V tower width, P states per image, L fusion layers, K key/value heads, E head width.
 """
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +24,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .adapters_mm import MMAdapterMixin
-from .configuration_mm import MMConfig
-from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks
+from .configuration_mm import MMConfig, tower_width
+from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed
 from .media_mm import (
     NEVER,
     check_media,
@@ -117,6 +118,8 @@ class MMModel(MMPreTrainedModel):
         self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
         self.fusion = MMFusion(config)
         add_fusion_hooks(self.text_model)
+        parameters = inspect.signature(self.text_model.forward).parameters.values()
+        self.text_model_takes_keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self.post_init()
 
     def train(self, mode: bool = True):
@@ -135,6 +138,9 @@ class MMModel(MMPreTrainedModel):
         Returns:
             the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
             a convolutional tower is flattened.
+
+        Raises:
+            ValueError: the tower's states are not P of width V for each image.
         """
         vision_inputs = {name: value for name, value in vision_inputs.items() if value is not None}
         trained = any(p.requires_grad for p in self.vision_tower.parameters())
@@ -143,9 +149,16 @@ class MMModel(MMPreTrainedModel):
                 pixel_values=pixel_values.to(self.vision_tower.dtype), return_dict=True, **vision_inputs
             )
         states = output.last_hidden_state
+        flat = states.flatten(2).transpose(1, 2) if states.dim() == 4 else states  # (I, P, V)
+        images, width = pixel_values.shape[0], tower_width(self.config.vision_config)
+        if (flat.shape[0], flat.shape[-1]) != (images, width):
+            raise ValueError(
+                f"the vision tower '{self.config.vision_config.model_type}' gives states of shape "
+                f"{tuple(states.shape)} for {images} images, where fusion expects ({images}, states, {width})"
+            )
         return BaseModelOutputWithPooling(
             last_hidden_state=states,
-            pooler_output=states.flatten(2).transpose(1, 2) if states.dim() == 4 else states,
+            pooler_output=flat,
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )
@@ -215,7 +228,7 @@ class MMModel(MMPreTrainedModel):
         if pixel_values is None and media_key_values is None:
             return None, None
         check_media(self.config, pixel_values, image_index, media_key_values, media_start)
-        markers = find_markers(self.config.image_token_id, input_ids, inputs_embeds, self.get_input_embeddings())
+        markers = find_markers(self.config.image_token_id, input_ids, inputs_embeds, self.get_input_embeddings)
         if image_index is None and pixel_values is not None:
             image_index = implied_image_index(pixel_values)
             pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
@@ -292,21 +305,23 @@ class MMModel(MMPreTrainedModel):
             tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
             visible = visible_slots(media_start, tokens, before)
             attentions: list | None = [] if output_attentions else None
-            call = FusionCall(self.fusion, tuple(self.config.fusion_layers), media_key_values, visible, attentions)
+            layers = tuple(self.config.fusion_layers)
+            call = FusionCall(self.fusion, self.text_model, layers, media_key_values, visible, attentions)
         inputs = {
             "position_ids": position_ids,
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
             "output_attentions": output_attentions or None,
-            "fusion_call": call,
+            "fusion_call": call if self.text_model_takes_keywords else None,
         }
-        text = self.text_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            return_dict=True,
-            **{name: value for name, value in inputs.items() if value is not None},
-            **kwargs,
-        )
+        with handed(call):
+            text = self.text_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                return_dict=True,
+                **{name: value for name, value in inputs.items() if value is not None},
+                **kwargs,
+            )
         last_hidden_state = text.last_hidden_state
         if call is not None:
             self.check_entered(call)
@@ -322,15 +337,17 @@ class MMModel(MMPreTrainedModel):
         )
 
     def check_entered(self, call: FusionCall) -> None:
-        """Refuse a backbone that swallowed the call.
+        """Refuse a backbone that fusion did not enter at each of its layers.
 
         Raises:
-            ValueError: no fusion layer ran.
+            ValueError: a fusion layer did not run, though LayerDrop left out no text layer.
         """
-        if not call.entered:
+        text = self.config.text_config
+        if call.entered < len(call.layers) and not (self.training and getattr(text, "layerdrop", 0)):
             raise ValueError(
-                f"the text backbone '{self.config.text_config.model_type}' does not pass keyword arguments down to "
-                "its layers, so that fusion cannot enter it; use a backbone like bert, modernbert, llama or qwen3"
+                f"fusion entered the text backbone '{text.model_type}' at {call.entered} of {len(call.layers)} "
+                "layers; a backbone must call its layers as modules and, to be compiled or exported, pass keyword "
+                "arguments down to them, as bert, modernbert, llama and qwen3 do"
             )
 
 

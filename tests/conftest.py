@@ -63,30 +63,8 @@ ENCODERS = {
         "max_position_embeddings": 64,
     },
 }
-# Backbones of other shapes (scaled logits, biased heads, experts, convolutions), for laws 1 and 6 only.
 COMMON = {**PLAIN, **ROWS, "max_position_embeddings": 64}
-OTHER_DECODERS = {
-    "qwen2": {**COMMON, "num_key_value_heads": 2},
-    "qwen3_moe": {**COMMON, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-    "gemma3_text": {**COMMON, "num_key_value_heads": 2, "head_dim": 8},
-    "mistral": {**COMMON, "num_key_value_heads": 2},
-    "phi": COMMON,
-    "phi3": COMMON,
-    "opt": {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32},
-    "gpt_neox": COMMON,
-    "olmo2": COMMON,
-    "granite": {**COMMON, "logits_scaling": 3.0, "embedding_multiplier": 2.0},
-    "cohere2": {**COMMON, "num_key_value_heads": 2, "logit_scale": 0.5},
-    "lfm2": {**COMMON, "num_key_value_heads": 2, "full_attn_idxs": [1]},
-}
-OTHER_ENCODERS = {
-    "roberta": COMMON,
-    "electra": {**COMMON, "embedding_size": 16},
-    "nomic_bert": COMMON,
-    "eurobert": COMMON,
-    "xlm-roberta": COMMON,
-}
-ALL_TEXT = DECODERS | ENCODERS | OTHER_DECODERS | OTHER_ENCODERS
+ALL_TEXT = DECODERS | ENCODERS
 TRANSFORMER = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -132,6 +110,7 @@ VISION = {
 
 def pytest_addoption(parser):
     parser.addoption("--conformance-page", help="with -m conformance: the file to write the results to")
+    parser.addoption("--write-tables", action="store_true", help="write docs/backbones.md from what the tests find")
 
 
 def pytest_configure(config):

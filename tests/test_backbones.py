@@ -1,13 +1,12 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Laws 1 and 6 for backbones of other families; none is silently left without images or with another head."""
+"""No tower is silently left without images, with another head or with another cache; what works: test_matrix.py."""
 
 import pytest
 import torch
 from conftest import (
     COMMON,
     IMAGE_ID,
-    OTHER_DECODERS,
-    OTHER_ENCODERS,
+    TRANSFORMER,
     causal_model,
     open_gates,
     pictures,
@@ -18,32 +17,52 @@ from conftest import (
 )
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from modeling_mm import MMForConditionalGeneration, MMModel
+from modeling_mm import MMConfig, MMForConditionalGeneration, MMForSequenceClassification, MMModel
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("text", [*OTHER_DECODERS, *OTHER_ENCODERS])
-def test_a_backbone_is_kept_gets_images_and_comes_back(text, tmp_path):
-    decoder = text in OTHER_DECODERS
-    head = MMForConditionalGeneration if decoder else MMModel
-    backbone = causal_model(text) if decoder else AutoModel.from_config(text_config(text)).eval()
-    if getattr(backbone, "lm_head", None) is not None and backbone.lm_head.bias is not None:
-        backbone.lm_head.bias.normal_()
-    ids, images = token_row(9, [2])[None], pictures(1)
-    expected = backbone(ids)[0]
-    model = head.from_towers(vision=vision_config(), text=backbone, image_token_id=IMAGE_ID, fusion_layers=[0, 2])
-    assert torch.equal(model.eval()(ids, **images)[0], expected)
-    with_images = open_gates(model)(ids, **images)[0]
-    assert (with_images - expected).abs().max() > 1e-3
-    model.save_pretrained(tmp_path)
-    assert torch.equal(head.from_pretrained(tmp_path).eval()(ids, **images)[0], with_images)
+@pytest.mark.parametrize("kind,groups", [("albert", 1), ("xlm", None)])
+def test_a_backbone_without_one_list_of_layers_is_refused(kind, groups):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    fields = {**sizes, **({"intermediate_size": 48, "num_hidden_groups": groups} if groups else {})}
+    with pytest.raises(ValueError, match="lists of its 3 layers, where fusion needs one to enter"):
+        MMModel(MMConfig(vision_config=vision_config(), text_config=AutoConfig.for_model(kind, **fields)))
 
 
-def test_a_backbone_that_swallows_our_argument_is_refused():
-    text = AutoModel.from_config(AutoConfig.for_model("megatron-bert", **COMMON))
-    with pytest.raises(ValueError, match="megatron-bert"):
-        model = MMModel.from_towers(vision=vision_config(), text=text, image_token_id=IMAGE_ID)
-        model(token_row(9, [2])[None], **pictures(1))
+def test_albert_with_a_layer_of_its_own_at_each_depth_gets_images():
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = AutoModel.from_config(AutoConfig.for_model("albert", intermediate_size=48, num_hidden_groups=3, **sizes))
+    ids = token_row(9, [2])[None]
+    expected = text.eval()(ids)[0]
+    model = MMModel.from_towers(vision=vision_config(), text=text, image_token_id=IMAGE_ID).eval()
+    assert torch.equal(model(ids, **pictures(1))[0], expected)
+    assert not torch.equal(open_gates(model)(ids, **pictures(1))[0], expected)
+
+
+@pytest.mark.parametrize("text", ["canine", "xlnet"])
+def test_a_backbone_whose_layers_see_no_token_each_is_refused_when_composed(text):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    own = {"vocab_size": 99, "d_model": 32, "n_layer": 3, "n_head": 4, "d_head": 8, "d_inner": 48}
+    config = AutoConfig.for_model(text, **(own if text == "xlnet" else {**sizes, "intermediate_size": 48}))
+    with pytest.raises(ValueError, match="gives its layers states of shape .* where fusion expects one for each"):
+        MMModel.from_towers(vision=vision_config(), text=config)
+
+
+def test_a_decoder_that_keeps_its_past_elsewhere_cannot_generate_but_sees():
+    text = AutoConfig.for_model("mamba", vocab_size=99, hidden_size=32, num_hidden_layers=3, state_size=4)
+    fields = {"vision": vision_config(), "image_token_id": IMAGE_ID, "initializer_range": 0.2}
+    with pytest.raises(ValueError, match="'mamba' takes no `past_key_values`, which generation needs"):
+        MMForConditionalGeneration.from_towers(text=text, **fields)
+    model = open_gates(MMForSequenceClassification.from_towers(text=text, **fields)).eval()
+    ids = token_row(9)[None]
+    assert not torch.equal(model(ids, **pictures(1)).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("vision", ["pixtral", "sam_vision_model"])
+def test_a_tower_that_gives_other_states_than_one_set_for_each_image_is_refused(vision):
+    config = AutoConfig.for_model(vision, **TRANSFORMER)
+    model = MMModel.from_towers(vision=config, text=text_config("bert"))
+    with pytest.raises(ValueError, match=rf"'{vision}' gives states of shape .* for 2 images, where fusion expects"):
+        model(token_row(5)[None].expand(2, -1), **pictures(2))
 
 
 def test_a_head_that_is_more_than_one_layer_is_refused_or_kept():
@@ -63,16 +82,6 @@ def test_a_decoder_without_a_head_is_refused():
     text = AutoModel.from_config(text_config("gpt2"))
     with pytest.raises(ValueError, match="GPT2Model has no language modelling head"):
         MMForConditionalGeneration.from_towers(vision=vision_config(), text=text, image_token_id=IMAGE_ID)
-
-
-@pytest.mark.parametrize("kind", ["falcon", "gptj", "gpt_neo"])
-def test_a_backbone_that_swallows_the_call_is_refused_when_composed(kind):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99}
-    extra = {"rotary_dim": 8} if kind == "gptj" else {}
-    extra = {"attention_types": [[["global"], 2]]} if kind == "gpt_neo" else extra
-    text = AutoConfig.for_model(kind, **sizes, **extra)
-    with pytest.raises(ValueError, match="does not pass keyword arguments down"):
-        MMForConditionalGeneration.from_towers(vision=vision_model(), text=text)
 
 
 def test_a_head_that_does_more_than_ours_is_refused():
