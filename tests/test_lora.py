@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from adapters import adapted_layers, batch_for, learn, logits, saved_base
+from adapting import adapted_layers, batch_for, learn, logits, saved_base
 from conftest import ALL_TEXT, VISION, mm_model
 from peft import (
     AutoPeftModel,

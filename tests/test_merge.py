@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from adapters import batch_for, learn, saved_base
+from adapting import batch_for, learn, saved_base
 from conftest import drawing, mm_model
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from adapters import adapted_layers, batch_for, learn, logits
+from adapting import adapted_layers, batch_for, learn, logits
 from conftest import mm_model
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from safetensors.torch import load_file
