@@ -18,23 +18,16 @@ from torch import nn
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .adapters_mm import MMAdapterMixin
-from .configuration_mm import MMConfig, tower_width
+from .configuration_mm import MMConfig
+from .encoding_mm import MMEncodingMixin
 from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed
-from .media_mm import (
-    NEVER,
-    check_media,
-    check_text,
-    find_markers,
-    implied_image_index,
-    media_start_from_markers,
-    visible_slots,
-)
+from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
 
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
@@ -94,7 +87,7 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         return model_from_towers(cls, vision=vision, text=text, audio=audio, **config)
 
 
-class MMModel(MMPreTrainedModel):
+class MMModel(MMEncodingMixin, MMPreTrainedModel):
     """Towers and fusion without a head.
 
     Args:
@@ -128,134 +121,6 @@ class MMModel(MMPreTrainedModel):
         if mode and not any(p.requires_grad for p in self.vision_tower.parameters()):
             self.vision_tower.eval()
         return self
-
-    @can_return_tuple
-    def get_image_features(self, pixel_values: torch.Tensor, **vision_inputs) -> BaseModelOutputWithPooling:
-        """What the vision tower sees in distinct images (I, C, H, W).
-
-        `vision_inputs` are what else a tower takes (SigLIP2's `pixel_attention_mask` and `spatial_shapes`, flags).
-
-        Returns:
-            the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
-            a convolutional tower is flattened.
-
-        Raises:
-            ValueError: the tower's states are not P of width V for each image.
-        """
-        vision_inputs = {name: value for name, value in vision_inputs.items() if value is not None}
-        trained = any(p.requires_grad for p in self.vision_tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (trained or pixel_values.requires_grad)):
-            output = self.vision_tower(
-                pixel_values=pixel_values.to(self.vision_tower.dtype), return_dict=True, **vision_inputs
-            )
-        states = output.last_hidden_state
-        flat = states.flatten(2).transpose(1, 2) if states.dim() == 4 else states  # (I, P, V)
-        images, width = pixel_values.shape[0], tower_width(self.config.vision_config)
-        if (flat.shape[0], flat.shape[-1]) != (images, width):
-            raise ValueError(
-                f"the vision tower '{self.config.vision_config.model_type}' gives states of shape "
-                f"{tuple(states.shape)} for {images} images, where fusion expects ({images}, states, {width})"
-            )
-        return BaseModelOutputWithPooling(
-            last_hidden_state=states,
-            pooler_output=flat,
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-        )
-
-    def touch_unused_parts(self) -> torch.Tensor:
-        """Zero, with a zero gradient for every trained weight of tower and fusion.
-
-        A process whose batch has no picture takes part in the gradient exchange of those that have one.
-        """
-        parts = (self.vision_tower, self.fusion)
-        trained = [p.flatten()[:0].sum() for part in parts for p in part.parameters() if p.requires_grad]
-        return torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
-
-    def encode_media(
-        self,
-        pixel_values: torch.Tensor,
-        image_index: torch.Tensor | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the vision tower and the fusion's key/value projection, once per distinct image.
-
-        Args:
-            pixel_values: (I, C, H, W) with `image_index`; without it (B, C, H, W) for one image per row or
-                (B, N, C, H, W) for N per row. SigLIP2 takes (I, P, C * p * p) with the two arguments below.
-            image_index: (B, N) integers into the images, -1 where a row has fewer than N.
-            pixel_attention_mask: (I, P), 1 where a patch is real. spatial_shapes: (I, 2), patches per side.
-
-        Returns:
-            `media_key_values` (B, L, 2, K, S, E).
-
-        Raises:
-            ValueError: `pixel_values` has another number of dimensions.
-        """
-        if image_index is None:
-            image_index = implied_image_index(pixel_values)
-            pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
-        patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-        states = self.get_image_features(pixel_values, return_dict=True, **patches).pooler_output  # (I, P, V)
-        present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
-        key_values = self.fusion.encode(states, present)  # (I, L, 2, K, P, E)
-        gathered = key_values[image_index.clamp(min=0)]  # (B, N, L, 2, K, P, E)
-        return gathered.permute(0, 2, 3, 4, 1, 5, 6).flatten(4, 5)
-
-    def prepare_media(
-        self,
-        input_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
-        media_key_values: torch.Tensor | None = None,
-        media_start: torch.Tensor | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        before: int | torch.Tensor = 0,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What fusion needs of the media: `media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S).
-
-        Encoded media pass through, and so does a given `media_start`; otherwise it follows from the markers in
-        `input_ids` (B, T) or `inputs_embeds` (B, T, D), which stand after `before` cached columns, and from
-        `image_index` (by default as many images per row as the most markers in a row).
-
-        Raises:
-            ValueError: text and media differ in rows, pixels came beside encoded media, or those do not divide among
-                the images.
-        """
-        if pixel_values is None and media_key_values is None:
-            return None, None
-        check_media(self.config, pixel_values, image_index, media_key_values, media_start)
-        markers = find_markers(self.config.image_token_id, input_ids, inputs_embeds, self.get_input_embeddings)
-        if image_index is None and pixel_values is not None:
-            image_index = implied_image_index(pixel_values)
-            pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
-        if media_key_values is None:
-            media_key_values = self.encode_media(pixel_values, image_index, pixel_attention_mask, spatial_shapes)
-        if media_start is not None:
-            return media_key_values, media_start
-        rows, slots = media_key_values.shape[0], media_key_values.shape[4]
-        if image_index is None:
-            images = 1 if markers is None else max(1, int(markers.sum(dim=1).max()))
-            image_index = torch.zeros(rows, images, dtype=torch.long, device=media_key_values.device)
-        text_rows = next((text.shape[0] for text in (input_ids, inputs_embeds) if text is not None), rows)
-        if text_rows != rows or image_index.shape[0] != rows:
-            raise ValueError(
-                f"the media have {rows} rows, `image_index` {image_index.shape[0]} and the text {text_rows}; "
-                "expected one row of each per text"
-            )
-        if slots % image_index.shape[1]:
-            raise ValueError(
-                f"`media_key_values` holds {slots} slots per row, which {image_index.shape[1]} images do not share "
-                "evenly; pass the `image_index` (B, N) that they were encoded with"
-            )
-        start = media_start_from_markers(markers, image_index, before)  # (B, N)
-        start = start[..., None].expand(-1, -1, slots // image_index.shape[1])
-        if pixel_attention_mask is not None and self.config.num_latents is None:
-            start = torch.where(pixel_attention_mask.bool()[image_index.clamp(min=0)], start, NEVER)
-        return media_key_values, start.flatten(1)
 
     @can_return_tuple
     def forward(
@@ -307,34 +172,39 @@ class MMModel(MMPreTrainedModel):
             attentions: list | None = [] if output_attentions else None
             layers = tuple(self.config.fusion_layers)
             call = FusionCall(self.fusion, self.text_model, layers, media_key_values, visible, attentions)
-        inputs = {
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "output_attentions": output_attentions or None,
-            "fusion_call": call if self.text_model_takes_keywords else None,
-        }
-        with handed(call):
-            text = self.text_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                return_dict=True,
-                **{name: value for name, value in inputs.items() if value is not None},
-                **kwargs,
-            )
-        last_hidden_state = text.last_hidden_state
-        if call is not None:
-            self.check_entered(call)
-        elif self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            last_hidden_state = last_hidden_state + self.touch_unused_parts().to(last_hidden_state.dtype)
+        text = self.run_text_model(
+            call,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions or None,
+            **kwargs,
+        )
         return MMModelOutput(
-            last_hidden_state=last_hidden_state,
+            last_hidden_state=text.last_hidden_state,
             past_key_values=text.get("past_key_values"),
             hidden_states=text.get("hidden_states"),
             attentions=text.get("attentions"),
             cross_attentions=tuple(call.attentions) if call is not None and call.attentions is not None else None,
             media_key_values=media_key_values,
         )
+
+    def run_text_model(self, call: FusionCall | None, input_ids, attention_mask, **inputs) -> ModelOutput:
+        """The text backbone's output, fused with the media of the call; inputs that are None are left out."""
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if call is not None and self.text_model_takes_keywords:
+            inputs["fusion_call"] = call
+        with handed(call):
+            text = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
+        if call is not None:
+            self.check_entered(call)
+        elif self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            text.last_hidden_state = text.last_hidden_state + self.touch_unused_parts().to(
+                text.last_hidden_state.dtype
+            )
+        return text
 
     def check_entered(self, call: FusionCall) -> None:
         """Refuse a backbone that fusion did not enter at each of its layers.
