@@ -126,7 +126,7 @@ def check_tokens(model: PreTrainedModel, graph: Graph, exported: ExportedMM) -> 
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
     )
-    for sizes in CHECKED[1:]:
+    for sizes in (each for each in CHECKED if each.tokens > 1):
         ids = graph.text(sizes)
         mask = torch.ones_like(ids)
         mask[1:, : sizes.tokens // 3] = 0

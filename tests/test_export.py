@@ -142,6 +142,7 @@ def test_a_resampler_exports(tmp_path, processor):
     assert export_model(model, processor, str(tmp_path))["max_difference"]["model"] < 1e-4
 
 
+@pytest.mark.slow
 def test_graphs_that_differ_are_refused_and_not_kept(tmp_path, processor):
     model = mm_model("bert", head=MMForSequenceClassification)
     export_model(model, processor, str(tmp_path / "out"), "torch")
