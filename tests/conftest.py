@@ -64,7 +64,21 @@ ENCODERS = {
     },
 }
 COMMON = {**PLAIN, **ROWS, "max_position_embeddings": 64}
-ALL_TEXT = DECODERS | ENCODERS
+# Backbones whose layers have other shapes or names.
+OTHERS = {
+    **dict.fromkeys(["gpt_neox", "phi", "phi3", "roberta", "xlm-roberta"], COMMON),
+    "electra": {**COMMON, "embedding_size": 16},
+    "lfm2": {**COMMON, "num_key_value_heads": 2, "full_attn_idxs": [1]},
+    "opt": {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "qwen3_moe": {
+        **COMMON,
+        "num_key_value_heads": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+}
+ALL_TEXT = DECODERS | ENCODERS | OTHERS
 TRANSFORMER = {
     "hidden_size": 24,
     "num_hidden_layers": 2,

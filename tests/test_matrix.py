@@ -14,6 +14,7 @@ import torch
 from conftest import COMMON, IMAGE_ID, ROWS, TRANSFORMER, open_gates, pictures, text_config, token_row, vision_config
 from conftest import DECODERS as CORE_DECODERS
 from conftest import ENCODERS as CORE_ENCODERS
+from conftest import OTHERS as CORE_OTHERS
 from conftest import VISION as CORE_VISION
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -40,6 +41,7 @@ OWN_NAMES = {"vocab_size": 99, "d_model": 32, "n_layer": 3, "n_head": 4, "d_head
 TEXT = {
     **CORE_DECODERS,
     **CORE_ENCODERS,
+    **CORE_OTHERS,
     # decoders
     **dict.fromkeys(
         ["apertus", "arcee", "bitnet", "cohere", "cwm", "diffllama", "doge", "ernie4_5", "exaone4"], GROUPED
@@ -47,8 +49,8 @@ TEXT = {
     **dict.fromkeys(["glm", "glm4", "hyperclovax", "internlm3", "jais2", "mistral", "nanochat", "nemotron"], GROUPED),
     **dict.fromkeys(["olmo", "olmo2", "olmo3", "qwen2", "seed_oss", "stablelm", "starcoder2", "vaultgemma"], GROUPED),
     **dict.fromkeys(["granitemoe", "granitemoeshared", "minimax", "mixtral", "phimoe"], GROUPED),
-    **dict.fromkeys(["biogpt", "bloom", "falcon", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "mpt"], COMMON),
-    **dict.fromkeys(["persimmon", "phi", "phi3", "xglm", "bert-generation"], COMMON),
+    **dict.fromkeys(["biogpt", "bloom", "falcon", "gpt_bigcode", "gpt_neox_japanese", "mpt"], COMMON),
+    **dict.fromkeys(["persimmon", "xglm", "bert-generation"], COMMON),
     **dict.fromkeys(["codegen", "gptj"], {**COMMON, "rotary_dim": 8}),
     **dict.fromkeys(["gemma", "gemma3_text", "helium", "hunyuan_v1_dense", "ministral"], NARROW),
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
@@ -90,16 +92,13 @@ TEXT = {
         "num_experts": 2,
         "use_mamba_kernels": False,
     },
-    "lfm2": {**GROUPED, "full_attn_idxs": [1]},
     "lfm2_moe": {**GROUPED, **EXPERTS, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "minicpm3": LATENT,
     "modernbert-decoder": {**COMMON, "cls_token_id": 1, "sep_token_id": 1},
     "olmo_hybrid": GROUPED,
     "olmoe": {**GROUPED, **EXPERTS},
     "openai-gpt": {**COMMON, "n_positions": 64},
-    "opt": {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "qwen2_moe": {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 16},
-    "qwen3_moe": {**GROUPED, **EXPERTS},
     "qwen3_next": {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 16},
     "qwen3_5_text": DELTA,
     "recurrent_gemma": {**GROUPED, "attention_window_size": 8},
@@ -115,13 +114,10 @@ TEXT = {
     # encoders
     **dict.fromkeys(["big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "ernie"], COMMON),
     **dict.fromkeys(["esm", "eurobert", "fnet", "gte", "ibert", "jina_embeddings_v3", "layoutlm", "mpnet"], COMMON),
-    **dict.fromkeys(
-        ["megatron-bert", "mobilebert", "mra", "nomic_bert", "nystromformer", "rembert", "roberta"], COMMON
-    ),
-    **dict.fromkeys(["roberta-prelayernorm", "roc_bert", "roformer", "splinter", "tapas", "xlm-roberta"], COMMON),
+    **dict.fromkeys(["megatron-bert", "mobilebert", "mra", "nomic_bert", "nystromformer", "rembert"], COMMON),
+    **dict.fromkeys(["roberta-prelayernorm", "roc_bert", "roformer", "splinter", "tapas"], COMMON),
     **dict.fromkeys(["xlm-roberta-xl", "yoso"], COMMON),
     "clip_text_model": {**COMMON, "eos_token_id": 2},
-    "electra": {**COMMON, "embedding_size": 16},
     "esmc": {**COMMON, "num_key_value_heads": 4},
     "luke": {**COMMON, "entity_vocab_size": 10, "entity_emb_size": 16},
     "squeezebert": {**COMMON, "embedding_size": 32},
