@@ -20,7 +20,7 @@ demo: $(READY)  ## train on easy-VQA, evaluate on its test split, answer three q
 	$(BIN)/modeling-mm train --config recipes/easy_vqa.yaml
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile
 
 test-lowest:  ## the fast tests with the lowest supported transformers, in an environment of their own
 	$(MAKE) test VENV=$(VENV)-lowest CONSTRAINTS=constraints-lowest.txt

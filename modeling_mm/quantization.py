@@ -1,15 +1,13 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Load a checkpoint with int8 weights (torchao, weight-only): the linear layers of the text backbone.
+"""Load a checkpoint with int8 weights (torchao, weight-only). `adapters_mm` says which layers: the text backbone's.
 
-That is where most weights are. Tower, fusion and heads keep their dtype, and so do all activations: the fusion is what
-goes on training, which integers cannot. docs/export.md has the measurements.
+Activations keep their dtype. docs/export.md has the measurements.
 """
 
 import importlib.util
 from typing import Any
 
 QUANTIZATIONS = ["int8"]
-NOT_QUANTIZED = [r"(model\.)?(vision_tower|audio_tower|fusion)", "lm_head", "classifier"]  # matched from the start
 
 
 def quantized(kind: str | None) -> dict[str, Any]:
@@ -25,4 +23,4 @@ def quantized(kind: str | None) -> dict[str, Any]:
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=NOT_QUANTIZED)}
+    return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
