@@ -35,6 +35,7 @@ from .outputs_mm import MMModelOutput
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
     from .generation_mm import MMForConditionalGeneration  # noqa: F401
+    from .late_fusion_mm import MMLateFusion  # noqa: F401
 
 
 class MMPreTrainedModel(PreTrainedModel):
@@ -69,7 +70,7 @@ class MMPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, MMResampler):
             init.normal_(module.latents, mean=0.0, std=self.config.initializer_range)
-        for gate in ("cross_attn_gate", "mlp_gate"):
+        for gate in ("cross_attn_gate", "mlp_gate", "modality_logits"):
             if gate in module._parameters:
                 init.zeros_(module._parameters[gate])
 
@@ -178,8 +179,7 @@ class MMModel(MMPreTrainedModel):
         states = self.get_image_features(pixel_values, return_dict=True, **vision_inputs).pooler_output  # (I, P, V)
         present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
         key_values = self.fusion.encode(states, present)  # (I, L, 2, K, P, E)
-        gathered = key_values[image_index.clamp(min=0)]  # (B, N, L, 2, K, P, E)
-        return gathered.permute(0, 2, 3, 4, 1, 5, 6).flatten(4, 5)
+        return self.fusion.gather(key_values, image_index)
 
     def prepare_media(
         self,
