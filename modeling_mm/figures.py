@@ -19,6 +19,11 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+def shorten(text: str, most: int) -> str:
+    """A text that fits its place in a figure."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
     """Loss and validation accuracy over training steps, from the Trainer's log history."""
     figure = Figure(figsize=(9, 3.4))
@@ -48,7 +53,9 @@ def draw_samples(samples: Sequence[dict[str, Any]], path: Path, columns: int = 4
             axis.imshow(sample["image"], interpolation="nearest")
         right = sample.get("correct", normalize(sample["prediction"]) == normalize(sample["truth"]))
         color = "black" if right is None else "darkgreen" if right else "firebrick"
-        lines = [sample["text"][:44], f"{sample['prediction'][:28]}  (truth: {sample['truth'][:28]})"]
+        verdict = f"{sample['prediction']}  (truth: {sample['truth']})"
+        said = [verdict] if len(verdict) <= 44 else [sample["prediction"], f"(truth: {sample['truth']})"]
+        lines = [shorten(line, 44) for line in (sample["text"], *said)]
         axis.set_title("\n".join(lines), fontsize=8, color=color, parse_math=False)
     for axis in figure.axes:
         axis.axis("off")
@@ -63,6 +70,7 @@ def draw_confusion(predictions: Sequence[str], truths: Sequence[str], path: Path
     for prediction, truth in zip(map(normalize, predictions), map(normalize, truths), strict=True):
         if truth in index:
             counts[index[truth], index.get(prediction, len(names))] += 1
+    counts = counts if counts[:, -1].any() else counts[:, :-1]
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     size = 2.5 + 0.45 * len(names)
     figure = Figure(figsize=(size, size))
@@ -71,7 +79,8 @@ def draw_confusion(predictions: Sequence[str], truths: Sequence[str], path: Path
     for row, column in np.argwhere(counts > 0):
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7, color=color)
-    axis.set_xticks(range(len(names) + 1), [*names, "other"], rotation=90, parse_math=False)
+    names = [shorten(name, 28) for name in names]
+    axis.set_xticks(range(counts.shape[1]), [*names, "other"][: counts.shape[1]], rotation=90, parse_math=False)
     axis.set_yticks(range(len(names)), names, parse_math=False)
     axis.set(xlabel="predicted", ylabel="truth")
     save(figure, path)
@@ -105,7 +114,7 @@ def draw_scatter(predictions: np.ndarray, truths: np.ndarray, names: Sequence[st
         ends = [min(said.min(), true.min()), max(said.max(), true.max())]
         axis.plot(ends, ends, color="grey", linewidth=1)
         axis.scatter(true, said, s=max(4.0, 30 / (1 + len(true) / 100)), alpha=0.6, linewidths=0)
-        axis.set_title(name[:40], fontsize=10, parse_math=False)
+        axis.set_title(shorten(name, 40), fontsize=10, parse_math=False)
         axis.set(xlabel="truth", ylabel="predicted")
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
@@ -120,7 +129,7 @@ def draw_bars(values: Sequence[tuple[str, float]], what: str, path: Path, most: 
     axis = figure.subplots()
     bars = axis.barh(range(len(shown)), [value for _, value in shown], height=0.7)
     axis.bar_label(bars, [f"{value:.3f}" for _, value in shown], padding=3, fontsize=8)
-    axis.set_yticks(range(len(shown)), [name[:40] for name, _ in shown], parse_math=False)
+    axis.set_yticks(range(len(shown)), [shorten(name, 40) for name, _ in shown], parse_math=False)
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.set_xlim(right=max(1.12, axis.get_xlim()[1]))
