@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Heads beside single labels: what their columns hold, what they learn, how they are weighed, calibrated and reported."""
+"""Numbers, several labels and matching: what their columns hold, what is learnt, weighed, calibrated and reported."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def command(capsys, *argv):
 
 
 def train(folder, *argv, out="out"):
-    few = ["--num_train_epochs", 4, "--per_device_train_batch_size", 8, "--learning_rate", "2e-3"]
+    few = ["--num_train_epochs", 1, "--per_device_train_batch_size", 8, "--learning_rate", "2e-3"]
     return ["train", "--train_file", folder / "t.csv", *SCRATCH, *QUIET, *few, "--output_dir", folder / out, *argv]
 
 
@@ -60,7 +60,9 @@ def refuse(capsys, *argv):
 
 
 def test_numbers_are_learnt_scaled_and_said_in_their_unit(folder, capsys):
-    report = command(capsys, *train(folder, "--task", "regression", "--label_column", "price,weight"))
+    report = command(
+        capsys, *train(folder, "--task", "regression", "--label_column", "price,weight", "--num_train_epochs", 4)
+    )
     assert {"mae", "rmse", "r2", "pearson", "blind_r2"} <= set(report)
     config = read_config(str(folder / "out"))
     assert config.id2label == {0: "price", 1: "weight"} and config.problem_type == "regression"
@@ -109,7 +111,9 @@ def test_the_report_is_one_file_with_all_in_it(folder, capsys, peft):
         assert f"<h2>{heading}" in page
     assert page.count('src="data:image/png;base64,') == 4 and "prefers-color-scheme: dark" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert set(again["modality_weights"]) == {"text", "image"} and sum(again["modality_weights"].values()) == 1
+    assert set(again["modality_weights"]) == {"text", "image"} and sum(
+        again["modality_weights"].values()
+    ) == pytest.approx(1)
     assert again["modalities"]["all"] == again["accuracy"] and "ece_uncalibrated" in again
     temperature = read_config(str(folder / ("out/base" if peft == "true" else "out"))).calibration_temperature
     assert temperature is not None and 0.05 <= temperature <= 20
@@ -161,9 +165,6 @@ def test_what_cannot_be_learnt_is_refused(folder, capsys):
         return refuse(capsys, *train(folder, "--task", task, *argv))
 
     lines = (folder / "t.csv").read_text().splitlines()
-    (folder / "t.csv").write_text(
-        "\n".join(line.replace(",a ", ",one,") if not i else line for i, line in enumerate(lines))
-    )
     (folder / "v.csv").write_text("\n".join([lines[0], "0.png,x,purple,1,1,purple,y"]) + "\n")
     for task, column in (("classification", "label"), ("multilabel", "tags")):
         said = say(task, "--label_column", column, "--validation_file", folder / "v.csv")
