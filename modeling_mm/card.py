@@ -10,9 +10,17 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
+from .metrics import MAIN
 from .version import __version__
 
-PIPELINE_TAGS = {"generation": "image-text-to-text", "classification": "text-classification"}
+SCORES = {
+    "generation": "`accuracy` is the share of rows whose answer equals the truth",
+    "classification": "`accuracy` is the share of rows whose label equals the truth",
+    "multilabel": "`micro_f1` and `macro_f1` count a label from a probability of one half, `map` is the mean over "
+    "labels of average precision",
+    "regression": "`mae` and `rmse` are in the label's unit",
+    "matching": "`accuracy` is the share of pairs told right, half of which have the text of another row",
+}
 
 ASK = """import modeling_mm  # or pass trust_remote_code=True and do without the package
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -39,6 +47,10 @@ model = AutoModelForSequenceClassification.from_pretrained(".")
 processor = AutoProcessor.from_pretrained(".")
 inputs = processor(images=Image.open("picture.png"), text="<image>...", return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
+SAY = {  # in place of the last line above
+    "multilabel": "print([model.config.id2label[i] for i, x in enumerate(model(**inputs).logits[0]) if x > 0])",
+    "regression": "print(model(**inputs).logits[0].tolist())",
+}
 
 
 def without_token(argv: Sequence[str]) -> list[str]:
@@ -56,15 +68,19 @@ def write_card(
     towers = [settings[name] for name in ("vision_tower", "text_model") if settings[name]]
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=PIPELINE_TAGS[task],
+        pipeline_tag="image-text-to-text" if task == "generation" else "text-classification",
         tags=["modeling_mm", "multimodal", "cross-attention"],
         base_model=[tower for tower in towers if not tower.startswith("scratch") and not Path(tower).exists()] or None,
     )
     figures = "\n".join(f"| {name} | {value} |" for name, value in report.items() if name != "output_dir")
     parameters = sum(p.numel() for p in model.parameters())
     code = ASK if task == "generation" else CLASSIFY
+    if task in SAY:
+        code = "\n".join([*code.splitlines()[:-1], SAY[task]])
     if (output / "adapter_config.json").is_file():
         code = re.sub(r"model = (\w+)\.from_pretrained\(\".\"\)", ADAPTED, code)
+    ways = ["gated cross-attention"] if model.config.cross_attention else []
+    ways += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
     card = f"""---
 {data.to_yaml()}
 ---
@@ -72,15 +88,15 @@ def write_card(
 # {output.name}
 
 A {task} model over image and text by modeling_mm {__version__}: {" + ".join(towers) or settings["model"]},
-joined by gated cross-attention; {parameters / 1e6:.1f} million parameters. Trained on
+joined by {" and ".join(ways)}; {parameters / 1e6:.1f} million parameters. Trained on
 {settings["dataset"] or settings["train_file"]}.
 
 | | |
 | --- | --- |
 {figures}
 
-`accuracy` is the share of rows whose {"answer" if task == "generation" else "label"} equals the truth;
-`blind_accuracy` is the same with the pictures left out.
+{SCORES[task]};
+`blind_{MAIN[task]}` is `{MAIN[task]}` with the pictures left out.
 
 ![loss and accuracy](curves.png)
 ![samples](samples.png)

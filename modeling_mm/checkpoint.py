@@ -17,13 +17,21 @@ from .processing_mm import MMProcessor
 
 logger = logging.getLogger(__name__)
 
-TASKS = {"generation": MMForConditionalGeneration, "classification": MMForSequenceClassification}
+TASKS = {
+    "generation": MMForConditionalGeneration,
+    **dict.fromkeys(("classification", "multilabel", "regression", "matching"), MMForSequenceClassification),
+}
 BASE = "base"  # sub-folder of an adapter's folder that holds the composed model
 
 
 def task_of(model: PreTrainedModel) -> str:
     """The task of a model's head."""
-    return next(task for task, head in TASKS.items() if isinstance(model, head))
+    if isinstance(model, MMForConditionalGeneration):
+        return "generation"
+    if model.config.matching:
+        return "matching"
+    kinds = {"multi_label_classification": "multilabel", "regression": "regression"}
+    return kinds.get(model.config.problem_type, "classification")
 
 
 def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProcessor]:
@@ -38,7 +46,7 @@ def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProc
     config = read_config(source)
     head = next((head for head in TASKS.values() if head.__name__ in (config.architectures or [])), None)
     if head is None:
-        expected = " or ".join(head.__name__ for head in TASKS.values())
+        expected = " or ".join(dict.fromkeys(head.__name__ for head in TASKS.values()))
         raise ValueError(f"'{source}' holds {config.architectures}; expected {expected}")
     return head.from_pretrained(source, **kwargs).eval(), MMProcessor.from_pretrained(source)
 

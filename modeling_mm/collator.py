@@ -14,6 +14,7 @@ from PIL import Image
 
 from .data import CHUNK, MMDataset, Row
 from .images import image_key, open_image
+from .matching import with_negatives
 from .processing_mm import MMProcessor
 
 IGNORED = -100
@@ -28,6 +29,7 @@ class MMCollator:
         task: `generation` (targets are text) or `classification` (targets are class ids).
         max_length: tokens per row at most.
         with_prompts: also give the prompts alone, padded on the left, for `generate` in evaluation.
+        negatives_seed: in a matching, also pair each picture with a wrong text of the batch, chosen by this seed.
         blind: leave all pictures out, to measure how much the text alone tells.
 
     Raises:
@@ -39,8 +41,11 @@ class MMCollator:
     max_length: int = 512
     with_prompts: bool = False
     blind: bool = False
+    negatives_seed: int | None = None
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        if self.negatives_seed is not None:
+            rows = with_negatives(rows, self.negatives_seed)
         images = [[]] * len(rows) if self.blind else self.open_images(rows)
         batch = self.generation(rows) if self.task == "generation" else self.classification(rows)
         if any(images):
@@ -103,13 +108,16 @@ class MMCollator:
         dataset.without_bad_rows()
 
     def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """The tokenizer's tensors (B, T) and `labels` (B,)."""
+        """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), `text_present` (B,) where any text is missing."""
         tokenizer = self.processor.tokenizer
         first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
         markers = [self.processor.with_markers(self.text(row), self.image_count(row)) for row in rows]
         texts = [text or first for text in markers]
         longest = min(self.max_length, tokenizer.model_max_length)
         batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
+        present = [bool(self.text(row).replace(self.processor.image_token, "").strip()) for row in rows]
+        if not all(present):
+            batch["text_present"] = torch.tensor(present)
         if rows[0].target is not None:
             batch["labels"] = torch.tensor([row.target for row in rows])
         return batch

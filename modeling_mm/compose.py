@@ -197,6 +197,8 @@ def check_composition(model: PreTrainedModel, source: PreTrainedModel) -> None:
     Raises:
         ValueError: no fusion layer ran, or the output is not that of the model the backbone came in.
     """
+    if not model.config.cross_attention:
+        return
     training = [part for part in {model, source} if part.training]
     model.eval(), source.eval()
     config, ids = model.config, torch.arange(4, device=model.device)[None] % model.config.text_config.vocab_size

@@ -70,7 +70,7 @@ class MMConfig(PreTrainedConfig):
         image_token_id (`int`, *optional*): id of the marker that stands for one image in the text. Without markers an
             image is visible to its whole row.
         fusion_layers (`list[int]`, *optional*): text layers that a fusion layer precedes. Default: the last layer and
-            every fourth before it.
+            every fourth before it; none without cross-attention.
         fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's,
             or one for each 64 of its width where it has none.
         fusion_num_key_value_heads (`int`, *optional*): key/value heads (grouped-query attention), default the
@@ -85,6 +85,16 @@ class MMConfig(PreTrainedConfig):
         pooling (`"first"`, `"last"` or `"mean"`, *optional*): what stands for a row in classification, default the
             first token of an encoder and the last of a decoder.
         classifier_dropout (`float`): dropout before the classification head.
+        late_fusion (`"concat"`, `"sum"`, `"weighted"`, `"gated"` or `"product"`, *optional*): joins one embedding per
+            modality before the classification head, see `MMLateFusion`.
+        cross_attention (`bool`, *optional*): whether text sees media inside the backbone. Default: only without
+            `late_fusion`, so that each way can be measured alone; True together with `late_fusion` does both.
+        label_mean, label_scale (`list[float]`, *optional*): mean and standard deviation of each label of a
+            regression; the head learns (label - mean) / scale, its output is in the label's unit.
+        class_weights (`list[float]`, *optional*): how much a row of each class, or each positive of several labels,
+            counts in the loss.
+        calibration_temperature (`float`, *optional*): divides the logits, so that probabilities mean what they say.
+        matching (`bool`): whether the two classes say that text and picture do not, and do, belong together.
         initializer_range (`float`, *optional*): standard deviation of fusion and head weights at random
             initialisation, default the backbone's.
 
@@ -116,6 +126,13 @@ class MMConfig(PreTrainedConfig):
     lm_head_bias: bool = False
     pooling: Literal["first", "last", "mean"] | None = None
     classifier_dropout: float | int = 0.0
+    late_fusion: Literal["concat", "sum", "weighted", "gated", "product"] | None = None
+    cross_attention: bool | None = None
+    label_mean: list[float] | None = None
+    label_scale: list[float] | None = None
+    class_weights: list[float] | None = None
+    calibration_temperature: float | None = None
+    matching: bool = False
     initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
     auto_map: dict[str, str] | None = None
@@ -123,7 +140,11 @@ class MMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         text = self.text_config
-        if self.fusion_layers is None:
+        if self.cross_attention is None:
+            self.cross_attention = self.late_fusion is None
+        if not self.cross_attention:
+            self.fusion_layers = []
+        elif self.fusion_layers is None:
             self.fusion_layers = list(range(text.num_hidden_layers - 1, -1, -4))[::-1]
         own_heads = getattr(text, "num_attention_heads", None)  # recurrent backbones have none
         if self.fusion_num_attention_heads is None:
@@ -209,7 +230,10 @@ class MMConfig(PreTrainedConfig):
                 "or a decoder (llama, qwen3, ...)"
             )
         wrong = [i for i in self.fusion_layers if not 0 <= i < text.num_hidden_layers]
-        if wrong or not self.fusion_layers or len(set(self.fusion_layers)) != len(self.fusion_layers):
+        if not self.cross_attention and self.late_fusion is None:
+            raise ValueError("`cross_attention` is False and `late_fusion` None, so that media would reach nothing")
+        missing = self.cross_attention and not self.fusion_layers
+        if wrong or missing or len(set(self.fusion_layers)) != len(self.fusion_layers):
             raise ValueError(
                 f"`fusion_layers` is {self.fusion_layers}, but must name one or more different layers between 0 and "
                 f"{text.num_hidden_layers - 1}, the layers of the text backbone"

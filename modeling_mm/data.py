@@ -24,6 +24,7 @@ from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
 from .images import BadRow, image_complaint, image_key
+from .targets import encode_target, label_columns, read_target, target_complaint
 
 CHUNK = 512  # rows that are checked at a time
 FILE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -31,7 +32,7 @@ FILE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json",
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what; `target` is the answer or the label, None for rows without one."""
+    """Which column holds what; `target` is the answer or the label (`a,b`: two numbers), None for rows without one."""
 
     image: str = "image"
     text: str = "text"
@@ -162,6 +163,7 @@ class MMDataset(torch.utils.data.Dataset):
         table, folder: as `read_table` returns them.
         columns: which column holds what.
         labels: the class names; rows of a classification become class ids. None: targets are text.
+        task: what the targets are, see `targets.py`; by default of a classification where labels are given.
 
     Raises:
         ValueError: a column is missing.
@@ -174,12 +176,15 @@ class MMDataset(torch.utils.data.Dataset):
     labels: list[str] | None = None
     kept: list[int] = None  # type: ignore[assignment]  # all rows
     bad_rows: list[dict[str, Any]] = field(default_factory=list)
+    task: str = ""
 
     def __post_init__(self):
+        self.task = self.task or ("generation" if self.labels is None else "classification")
         names = self.table.column_names
-        wanted = [name for name in (self.columns.target,) if name is not None]
+        wanted = label_columns(self.task, self.columns.target)
+        targets = set(wanted)
         wanted.append(self.columns.image)
-        if set(names) - {self.columns.image, self.columns.target}:  # something else that may be the text
+        if set(names) - {self.columns.image} - targets:  # something else that may be the text
             wanted.append(self.columns.text)
         for name in filter(None, wanted):
             if name not in names:
@@ -198,22 +203,22 @@ class MMDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Row:
         row = self.row(self.kept[index])
-        if self.labels is not None and row.target is not None:
-            row.target = self.labels.index(row.target)
+        if row.target is not None:
+            row.target = encode_target(self.task, row.target, self.labels)
         return row
 
     def row(self, number: int) -> Row:
         """Row `number` (from 0) of the table, with its target as it stands there; nothing is opened yet."""
         cells = self.table[number]
         text, target = cells.get(self.columns.text), None
+        if isinstance(text, (list, dict)):
+            raise BadRow(f"'{self.columns.text}' holds a list or structure; expected one plain value")
+        for name in label_columns(self.task, self.columns.target):
+            feature, cell = self.table.features[name], cells[name]
+            if isinstance(feature, datasets.ClassLabel) and cell is not None:
+                cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
         if self.columns.target is not None:
-            target, feature = cells[self.columns.target], self.table.features[self.columns.target]
-            if isinstance(feature, datasets.ClassLabel) and target is not None:
-                target = feature.int2str(target) if target >= 0 else None  # -1 stands for unlabelled
-        for name, cell in ((self.columns.text, text), (self.columns.target, target)):
-            if isinstance(cell, (list, dict)):
-                raise BadRow(f"'{name}' holds a list or structure; expected one plain value")
-        target = None if target is None else str(target).strip()
+            target = read_target(self.task, self.columns.target, cells)
         return Row(number + 1, self.images(cells.get(self.columns.image)), "" if text is None else str(text), target)
 
     def images(self, cell: Any) -> list[str | bytes]:
@@ -296,13 +301,12 @@ class MMDataset(torch.utils.data.Dataset):
             return f"'{self.columns.image}' and '{self.columns.text}' are both empty; expected at least one of them"
         if markers and markers != len(row.images):
             return f"the text has {markers} '{image_token}' markers but the row has {len(row.images)} images"
+        if self.task == "matching":
+            missing = self.columns.text if row.images else self.columns.image
+            return None if row.images and row.text else f"'{missing}' is empty; matching needs a picture and a text"
         if self.columns.target is None:
             return None
-        if not row.target:
-            return f"'{self.columns.target}' is empty; expected a value"
-        if self.labels is not None and row.target not in self.labels:
-            return f"the label '{row.target}' is unknown; expected one of {', '.join(self.labels[:20])}"
-        return None
+        return target_complaint(self.columns.target, row.target, self.labels)
 
     def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
         """Split off a share of the rows at random; rows about one picture stay together.
@@ -323,9 +327,13 @@ class MMDataset(torch.utils.data.Dataset):
         rest = sorted(self.kept[i] for g in order[count:] for i in groups[g])
         return self.subset(rest), self.subset(held)
 
+    def targets(self) -> list[Any]:
+        """The targets of all kept rows, as they stand in the table; nothing is opened."""
+        return [self.row(number).target for number in self.kept]
+
     def subset(self, kept: list[int]) -> "MMDataset":
         """The same table with other rows kept."""
-        return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept)
+        return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)
 
     def groups(self) -> list[list[int]]:
         """Indices of rows with the same first picture, together; a row without a picture is a group of its own."""

@@ -98,8 +98,7 @@ class MMEncodingMixin:
         states = self.get_image_features(pixel_values, return_dict=True, **patches).pooler_output  # (I, P, V)
         present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
         key_values = self.fusion.encode(states, present)  # (I, L, 2, K, P, E)
-        gathered = key_values[image_index.clamp(min=0)]  # (B, N, L, 2, K, P, E)
-        return gathered.permute(0, 2, 3, 4, 1, 5, 6).flatten(4, 5)
+        return self.fusion.gather(key_values, image_index)
 
     def prepare_media(
         self,

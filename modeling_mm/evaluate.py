@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm evaluate`: metrics as JSON, report.png, samples.png and predictions.jsonl of a trained model.
+"""`modeling-mm evaluate`: metrics as JSON, report.html, its pictures and predictions.jsonl of a trained model.
 
 modeling-mm evaluate --model DIR --test_file test.csv
 """
@@ -11,21 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from . import figures
 from .arguments import MMParser
+from .calibration import confidence, expected_calibration_error, reliability
 from .checkpoint import load_checkpoint, task_of
 from .collator import MMCollator
 from .data import Columns, MMDataset, read_table
 from .images import open_image
-from .metrics import compute_metrics_for, normalize, predictions_as_text
+from .matching import MatchingPairs
+from .metrics import MAIN, compute_metrics_for, in_words, normalize, per_class, predictions_in_words
+from .modalities import modality_report
 from .quantization import QUANTIZATIONS, quantized
+from .report import Section, write_report
+from .targets import COLUMNS
 from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
-TARGETS = {"generation": "answer", "classification": "label"}
 
 
 @dataclass
@@ -39,11 +44,15 @@ class EvaluateArguments:
     output_dir: str | None = field(default=None, metadata={"help": "where results go, default MODEL/evaluation"})
     image_column: str = "image"
     text_column: str = "text"
-    label_column: str | None = field(default=None, metadata={"help": "default: answer, or label of a classification"})
+    label_column: str | None = field(default=None, metadata={"help": "default: answer of a generation, else label"})
     batch_size: int = 32
     max_length: int = 512
     max_new_tokens: int = 32
     blind: bool = field(default=False, metadata={"help": "leave the pictures out, to see what the text alone tells"})
+    modality_report: bool | None = field(
+        default=None, metadata={"help": "score without each modality and with each alone; default: not for generation"}
+    )
+    seed: int = field(default=0, metadata={"help": "chooses the wrong texts of a matching"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
     quantization: str | None = field(
         default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
@@ -51,32 +60,128 @@ class EvaluateArguments:
     device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
 
 
-def predict_texts(trainer: MMTrainer, dataset: MMDataset) -> tuple[dict[str, float], list[str]]:
-    """Metrics of a data set, and the answer or label for each of its rows."""
+@dataclass
+class Evaluation:
+    """Metrics of a data set, and for each row prediction and truth in words; of a head also what it gave and should.
+
+    logits: (R, C). label_ids: (R,) class ids or (R, C). Both are empty for a generation.
+    """
+
+    metrics: dict[str, float | None]
+    predictions: list[Any]
+    truths: list[Any]
+    logits: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    label_ids: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+def rounded(metrics: dict[str, float]) -> dict[str, float | None]:
+    """For JSON, which has no NaN: a metric that says nothing is None."""
+    return {name: round(float(value), 6) if np.isfinite(value) else None for name, value in metrics.items()}
+
+
+def label_names(model: PreTrainedModel, task: str) -> list[str] | None:
+    """What the head's outputs are called, in their order; None for a generation."""
+    return None if task == "generation" else [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def evaluate_rows(trainer: MMTrainer, task: str, dataset: Any) -> Evaluation:
+    """Predict all rows of a data set (or of matching pairs), and score them."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
     output = trainer.predict(dataset, metric_key_prefix="test")
-    texts = predictions_as_text(output.predictions, trainer.processing_class.tokenizer, dataset.labels)
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     metrics = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
-    return {name: round(metrics[name], 6) for name in ("accuracy", "macro_f1", "loss") if name in metrics}, texts
+    metrics = {name: value for name, value in metrics.items() if name not in timing}
+    loss = metrics.pop("loss")
+    tokenizer, labels = trainer.processing_class.tokenizer, label_names(model, task)
+    predictions = predictions_in_words(task, output.predictions, tokenizer, labels)
+    if task == "generation":
+        truths = [dataset[i].target for i in range(len(dataset))]
+        return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths)
+    logits, label_ids = np.asarray(output.predictions, dtype=np.float64), output.label_ids
+    if task != "regression":
+        metrics["ece"] = expected_calibration_error(task, logits, label_ids)
+        if temperature := model.config.calibration_temperature:
+            metrics["ece_uncalibrated"] = expected_calibration_error(task, logits * temperature, label_ids)
+    as_logits = label_ids if task in ("regression", "multilabel") else np.eye(len(labels or []))[label_ids]
+    truths = predictions_in_words(task, as_logits, tokenizer, labels)
+    return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths, logits, label_ids)
 
 
-def write_predictions(dataset: MMDataset, texts: Sequence[str], path: Path) -> None:
-    """One JSON line per row: number, text, truth and prediction."""
+def is_right(prediction: Any, truth: Any) -> bool | None:
+    """Whether a prediction equals the truth; None for numbers."""
+    if isinstance(truth, list):
+        return None if any(isinstance(part, float) for part in truth) else prediction == truth
+    return normalize(prediction) == normalize(truth)
+
+
+def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:
+    """One JSON line per row: number, text, truth, prediction, and whether it is correct."""
     with path.open("w", encoding="utf-8") as file:
-        for number, text in zip(dataset.kept, texts, strict=True):
-            row = dataset.row(number)
-            shown = {"row": row.number, "text": row.text, "truth": row.target, "prediction": text}
-            file.write(json.dumps({**shown, "correct": normalize(text) == normalize(row.target)}) + "\n")
+        for i, (prediction, truth) in enumerate(zip(evaluation.predictions, evaluation.truths, strict=True)):
+            row, right = dataset[i], is_right(prediction, truth)
+            shown = {"row": row.number, "text": row.text, "truth": truth, "prediction": prediction}
+            file.write(json.dumps(shown if right is None else {**shown, "correct": right}) + "\n")
 
 
-def draw_some(dataset: MMDataset, texts: Sequence[str], path: Path, count: int = 12) -> None:
+def draw_some(dataset: Any, evaluation: Evaluation, path: Path, count: int = 12) -> None:
     """samples.png: rows spread evenly over the data set, with prediction and truth."""
     step = max(1, len(dataset) // count)
     samples = []
     for index in range(0, len(dataset), step)[:count]:
-        row = dataset.row(dataset.kept[index])
+        row, prediction, truth = dataset[index], evaluation.predictions[index], evaluation.truths[index]
         image = open_image(row.images[0]) if row.images else None
-        samples.append({"image": image, "text": row.text, "truth": row.target, "prediction": texts[index]})
+        words = {"prediction": in_words(prediction), "truth": in_words(truth), "correct": is_right(prediction, truth)}
+        samples.append({"image": image, "text": row.text, **words})
     figures.draw_samples(samples, path)
+
+
+def draw_report(task: str, evaluation: Evaluation, labels: Sequence[str] | None, path: Path) -> None:
+    """report.png: what a look at the predictions of this task should start with."""
+    if task == "regression":
+        figures.draw_scatter(evaluation.logits, evaluation.label_ids, labels or [], path)
+    elif task == "multilabel":
+        scores = per_class(task, evaluation.logits, evaluation.label_ids, labels or [])
+        figures.draw_bars([(row["label"], row["f1"]) for row in scores], "F1", path)
+    else:
+        figures.draw_confusion(evaluation.predictions, evaluation.truths, path)
+
+
+def learned_weights(model: PreTrainedModel) -> dict[str, float] | None:
+    """What late fusion learnt each modality to count, where it learns that."""
+    if model.config.late_fusion is None or task_of(model) == "generation":
+        return None
+    return model.late_fusion.modality_weights()
+
+
+def report_sections(
+    trainer: MMTrainer, task: str, evaluation: Evaluation, table: list[dict[str, Any]], output: Path
+) -> list[Section]:
+    """What report.html shows, its pictures drawn into `output`."""
+    model, labels = trainer.model, label_names(trainer.model, task)
+    sections = [Section("Scores", table=[evaluation.metrics])]
+    if table:
+        main = MAIN[task]
+        figures.draw_bars([(row["modalities"], row[main] or 0.0) for row in table], main, output / "modalities.png")
+        said = "Scores when the other modalities' cells are emptied; what a modality brings is the gap to all."
+        sections.append(Section("Modalities", said, table, output / "modalities.png"))
+    if weights := learned_weights(model):
+        rows = [{"modality": name, "weight": weight} for name, weight in weights.items()]
+        sections.append(Section("Learned weights of the modalities", "Of late fusion; they add up to one.", rows))
+    draw_report(task, evaluation, labels, output / "report.png")
+    heading = {"regression": "Predictions against truth", "multilabel": "F1 of each label"}
+    sections.append(Section(heading.get(task, "Confusion"), picture=output / "report.png"))
+    if task not in ("generation", "regression"):
+        if task != "matching":
+            rows = per_class(task, evaluation.logits, evaluation.label_ids, labels or [])
+            sections.append(Section("Each label", table=rows))
+        curves = {"": reliability(*confidence(task, evaluation.logits, evaluation.label_ids))}
+        if temperature := model.config.calibration_temperature:
+            before = confidence(task, evaluation.logits * temperature, evaluation.label_ids)
+            curves = {"calibrated": curves[""], "uncalibrated": reliability(*before)}
+        figures.draw_reliability(curves, output / "calibration.png")
+        said = "Of predictions made with some confidence, the share that is true; on the diagonal it can be believed."
+        sections.append(Section("Calibration", said, picture=output / "calibration.png"))
+    return [*sections, Section("Samples", picture=output / "samples.png")]
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
@@ -87,13 +192,15 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     model, processor = load_checkpoint(args.model, **quantized(args.quantization))
     model.is_quantized = False  # Trainer would refuse int8 weights, though an evaluation trains nothing
     task = task_of(model)
-    labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if task == "classification" else None
+    labels = label_names(model, task)
     source = args.test_file or args.dataset
     table, folder = read_table(source, args.split)
-    columns = Columns(args.image_column, args.text_column, args.label_column or TARGETS[task])
-    dataset = MMDataset(source, table, folder, columns, labels).check(args.on_bad_row == "skip", processor.image_token)
+    columns = Columns(args.image_column, args.text_column, args.label_column or COLUMNS[task])
+    dataset = MMDataset(source, table, folder, columns, labels, task=task)
+    dataset.check(args.on_bad_row == "skip", processor.image_token)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
     collator.check_lengths(dataset, args.on_bad_row == "skip")
+    rows = MatchingPairs(dataset, args.seed) if task == "matching" else dataset
     # a Hub id must not become a folder here, or the next run would take that for the model
     output = Path(args.output_dir or (Path(args.model) / "evaluation" if Path(args.model).is_dir() else "evaluation"))
     output.mkdir(parents=True, exist_ok=True)
@@ -106,18 +213,30 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         ),
         processing_class=processor,
         eval_collator=collator,
-        compute_metrics=compute_metrics_for(processor.tokenizer, labels),
+        compute_metrics=compute_metrics_for(processor.tokenizer, labels, task),
         max_new_tokens=args.max_new_tokens,
     )
-    metrics, texts = predict_texts(trainer, dataset)
+    evaluation, scores = evaluate_rows(trainer, task, rows), list[dict[str, Any]]()
+    if (task != "generation") if args.modality_report is None else args.modality_report:
+        # all of them are scored already
+        scores = modality_report(
+            lambda some: (evaluation if some is rows else evaluate_rows(trainer, task, some)).metrics,
+            rows,
+            processor.image_token,
+        )
     if not trainer.is_world_process_zero():
         return None
-    truths = [dataset.row(number).target for number in dataset.kept]
-    write_predictions(dataset, texts, output / "predictions.jsonl")
-    figures.draw_confusion(texts, truths, output / "report.png")
-    draw_some(dataset, texts, output / "samples.png")
+    write_predictions(rows, evaluation, output / "predictions.jsonl")
+    draw_some(rows, evaluation, output / "samples.png")
+    sections = report_sections(trainer, task, evaluation, scores, output)
+    write_report(output / "report.html", f"{Path(args.model).name}: {task}", f"{len(rows)} rows of {source}", sections)
     write_bad_rows(dataset.bad_rows, output)
-    result = {**metrics, "rows": len(dataset), "skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
+    result: dict[str, Any] = {**evaluation.metrics, "rows": len(rows), "skipped_rows": len(dataset.bad_rows)}
+    result["output_dir"] = str(output)
+    if scores:
+        result["modalities"] = {row["modalities"]: row[MAIN[task]] for row in scores}
+    if weights := learned_weights(model):
+        result["modality_weights"] = rounded(weights)
     (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
 

@@ -270,22 +270,43 @@ class MMFusion(nn.Module):
         self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
         self.image_projector = nn.Sequential(nn.LayerNorm(vision_width), nn.Linear(vision_width, width))
         self.resampler = MMResampler(config) if config.num_latents else None
-        self.memory_norm = nn.LayerNorm(width)
-        per_layer = 2 * self.num_key_value_heads * self.head_dim
-        self.kv_proj = nn.Linear(width, len(config.fusion_layers) * per_layer, bias=False)
+        if config.cross_attention:
+            self.memory_norm = nn.LayerNorm(width)
+            per_layer = 2 * self.num_key_value_heads * self.head_dim
+            self.kv_proj = nn.Linear(width, len(config.fusion_layers) * per_layer, bias=False)
         self.layers = nn.ModuleList([MMFusionLayer(config) for _ in config.fusion_layers])
 
-    def encode(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """Keys and values of distinct images for all fusion layers: (I, P, V) to (I, L, 2, K, P, E).
+    def project(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """States of distinct images (I, P, V) in the width of the text, resampled where the config says: (I, P, D).
 
         `present` (I, P) marks real states where a tower pads them; only the resampler needs to know.
         """
-        memory = self.image_projector(states.to(self.memory_norm.weight.dtype))  # (I, P, D)
-        if self.resampler is not None:
-            memory = self.resampler(memory, present)
+        states = states.to(self.image_projector[1].weight.dtype)  # parts may differ in precision
+        memory = self.image_projector(states)  # (I, P, D)
+        return memory if self.resampler is None else self.resampler(memory, present)
+
+    def encode(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """Keys and values of distinct images for all fusion layers: (I, P, V) to (I, L, 2, K, P, E)."""
+        return self.key_values(self.project(states, present))
+
+    def key_values(self, memory: torch.Tensor) -> torch.Tensor:
+        """(I, P, D) to (I, L, 2, K, P, E).
+
+        Raises:
+            ValueError: the model has no cross-attention.
+        """
+        if not len(self.layers):
+            raise ValueError(
+                "this model has no cross-attention, only `late_fusion`, which MMForSequenceClassification does from "
+                "`pixel_values`; compose it with `cross_attention=True` to use media in another way"
+            )
         memory = self.kv_proj(self.memory_norm(memory))
         shape = (*memory.shape[:2], len(self.layers), 2, self.num_key_value_heads, self.head_dim)
         return memory.view(shape).permute(0, 2, 3, 4, 1, 5)
+
+    def gather(self, key_values: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+        """Those of each row's images side by side: (I, L, 2, K, P, E) to (B, L, 2, K, N * P, E)."""
+        return key_values[image_index.clamp(min=0)].permute(0, 2, 3, 4, 1, 5, 6).flatten(4, 5)
 
     def forward(self, hidden_states: torch.Tensor, call: FusionCall, position: int) -> torch.Tensor:
         """(B, T, D) before a text layer to (B, T, D) with what its tokens see of the media.

@@ -33,6 +33,7 @@ from .outputs_mm import MMModelOutput
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
     from .generation_mm import MMForConditionalGeneration  # noqa: F401
+    from .late_fusion_mm import MMLateFusion  # noqa: F401
     from .pipeline_mm import MultimodalClassificationPipeline  # noqa: F401
 
 
@@ -73,7 +74,7 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, MMResampler):
             init.normal_(module.latents, mean=0.0, std=self.config.initializer_range)
-        for gate in ("cross_attn_gate", "mlp_gate"):
+        for gate in ("cross_attn_gate", "mlp_gate", "modality_logits"):
             if gate in module._parameters:
                 init.zeros_(module._parameters[gate])
 

@@ -47,11 +47,17 @@ def answer(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, 
 
 
 def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
-    """The likeliest label and the probability of each."""
+    """What the head says: the likeliest label, or all that are likely, and the probability of each; or its numbers."""
     with torch.no_grad():
-        shares = model(**batch).logits.softmax(dim=-1)
-    names = model.config.id2label
+        logits = model(**batch).logits.float()
+    names, task = model.config.id2label, task_of(model)
+    if task == "regression":
+        return [{"numbers": {names[i]: number for i, number in enumerate(row)}} for row in logits.tolist()]
+    shares = logits.sigmoid() if task == "multilabel" else logits.softmax(dim=-1)
     probabilities = [{names[i]: round(share, 4) for i, share in enumerate(row.tolist())} for row in shares]
+    if task == "multilabel":
+        likely = [[names[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
+        return [{"labels": own, "probabilities": row} for own, row in zip(likely, probabilities, strict=True)]
     return [{"label": max(row, key=row.__getitem__), "probabilities": row} for row in probabilities]
 
 
@@ -111,6 +117,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     task = task_of(model)
     if args.explain and model.config.num_latents:
         raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
+    if args.explain and not model.config.cross_attention:
+        raise ValueError("--explain draws cross-attention, of which this model with `late_fusion` has none")
     rows = [Row(number + 1, list(args.image), text) for number, text in enumerate(args.text or [""])]
     for row in rows:
         processor.check_markers([row.text], [row.images])

@@ -24,13 +24,16 @@ from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPi
 from . import figures, scratch
 from .adapters_mm import gates_are_closed
 from .arguments import MMParser
+from .calibration import fit_temperature
 from .card import write_card
-from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config
+from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config, task_of
 from .collator import MMCollator
 from .data import Columns, MMDataset, read_table
-from .evaluate import TARGETS, draw_some, predict_texts, write_bad_rows, write_predictions
-from .metrics import compute_metrics_for
+from .evaluate import draw_some, evaluate_rows, write_bad_rows, write_predictions
+from .matching import MatchingPairs
+from .metrics import MAIN, compute_metrics_for, in_words
 from .processing_mm import MMProcessor
+from .targets import COLUMNS, head_options, known_names
 from .trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,14 @@ class ModelArguments:
     fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
     fusion_mlp: bool = field(default=True, metadata={"help": "gated MLP in each fusion layer"})
     num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
+    late_fusion: str | None = field(
+        default=None,
+        metadata={
+            "help": "join pooled embeddings, in place of cross-attention or beside it",
+            "choices": ["concat", "sum", "weighted", "gated", "product"],
+        },
+    )
+    cross_attention: bool | None = field(default=None, metadata={"help": "default: only without late fusion"})
     vision_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
     fusion_trainable: bool = True
     text_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch backbone trains"})
@@ -70,7 +81,15 @@ class DataArguments:
     test_split: str | None = field(default=None, metadata={"help": "split of the data set to evaluate after training"})
     image_column: str = "image"
     text_column: str = "text"
-    label_column: str | None = field(default=None, metadata={"help": "default: answer, or label of a classification"})
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "default: answer of a generation, else label; a,b for two numbers; a matching needs none"},
+    )
+    class_weights: str | None = field(
+        default=None,
+        metadata={"help": "balanced: rare classes count as much as frequent ones", "choices": ["balanced"]},
+    )
+    calibrate: bool = field(default=False, metadata={"help": "fit a temperature to the validation rows"})
     validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
     group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
@@ -90,9 +109,9 @@ class Splits:
         return [bad for split in (self.train, self.validation, self.test) if split for bad in split.bad_rows]
 
 
-def known_labels(source: str | None) -> list[str] | None:
+def known_labels(source: str | None, task: str) -> list[str] | None:
     """The labels of the model to go on from, in the order of its classifier; None without one."""
-    if source is None:
+    if source is None or task == "generation":
         return None
     config = read_config(source if not Path(source, BASE).is_dir() else str(Path(source, BASE)))
     return [config.id2label[i] for i in range(config.num_labels)]
@@ -106,18 +125,15 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
     """
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
-    columns = Columns(data.image_column, data.text_column, data.label_column or TARGETS[data.task])
+    columns = Columns(data.image_column, data.text_column, data.label_column or COLUMNS[data.task])
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
-        return MMDataset(source, *read_table(source, split), columns, labels).check(skip)
+        return MMDataset(source, *read_table(source, split), columns, labels, task=data.task).check(skip)
 
-    labels = labels if data.task == "classification" else None
     train = read(data.train_file or str(data.dataset), "train", labels)
-    if data.task == "classification" and labels is None:
-        train.labels = sorted({str(train.row(number).target) for number in train.kept})
-        if len(train.labels) < 2:
-            raise ValueError(f"'{train.source}' has only the label '{train.labels[0]}'; expected at least two labels")
+    if labels is None:
+        train.labels = known_names(data.task, train.targets(), columns.target, train.source)
     test = None
     if data.test_file is not None:
         test = read(data.test_file, "test", train.labels)
@@ -139,12 +155,16 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
     Raises:
         ValueError: towers are missing, or given beside a model.
     """
+    balanced = data.class_weights == "balanced"
+    options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
     if args.model is not None:
         if args.vision_tower or args.text_model:
             raise ValueError("give either --model or the two towers")
         model, processor = load_checkpoint(args.model, dtype=torch.float32)
-        if not isinstance(model, TASKS[data.task]):
-            raise ValueError(f"'{args.model}' was not trained for {data.task}")
+        if task_of(model) != data.task:
+            raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
+        # the labels and their scale stay, what this run's rows and flags say of the loss does not
+        model.config.class_weights, model.config.calibration_temperature = options.get("class_weights"), None
         return model, processor
     if args.vision_tower is None or args.text_model is None:
         raise ValueError("give --vision_tower and --text_model (ids, folders or scratch-tiny), or --model")
@@ -157,16 +177,14 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
         vision = scratch.vision_config(vision)
     if text in scratch.SIZES:
         rows = [train.row(number) for number in train.kept]
-        tokenizer = scratch.train_tokenizer([part for r in rows for part in (r.text, str(r.target))], text)
+        words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
+        tokenizer = scratch.train_tokenizer(words, text)
         text = scratch.text_config(text, tokenizer, decoder=data.task == "generation")
     processor = MMProcessor.from_towers(image_processor or vision, tokenizer or text)
-    options: dict[str, Any] = {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents}
+    options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents}
+    options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
-    if data.task == "classification" and train.labels is not None:
-        options["id2label"] = dict(enumerate(train.labels))
-        options["label2id"] = {label: i for i, label in enumerate(train.labels)}
-        options["problem_type"] = "single_label_classification"
     model = TASKS[data.task].from_towers(vision, text, processor=processor, dtype=torch.float32, **options)
     return model, processor
 
@@ -205,7 +223,7 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, targets: str, output:
 
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     adapted = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
-    whole = ("fusion", "vision_tower", "classifier")
+    whole = ("fusion", "vision_tower", "late_fusion", "classifier")
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -246,15 +264,18 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     output = Path(args.output_dir)
     checkpoint = resume_path(args)
     set_seed(args.seed)
-    splits = load_splits(data_args, args.seed, known_labels(model_args.model))
+    check_task(model_args, data_args)
+    splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
     model, processor = build_model(model_args, data_args, splits.train)
     choose_trainable(model, model_args)
+    matches = data_args.task == "matching"
     collator = MMCollator(processor, data_args.task, data_args.max_length)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
     # with a picture where any row has one: of rows without, fusion and tower would seem unused
     rows = (splits.train[i] for i in range(len(splits.train)))
     first = next((row for row in rows if row.images), splits.train[0])
+    collator.negatives_seed = args.seed if matches else None
     if unused := freeze_unused(model, collator([first])):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if model_args.use_peft:
@@ -271,19 +292,22 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         model=model,
         args=args,
         train_dataset=splits.train,
-        eval_dataset=splits.validation,
+        eval_dataset=MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
         processing_class=processor,
         data_collator=collator,
         eval_collator=MMCollator(processor, data_args.task, data_args.max_length, with_prompts=generates),
-        compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels),
+        compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data_args.task),
         group_by_image=data_args.group_by_image,
         max_new_tokens=data_args.max_new_tokens,
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
+    if data_args.calibrate:
+        calibrate(trainer, data_args.task, output / BASE if model_args.use_peft else None)
     trainer.save_model()
-    report = {"train_seconds": seconds, "train_rows": len(splits.train), **final_evaluation(trainer, splits, output)}
+    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train)}
+    report |= final_evaluation(trainer, data_args.task, splits, output)
     report |= {"skipped_rows": len(splits.bad_rows()), "output_dir": str(output)}
     if not trainer.is_world_process_zero():
         return None
@@ -302,26 +326,52 @@ def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
     rows = max(dataset.groups(), key=len)
     picture = dataset.row(dataset.kept[rows[0]]).images
     print("\nPicture:", picture[0] if picture and isinstance(picture[0], str) else "(embedded)")
-    by_truth = {said["truth"]: said for said in (json.loads(lines[i]) for i in rows)}
+    by_truth = {in_words(said["truth"]): said for said in (json.loads(lines[i]) for i in rows)}
     for said in list(by_truth.values())[:count]:
-        print(f"  {said['text']}  ->  {said['prediction']}  (truth: {said['truth']})")
+        print(f"  {said['text']}  ->  {in_words(said['prediction'])}  (truth: {in_words(said['truth'])})")
     print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
     print(f'  modeling-mm predict --model {output} --image PICTURE --text "..." --explain look.png\n')
 
 
-def final_evaluation(trainer: MMTrainer, splits: Splits, output: Path) -> dict[str, Any]:
+def check_task(model: ModelArguments, data: DataArguments) -> None:
+    """Refuse what the task has no use for, before any row is read.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
+        raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
+    if data.calibrate and data.task in ("generation", "regression"):
+        raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
+    if model.model is not None and (model.late_fusion or model.cross_attention is not None):
+        raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
+
+
+def calibrate(trainer: MMTrainer, task: str, base: Path | None) -> None:
+    """Put the temperature that fits the validation rows into the config, and into that of an adapter's base."""
+    evaluation = evaluate_rows(trainer, task, trainer.eval_dataset)
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    config.calibration_temperature = fit_temperature(task, evaluation.logits, evaluation.label_ids)
+    logger.warning(f"calibration temperature: {config.calibration_temperature:.4g}")
+    if base is not None and trainer.is_world_process_zero():
+        config.save_pretrained(base)
+
+
+def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path) -> dict[str, Any]:
     """Metrics on the test set, or on validation without one, once with and once without the pictures."""
-    dataset = splits.test or splits.validation
-    metrics, texts = predict_texts(trainer, dataset)
+    dataset: Any = splits.test or splits.validation
+    if task == "matching":
+        dataset = MatchingPairs(dataset, trainer.args.seed)
+    evaluation = evaluate_rows(trainer, task, dataset)
     trainer.eval_collator.blind = True
     try:
-        blind = predict_texts(trainer, dataset)[0]["accuracy"]
+        blind = evaluate_rows(trainer, task, dataset).metrics[MAIN[task]]
     except ValueError as error:  # rows without any text have nothing left
-        logger.warning(f"no blind accuracy: {error}")
+        logger.warning(f"no blind {MAIN[task]}: {error}")
         blind = None
     trainer.eval_collator.blind = False
     if trainer.is_world_process_zero():
-        write_predictions(dataset, texts, output / "predictions.jsonl")
-        draw_some(dataset, texts, output / "samples.png")
+        write_predictions(dataset, evaluation, output / "predictions.jsonl")
+        draw_some(dataset, evaluation, output / "samples.png")
     share = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
-    return {**metrics, "blind_accuracy": blind, **share}
+    return {**evaluation.metrics, f"blind_{MAIN[task]}": blind, **share}

@@ -1,0 +1,51 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""How far probabilities can be believed, and one temperature that mends them (Guo et al. 2017).
+
+Shapes: R rows, C classes.
+"""
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, softmax
+
+BINS = 15
+
+
+def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
+    """(R, C): shares of one for classes, independent ones for several labels."""
+    return expit(logits) if task == "multilabel" else softmax(logits, axis=-1)
+
+
+def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature between 0.05 and 20 that makes labels likeliest; `labels` are (R,) ids or (R, C) of 0 and 1."""
+    logits = logits.astype(np.float64)
+
+    def surprise(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        if task == "multilabel":
+            return float(np.logaddexp(0, np.where(labels > 0, -scaled, scaled)).mean())
+        return float(-log_softmax(scaled, axis=-1)[np.arange(len(labels)), labels].mean())
+
+    return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def confidence(task: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How sure each prediction is and whether it is true: of the likeliest class, or of each of several labels."""
+    shares = probabilities(task, logits.astype(np.float64))
+    if task == "multilabel":
+        return shares.ravel(), labels.ravel() > 0
+    return shares.max(axis=-1), shares.argmax(axis=-1) == labels
+
+
+def reliability(sure: np.ndarray, true: np.ndarray) -> list[tuple[float, float, int]]:
+    """Mean confidence, share of true ones, and count of each of 15 equal bins that holds any."""
+    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
+    return [
+        (float(sure[bins == b].mean()), float(true[bins == b].mean()), int((bins == b).sum())) for b in np.unique(bins)
+    ]
+
+
+def expected_calibration_error(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean distance between confidence and truth over the bins, weighted by their counts."""
+    curve = reliability(*confidence(task, logits, labels))
+    return sum(count * abs(sure - true) for sure, true, count in curve) / sum(count for *_, count in curve)
