@@ -6,10 +6,16 @@ Visibility is one integer per slot, `media_start`: a token at column t sees the 
 Shapes: B rows, N images per row, S memory slots, T text tokens.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from transformers.cache_utils import Cache
 
 from .configuration_mm import MMConfig
+
+if TYPE_CHECKING:  # never runs; the library copies what these lines name
+    from .audio_mm import audio_features  # noqa: F401
+    from .audio_towers_mm import audio_states  # noqa: F401
 
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 
