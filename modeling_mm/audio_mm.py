@@ -13,7 +13,7 @@ import importlib
 import io
 import os
 import warnings
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from transformers import (
 MAX_SECONDS = 30.0
 CUT_UP_TO = 2  # a clip may be this many times `max_seconds` long and is cut; beyond, it is some other recording
 SILENT = 1e-4  # highest amplitude of a silent clip, 80 dB below full scale
+Clip: TypeAlias = tuple[np.ndarray, float, float]  # samples, their rate, seconds before it was cut
 SHORTEST = 0.1  # seconds that a clip is filled up to, more than the first window of any tower
 
 
@@ -57,18 +58,25 @@ def read_audio(source: Any, sampling_rate: int, max_seconds: float = MAX_SECONDS
         ValueError: names the source that is missing, unreadable, empty, without a rate, not finite or too long.
         ImportError: soundfile or soxr is needed and not installed.
     """
-    clip, rate = open_audio(source, max_seconds, sampling_rate)
+    clip, rate, seconds = open_audio(source, max_seconds, sampling_rate)
+    if seconds > max_seconds:
+        name = f"'{source}' " if isinstance(source, (str, os.PathLike)) else ""
+        warnings.warn(
+            f"the sound {name}lasts {seconds:.1f} s; only its first {max_seconds:g} s are used", stacklevel=2
+        )
     if rate != sampling_rate:
         clip = library("soxr").resample(clip, rate, sampling_rate).astype(np.float32)
         clip = clip if len(clip) else np.zeros(1, np.float32)  # of a few samples at a high rate nothing is left
     return clip
 
 
-def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None = None) -> tuple[np.ndarray, float]:
-    """A clip as float32 (samples,), mono, and the rate it has; `rate` is that of an array which comes without one.
+def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None = None) -> Clip:
+    """The first `max_seconds` of a clip as float32 (samples,), mono; the rate it has, and how many seconds it lasted.
+
+    `rate` is that of an array which comes without one.
 
     Raises:
-        ValueError: as in `read_audio`.
+        ValueError, ImportError: as in `read_audio`.
     """
     if isinstance(source, dict) and {"bytes", "path"} & set(source):
         source = source.get("bytes") if source.get("bytes") is not None else source.get("path")
@@ -88,11 +96,11 @@ def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None =
     if not isinstance(rate, (int, float, np.number)) or not 0 < rate < float("inf"):
         raise ValueError(f"the sampling rate of an array of sound is {rate}; expected a number above 0")
     clip = mono(scaled(np.asarray(array)))
-    return bounded(clip, len(clip) / float(rate), float(rate), max_seconds, "an array"), float(rate)
+    return bounded(clip, len(clip) / float(rate), float(rate), max_seconds, "in an array")
 
 
-def open_encoded(source: str | os.PathLike | bytes, max_seconds: float) -> tuple[np.ndarray, float]:
-    """The first `max_seconds` of a sound file or of such a file's bytes, and its rate."""
+def open_encoded(source: str | os.PathLike | bytes, max_seconds: float) -> Clip:
+    """The first `max_seconds` of a sound file or of such a file's bytes."""
     soundfile = library("soundfile")
     name = "in its embedded bytes" if isinstance(source, bytes) else f"'{os.fspath(source)}'"
     if not isinstance(source, bytes) and not os.path.isfile(source):
@@ -106,11 +114,11 @@ def open_encoded(source: str | os.PathLike | bytes, max_seconds: float) -> tuple
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = str(error).rpartition(": ")[2].strip().rstrip(".")
         raise ValueError(f"the sound {name} cannot be read ({reason}); expected WAV, FLAC, OGG, MP3, ...") from None
-    return bounded(clip.mean(axis=1), seconds, rate, max_seconds, name), float(rate)
+    return bounded(clip.mean(axis=1), seconds, rate, max_seconds, name)
 
 
-def bounded(clip: np.ndarray, seconds: float, rate: float, max_seconds: float, name: str) -> np.ndarray:
-    """The first `max_seconds` of a clip that lasts `seconds`, if it is one.
+def bounded(clip: np.ndarray, seconds: float, rate: float, max_seconds: float, name: str) -> Clip:
+    """The first `max_seconds` of a clip that lasts `seconds`, if it can be used.
 
     Raises:
         ValueError: it is too long, empty, or holds values that are no numbers.
@@ -121,11 +129,7 @@ def bounded(clip: np.ndarray, seconds: float, rate: float, max_seconds: float, n
         raise ValueError(f"the sound {name} has no samples; expected at least one")
     if not np.isfinite(clip).all():
         raise ValueError(f"the sound {name} has samples that are not finite (NaN or infinite)")
-    if seconds > max_seconds:
-        warnings.warn(
-            f"the sound {name} lasts {seconds:.1f} s; only its first {max_seconds:g} s are used", stacklevel=2
-        )
-    return clip[: max(1, int(max_seconds * rate))]
+    return clip[: max(1, int(max_seconds * rate))], rate, seconds
 
 
 def scaled(array: np.ndarray) -> np.ndarray:

@@ -18,9 +18,10 @@ from . import figures
 from .arguments import MMParser
 from .checkpoint import load_checkpoint, task_of
 from .collator import MMCollator
-from .data import Columns, MMDataset, read_table
+from .data import Columns, MMDataset
 from .images import open_image
 from .metrics import compute_metrics_for, normalize, predictions_as_text
+from .tables import read_table
 from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,13 @@ class EvaluateArguments:
     output_dir: str | None = field(default=None, metadata={"help": "where results go, default MODEL/evaluation"})
     image_column: str = "image"
     text_column: str = "text"
+    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
     label_column: str | None = field(default=None, metadata={"help": "default: answer, or label of a classification"})
     batch_size: int = 32
     max_length: int = 512
     max_new_tokens: int = 32
     blind: bool = field(default=False, metadata={"help": "leave the pictures out, to see what the text alone tells"})
+    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
     device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
 
@@ -85,8 +88,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)] if task == "classification" else None
     source = args.test_file or args.dataset
     table, folder = read_table(source, args.split)
-    columns = Columns(args.image_column, args.text_column, args.label_column or TARGETS[task])
-    dataset = MMDataset(source, table, folder, columns, labels).check(args.on_bad_row == "skip", processor.image_token)
+    columns = Columns(args.image_column, args.text_column, args.label_column or TARGETS[task], args.audio_column)
+    dataset = MMDataset(source, table, folder, columns, labels)
+    dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, max_seconds=args.max_seconds)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
     collator.check_lengths(dataset, args.on_bad_row == "skip")
     # a Hub id must not become a folder here, or the next run would take that for the model

@@ -25,10 +25,11 @@ from .arguments import MMParser
 from .card import write_card
 from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config
 from .collator import MMCollator
-from .data import Columns, MMDataset, read_table
+from .data import Columns, MMDataset
 from .evaluate import TARGETS, draw_some, predict_texts, write_bad_rows, write_predictions
 from .metrics import compute_metrics_for
 from .processing_mm import MMProcessor
+from .tables import read_table
 from .trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,13 @@ class DataArguments:
     test_split: str | None = field(default=None, metadata={"help": "split of the data set to evaluate after training"})
     image_column: str = "image"
     text_column: str = "text"
+    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
     label_column: str | None = field(default=None, metadata={"help": "default: answer, or label of a classification"})
     validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
     group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
     max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
+    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
 
 
@@ -101,11 +104,13 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
     """
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
-    columns = Columns(data.image_column, data.text_column, data.label_column or TARGETS[data.task])
+    target = data.label_column or TARGETS[data.task]
+    columns = Columns(data.image_column, data.text_column, target, data.audio_column)
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
-        return MMDataset(source, *read_table(source, split), columns, labels).check(skip)
+        dataset = MMDataset(source, *read_table(source, split), columns, labels)
+        return dataset.check(skip, max_seconds=data.max_seconds)
 
     labels = labels if data.task == "classification" else None
     train = read(data.train_file or str(data.dataset), "train", labels)

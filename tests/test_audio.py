@@ -103,7 +103,7 @@ def test_of_a_decoder_no_more_is_read_than_may_be_cut():
 
 def test_a_clip_a_little_too_long_is_cut_with_a_warning(tmp_path):
     path = written(tmp_path / "long.wav", tone(1.5), subtype="FLOAT")
-    for source, name in ((path, "long.wav"), (tone(1.5), "an array")):
+    for source, name in ((path, "long.wav"), (tone(1.5), "the sound")):
         with pytest.warns(UserWarning, match=rf"{name}.* lasts 1.5 s; only its first 1 s are used"):
             clip = read_audio(source, RATE, max_seconds=1)
         np.testing.assert_array_equal(clip, tone(1.5)[:RATE])
@@ -141,7 +141,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
             read_audio(str(tmp_path / name), RATE)
     with pytest.raises(ValueError, match="embedded bytes cannot be read"):
         read_audio(b"no sound", RATE)
-    with pytest.raises(ValueError, match="an array has no samples"):
+    with pytest.raises(ValueError, match="the sound in an array has no samples"):
         read_audio(np.zeros(0, np.float32), RATE)
 
 
