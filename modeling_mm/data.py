@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Rows of image, text and sound from a table, checked before any work is done.
 
-- Paths in a file are relative to it; an empty cell is a missing modality; several images or sounds are a list, or paths
-  joined by `;` in a CSV cell.
+- Paths in a file are relative to it; an empty cell is a missing modality; several images or sounds are a list, or
+  paths joined by `;` in a CSV cell.
 - Every row is looked at first, each distinct picture and sound opened and decoded once: bad input is one sentence that
   names file, row and what was expected.
 """
@@ -30,7 +30,7 @@ CHUNK = 512  # rows that are checked at a time
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what; `target` is the answer or the label, None for rows without one; "" is no such column."""
+    """Which column holds what, "" where none does; `target` is the answer or the label, None for rows without one."""
 
     image: str = "image"
     text: str = "text"

@@ -15,6 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 
 FILE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SPLITS = ("train", "validation", "test")
 
 
 def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Path]:
@@ -47,7 +48,7 @@ def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Pat
 
 
 def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
-    """A folder of pictures or of sounds, with metadata or one folder per class; `split` matters where it holds several.
+    """A folder of pictures or sounds, with metadata or one folder per class; `split` matters where it holds several.
 
     Raises:
         ValueError: it holds several splits, and not this one.
@@ -58,11 +59,29 @@ def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
             if "file_name" in table.column_names:
                 table = table.rename_column("file_name", "audio" if is_sound(table[0]["file_name"]) else "image")
             return table, folder
-    kind = "audiofolder" if any(is_sound(file.name) for file in path.rglob("*")) else "imagefolder"
-    splits = datasets.load_dataset(kind, data_dir=str(path))
+    if any(is_sound(file.name) for file in path.rglob("*")):
+        return read_sounds(path, split)
+    splits = datasets.load_dataset("imagefolder", data_dir=str(path))
     if split not in splits and len(splits) > 1:
         raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
     return splits[split] if split in splits else next(iter(splits.values())), path
+
+
+def read_sounds(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
+    """A folder of sounds, with one folder per class where there are several; `audiofolder` would need torchcodec.
+
+    Raises:
+        ValueError: it holds several splits, and not this one.
+    """
+    splits = sorted(folder.name for folder in path.iterdir() if folder.name in SPLITS)
+    if splits and split not in splits:
+        raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
+    folder = path / split if splits else path
+    files = sorted(file for file in folder.rglob("*") if is_sound(file.name))
+    columns = {"audio": [str(file.relative_to(folder)) for file in files]}
+    if len({file.parent for file in files}) > 1:
+        columns["label"] = [file.parent.name for file in files]
+    return datasets.Dataset.from_dict(columns), folder
 
 
 def is_sound(name: str | None) -> bool:
