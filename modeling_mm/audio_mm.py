@@ -28,8 +28,8 @@ from transformers import (
 MAX_SECONDS = 30.0
 CUT_UP_TO = 2  # a clip may be this many times `max_seconds` long and is cut; beyond, it is some other recording
 SILENT = 1e-4  # highest amplitude of a silent clip, 80 dB below full scale
-Clip: TypeAlias = tuple[np.ndarray, float, float]  # samples, their rate, seconds before it was cut
 SHORTEST = 0.1  # seconds that a clip is filled up to, more than the first window of any tower
+Clip: TypeAlias = tuple[np.ndarray, float, float]  # samples, their rate, seconds before it was cut
 
 
 def library(name: str) -> Any:

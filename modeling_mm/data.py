@@ -157,24 +157,23 @@ class MMDataset(torch.utils.data.Dataset):
             BadRow: names source and row, when not skipping; or no row is left.
             ValueError: there is sound, and the libraries that read it are not installed.
         """
-        tokens = {image_token: self.columns.image, audio_token: self.columns.audio}
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(self), desc=f"Checking {self.source}") as bar:
             media = MediaCheck(pool, max_seconds)
             for start in range(0, len(self), CHUNK):  # in parts, so that embedded media do not fill the memory
                 numbers = self.kept[start : start + CHUNK]
-                self.note(self.complaints(numbers, tokens, media), skip)
+                self.note(self.complaints(numbers, (image_token, audio_token), media), skip)
                 bar.update(len(numbers))
         for remark in media.remarks():
             logger.warning(f"{self.source}: {remark}")
         return self.without_bad_rows()
 
-    def complaints(self, numbers: list[int], tokens: dict[str, str], media: MediaCheck) -> dict[int, str]:
-        """What is wrong with the bad ones among these rows; `tokens` are the markers of each column of media."""
+    def complaints(self, numbers: list[int], tokens: tuple[str, str], media: MediaCheck) -> dict[int, str]:
+        """What is wrong with the bad ones among these rows; `tokens` are the markers of an image and of a sound."""
         rows, reasons = {}, {}
         for number in numbers:
             try:
                 rows[number] = self.row(number)
-                reasons[number] = self.complaint(rows[number], tokens)
+                reasons[number] = self.complaint(rows[number], *tokens)
             except BadRow as error:
                 reasons[number] = str(error)
         media.look(
@@ -208,7 +207,7 @@ class MMDataset(torch.utils.data.Dataset):
             raise BadRow(f"'{self.source}' holds no usable rows: {self.bad_rows[0]['reason']}")
         return self
 
-    def complaint(self, row: Row, tokens: dict[str, str]) -> str | None:
+    def complaint(self, row: Row, image_token: str, audio_token: str) -> str | None:
         """What is wrong with a row, the contents of its media apart."""
         columns = self.columns
         if not row.images and not row.text and not row.audio:
@@ -217,15 +216,17 @@ class MMDataset(torch.utils.data.Dataset):
                     f"'{columns.image}', '{columns.text}' and '{columns.audio}' are all empty; expected at least one"
                 )
             return f"'{columns.image}' and '{columns.text}' are both empty; expected at least one of them"
-        for token, column in tokens.items():
-            markers = row.text.count(token) if column else 0
-            own, kind = (row.audio, "sounds") if column == columns.audio else (row.images, "images")
+        media = [(image_token, row.images, "images")]
+        if columns.audio:
+            media.append((audio_token, row.audio, "sounds"))
+        for token, own, kind in media:
+            markers = row.text.count(token)
             if markers and markers != len(own):
                 return f"the text has {markers} '{token}' markers but the row has {len(own)} {kind}"
-        if self.columns.target is None:
+        if columns.target is None:
             return None
         if not row.target:
-            return f"'{self.columns.target}' is empty; expected a value"
+            return f"'{columns.target}' is empty; expected a value"
         if self.labels is not None and row.target not in self.labels:
             return f"the label '{row.target}' is unknown; expected one of {', '.join(self.labels[:20])}"
         return None

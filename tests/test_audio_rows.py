@@ -168,6 +168,8 @@ def test_sound_markers_must_be_as_many_as_sounds(folder):
     with pytest.raises(BadRow, match="row 1: the text has 2 '<audio>' markers but the row has 1 sounds"):
         read(write_csv(folder, "red.png,<audio> or <audio>,low.wav,a")).check()
     assert len(read(write_csv(folder, "red.png,<image> <audio>,low.wav,a")).check()) == 1
+    with pytest.raises(BadRow, match="row 1: the text has 1 '<image>' markers but the row has 0 images"):
+        read(write_csv(folder, "red.png,<image>,low.wav,a"), Columns("", "text", "label", "audio")).check()
 
 
 def test_silent_and_cut_sounds_are_reported_once(folder, caplog):
