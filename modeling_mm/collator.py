@@ -30,7 +30,7 @@ class MMCollator:
         max_length: tokens per row at most.
         with_prompts: also give the prompts alone, padded on the left, for `generate` in evaluation.
         negatives_seed: in a matching, also pair each picture with a wrong text of the batch, chosen by this seed.
-        blind: leave all pictures out, to measure how much the text alone tells.
+        blind: leave all pictures and sounds out, to measure how much the text alone tells.
 
     Raises:
         ValueError: a row is longer than `max_length`.
@@ -50,6 +50,8 @@ class MMCollator:
         batch = self.generation(rows) if self.task == "generation" else self.classification(rows)
         if any(images):
             batch |= self.processor.flat_images(images)
+        if not self.blind and any(row.audio for row in rows):
+            batch |= self.processor(audio=[row.audio for row in rows], return_tensors="pt")
         return batch
 
     def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:

@@ -1,157 +1,60 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Rows of image and text from files or data sets, checked before any work is done.
+"""Rows of image, text and sound from a table, checked before any work is done.
 
-- CSV, TSV, JSONL, Parquet, an image folder, any name the `datasets` library knows, and `easy-vqa` (the PyPI package).
-- Paths in a file are relative to it; an empty cell is a missing modality; several images are a list, or paths joined
-  by `;` in a CSV cell.
-- Every row is looked at first, each distinct picture opened and decoded once: bad input is one sentence that names
-  file, row and what was expected.
+- Paths in a file are relative to it; an empty cell is a missing modality; several images or sounds are a list, or
+  paths joined by `;` in a CSV cell.
+- Every row is looked at first, each distinct picture and sound opened and decoded once: bad input is one sentence that
+  names file, row and what was expected.
 """
 
-import csv
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
-from .images import BadRow, image_complaint, image_key
+from .audio_mm import MAX_SECONDS
+from .images import BadRow, image_key
+from .media_check import MediaCheck
 from .targets import encode_target, label_columns, read_target, target_complaint
 
+logger = logging.getLogger(__name__)
 CHUNK = 512  # rows that are checked at a time
-FILE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what; `target` is the answer or the label (`a,b`: two numbers), None for rows without one."""
+    """Which column holds what, "" where none does; `target` is the answer, the label or numbers (`a,b`), or None."""
 
     image: str = "image"
     text: str = "text"
     target: str | None = None
+    audio: str = ""
 
 
 @dataclass
 class Row:
-    """One example: `images` are paths or encoded bytes, `number` counts from 1 within the source."""
+    """One example: `images` and `audio` are paths or encoded bytes, `number` counts from 1 within the source."""
 
     number: int
     images: list[str | bytes]
     text: str
     target: Any = None
-
-
-def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Path]:
-    """A table from a file, folder or name, and the folder that relative paths in it start from.
-
-    Raises:
-        ValueError: it cannot be found or read, or holds no rows.
-    """
-    path = Path(source)
-    try:
-        if source == "easy-vqa":
-            return read_easy_vqa(split), Path()
-        if path.suffix.lower() in FILE_READERS:
-            if not path.is_file():
-                raise ValueError(f"the file '{source}' does not exist")
-            table = read_file(path)
-        elif path.is_dir():
-            return read_folder(path, split)
-        else:
-            table = datasets.load_dataset(source, split=split)
-    except DatasetGenerationError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ValueError(f"'{source}' cannot be read as a table: {reason}") from error
-    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"'{source}' is neither a file, a folder nor a known data set: {reason}") from error
-    if len(table) == 0:
-        raise ValueError(f"'{source}' holds no rows; expected at least one")
-    return table, path.parent
-
-
-def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
-    """An image folder, with metadata or one folder per class; `split` matters where it holds several.
-
-    Raises:
-        ValueError: it holds several splits, and not this one.
-    """
-    for folder in (path / split, path):
-        if (folder / "metadata.csv").is_file():  # read by `imagefolder`, 007 would become 7.0 and None be missing
-            table = read_file(folder / "metadata.csv")
-            return table.rename_column("file_name", "image") if "file_name" in table.column_names else table, folder
-    splits = datasets.load_dataset("imagefolder", data_dir=str(path))
-    if split not in splits and len(splits) > 1:
-        raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
-    return splits[split] if split in splits else next(iter(splits.values())), path
+    audio: list[str | bytes] = field(default_factory=list)
 
 
 def undecoded(feature: Any) -> Any:
-    """A column's feature with its pictures, alone or in lists, left encoded."""
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
+    """A column's feature with its pictures and sounds, alone or in lists, left encoded."""
+    if isinstance(feature, (datasets.Image, datasets.Audio)):
+        return type(feature)(decode=False)
     return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
-
-
-def read_file(path: Path) -> datasets.Dataset:
-    """One CSV, TSV, JSONL or Parquet file; CSV cells stay strings, and only an empty one counts as missing.
-
-    Raises:
-        ValueError: the file is empty.
-    """
-    if path.stat().st_size == 0:
-        raise ValueError(f"'{path}' holds no rows; expected at least one")
-    reader = FILE_READERS[path.suffix.lower()]
-    options: dict[str, Any] = {}
-    if reader == "csv":
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            try:
-                names = next(csv.reader(file, delimiter=separator))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"'{path}' cannot be read as a table; expected UTF-8 text: {error}") from None
-        strings = datasets.Features({name: datasets.Value("string") for name in names})
-        options = {"sep": separator, "features": strings, "keep_default_na": False, "na_values": [""]}
-    log = logging.getLogger("datasets.packaged_modules")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # it would log the traceback of what we say in one sentence
-    try:
-        return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
-    except ValueError as error:
-        if "corresponds to no data" in str(error):
-            raise ValueError(f"'{path}' holds no rows; expected at least one") from None
-        raise
-    finally:
-        log.setLevel(level)
-
-
-def read_easy_vqa(split: str) -> datasets.Dataset:
-    """The easy-VQA questions (Zhou 2019) of the installed PyPI package: split `train` or `test`.
-
-    Raises:
-        ValueError: the package is not installed, or another split is asked for.
-    """
-    try:
-        import easy_vqa
-    except ImportError:
-        raise ValueError("the data set 'easy-vqa' needs the package: pip install easy-vqa") from None
-    if split not in ("train", "test"):
-        raise ValueError(f"'easy-vqa' has the splits 'train' and 'test', not '{split}'")
-    questions, images = {
-        "train": (easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
-        "test": (easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
-    }[split]
-    texts, answers, image_ids = questions()
-    paths = images()
-    return datasets.Dataset.from_dict({"image": [paths[i] for i in image_ids], "text": texts, "answer": answers})
 
 
 @dataclass
@@ -160,7 +63,7 @@ class MMDataset(torch.utils.data.Dataset):
 
     Args:
         source: the file or name it was read from, for messages.
-        table, folder: as `read_table` returns them.
+        table, folder: as `tables.read_table` returns them.
         columns: which column holds what.
         labels: the class names; rows of a classification become class ids. None: targets are text.
         task: what the targets are, see `targets.py`; by default of a classification where labels are given.
@@ -180,17 +83,20 @@ class MMDataset(torch.utils.data.Dataset):
 
     def __post_init__(self):
         self.task = self.task or ("generation" if self.labels is None else "classification")
-        names = self.table.column_names
-        wanted = label_columns(self.task, self.columns.target)
-        targets = set(wanted)
-        wanted.append(self.columns.image)
-        if set(names) - {self.columns.image} - targets:  # something else that may be the text
-            wanted.append(self.columns.text)
+        names, columns = self.table.column_names, self.columns
+        targets = label_columns(self.task, columns.target)
+        wanted = [*targets, columns.audio]
+        others = set(names) - {columns.image, columns.audio, *targets}
+        if others - {columns.text} or not columns.audio:  # one of them may be the picture, or it is all there is
+            wanted.append(columns.image)
+        if others:
+            wanted.append(columns.text)
         for name in filter(None, wanted):
             if name not in names:
                 raise ValueError(
                     f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
-                    '--image_column, --text_column or --label_column; "" where there is no picture or text)'
+                    '--image_column, --text_column, --audio_column or --label_column; "" where there is no picture, '
+                    "text or sound)"
                 )
         for name, feature in self.table.features.items():
             if undecoded(feature) != feature:
@@ -219,10 +125,11 @@ class MMDataset(torch.utils.data.Dataset):
                 cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
         if self.columns.target is not None:
             target = read_target(self.task, self.columns.target, cells)
-        return Row(number + 1, self.images(cells.get(self.columns.image)), "" if text is None else str(text), target)
+        images, audio = (self.media(cells.get(name), name) for name in (self.columns.image, self.columns.audio))
+        return Row(number + 1, images, "" if text is None else str(text), target, audio)
 
-    def images(self, cell: Any) -> list[str | bytes]:
-        """The pictures that an image cell names or holds.
+    def media(self, cell: Any, column: str) -> list[str | bytes]:
+        """The pictures or sounds that a cell names or holds.
 
         Raises:
             BadRow: it is of another kind.
@@ -236,39 +143,50 @@ class MMDataset(torch.utils.data.Dataset):
         if isinstance(cell, dict) and "path" in cell:
             return [cell["bytes"] if cell.get("bytes") is not None else os.path.join(self.folder, cell["path"])]
         if not isinstance(cell, list):
-            raise BadRow(f"'{self.columns.image}' holds {cell!r:.60}; expected a path, a picture or a list of them")
-        return [image for part in cell for image in self.images(part)]
+            kind = "sound" if column == self.columns.audio else "picture"
+            raise BadRow(f"'{column}' holds {cell!r:.60}; expected a path, a {kind} or a list of them")
+        return [medium for part in cell for medium in self.media(part, column)]
 
-    def check(self, skip: bool = False, image_token: str = "<image>") -> "MMDataset":
+    def check(
+        self,
+        skip: bool = False,
+        image_token: str = "<image>",
+        audio_token: str = "<audio>",
+        max_seconds: float = MAX_SECONDS,
+    ) -> "MMDataset":
         """Look at every row before any work is done, with progress; bad rows stop it or, with `skip`, are left out.
+
+        Sounds a little longer than `max_seconds`, which will be cut, and silent ones are counted in a warning.
 
         Raises:
             BadRow: names source and row, when not skipping; or no row is left.
+            ValueError: there is sound, and the libraries that read it are not installed.
         """
-        opened: dict[str, str | None] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(self), desc=f"Checking {self.source}") as bar:
-            for start in range(0, len(self), CHUNK):  # in parts, so that embedded pictures do not fill the memory
+            media = MediaCheck(pool, max_seconds)
+            for start in range(0, len(self), CHUNK):  # in parts, so that embedded media do not fill the memory
                 numbers = self.kept[start : start + CHUNK]
-                self.note(self.complaints(numbers, image_token, opened, pool), skip)
+                self.note(self.complaints(numbers, (image_token, audio_token), media), skip)
                 bar.update(len(numbers))
+        for remark in media.remarks():
+            logger.warning(f"{self.source}: {remark}")
         return self.without_bad_rows()
 
-    def complaints(
-        self, numbers: list[int], image_token: str, opened: dict[str, str | None], pool: Executor
-    ) -> dict[int, str]:
-        """What is wrong with the bad ones among these rows; pictures in `opened` were looked at before."""
+    def complaints(self, numbers: list[int], tokens: tuple[str, str], media: MediaCheck) -> dict[int, str]:
+        """What is wrong with the bad ones among these rows; `tokens` are the markers of an image and of a sound."""
         rows, reasons = {}, {}
         for number in numbers:
             try:
                 rows[number] = self.row(number)
-                reasons[number] = self.complaint(rows[number], image_token)
+                reasons[number] = self.complaint(rows[number], *tokens)
             except BadRow as error:
                 reasons[number] = str(error)
-        new = {image_key(image): image for row in rows.values() for image in row.images}
-        new = {key: image for key, image in new.items() if key not in opened}
-        opened.update(zip(new, pool.map(image_complaint, new.values()), strict=True))
+        media.look(
+            [image for row in rows.values() for image in row.images],
+            [sound for row in rows.values() for sound in row.audio],
+        )
         for number, row in rows.items():
-            reasons[number] = reasons[number] or next(filter(None, (opened[image_key(i)] for i in row.images)), None)
+            reasons[number] = reasons[number] or media.complaint(row.images, row.audio)
         return {number: reason for number, reason in reasons.items() if reason is not None}
 
     def note(self, reasons: dict[int, str], skip: bool) -> None:
@@ -294,19 +212,28 @@ class MMDataset(torch.utils.data.Dataset):
             raise BadRow(f"'{self.source}' holds no usable rows: {self.bad_rows[0]['reason']}")
         return self
 
-    def complaint(self, row: Row, image_token: str) -> str | None:
-        """What is wrong with a row, its pictures' contents apart."""
-        markers = row.text.count(image_token)
-        if not row.images and not row.text:
-            return f"'{self.columns.image}' and '{self.columns.text}' are both empty; expected at least one of them"
-        if markers and markers != len(row.images):
-            return f"the text has {markers} '{image_token}' markers but the row has {len(row.images)} images"
+    def complaint(self, row: Row, image_token: str, audio_token: str) -> str | None:
+        """What is wrong with a row, the contents of its media apart."""
+        columns = self.columns
+        if not row.images and not row.text and not row.audio:
+            if columns.audio:
+                return (
+                    f"'{columns.image}', '{columns.text}' and '{columns.audio}' are all empty; expected at least one"
+                )
+            return f"'{columns.image}' and '{columns.text}' are both empty; expected at least one of them"
+        media = [(image_token, row.images, "images")]
+        if columns.audio:
+            media.append((audio_token, row.audio, "sounds"))
+        for token, own, kind in media:
+            markers = row.text.count(token)
+            if markers and markers != len(own):
+                return f"the text has {markers} '{token}' markers but the row has {len(own)} {kind}"
         if self.task == "matching":
-            missing = self.columns.text if row.images else self.columns.image
+            missing = columns.text if row.images else columns.image
             return None if row.images and row.text else f"'{missing}' is empty; matching needs a picture and a text"
-        if self.columns.target is None:
+        if columns.target is None:
             return None
-        return target_complaint(self.columns.target, row.target, self.labels)
+        return target_complaint(columns.target, row.target, self.labels)
 
     def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
         """Split off a share of the rows at random; rows about one picture stay together.
@@ -336,11 +263,15 @@ class MMDataset(torch.utils.data.Dataset):
         return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)
 
     def groups(self) -> list[list[int]]:
-        """Indices of rows with the same first picture, together; a row without a picture is a group of its own."""
+        """Indices of rows with the same first picture, or first sound where they have no picture, together.
+
+        A row without either is a group of its own.
+        """
         groups: dict[str, list[int]] = {}
         for index, number in enumerate(self.kept):
-            images = self.row(number).images
-            groups.setdefault(image_key(images[0]) if images else f"row {number}", []).append(index)
+            row = self.row(number)
+            media = row.images or row.audio
+            groups.setdefault(image_key(media[0]) if media else f"row {number}", []).append(index)
         return list(groups.values())
 
 

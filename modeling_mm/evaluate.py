@@ -20,13 +20,14 @@ from .arguments import MMParser
 from .calibration import confidence, expected_calibration_error, reliability
 from .checkpoint import load_checkpoint, task_of
 from .collator import MMCollator
-from .data import Columns, MMDataset, read_table
+from .data import Columns, MMDataset
 from .images import open_image
 from .matching import MatchingPairs
 from .metrics import MAIN, compute_metrics_for, in_words, normalize, per_class, predictions_in_words
 from .modalities import modality_report
 from .quantization import QUANTIZATIONS, quantized
 from .report import Section, write_report
+from .tables import read_table
 from .targets import COLUMNS
 from .trainer import MMTrainer
 
@@ -45,6 +46,7 @@ class EvaluateArguments:
     image_column: str = "image"
     text_column: str = "text"
     label_column: str | None = field(default=None, metadata={"help": "default: answer of a generation, else label"})
+    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
     batch_size: int = 32
     max_length: int = 512
     max_new_tokens: int = 32
@@ -53,6 +55,7 @@ class EvaluateArguments:
         default=None, metadata={"help": "score without each modality and with each alone; default: not for generation"}
     )
     seed: int = field(default=0, metadata={"help": "chooses the wrong texts of a matching"})
+    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
     quantization: str | None = field(
         default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
@@ -195,9 +198,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     labels = label_names(model, task)
     source = args.test_file or args.dataset
     table, folder = read_table(source, args.split)
-    columns = Columns(args.image_column, args.text_column, args.label_column or COLUMNS[task])
+    columns = Columns(args.image_column, args.text_column, args.label_column or COLUMNS[task], args.audio_column)
     dataset = MMDataset(source, table, folder, columns, labels, task=task)
-    dataset.check(args.on_bad_row == "skip", processor.image_token)
+    dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, max_seconds=args.max_seconds)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
     collator.check_lengths(dataset, args.on_bad_row == "skip")
     rows = MatchingPairs(dataset, args.seed) if task == "matching" else dataset

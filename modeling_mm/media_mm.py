@@ -7,10 +7,15 @@ Shapes: B rows, N images per row, S memory slots, T text tokens.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from .configuration_mm import MMConfig
+
+if TYPE_CHECKING:  # never runs; the library copies what these lines name
+    from .audio_mm import audio_features  # noqa: F401
+    from .audio_towers_mm import audio_states  # noqa: F401
 
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 

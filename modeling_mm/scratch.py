@@ -2,10 +2,12 @@
 """Towers with random weights, `scratch-tiny` and `scratch-small`, for data that needs no pretraining.
 
 The vision tower is a small ResNet (He et al. 2016), which learns shapes and colours from a few thousand pictures where
-a plain vision transformer of the same size does not; the text backbone is a Llama decoder or a BERT encoder over a
-byte-level BPE tokenizer trained on the user's own text.
+a plain vision transformer of the same size does not. The audio tower is one too: it sees log-mel features as a picture
+and learns words from a few thousand clips. The text backbone is a Llama decoder or a BERT encoder over a byte-level
+BPE tokenizer trained on the user's own text.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     ResNetConfig,
+    WhisperFeatureExtractor,
 )
 
 PAD, START, END, IMAGE = "<pad>", "<s>", "</s>", "<image>"
@@ -31,6 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "initializer_range": 0.1,  # about 1 / sqrt(width); with the usual 0.02 so narrow a model hardly starts
         },
         "vision": {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "layer_type": "basic"},
+        "audio": {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "layer_type": "basic"},
         "vocab_size": 2000,
         "image_size": 64,
     },
@@ -43,6 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "initializer_range": 0.06,
         },
         "vision": {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "layer_type": "basic"},
+        "audio": {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "layer_type": "basic"},
         "vocab_size": 8000,
         "image_size": 128,
     },
@@ -92,3 +97,19 @@ def text_config(size: str, tokenizer: PreTrainedTokenizerBase, decoder: bool) ->
 def vision_config(size: str) -> ResNetConfig:
     """A small ResNet whose last stage is a 4 x 4 grid (tiny) or 8 x 8 (small)."""
     return ResNetConfig(**SIZES[size]["vision"])
+
+
+def audio_config(size: str) -> ResNetConfig:
+    """A small ResNet over log-mel pictures, whose last stage is a grid of 4 rows and about 3 columns per second."""
+    return ResNetConfig(num_channels=1, **SIZES[size]["audio"])
+
+
+def feature_extractor(max_seconds: float) -> WhisperFeatureExtractor:
+    """Log-mel features for the scratch audio towers, 64 bins and 50 frames per second.
+
+    Args:
+        max_seconds: the length that every clip is padded to, rounded up to whole seconds; a tower's time is
+            proportional to it.
+    """
+    window = max(1, math.ceil(max_seconds))
+    return WhisperFeatureExtractor(feature_size=64, hop_length=320, n_fft=512, chunk_length=window)

@@ -28,11 +28,12 @@ from .calibration import fit_temperature
 from .card import write_card
 from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config, task_of
 from .collator import MMCollator
-from .data import Columns, MMDataset, read_table
+from .data import Columns, MMDataset
 from .evaluate import draw_some, evaluate_rows, write_bad_rows, write_predictions
 from .matching import MatchingPairs
 from .metrics import MAIN, compute_metrics_for, in_words
 from .processing_mm import MMProcessor
+from .tables import read_table
 from .targets import COLUMNS, head_options, known_names
 from .trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
 
@@ -90,10 +91,12 @@ class DataArguments:
         metadata={"help": "balanced: rare classes count as much as frequent ones", "choices": ["balanced"]},
     )
     calibrate: bool = field(default=False, metadata={"help": "fit a temperature to the validation rows"})
+    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
     validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
     group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
     max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
+    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
 
 
@@ -125,11 +128,13 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
     """
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
-    columns = Columns(data.image_column, data.text_column, data.label_column or COLUMNS[data.task])
+    target = data.label_column or COLUMNS[data.task]
+    columns = Columns(data.image_column, data.text_column, target, data.audio_column)
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
-        return MMDataset(source, *read_table(source, split), columns, labels, task=data.task).check(skip)
+        dataset = MMDataset(source, *read_table(source, split), columns, labels, task=data.task)
+        return dataset.check(skip, max_seconds=data.max_seconds)
 
     train = read(data.train_file or str(data.dataset), "train", labels)
     if labels is None:

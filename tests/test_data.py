@@ -8,8 +8,9 @@ import pytest
 from conftest import drawing
 from PIL import Image
 
-from modeling_mm.data import Columns, ImageGroupSampler, MMDataset, read_easy_vqa, read_table
+from modeling_mm.data import Columns, ImageGroupSampler, MMDataset
 from modeling_mm.images import BadRow, open_image
+from modeling_mm.tables import read_easy_vqa, read_table
 
 COLUMNS = Columns("image", "text", "answer")
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 200, 30)

@@ -1,0 +1,217 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Sound from any kind of source: mono, at one sampling rate, bounded in length; then the features of an audio tower.
+
+- A source is a path, encoded bytes, an array, `(array, sampling rate)`, or a cell of a `datasets` Audio column.
+- At most the first `max_seconds` are read. A clip up to twice as long is cut with a warning, a longer one refused.
+- Every clip is padded to one fixed length, so that its features and states never depend on the clips beside it: many
+  towers (group norms, convolutions over time) let padding be felt, masked or not.
+
+Shapes: A clips, `samples` in time, T frames of a feature extractor.
+"""
+
+import importlib
+import io
+import os
+import warnings
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from transformers import (
+    ASTFeatureExtractor,
+    ClapFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
+
+MAX_SECONDS = 30.0
+CUT_UP_TO = 2  # a clip may be this many times `max_seconds` long and is cut; beyond, it is some other recording
+SILENT = 1e-4  # highest amplitude of a silent clip, 80 dB below full scale
+SHORTEST = 0.1  # seconds that a clip is filled up to, more than the first window of any tower
+Clip: TypeAlias = tuple[np.ndarray, float, float]  # samples, their rate, seconds before it was cut
+
+
+def library(name: str) -> Any:
+    """soundfile or soxr, which are not needed until sound is read.
+
+    Raises:
+        ImportError: says what to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: soundfile without its libsndfile
+        raise ImportError(f'reading sound needs {name}: pip install "modeling-mm[audio]"') from error
+
+
+def read_audio(source: Any, sampling_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """A clip as float32 (samples,), mono, at the given rate.
+
+    Args:
+        source: a path (WAV, FLAC, OGG, MP3, ...), such a file's bytes, an array that has the rate already,
+            `(array, rate)`, `{"array", "sampling_rate"}`, `{"bytes", "path"}`, or torchcodec's `AudioDecoder`. A two-
+            dimensional array has its channels on the shorter side. Integers are scaled to [-1, 1], floats are not.
+        sampling_rate: samples per second wanted.
+        max_seconds: what is kept of the clip.
+
+    Raises:
+        ValueError: names the source that is missing, unreadable, empty, without a rate, not finite or too long.
+        ImportError: soundfile or soxr is needed and not installed.
+    """
+    clip, rate, seconds = open_audio(source, max_seconds, sampling_rate)
+    if seconds > max_seconds:
+        name = f"'{source}' " if isinstance(source, (str, os.PathLike)) else ""
+        warnings.warn(
+            f"the sound {name}lasts {seconds:.1f} s; only its first {max_seconds:g} s are used", stacklevel=2
+        )
+    if rate != sampling_rate:
+        clip = library("soxr").resample(clip, rate, sampling_rate).astype(np.float32)
+        clip = clip if len(clip) else np.zeros(1, np.float32)  # of a few samples at a high rate nothing is left
+    return clip
+
+
+def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None = None) -> Clip:
+    """The first `max_seconds` of a clip as float32 (samples,), mono; the rate it has, and how many seconds it lasted.
+
+    `rate` is that of an array which comes without one.
+
+    Raises:
+        ValueError, ImportError: as in `read_audio`.
+    """
+    if isinstance(source, dict) and {"bytes", "path"} & set(source):
+        source = source.get("bytes") if source.get("bytes") is not None else source.get("path")
+    if isinstance(source, (str, os.PathLike, bytes)):
+        return open_encoded(source, max_seconds)
+    if hasattr(source, "get_samples_played_in_range"):  # an AudioDecoder; reads no more than may be cut
+        samples = source.get_samples_played_in_range(0, CUT_UP_TO * max_seconds + 1)
+        source = (samples.data, samples.sample_rate)
+    if isinstance(source, dict):
+        source = (source.get("array"), source.get("sampling_rate"))
+    array, rate = source if isinstance(source, (tuple, list)) and len(source) == 2 else (source, rate)
+    if array is None or not hasattr(array, "__array__") or isinstance(rate, np.ndarray):
+        raise ValueError(
+            f"{type(source).__name__} is no sound; expected a path, bytes, an array, (array, sampling rate), "
+            "or a dict with 'array' and 'sampling_rate' or with 'bytes' and 'path'"
+        )
+    if not isinstance(rate, (int, float, np.number)) or not 0 < rate < float("inf"):
+        raise ValueError(f"the sampling rate of an array of sound is {rate}; expected a number above 0")
+    clip = mono(scaled(np.asarray(array)))
+    return bounded(clip, len(clip) / float(rate), float(rate), max_seconds, "in an array")
+
+
+def open_encoded(source: str | os.PathLike | bytes, max_seconds: float) -> Clip:
+    """The first `max_seconds` of a sound file or of such a file's bytes."""
+    soundfile = library("soundfile")
+    name = "in its embedded bytes" if isinstance(source, bytes) else f"'{os.fspath(source)}'"
+    if not isinstance(source, bytes) and not os.path.isfile(source):
+        raise ValueError(f"the sound {name} does not exist")
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
+            rate, seconds = file.samplerate, file.frames / file.samplerate
+            clip = np.zeros((0, 1), np.float32)
+            if seconds <= CUT_UP_TO * max_seconds:
+                clip = file.read(int(max_seconds * rate), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        reason = str(error).rpartition(": ")[2].strip().rstrip(".")
+        raise ValueError(f"the sound {name} cannot be read ({reason}); expected WAV, FLAC, OGG, MP3, ...") from None
+    return bounded(clip.mean(axis=1), seconds, rate, max_seconds, name)
+
+
+def bounded(clip: np.ndarray, seconds: float, rate: float, max_seconds: float, name: str) -> Clip:
+    """The first `max_seconds` of a clip that lasts `seconds`, if it can be used.
+
+    Raises:
+        ValueError: it is too long, empty, or holds values that are no numbers.
+    """
+    if seconds > CUT_UP_TO * max_seconds:
+        raise ValueError(f"the sound {name} lasts {seconds:.0f} s; expected at most {max_seconds:g} s")
+    if len(clip) == 0:
+        raise ValueError(f"the sound {name} has no samples; expected at least one")
+    if not np.isfinite(clip).all():
+        raise ValueError(f"the sound {name} has samples that are not finite (NaN or infinite)")
+    return clip[: max(1, int(max_seconds * rate))], rate, seconds
+
+
+def scaled(array: np.ndarray) -> np.ndarray:
+    """Samples as float32, integers of any width scaled to [-1, 1].
+
+    Raises:
+        ValueError: the array holds no numbers.
+    """
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"an array of sound holds {array.dtype}; expected floats or integers")
+    half = 2.0 ** (8 * array.dtype.itemsize - 1)
+    return ((array - (half if array.dtype.kind == "u" else 0.0)) / half).astype(np.float32)
+
+
+def mono(array: np.ndarray) -> np.ndarray:
+    """(samples,) from (samples,), (channels, samples) or (samples, channels), whose channels are the fewer.
+
+    Raises:
+        ValueError: the array has another number of dimensions.
+    """
+    if array.ndim not in (1, 2):
+        raise ValueError(f"an array of sound has shape {array.shape}; expected (samples,) or (channels, samples)")
+    return array if array.ndim == 1 else array.mean(axis=int(array.shape[0] > array.shape[1]))
+
+
+def is_silent(clip: np.ndarray) -> bool:
+    """Whether nothing can be heard in a clip: it stays 80 dB below full scale."""
+    return float(np.abs(clip).max(initial=0.0)) < SILENT
+
+
+def window_seconds(feature_extractor: Any) -> float | None:
+    """How much sound a feature extractor's tower takes at once; None where its length is free."""
+    rate = feature_extractor.sampling_rate
+    if isinstance(feature_extractor, WhisperFeatureExtractor):
+        return feature_extractor.n_samples / rate
+    if isinstance(feature_extractor, ClapFeatureExtractor):
+        return feature_extractor.nb_max_samples / rate
+    if isinstance(feature_extractor, ASTFeatureExtractor):  # windows of 400 samples, 160 apart
+        return (400 + 160 * (feature_extractor.max_length - 1)) / rate
+    return None
+
+
+def audio_features(
+    feature_extractor: Any, clips: list[np.ndarray], max_seconds: float = MAX_SECONDS
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What an audio tower takes of clips, and which of it is real.
+
+    Args:
+        feature_extractor: that of Whisper, AST, CLAP, Wav2Vec2 or SeamlessM4T (for Wav2Vec2-BERT).
+        clips: as `read_audio` gives them, at the extractor's rate.
+        max_seconds: the length every clip is padded to, unless the extractor has a window of its own. Each second
+            costs the tower as much as one of sound; choose the longest clip there will be.
+
+    Returns:
+        features, (A, mel bins, T) of Whisper, (A, T, mel bins) of AST, (A, 1 or 4, T, mel bins) of CLAP, (A, samples)
+        of Wav2Vec2, (A, T, 2 mel bins) of SeamlessM4T; and a mask (A, T) or (A, samples), 1 where a clip is, None of
+        AST and CLAP, which make none.
+
+    Raises:
+        ValueError: the extractor is of another kind.
+    """
+    rate, window = feature_extractor.sampling_rate, window_seconds(feature_extractor)
+    longest = round(rate * (window or max_seconds))
+    clips = [np.pad(clip[:longest], (0, max(0, int(SHORTEST * rate) - len(clip)))) for clip in clips]
+    options: dict[str, Any] = {"padding": "max_length", "return_attention_mask": True}
+    if isinstance(feature_extractor, (ASTFeatureExtractor, ClapFeatureExtractor)):
+        options = {}
+    elif isinstance(feature_extractor, SeamlessM4TFeatureExtractor):
+        options["max_length"] = max(2, frames_of(longest))
+    elif isinstance(feature_extractor, Wav2Vec2FeatureExtractor):
+        options["max_length"] = longest
+    elif not isinstance(feature_extractor, WhisperFeatureExtractor):
+        raise ValueError(
+            f"features of sound are made by {type(feature_extractor).__name__}; expected the feature extractor of "
+            "Whisper, AST, CLAP, Wav2Vec2 or SeamlessM4T"
+        )
+    output = feature_extractor(clips, sampling_rate=rate, return_tensors="pt", **options)
+    return output[feature_extractor.model_input_names[0]], output.get("attention_mask")
+
+
+def frames_of(samples: int) -> int:
+    """How many windows of 400 samples, 160 apart, there are: what AST and SeamlessM4T make of a clip."""
+    return 1 + (samples - 400) // 160

@@ -1,0 +1,114 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Audio towers: whatever encoder hears sound, its states in one layout.
+
+- Any audio encoder of transformers: Whisper and CLAP (whose audio halves are taken), AST, Wav2Vec2 and its kin. An
+  image tower is one too, and sees log-mel features as a picture of mel bins by time.
+- States that lie in the padding behind a clip are told apart, so that fusion does not attend to them.
+- A clip's states do not depend on the clips beside it, given features of `audio_mm.audio_features`.
+
+Shapes: A clips, Q states per clip, V tower width, F and T mel bins and frames, f and t their grid in the tower.
+"""
+
+import torch
+from transformers import AutoModel, ClapAudioModel, PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .configuration_mm import tower_width
+
+
+def audio_tower_from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    """An audio tower with random weights; `config` may be that of a whole Whisper or CLAP model.
+
+    Raises:
+        ValueError: AutoModel knows no model of this type, or it takes neither sound nor a picture of it.
+    """
+    if config.model_type == "whisper":
+        return WhisperEncoder(config)  # AutoModel would build the decoder too
+    config = config.audio_config if config.model_type == "clap" else config
+    tower = ClapAudioModel(config) if config.model_type == "clap_audio_model" else AutoModel.from_config(config)
+    return check_audio_tower(tower)
+
+
+def audio_half(model: PreTrainedModel) -> PreTrainedModel:
+    """The audio tower of a loaded model: the encoder of Whisper, the audio half of CLAP, any other model itself.
+
+    Raises:
+        ValueError: the model takes neither sound nor a picture of it.
+    """
+    if model.config.model_type == "whisper":
+        return model if isinstance(model, WhisperEncoder) else model.get_encoder()
+    return check_audio_tower(model.audio_model if model.config.model_type == "clap" else model)
+
+
+def check_audio_tower(tower: PreTrainedModel) -> PreTrainedModel:
+    """The tower, if it hears.
+
+    Raises:
+        ValueError: its main input is neither sound nor a picture.
+    """
+    if tower.main_input_name not in ("input_features", "input_values", "pixel_values"):
+        raise ValueError(
+            f"a tower of type '{tower.config.model_type}' takes `{tower.main_input_name}`, not sound; use a Whisper, "
+            "AST, CLAP, Wav2Vec2, HuBERT or WavLM tower, or an image tower over log-mel features"
+        )
+    return tower
+
+
+def audio_width(config: PreTrainedConfig) -> int:
+    """Width V of the tower's states.
+
+    Raises:
+        ValueError: the config does not tell.
+    """
+    config = config.audio_config if config.model_type == "clap" else config
+    fields = config.to_dict()
+    return config.output_hidden_size if fields.get("add_adapter") else tower_width(config)
+
+
+def audio_states(
+    tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the tower hears in distinct clips.
+
+    Args:
+        features: as the tower's feature extractor makes them, (A, ...); an image tower takes (A, F, T).
+        mask: (A, T) or (A, samples), 1 where a clip is and 0 in the padding behind it.
+
+    Returns:
+        states (A, Q, V), and `present` (A, Q) bool, False in the padding; None without a mask. The grid of a tower
+        over pictures is flattened, rows of mel bins one after the other.
+    """
+    features = features.to(tower.dtype)
+    inputs = {}
+    if tower.main_input_name == "pixel_values":
+        features = features[:, None].expand(-1, tower.config.num_channels, -1, -1)
+    elif tower.config.model_type == "clap_audio_model":
+        inputs["is_longer"] = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+    elif mask is not None and takes_mask(tower.config):
+        inputs["attention_mask"] = mask
+    states = tower(**{tower.main_input_name: features}, **inputs, return_dict=True).last_hidden_state
+    present = None if mask is None else states_present(tower, mask, states.shape)
+    return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states, present
+
+
+def takes_mask(config: PreTrainedConfig) -> bool:
+    """Whether the tower knows of padding. Whisper and AST do not; nor do Wav2Vec2 and its kin with group norms.
+
+    Those normalise over the whole length of their input, and were trained without a mask.
+    """
+    if config.model_type in ("whisper", "audio-spectrogram-transformer"):
+        return False
+    return config.to_dict().get("feat_extract_norm") != "group"
+
+
+def states_present(tower: PreTrainedModel, mask: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """(A, Q) bool: which states begin within their clip; `shape` is (A, Q, V), or (A, V, f, t) of a grid."""
+    lengths = mask.sum(dim=1)
+    if len(shape) == 4:
+        seen = (lengths * shape[3] / mask.shape[1]).ceil()
+    else:
+        seen = tower._get_feat_extract_output_lengths(lengths)
+    column = torch.arange(shape[3] if len(shape) == 4 else shape[1], device=mask.device)
+    present = column < seen.clamp(min=1)[:, None]
+    return present.repeat(1, shape[2]) if len(shape) == 4 else present

@@ -1,0 +1,142 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Tables from files, folders and data sets, their cells as they were written.
+
+CSV, TSV, JSONL, Parquet, a folder of pictures or of sounds, any name the `datasets` library knows, and `easy-vqa` (the
+PyPI package).
+"""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
+
+FILE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SPLITS = ("train", "validation", "test")
+
+
+def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Path]:
+    """A table from a file, folder or name, and the folder that relative paths in it start from.
+
+    Raises:
+        ValueError: it cannot be found or read, or holds no rows.
+    """
+    path = Path(source)
+    try:
+        if source == "easy-vqa":
+            return read_easy_vqa(split), Path()
+        if path.suffix.lower() in FILE_READERS:
+            if not path.is_file():
+                raise ValueError(f"the file '{source}' does not exist")
+            table = read_file(path)
+        elif path.is_dir():
+            return read_folder(path, split)
+        else:
+            table = datasets.load_dataset(source, split=split)
+    except DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f"'{source}' cannot be read as a table: {reason}") from error
+    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"'{source}' is neither a file, a folder nor a known data set: {reason}") from error
+    if len(table) == 0:
+        raise ValueError(f"'{source}' holds no rows; expected at least one")
+    return table, path.parent
+
+
+def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
+    """A folder of pictures or sounds, with metadata or one folder per class; `split` matters where it holds several.
+
+    Raises:
+        ValueError: it holds several splits, and not this one.
+    """
+    for folder in (path / split, path):
+        if (folder / "metadata.csv").is_file():  # read by `imagefolder`, 007 would become 7.0 and None be missing
+            table = read_file(folder / "metadata.csv")
+            if "file_name" in table.column_names:
+                table = table.rename_column("file_name", "audio" if is_sound(table[0]["file_name"]) else "image")
+            return table, folder
+    if any(is_sound(file.name) for file in path.rglob("*")):
+        return read_sounds(path, split)
+    splits = datasets.load_dataset("imagefolder", data_dir=str(path))
+    if split not in splits and len(splits) > 1:
+        raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
+    return splits[split] if split in splits else next(iter(splits.values())), path
+
+
+def read_sounds(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
+    """A folder of sounds, with one folder per class where there are several; `audiofolder` would need torchcodec.
+
+    Raises:
+        ValueError: it holds several splits, and not this one.
+    """
+    splits = sorted(folder.name for folder in path.iterdir() if folder.name in SPLITS)
+    if splits and split not in splits:
+        raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
+    folder = path / split if splits else path
+    files = sorted(file for file in folder.rglob("*") if is_sound(file.name))
+    columns = {"audio": [str(file.relative_to(folder)) for file in files]}
+    if len({file.parent for file in files}) > 1:
+        columns["label"] = [file.parent.name for file in files]
+    return datasets.Dataset.from_dict(columns), folder
+
+
+def is_sound(name: str | None) -> bool:
+    """Whether a file is a sound by its name."""
+    return name is not None and Path(name).suffix.lower() in AudioFolder.EXTENSIONS
+
+
+def read_file(path: Path) -> datasets.Dataset:
+    """One CSV, TSV, JSONL or Parquet file; CSV cells stay strings, and only an empty one counts as missing.
+
+    Raises:
+        ValueError: the file is empty.
+    """
+    if path.stat().st_size == 0:
+        raise ValueError(f"'{path}' holds no rows; expected at least one")
+    reader = FILE_READERS[path.suffix.lower()]
+    options: dict[str, Any] = {}
+    if reader == "csv":
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            try:
+                names = next(csv.reader(file, delimiter=separator))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"'{path}' cannot be read as a table; expected UTF-8 text: {error}") from None
+        strings = datasets.Features({name: datasets.Value("string") for name in names})
+        options = {"sep": separator, "features": strings, "keep_default_na": False, "na_values": [""]}
+    log = logging.getLogger("datasets.packaged_modules")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it would log the traceback of what we say in one sentence
+    try:
+        return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
+    except ValueError as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"'{path}' holds no rows; expected at least one") from None
+        raise
+    finally:
+        log.setLevel(level)
+
+
+def read_easy_vqa(split: str) -> datasets.Dataset:
+    """The easy-VQA questions (Zhou 2019) of the installed PyPI package: split `train` or `test`.
+
+    Raises:
+        ValueError: the package is not installed, or another split is asked for.
+    """
+    try:
+        import easy_vqa
+    except ImportError:
+        raise ValueError("the data set 'easy-vqa' needs the package: pip install easy-vqa") from None
+    if split not in ("train", "test"):
+        raise ValueError(f"'easy-vqa' has the splits 'train' and 'test', not '{split}'")
+    questions, images = {
+        "train": (easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
+        "test": (easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
+    }[split]
+    texts, answers, image_ids = questions()
+    paths = images()
+    return datasets.Dataset.from_dict({"image": [paths[i] for i in image_ids], "text": texts, "answer": answers})
