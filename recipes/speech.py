@@ -23,7 +23,7 @@ RATE = 16000
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029")
 SPEEDS = range(140, 201, 10)  # words per minute; 175 is espeak-ng's own
 PITCHES = range(35, 66, 5)  # of 0 to 99 within the voice's own range; 50 is espeak-ng's own
-LOUDNESS = 40  # of 0 to 200; at espeak-ng's own 100 the loudest voices are clipped
+LOUDNESS = 40  # of 0 to 200; at espeak-ng's own 100 the loudest voices run into the limit
 # Many voices to train on, because what carries over to a new voice is learnt from their variety. Left out are robots,
 # whispers and what cannot be told apart by ear or by machine; variants that nearly repeat another (klatt and adam, m3
 # and croak, ...) are in one split.
