@@ -1,0 +1,62 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Digits to look at and to listen to: scikit-learn's 1,797 handwritten ones, and their names spoken.
+
+Splits share no picture and no voice. Of each digit 40 pictures are for the test and 20 for validation; the
+1,197 others are for training.
+"""
+
+import random
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from recipes.speech import VOICES, Utterance, utterance
+from recipes.tables import save
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+HELD = {"test": 40, "validation": 20}  # per digit: 400 and 200 pictures, enough for 1,000 rows in other combinations
+TAKES = 4  # of a word by each voice, in different accents, speeds and pitches; with 48 voices 192 for training
+SIDE = 32  # pixels; the originals are 8 x 8
+
+
+@cache
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's pictures (1797, 8, 8), ink 0 to 16, and which digit each shows (1797,)."""
+    digits = load_digits()
+    return digits.images, digits.target
+
+
+def split_pictures(split: str, seed: int) -> list[list[int]]:
+    """For each digit, the numbers of the split's pictures of it."""
+    chosen = []
+    for digit in range(10):
+        numbers = np.flatnonzero(pictures()[1] == digit).tolist()
+        random.Random(f"{seed} pictures {digit}").shuffle(numbers)
+        test, validation = HELD["test"], HELD["test"] + HELD["validation"]
+        places = {"test": slice(test), "validation": slice(test, validation), "train": slice(validation, None)}
+        chosen.append(numbers[places[split]])
+    return chosen
+
+
+def save_picture(path: Path, ink: np.ndarray) -> None:
+    """Ink (8, 8), 0 to 16, as dark on white, unless `path` was written before."""
+    if not path.exists():
+        grey = Image.fromarray((255 - ink * 15.9).astype("uint8"))
+        save(path, lambda file: grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(file, "PNG"))
+
+
+def save_digit(folder: Path, number: int) -> None:
+    """Picture `number` of scikit-learn's as `folder/digit<number>.png`."""
+    save_picture(folder / digit_name(number), pictures()[0][number])
+
+
+def digit_name(number: int) -> str:
+    return f"digit{number}.png"
+
+
+def spoken_digit(digit: int, split: str, chance: random.Random, seed: int) -> Utterance:
+    """The digit's name, in any of the takes of the split."""
+    return utterance(WORDS[digit], split, chance.randrange(TAKES * len(VOICES[split])), seed)

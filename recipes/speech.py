@@ -1,0 +1,100 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Sentences spoken by espeak-ng (Debian: `apt install espeak-ng`), in voices that no two splits share.
+
+A voice is one of espeak-ng's variants: its formants, timbre and breath. Accent, speed and pitch vary within a voice.
+What a file holds follows from its name alone, so the same seed gives the same bytes and an interrupted run goes on.
+Sounds are mono at 16,000 samples per second, without the pause that ends a sentence.
+"""
+
+import io
+import random
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from recipes.tables import save
+
+RATE = 16000
+ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029")
+SPEEDS = range(140, 201, 10)  # words per minute; 175 is espeak-ng's own
+PITCHES = range(35, 66, 5)  # of 0 to 99 within the voice's own range; 50 is espeak-ng's own
+LOUDNESS = 40  # of 0 to 200; at espeak-ng's own 100 the loudest voices run into the limit
+# Many voices to train on, because what carries over to a new voice is learnt from their variety. Left out are robots,
+# whispers and what cannot be told apart by ear or by machine; variants that nearly repeat another (klatt and adam, m3
+# and croak, ...) are in one split.
+VOICES = {
+    "train": (
+        *("adam", "benjamin", "edward", "klatt2", "klatt4", "steph", "steph2", "Gene", "aunty", "linda", "grandma"),
+        *("f1", "f3", "m1", "m3", "m4", "m5", "m6", "m7", "anika", "Alex", "Mike", "john", "croak", "grandpa", "max"),
+        *("Denis", "Diogo", "Hugo", "michel", "Marco", "Mario", "Nguyen", "Michael", "gustave", "ed", "rob", "Andy"),
+        *("antonio", "sandro", "iven", "iven2", "iven3", "Jacky", "Tweaky", "AnxiousAndy", "RicishayMax", "quincy"),
+    ),
+    "validation": ("f4", "Annie", "m2", "paul", "travis", "miguel", "pedro", "norbert"),
+    "test": (
+        *("f2", "f5", "belinda", "Andrea", "david", "marcelo", "boris", "m8", "pablo", "shelby", "victor", "Lee"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One sentence as one voice says it once."""
+
+    text: str
+    voice: str
+    accent: str
+    speed: int
+    pitch: int
+
+    @property
+    def file_name(self) -> str:
+        words = "".join(letter if letter.isalnum() else "-" for letter in self.text.lower()).strip("-")
+        return f"{words}_{self.accent}+{self.voice}_{self.speed}_{self.pitch}.flac"
+
+
+def utterance(text: str, split: str, take: int, seed: int) -> Utterance:
+    """Take `take` (0, 1, ...) of a sentence: the split's voices in turn, at random accents, speeds and pitches."""
+    chance = random.Random(f"{seed} {split} {text} {take}")
+    voice = VOICES[split][take % len(VOICES[split])]
+    return Utterance(text, voice, chance.choice(ACCENTS), chance.choice(SPEEDS), chance.choice(PITCHES))
+
+
+def require_espeak() -> None:
+    """See that espeak-ng is there with every voice; it would say an unknown one in its standard voice.
+
+    Raises:
+        ValueError: it is not installed or lacks a voice.
+    """
+    if shutil.which("espeak-ng") is None:
+        raise ValueError("the program espeak-ng, which speaks the sentences, is missing: apt install espeak-ng")
+    listed = subprocess.run(["espeak-ng", "--voices=variant"], capture_output=True, text=True, check=True).stdout
+    known = {line.split("!v/")[1].split("  ")[0].strip() for line in listed.splitlines() if "!v/" in line}
+    missing = sorted({voice for voices in VOICES.values() for voice in voices} - known)
+    if missing:
+        raise ValueError(f"this espeak-ng lacks the voices {', '.join(missing)}; expected those of version 1.51")
+
+
+def speak(utterance: Utterance) -> np.ndarray:
+    """The sound (samples,) between -1 and 1, at `RATE`."""
+    voice = f"{utterance.accent}+{utterance.voice}"
+    how = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "-a", str(LOUDNESS), "-z"]
+    said = subprocess.run(["espeak-ng", *how, "--stdout", utterance.text], capture_output=True, check=True).stdout
+    sound, rate = soundfile.read(io.BytesIO(said))
+    return resample_poly(sound, RATE, rate)
+
+
+def write_sound(path: Path, sound: np.ndarray) -> None:
+    """A FLAC file, 16 bits."""
+    save(path, lambda file: soundfile.write(file, sound.clip(-1, 1), RATE, format="FLAC", subtype="PCM_16"))
+
+
+def write_utterance(folder: Path, utterance: Utterance) -> None:
+    """Speak into `folder`, unless that was done before."""
+    path = folder / utterance.file_name
+    if not path.exists():
+        write_sound(path, speak(utterance))

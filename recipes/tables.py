@@ -1,0 +1,65 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""What the makers of data share: a folder with one CSV per split, files written whole or not at all, several at once.
+
+Every script `recipes/make_*.py` has a function `make(folder, seed, ...)` and, as a command, ends with one JSON line.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm.auto import tqdm
+
+SPLITS = ("train", "validation", "test")
+
+
+def save(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call `write` with a new file that becomes `path` when it is complete, so that no half file is ever kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        write(file)
+    part.replace(path)
+
+
+def write_table(folder: Path, split: str, columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
+    """`folder/split.csv`; paths in the rows are relative to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def side_by_side(write: Callable[[Any], None], what: Iterable[Any], description: str) -> int:
+    """Call `write` once with each distinct thing, one on each core, with progress; returns how many.
+
+    Threads are enough: the work is done by an espeak-ng of its own for each sentence.
+    """
+    distinct = list(dict.fromkeys(what))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in tqdm(pool.map(write, distinct), total=len(distinct), desc=description):
+            pass
+    return len(distinct)
+
+
+def command(make: Callable[..., dict[str, Any]], description: str, **rows: int) -> None:
+    """Run `make` from the command line, with `rows` as options and their defaults, and print what it returns."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folder = Path("runs/data") / Path(sys.argv[0]).stem.removeprefix("make_")
+    parser.add_argument("--output_dir", type=Path, default=folder, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    for option, default in rows.items():
+        parser.add_argument(f"--{option}", type=int, default=default, help="default: %(default)s")
+    options = vars(parser.parse_args())
+    try:
+        result = make(options.pop("output_dir"), **options)
+    except ValueError as error:
+        sys.exit(f"{error}")
+    print(json.dumps(result))
