@@ -8,17 +8,20 @@
 - Only the text backbone is quantised. It holds most weights; the fusion trains in full, which integers cannot.
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 PARTS = {"text": "text_model", "fusion": "fusion", "vision": "vision_tower", "audio": "audio_tower"}
+LEFT_OUT_FIELDS = ("modules_to_not_convert", "llm_int8_skip_modules", "skip_modules")  # of torchao, bnb, HQQ, ...
 # Dotted names, matched from their start: all but the text backbone; lm_head apart, as quantisers can be asked for it
 NOT_QUANTIZED = [r"(?!(model\.)?text_model\.|lm_head).*", "lm_head"]
 
@@ -79,15 +82,26 @@ def gates_are_closed(model: PreTrainedModel) -> bool:
     return not any(gate.is_meta or gate.any() for gate in gates)
 
 
+def for_the_text_backbone(quantization_config: Any) -> Any:
+    """The library's config of a quantisation, or its dict, with all other parts left out unless it says which."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    config = copy.deepcopy(quantization_config)
+    for name in LEFT_OUT_FIELDS:
+        if name in vars(config) and vars(config)[name] in (None, ["lm_head"]):
+            setattr(config, name, list(NOT_QUANTIZED))
+    return config
+
+
 class MMAdapterMixin:
     """What peft and the quantisers of the library ask of a model made of parts."""
 
-    _keep_in_fp32_modules = NOT_QUANTIZED  # what the quantisers of the library read it as
-
-    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
-        """As the library's, but what is not quantised has the model's dtype, float16 too."""
-        plan = super()._get_dtype_plan(dtype)  # type: ignore[misc]
-        return {name: kept for name, kept in plan.items() if name not in NOT_QUANTIZED}
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config: Any = None, **kwargs):
+        """As the library's; a `quantization_config` that does not say what to leave out means the text backbone."""
+        if quantization_config is not None:
+            kwargs["quantization_config"] = for_the_text_backbone(quantization_config)
+        return super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
 
     def lora_targets(self, *parts: str) -> str:
         """`target_modules` of a `LoraConfig` for the linear layers of these parts and no others; prints how many.

@@ -86,3 +86,4 @@ class ModernBertTester(LlamaTester):
     conditional_generation_class = None
     text_config = {**TEXT, "model_type": "modernbert", "cls_token_id": 21, "sep_token_id": 22, "local_attention": 8}
     text_config |= {"bos_token_id": 21, "eos_token_id": 22}
+    text_config |= {"initializer_range": 0.2}  # with 0.02, scaled positions sometimes differ by less than 1e-5
