@@ -14,8 +14,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
+from .encoding_mm import Memory
 from .late_fusion_mm import MMLateFusion
-from .media_mm import check_text, implied_image_index
+from .media_mm import MEDIA, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 
@@ -30,7 +31,6 @@ class MMForSequenceClassification(MMPreTrainedModel):
     """
 
     accepts_loss_kwargs = False
-    modalities = ("text", "image")  # in the order of late fusion
 
     def __init__(self, config: MMConfig, **towers):
         super().__init__(config)
@@ -39,7 +39,8 @@ class MMForSequenceClassification(MMPreTrainedModel):
         width = config.text_config.hidden_size
         self.late_fusion: MMLateFusion | None = None
         if config.late_fusion is not None:
-            self.late_fusion = MMLateFusion(config.late_fusion, width, self.modalities)
+            modalities = ("text", "image", "audio") if config.audio_config is not None else ("text", "image")
+            self.late_fusion = MMLateFusion(config.late_fusion, width, modalities)
             width = self.late_fusion.output_width
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
@@ -60,46 +61,37 @@ class MMForSequenceClassification(MMPreTrainedModel):
             chosen = torch.where(real, column, 0).amax(dim=1)
         return hidden_states[torch.arange(rows, device=hidden_states.device), chosen]
 
-    def late_images(self, media: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor | None]]:
-        """Run the vision tower once, for late fusion and for cross-attention.
+    def late_media(
+        self, media: dict[str, Any], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> tuple[dict[str, Any], dict[str, Memory]]:
+        """Run the towers once, for late fusion and for cross-attention.
 
         Returns:
-            `media` as `MMModel` then takes them; each row's picture embedding (B, D) and whether it has one (B,), or
-            None and None.
+            the media as `MMModel` then takes them, and the memory of each modality that came.
 
         Raises:
             ValueError: the media come encoded, which is for cross-attention only.
         """
-        if media["media_key_values"] is not None:
-            raise ValueError("late fusion pools the states of the pictures; pass `pixel_values`, no encoded media")
-        pixel_values, image_index = media["pixel_values"], media["image_index"]
-        if pixel_values is None:
-            return media, [None, None]
-        if image_index is None:
-            image_index = implied_image_index(pixel_values)
-            pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
-        mask, shapes = media.pop("pixel_attention_mask", None), media.pop("spatial_shapes", None)
-        vision_inputs = {} if mask is None else {"pixel_attention_mask": mask, "spatial_shapes": shapes}
-        states = self.model.get_image_features(pixel_values, return_dict=True, **vision_inputs).pooler_output
-        memory = self.model.fusion.project(states, None if mask is None else mask.bool())  # (I, P, D)
-        media |= {"pixel_values": None, "image_index": image_index}
-        if self.config.cross_attention:
-            key_values = self.model.fusion.gather(self.model.fusion.key_values(memory), image_index)
-            media |= {"media_key_values": key_values, "pixel_attention_mask": mask}
-        return media, [*self.pool_images(memory, image_index, mask)]
+        media = {name: value for name, value in media.items() if value is not None}
+        if "media_key_values" in media:
+            raise ValueError("late fusion pools the states of the media; pass `pixel_values`, no encoded media")
+        memories = self.model.project_media(**media)
+        if not memories or not self.config.cross_attention:
+            return {}, memories
+        key_values, start = self.model.attended(memories, input_ids, inputs_embeds)
+        return {"media_key_values": key_values, "media_start": start}, memories
 
-    def pool_images(
-        self, memory: torch.Tensor, image_index: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean (B, D) over all images of a row of each one's mean state, and (B,) bool, whether it has any."""
-        if mask is None or self.config.num_latents is not None:
-            pooled = memory.mean(dim=1)  # (I, D)
-        else:
-            weight = mask[..., None].to(memory.dtype)
-            pooled = (memory * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-        real = image_index >= 0  # (B, N)
-        own = pooled[image_index.clamp(min=0)] * real[..., None]  # (B, N, D)
-        return own.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1), real.any(dim=1)
+    def fuse(self, text: torch.Tensor, memories: dict[str, Memory], text_present: torch.Tensor | None) -> torch.Tensor:
+        """The text's vector (B, D) and the mean states of each other modality, joined by late fusion."""
+        assert self.late_fusion is not None
+        nowhere = torch.zeros(text.shape[0], dtype=torch.bool, device=text.device)
+        states: list[torch.Tensor | None] = [text]
+        present = [~nowhere if text_present is None else text_present.bool()]
+        for modality in self.late_fusion.modalities[1:]:
+            pooled = memories[modality].pooled() if modality in memories else (None, nowhere)
+            states.append(pooled[0])
+            present.append(pooled[1])
+        return self.late_fusion(states, torch.stack(present, dim=1))
 
     @can_return_tuple
     def forward(
@@ -109,6 +101,8 @@ class MMForSequenceClassification(MMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -123,23 +117,29 @@ class MMForSequenceClassification(MMPreTrainedModel):
             The others are `MMModel.forward`'s.
         """
         check_text(input_ids, inputs_embeds)
-        media = {"pixel_values": pixel_values, "image_index": image_index, **kwargs}
-        media |= {"media_key_values": media_key_values, "media_start": media_start}
+        media = {
+            "pixel_values": pixel_values,
+            "image_index": image_index,
+            "input_features": input_features,
+            "audio_index": audio_index,
+            "media_key_values": media_key_values,
+            "media_start": media_start,
+            **{name: kwargs.pop(name) for name in MEDIA if name in kwargs},
+        }
+        memories: dict[str, Memory] = {}
         if self.late_fusion is not None:
-            media, (images, has_images) = self.late_images(media)
+            media, memories = self.late_media(media, input_ids, inputs_embeds)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             return_dict=True,
             **media,
+            **kwargs,
         )
         pooled = self.pool(output.last_hidden_state, attention_mask)
         if self.late_fusion is not None:
-            nowhere = torch.zeros(pooled.shape[0], dtype=torch.bool, device=pooled.device)
-            has_text = ~nowhere if text_present is None else text_present.bool()
-            present = torch.stack([has_text, nowhere if has_images is None else has_images], dim=1)
-            pooled = self.late_fusion([pooled, images], present)
+            pooled = self.fuse(pooled, memories, text_present)
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else self.task_loss(logits, labels)
         return head_output(output, loss, self.readable(logits))

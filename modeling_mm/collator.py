@@ -51,7 +51,7 @@ class MMCollator:
         if any(images):
             batch |= self.processor.flat_images(images)
         if not self.blind and any(row.audio for row in rows):
-            batch |= self.processor(audio=[row.audio for row in rows], return_tensors="pt")
+            batch |= self.processor.flat_audio([row.audio for row in rows])
         return batch
 
     def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:
@@ -81,7 +81,9 @@ class MMCollator:
     def prompts_and_answers(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of what the user says and of the answers with their end token (none without targets)."""
         tokenizer = self.processor.tokenizer
-        prompts = self.processor.encode_prompts([self.text(row) for row in rows], [self.image_count(r) for r in rows])
+        prompts = self.processor.encode_prompts(
+            [self.text(row) for row in rows], *zip(*map(self.counts, rows), strict=True)
+        )
         if rows[0].target is None:
             return prompts, [[] for _ in rows]
         answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
@@ -113,11 +115,11 @@ class MMCollator:
         """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), `text_present` (B,) where any text is missing."""
         tokenizer = self.processor.tokenizer
         first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
-        markers = [self.processor.with_markers(self.text(row), self.image_count(row)) for row in rows]
+        markers = [self.processor.with_markers(self.text(row), *self.counts(row)) for row in rows]
         texts = [text or first for text in markers]
         longest = min(self.max_length, tokenizer.model_max_length)
         batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
-        present = [bool(self.text(row).replace(self.processor.image_token, "").strip()) for row in rows]
+        present = [bool(self.without_markers(row.text).strip()) for row in rows]
         if not all(present):
             batch["text_present"] = torch.tensor(present)
         if rows[0].target is not None:
@@ -125,10 +127,14 @@ class MMCollator:
         return batch
 
     def text(self, row: Row) -> str:
-        return row.text.replace(self.processor.image_token, "") if self.blind else row.text
+        return self.without_markers(row.text) if self.blind else row.text
 
-    def image_count(self, row: Row) -> int:
-        return 0 if self.blind else len(row.images)
+    def without_markers(self, text: str) -> str:
+        return text.replace(self.processor.image_token, "").replace(self.processor.audio_token, "")
+
+    def counts(self, row: Row) -> tuple[int, int]:
+        """How many pictures and sounds of a row the model is given."""
+        return (0, 0) if self.blind else (len(row.images), len(row.audio))
 
     def pad(self, ids: list[list[int]], side: str) -> dict[str, torch.Tensor]:
         padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")

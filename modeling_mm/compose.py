@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
@@ -23,15 +24,16 @@ from transformers import (
 from transformers.generation import GenerationMixin
 from transformers.utils import logging
 
+from .audio_towers_mm import audio_half, audio_tower_from_config
 from .configuration_mm import MMConfig
 from .processing_mm import MMProcessor
 
 Tower: TypeAlias = str | PreTrainedConfig | PreTrainedModel
-IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN, AUDIO_TOKEN = "<image>", "<audio>"
 
 
-def half_config(source: str, half: str) -> PreTrainedConfig:
-    """The config of the wanted half ("vision_config" or "text_config") of a CLIP-like source, or its only config.
+def half_config(source: str, half: str | None) -> PreTrainedConfig:
+    """The config of the wanted half ("vision_config" or "text_config") of a CLIP-like source, or its whole config.
 
     Raises:
         ValueError: no model can be found there.
@@ -39,12 +41,12 @@ def half_config(source: str, half: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        what = "vision tower" if half == "vision_config" else "text model"
+        what = {"vision_config": "vision tower", "text_config": "text model", None: "audio tower"}[half]
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"{what} '{source}' is neither a folder with a model nor a known Hub id ({reason})"
         ) from error
-    return getattr(config, half) if half in config.to_dict() else config
+    return getattr(config, half) if half is not None and half in config.to_dict() else config
 
 
 def load_pretrained(auto_class, source: str, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -124,11 +126,21 @@ def is_decoder(config: PreTrainedConfig) -> bool:
     return MMConfig(text_config=copy.deepcopy(config)).is_text_decoder
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a text source, with the image marker added where it has none."""
+def load_audio_tower(source: Tower, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The audio tower of any kind of source: of Whisper the encoder, of CLAP the audio half."""
+    if isinstance(source, PreTrainedConfig):
+        return audio_tower_from_config(source)
+    if isinstance(source, str):
+        source = load_pretrained(AutoModel, source, half_config(source, None), dtype)
+    return audio_half(source)
+
+
+def load_tokenizer(source: str, audio: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text source, with the markers of images, and of `audio`, added where it has none."""
     tokenizer = AutoTokenizer.from_pretrained(source)
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    missing = [m for m in (IMAGE_TOKEN, AUDIO_TOKEN)[: 1 + audio] if m not in tokenizer.get_vocab()]
+    if missing:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return tokenizer
 
 
@@ -152,18 +164,19 @@ def model_from_towers(
         config: fields of `MMConfig`, and `attn_implementation`, by default the towers' own.
 
     Raises:
-        ValueError: an unknown tower, an audio tower, a generating head on an encoder, an attention that a part lacks.
+        ValueError: an unknown tower, an audio tower that does not hear, a generating head on an encoder, an attention
+            that a part lacks.
     """
-    if audio is not None:
-        raise ValueError("an audio tower was given, but this version supports image and text only; leave it out")
     generates = issubclass(cls, GenerationMixin)
     text_model, lm_head, whole = load_text_model(text, generates, dtype)
     vision_tower = load_vision_tower(vision, dtype or text_model.dtype)
     tokenizer = processor.tokenizer if processor is not None else None
     if tokenizer is None and isinstance(text, str):
-        tokenizer = load_tokenizer(text)
+        tokenizer = load_tokenizer(text, audio is not None)
     if tokenizer is not None:
         config.setdefault("image_token_id", tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        if audio is not None:
+            config.setdefault("audio_token_id", tokenizer.convert_tokens_to_ids(AUDIO_TOKEN))
     if lm_head is not None:
         config["lm_head_bias"] = lm_head.bias is not None
     # MMConfig resets what its sub-configs say of attention and experts; the built towers keep their own
@@ -172,10 +185,14 @@ def model_from_towers(
         "vision_config": vision_tower.config._attn_implementation,
         "text_config": text_model.config._attn_implementation,
     }
+    towers = {"vision_tower": vision_tower, "text_model": text_model}
+    if audio is not None:
+        towers["audio_tower"] = tower = load_audio_tower(audio, dtype or text_model.dtype)
+        config |= {"audio_config": tower.config}
+        config["attn_implementation"]["audio_config"] = tower.config._attn_implementation
     experts = text_model.config._experts_implementation
     mm_config = MMConfig(vision_config=vision_tower.config, text_config=text_model.config, **config)
     text_model.config._experts_implementation = experts
-    towers = {"vision_tower": vision_tower, "text_model": text_model}
     model = cls(mm_config, **towers, **({"lm_head": lm_head} if generates else {}))
     check_composition(cast(model, dtype or text_model.dtype), whole if generates else text_model)
     if generates:
@@ -230,24 +247,26 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def processor_from_towers(cls: type[MMProcessor], vision: str, text: str, audio: str | None = None, **kwargs: Any):
+def processor_from_towers(cls: type[MMProcessor], vision: Any, text: Any, audio: Any = None, **kwargs: Any):
     """The processor of the model that `model_from_towers` composes from the same sources.
 
     Args:
         vision: Hub id or folder with an image processor, or the image processor itself.
         text: Hub id or folder with a tokenizer, or a tokenizer that knows the image marker.
+        audio: Hub id or folder with a feature extractor, or the feature extractor itself.
         kwargs: for `cls`.
 
     Raises:
-        ValueError: an audio source was given.
+        ValueError: an unknown source.
     """
-    if audio is not None:
-        raise ValueError("an audio tower was given, but this version supports image and text only; leave it out")
     image_processor, tokenizer = vision, text
     if isinstance(vision, str):
         half_config(vision, "vision_config")  # refuses an unknown source by name
         image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil")
     if isinstance(text, str):
         half_config(text, "text_config")
-        tokenizer = load_tokenizer(text)
-    return cls(image_processor=image_processor, tokenizer=tokenizer, **kwargs)
+        tokenizer = load_tokenizer(text, audio is not None)
+    if isinstance(audio, str):
+        half_config(audio, None)
+        audio = AutoFeatureExtractor.from_pretrained(audio)
+    return cls(image_processor=image_processor, tokenizer=tokenizer, audio=audio, **kwargs)

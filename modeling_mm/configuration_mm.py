@@ -66,9 +66,11 @@ class MMConfig(PreTrainedConfig):
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*): the vision tower, default `clip_vision_model`.
         text_config (`PreTrainedConfig` or `dict`, *optional*): the text backbone, default `llama`.
-        audio_config (`PreTrainedConfig` or `dict`, *optional*): the audio tower; declared here, not supported yet.
+        audio_config (`PreTrainedConfig` or `dict`, *optional*): the audio tower, default none: a Whisper, AST, CLAP or
+            Wav2Vec2 config, or that of an image tower that sees log-mel features.
         image_token_id (`int`, *optional*): id of the marker that stands for one image in the text. Without markers an
             image is visible to its whole row.
+        audio_token_id (`int`, *optional*): the same for one clip of sound.
         fusion_layers (`list[int]`, *optional*): text layers that a fusion layer precedes. Default: the last layer and
             every fourth before it; none without cross-attention.
         fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's,
@@ -114,6 +116,7 @@ class MMConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
     image_token_id: int | None = None
+    audio_token_id: int | None = None
     fusion_layers: list[int] | None = None
     fusion_num_attention_heads: int | None = None
     fusion_num_key_value_heads: int | None = None

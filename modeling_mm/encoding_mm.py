@@ -1,21 +1,54 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""How media become what text attends to: through their tower and the fusion's key/value projection, once per distinct
-image, then to the rows that show them.
+"""How media become what text attends to: through their tower and the fusion's projector once per distinct image or
+clip of sound (`Memory`), then as keys and values beside each other in the rows that show or play them.
 
-Shapes: B rows, I distinct images, N images per row, P states per image, S = N * P memory slots, T text tokens,
-D text width, V tower width, L fusion layers, K key/value heads, E head width.
+Shapes: B rows, I distinct images or clips, N of them per row, P states each, S memory slots of a row, all modalities',
+T text tokens, D text width, V tower width, L fusion layers, K key/value heads, E head width.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from .audio_towers_mm import audio_states
 from .configuration_mm import MMConfig, tower_width
 from .fusion_mm import MMFusion
 from .media_mm import NEVER, check_media, find_markers, implied_image_index, media_start_from_markers
+
+
+@dataclass
+class Memory:
+    """One modality of a batch.
+
+    states: (I, P, D). index: (B, N) into them, -1 where a row has fewer than N. present: (I, P) bool, which states are
+    real; None where all are.
+    """
+
+    states: torch.Tensor
+    index: torch.Tensor
+    present: torch.Tensor | None = None
+
+    def pooled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean (B, D) over all items of a row of each one's mean state, and (B,) bool, whether it has any."""
+        pooled = self.states.mean(dim=1)  # (I, D)
+        if self.present is not None:
+            weight = self.present[..., None].to(self.states.dtype)
+            pooled = (self.states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        real = self.index >= 0  # (B, N)
+        own = pooled[self.index.clamp(min=0)] * real[..., None]  # (B, N, D)
+        return own.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1), real.any(dim=1)
+
+    def starts(self, markers: torch.Tensor | None, before: int | torch.Tensor) -> torch.Tensor:
+        """(B, N * P), the text column from which each slot may be seen."""
+        start = media_start_from_markers(markers, self.index, before)[..., None].expand(-1, -1, self.states.shape[1])
+        if self.present is not None:
+            start = torch.where(self.present[self.index.clamp(min=0)], start, NEVER)
+        return start.flatten(1)
 
 
 class MMEncodingMixin:
@@ -23,6 +56,7 @@ class MMEncodingMixin:
 
     config: MMConfig
     vision_tower: PreTrainedModel
+    audio_tower: PreTrainedModel | None
     fusion: MMFusion
     device: torch.device
     get_input_embeddings: Callable[[], torch.nn.Module]
@@ -41,8 +75,7 @@ class MMEncodingMixin:
             ValueError: the tower's states are not P of width V for each image.
         """
         vision_inputs = {name: value for name, value in vision_inputs.items() if value is not None}
-        trained = any(p.requires_grad for p in self.vision_tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (trained or pixel_values.requires_grad)):
+        with torch.set_grad_enabled(self.needs_grad(self.vision_tower, pixel_values)):
             output = self.vision_tower(
                 pixel_values=pixel_values.to(self.vision_tower.dtype), return_dict=True, **vision_inputs
             )
@@ -61,98 +94,193 @@ class MMEncodingMixin:
             attentions=output.get("attentions"),
         )
 
-    def touch_unused_parts(self) -> torch.Tensor:
-        """Zero, with a zero gradient for every trained weight of tower and fusion.
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the audio tower hears in distinct clips (I, ...), as the processor prepares them.
 
-        A process whose batch has no picture takes part in the gradient exchange of those that have one.
+        Returns:
+            states (I, P, V), and (I, P) bool, which of them are real; None where all are.
+
+        Raises:
+            ValueError: the model has no audio tower.
         """
-        parts = (self.vision_tower, self.fusion)
+        if self.audio_tower is None:
+            raise ValueError("sound came as `input_features`, but this model has no audio tower; compose it with one")
+        with torch.set_grad_enabled(self.needs_grad(self.audio_tower, input_features)):
+            return audio_states(self.audio_tower, input_features, input_features_mask)
+
+    def needs_grad(self, tower: PreTrainedModel, inputs: torch.Tensor) -> bool:
+        """A frozen tower is run without a graph, unless its inputs want gradients."""
+        trained = any(p.requires_grad for p in tower.parameters())
+        return torch.is_grad_enabled() and (trained or inputs.requires_grad)
+
+    def touch_unused_parts(self) -> torch.Tensor:
+        """Zero, with a zero gradient for every trained weight of towers and fusion.
+
+        A process whose batch has no picture or no sound takes part in the gradient exchange of those that have one.
+        """
+        parts = [part for part in (self.vision_tower, self.audio_tower, self.fusion) if part is not None]
         trained = [p.flatten()[:0].sum() for part in parts for p in part.parameters() if p.requires_grad]
         return torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
 
-    def encode_media(
+    def project_media(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the vision tower and the fusion's key/value projection, once per distinct image.
+        input_features: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+    ) -> dict[str, Memory]:
+        """The memory of each modality that came; arguments as of `encode_media`."""
+        memories = {}
+        resampled = self.config.num_latents is not None
+        if pixel_values is not None:
+            if image_index is None:
+                image_index = implied_image_index(pixel_values)
+                pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
+            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+            states = self.get_image_features(pixel_values, return_dict=True, **patches).pooler_output  # (I, P, V)
+            present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
+            memories["image"] = Memory(
+                self.fusion.project(states, present), image_index, None if resampled else present
+            )
+        if input_features is not None:
+            if audio_index is None:  # one clip per row
+                audio_index = torch.arange(input_features.shape[0], device=input_features.device)[:, None]
+            states, present = self.get_audio_features(input_features, input_features_mask)
+            memory = self.fusion.project(states, present, "audio")
+            memories["audio"] = Memory(memory, audio_index, None if resampled else present)
+        return memories
+
+    def encode_media(self, pixel_values: torch.Tensor | None = None, *args, **media) -> torch.Tensor:
+        """Run the towers and the fusion's key/value projection, once per distinct image and clip.
 
         Args:
             pixel_values: (I, C, H, W) with `image_index`; without it (B, C, H, W) for one image per row or
-                (B, N, C, H, W) for N per row. SigLIP2 takes (I, P, C * p * p) with the two arguments below.
+                (B, N, C, H, W) for N per row. SigLIP2 takes (I, P, C * p * p) with its two arguments below.
             image_index: (B, N) integers into the images, -1 where a row has fewer than N.
             pixel_attention_mask: (I, P), 1 where a patch is real. spatial_shapes: (I, 2), patches per side.
+            input_features: (I, ...) clips of sound, with audio_index (B, N), by default one clip per row;
+                input_features_mask: (I, T), 1 where the sound is real.
 
         Returns:
-            `media_key_values` (B, L, 2, K, S, E).
+            `media_key_values` (B, L, 2, K, S, E), the images' slots before those of sound.
 
         Raises:
-            ValueError: `pixel_values` has another number of dimensions.
+            ValueError: `pixel_values` has another number of dimensions, or there is no tower for what came.
         """
-        if image_index is None:
-            image_index = implied_image_index(pixel_values)
-            pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
-        patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-        states = self.get_image_features(pixel_values, return_dict=True, **patches).pooler_output  # (I, P, V)
-        present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
-        key_values = self.fusion.encode(states, present)  # (I, L, 2, K, P, E)
-        return self.fusion.gather(key_values, image_index)
+        return self.key_values_of(self.project_media(pixel_values, *args, **media))
+
+    def key_values_of(self, memories: dict[str, Memory]) -> torch.Tensor:
+        """Keys and values of each row's media side by side: (B, L, 2, K, S, E)."""
+        fusion = self.fusion
+        return torch.cat([fusion.gather(fusion.key_values(m.states), m.index) for m in memories.values()], dim=4)
+
+    def markers(
+        self, modality: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """(B, T) bool, where the markers of a modality are; None where the text can have none."""
+        marker = {"image": self.config.image_token_id, "audio": self.config.audio_token_id}[modality]
+        return find_markers(marker, input_ids, inputs_embeds, self.get_input_embeddings)
+
+    def attended(
+        self,
+        memories: dict[str, Memory],
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        before: int | torch.Tensor = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S) of what `project_media` gave.
+
+        Raises:
+            ValueError: text and media differ in rows.
+        """
+        text = input_ids if input_ids is not None else inputs_embeds
+        for modality, memory in memories.items():
+            if text is not None and len(text) != len(memory.index):
+                raise ValueError(
+                    f"the media have {len(memory.index)} rows (`{modality}_index`) and the text {len(text)}; expected "
+                    "one row of each per text"
+                )
+        texts: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        starts = [memory.starts(self.markers(name, **texts), before) for name, memory in memories.items()]
+        return self.key_values_of(memories), torch.cat(starts, dim=1)
 
     def prepare_media(
         self,
         input_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
-        pixel_attention_mask: torch.Tensor | None = None,
-        spatial_shapes: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         before: int | torch.Tensor = 0,
+        **media,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What fusion needs of the media: `media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S).
 
         Encoded media pass through, and so does a given `media_start`; otherwise it follows from the markers in
-        `input_ids` (B, T) or `inputs_embeds` (B, T, D), which stand after `before` cached columns, and from
-        `image_index` (by default as many images per row as the most markers in a row).
+        `input_ids` (B, T) or `inputs_embeds` (B, T, D), which stand after `before` cached columns, and from the index
+        of the media. `media` are the arguments of `encode_media`.
 
         Raises:
-            ValueError: text and media differ in rows, pixels came beside encoded media, or those do not divide among
-                the images.
+            ValueError: text and media differ in rows, pixels came beside encoded media, or it cannot be told from
+                which column encoded media are to be seen.
         """
-        if pixel_values is None and media_key_values is None:
+        raw = [name for name in ("pixel_values", "input_features") if media.get(name) is not None]
+        if not raw and media_key_values is None:
             return None, None
-        check_media(self.config, pixel_values, image_index, media_key_values, media_start)
-        markers = find_markers(self.config.image_token_id, input_ids, inputs_embeds, self.get_input_embeddings)
-        if image_index is None and pixel_values is not None:
-            image_index = implied_image_index(pixel_values)
-            pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
+        check_media(self.config, raw, media, media_key_values, media_start)
         if media_key_values is None:
-            media_key_values = self.encode_media(pixel_values, image_index, pixel_attention_mask, spatial_shapes)
-        if media_start is not None:
-            return media_key_values, media_start
-        rows, slots = media_key_values.shape[0], media_key_values.shape[4]
-        if image_index is None:
-            images = 1 if markers is None else max(1, int(markers.sum(dim=1).max()))
-            image_index = torch.zeros(rows, images, dtype=torch.long, device=media_key_values.device)
-        text_rows = next((text.shape[0] for text in (input_ids, inputs_embeds) if text is not None), rows)
-        if text_rows != rows or image_index.shape[0] != rows:
-            raise ValueError(
-                f"the media have {rows} rows, `image_index` {image_index.shape[0]} and the text {text_rows}; "
-                "expected one row of each per text"
-            )
-        if slots % image_index.shape[1]:
-            raise ValueError(
-                f"`media_key_values` holds {slots} slots per row, which {image_index.shape[1]} images do not share "
-                "evenly; pass the `image_index` (B, N) that they were encoded with"
-            )
-        start = media_start_from_markers(markers, image_index, before)  # (B, N)
-        start = start[..., None].expand(-1, -1, slots // image_index.shape[1])
-        if pixel_attention_mask is not None and self.config.num_latents is None:
-            start = torch.where(pixel_attention_mask.bool()[image_index.clamp(min=0)], start, NEVER)
-        return media_key_values, start.flatten(1)
+            memories = self.project_media(**media)
+            media_key_values, start = self.attended(memories, input_ids, inputs_embeds, before)
+            return media_key_values, start if media_start is None else media_start
+        if media_start is None:
+            if media.get("audio_index") is not None:
+                raise ValueError("encoded media with sound need the `media_start` (B, S) that goes with the text")
+            markers = self.markers("image", input_ids, inputs_embeds)
+            text = input_ids if input_ids is not None else inputs_embeds
+            present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
+            rows, index = None if text is None else len(text), media.get("image_index")
+            media_start = encoded_starts(media_key_values, index, markers, before, rows, present)
+        return media_key_values, media_start
 
 
-__all__ = ["MMEncodingMixin"]
+def encoded_starts(
+    key_values: torch.Tensor,
+    image_index: torch.Tensor | None,
+    markers: torch.Tensor | None,
+    before: int | torch.Tensor,
+    text_rows: int | None,
+    present: torch.Tensor | None,
+) -> torch.Tensor:
+    """`media_start` (B, S) of images that came encoded; by default as many per row as the most markers in a row.
+
+    `present` (I, P) is 1 where a patch is real.
+
+    Raises:
+        ValueError: text and media differ in rows, or the slots do not divide among the images.
+    """
+    rows, slots = key_values.shape[0], key_values.shape[4]
+    if image_index is None:
+        images = 1 if markers is None else max(1, int(markers.sum(dim=1).max()))
+        image_index = torch.zeros(rows, images, dtype=torch.long, device=key_values.device)
+    if text_rows not in (None, rows) or image_index.shape[0] != rows:
+        raise ValueError(
+            f"the media have {rows} rows, `image_index` {image_index.shape[0]} and the text {text_rows}; "
+            "expected one row of each per text"
+        )
+    if slots % image_index.shape[1]:
+        raise ValueError(
+            f"`media_key_values` holds {slots} slots per row, which {image_index.shape[1]} images do not share "
+            "evenly; pass the `image_index` (B, N) that they were encoded with"
+        )
+    start = media_start_from_markers(markers, image_index, before)  # (B, N)
+    start = start[..., None].expand(-1, -1, slots // image_index.shape[1])
+    if present is not None:
+        start = torch.where(present.bool()[image_index.clamp(min=0)], start, NEVER)
+    return start.flatten(1)
+
+
+__all__ = ["MMEncodingMixin", "Memory"]

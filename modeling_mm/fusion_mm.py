@@ -25,7 +25,9 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.whisper.modeling_whisper import sinusoids
 
+from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
 
 
@@ -266,9 +268,12 @@ class MMFusion(nn.Module):
     def __init__(self, config: MMConfig):
         super().__init__()
         width = config.text_config.hidden_size
-        vision_width = tower_width(config.vision_config)
         self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
-        self.image_projector = nn.Sequential(nn.LayerNorm(vision_width), nn.Linear(vision_width, width))
+        widths = {"image": tower_width(config.vision_config)}
+        if config.audio_config is not None:
+            widths["audio"] = audio_width(config.audio_config)
+        for modality, own in widths.items():
+            setattr(self, f"{modality}_projector", nn.Sequential(nn.LayerNorm(own), nn.Linear(own, width)))
         self.resampler = MMResampler(config) if config.num_latents else None
         if config.cross_attention:
             self.memory_norm = nn.LayerNorm(width)
@@ -276,18 +281,19 @@ class MMFusion(nn.Module):
             self.kv_proj = nn.Linear(width, len(config.fusion_layers) * per_layer, bias=False)
         self.layers = nn.ModuleList([MMFusionLayer(config) for _ in config.fusion_layers])
 
-    def project(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """States of distinct images (I, P, V) in the width of the text, resampled where the config says: (I, P, D).
+    def project(
+        self, states: torch.Tensor, present: torch.Tensor | None = None, modality: str = "image"
+    ) -> torch.Tensor:
+        """States of distinct images or clips (I, P, V) in the text's width, resampled if the config says: (I, P, D).
 
-        `present` (I, P) marks real states where a tower pads them; only the resampler needs to know.
+        `present` (I, P) marks real states where a tower pads them; only the resampler needs to know. States of sound
+        get their place in time, which convolutional towers do not tell.
         """
-        states = states.to(self.image_projector[1].weight.dtype)  # parts may differ in precision
-        memory = self.image_projector(states)  # (I, P, D)
+        projector = getattr(self, f"{modality}_projector")
+        memory = projector(states.to(projector[1].weight.dtype))  # (I, P, D); parts may differ in precision
+        if modality == "audio":
+            memory = memory + sinusoids(*memory.shape[1:]).to(memory)
         return memory if self.resampler is None else self.resampler(memory, present)
-
-    def encode(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """Keys and values of distinct images for all fusion layers: (I, P, V) to (I, L, 2, K, P, E)."""
-        return self.key_values(self.project(states, present))
 
     def key_values(self, memory: torch.Tensor) -> torch.Tensor:
         """(I, P, D) to (I, L, 2, K, P, E).

@@ -16,11 +16,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
-from .media_mm import check_markers, check_text, find_markers, implied_image_index
+from .media_mm import MEDIA, check_markers, check_text, implied_image_index
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
-
-MEDIA = ("pixel_values", "image_index", "pixel_attention_mask", "spatial_shapes", "media_key_values", "media_start")
 
 
 class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
@@ -101,6 +99,9 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         image_index: torch.Tensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -124,6 +125,9 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
             image_index=image_index,
             pixel_attention_mask=pixel_attention_mask,
             spatial_shapes=spatial_shapes,
+            input_features=input_features,
+            audio_index=audio_index,
+            input_features_mask=input_features_mask,
             media_key_values=media_key_values,
             media_start=media_start,
             return_dict=True,
@@ -174,12 +178,13 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
             before = past_key_values.get_seq_length() if attention_mask.shape[1] > input_ids.shape[1] else 0
         text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         prepared = self.model.prepare_media(**text, **media, before=before)
-        image_index = media.get("image_index")
-        if image_index is None and "pixel_values" in media:
-            image_index = implied_image_index(media["pixel_values"])
-        markers = find_markers(self.config.image_token_id, **text, embeddings=self.get_input_embeddings)
-        if markers is not None and image_index is not None and "media_start" not in media:
-            check_markers(markers, image_index, before)
+        indices = {"image": media.get("image_index"), "audio": media.get("audio_index")}
+        if indices["image"] is None and "pixel_values" in media:
+            indices["image"] = implied_image_index(media["pixel_values"])
+        for modality, index in indices.items():
+            markers = None if index is None else self.model.markers(modality, **text)
+            if markers is not None and "media_start" not in media:
+                check_markers(markers, index, before, modality)
         return prepared
 
     def _get_candidate_generator(self, *args, **kwargs):

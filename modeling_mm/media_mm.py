@@ -7,16 +7,23 @@ Shapes: B rows, N images per row, S memory slots, T text tokens.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
 from .configuration_mm import MMConfig
 
-if TYPE_CHECKING:  # never runs; the library copies what these lines name
-    from .audio_mm import audio_features  # noqa: F401
-    from .audio_towers_mm import audio_states  # noqa: F401
-
+# The names by which models take media, raw and encoded.
+MEDIA = (
+    "pixel_values",
+    "image_index",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "input_features",
+    "audio_index",
+    "input_features_mask",
+    "media_key_values",
+    "media_start",
+)
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 
 
@@ -87,24 +94,26 @@ def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:
 
 def check_media(
     config: MMConfig,
-    pixel_values: torch.Tensor | None,
-    image_index: torch.Tensor | None,
+    raw: list[str],
+    media: dict[str, torch.Tensor | None],
     key_values: torch.Tensor | None,
     media_start: torch.Tensor | None,
 ) -> None:
-    """Refuse media of another shape or another model, and pixels beside media that are encoded already.
+    """Refuse media of another shape or another model, and `raw` ones beside media that are encoded already.
 
     Raises:
         ValueError: says what came and what was expected.
     """
-    if image_index is not None and image_index.dim() != 2:
-        raise ValueError(f"`image_index` has shape {tuple(image_index.shape)}; expected (B, N)")
+    for name in ("image_index", "audio_index"):
+        index = media.get(name)
+        if index is not None and index.dim() != 2:
+            raise ValueError(f"`{name}` has shape {tuple(index.shape)}; expected (B, N)")
     if key_values is None:
         return
-    if pixel_values is not None:
+    if raw:
         raise ValueError(
-            "both `pixel_values` and `media_key_values` were given; give one, or join what `encode_media` makes of "
-            "the pixels to the encoded media by torch.cat(dim=4)"
+            f"both `{raw[0]}` and `media_key_values` were given; give one, or join what `encode_media` makes of "
+            "the former to the encoded media by torch.cat(dim=4)"
         )
     shape = tuple(key_values.shape)
     own = (len(config.fusion_layers), 2, config.fusion_num_key_value_heads, config.fusion_head_dim)
@@ -127,17 +136,20 @@ def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | Non
         )
 
 
-def check_markers(marker_mask: torch.Tensor, image_index: torch.Tensor, before: int | torch.Tensor) -> None:
-    """Refuse a row with markers and images whose numbers differ; reads the tensors, so only `generate` can afford it.
+def check_markers(
+    marker_mask: torch.Tensor, index: torch.Tensor, before: int | torch.Tensor, modality: str = "image"
+) -> None:
+    """Refuse a row with markers and media whose numbers differ; reads the tensors, so only `generate` can afford it.
 
     Raises:
         ValueError: names the first such row.
     """
-    for row, (markers, images) in enumerate(
-        zip(marker_mask.sum(dim=1).tolist(), (image_index >= 0).sum(dim=1).tolist(), strict=True)
+    items = {"image": "images", "audio": "sounds"}[modality]
+    for row, (markers, own) in enumerate(
+        zip(marker_mask.sum(dim=1).tolist(), (index >= 0).sum(dim=1).tolist(), strict=True)
     ):
-        if markers and images and (markers > images or markers < images and not before):
+        if markers and own and (markers > own or markers < own and not before):
             raise ValueError(
-                f"row {row}: {images} images came with {markers} image markers in its tokens; expected one marker per "
-                "image, or none at all (in a later turn, give the images of the earlier turns again)"
+                f"row {row}: {own} {items} came with {markers} {modality} markers in its tokens; expected one marker "
+                f"for each, or none at all (in a later turn, give the {items} of the earlier turns again)"
             )

@@ -24,6 +24,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .adapters_mm import MMAdapterMixin
+from .audio_towers_mm import audio_tower_from_config
 from .configuration_mm import MMConfig
 from .encoding_mm import MMEncodingMixin
 from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed
@@ -93,10 +94,11 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
 
     Args:
         config: the configuration.
-        vision_tower, text_model: already built towers to use as they are, whose configs `config` must hold.
+        vision_tower, text_model, audio_tower: already built towers to use as they are, whose configs `config` must
+            hold.
 
     Raises:
-        ValueError: the config asks for an audio tower, or the backbone has no list of layers.
+        ValueError: the backbone has no list of layers, or the audio tower does not hear.
     """
 
     def __init__(
@@ -104,11 +106,13 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         config: MMConfig,
         vision_tower: PreTrainedModel | None = None,
         text_model: PreTrainedModel | None = None,
+        audio_tower: PreTrainedModel | None = None,
     ):
         super().__init__(config)
-        if config.audio_config is not None:
-            raise ValueError("`audio_config` is set, but this version has no audio tower yet; leave it None")
         self.vision_tower = AutoModel.from_config(config.vision_config) if vision_tower is None else vision_tower
+        if config.audio_config is not None and audio_tower is None:
+            audio_tower = audio_tower_from_config(config.audio_config)
+        self.audio_tower = audio_tower
         self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
         self.fusion = MMFusion(config)
         add_fusion_hooks(self.text_model)
@@ -117,10 +121,11 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True):
-        """As usual, but a frozen vision tower stays in evaluation mode: its batch norms must not drift."""
+        """As usual, but a frozen tower stays in evaluation mode: its batch norms must not drift."""
         super().train(mode)
-        if mode and not any(p.requires_grad for p in self.vision_tower.parameters()):
-            self.vision_tower.eval()
+        for tower in (self.vision_tower, self.audio_tower):
+            if mode and tower is not None and not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()
         return self
 
     @can_return_tuple
@@ -135,6 +140,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         image_index: torch.Tensor | None = None,
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         output_attentions: bool | None = None,
@@ -143,8 +151,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         """Text (B, T), with or without media, to hidden states (B, T, D); pictures alone to `get_image_features`.
 
         Args:
-            pixel_values, image_index, pixel_attention_mask, spatial_shapes: media, as `encode_media` takes them. With
-                `past_key_values`, those of the whole conversation: a row's last images belong to the new markers.
+            pixel_values, image_index, pixel_attention_mask, spatial_shapes, input_features, audio_index,
+            input_features_mask: media, as `encode_media` takes them. With `past_key_values`, those of the whole
+                conversation: a row's last images belong to the new markers.
             media_key_values: media encoded before, (B, L, 2, K, S, E), in place of pixels.
             media_start: (B, S), the text column from which each slot may be seen; by default from the markers.
             The others are the text backbone's own.
@@ -156,14 +165,17 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
         media_key_values, media_start = self.prepare_media(
             input_ids,
-            pixel_values,
-            image_index,
             media_key_values,
             media_start,
+            inputs_embeds,
+            before,
+            pixel_values=pixel_values,
+            image_index=image_index,
             pixel_attention_mask=pixel_attention_mask,
             spatial_shapes=spatial_shapes,
-            inputs_embeds=inputs_embeds,
-            before=before,
+            input_features=input_features,
+            audio_index=audio_index,
+            input_features_mask=input_features_mask,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         call = None
@@ -201,10 +213,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             text = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         if call is not None:
             self.check_entered(call)
-        elif self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            text.last_hidden_state = text.last_hidden_state + self.touch_unused_parts().to(
-                text.last_hidden_state.dtype
-            )
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            unused = self.touch_unused_parts().to(text.last_hidden_state.dtype)
+            text.last_hidden_state = text.last_hidden_state + unused
         return text
 
     def check_entered(self, call: FusionCall) -> None:

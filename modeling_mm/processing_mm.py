@@ -11,10 +11,13 @@
 from typing import Any
 
 import torch
+import transformers
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, is_valid_image
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
+
+from .audio_mm import MAX_SECONDS, audio_features, read_audio
 
 AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
 
@@ -24,7 +27,8 @@ FLATTEN_CONTENT = (
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
     "{%- set parts = namespace(text='') -%}{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'text' -%}{%- set parts.text = parts.text + part['text'] -%}"
-    "{%- elif part['type'] == 'image' -%}{%- set parts.text = parts.text + 'IMAGE_TOKEN' -%}{%- endif -%}"
+    "{%- elif part['type'] == 'image' -%}{%- set parts.text = parts.text + 'IMAGE_TOKEN' -%}"
+    "{%- elif part['type'] == 'audio' -%}{%- set parts.text = parts.text + 'AUDIO_TOKEN' -%}{%- endif -%}"
     "{%- endfor -%}{%- set text = parts.text -%}{%- endif -%}"
     "{%- set flat.messages = flat.messages + [dict(message, content=text)] -%}{%- endfor -%}"
     "{%- set messages = flat.messages -%}"
@@ -36,9 +40,10 @@ PLAIN_TEMPLATE = (
 )
 
 
-def multimodal_chat_template(template: str | None, image_token: str) -> str:
-    """A chat template that takes image parts, made from one that takes strings (None: a plain one)."""
-    return FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token) + (template or PLAIN_TEMPLATE)
+def multimodal_chat_template(template: str | None, image_token: str, audio_token: str) -> str:
+    """A chat template that takes parts of image and sound, made from one that takes strings (None: a plain one)."""
+    flatten = FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token).replace("AUDIO_TOKEN", audio_token)
+    return flatten + (template or PLAIN_TEMPLATE)
 
 
 def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
@@ -70,20 +75,51 @@ def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
     )
 
 
+def clips_per_row(audio: Any, rows: int) -> list[list]:
+    """One list of clips for each row, from a single clip, one clip (or None) per row, or lists of them.
+
+    Raises:
+        ValueError: they are not as many as the rows.
+    """
+    if not isinstance(audio, list):
+        audio = [audio]
+    nested = [[] if own is None else own if isinstance(own, list) else [own] for own in audio]
+    if len(nested) != rows:
+        raise ValueError(f"{len(nested)} sounds or lists of sounds came with {rows} rows; give one or None for each")
+    return nested
+
+
 class MMProcessor(ProcessorMixin):
-    """An image processor and a tokenizer as one.
+    """An image processor, a tokenizer and, for models that hear, a feature extractor as one.
 
     Args:
         image_processor: any of transformers' PIL image processors.
         tokenizer: a tokenizer that knows `image_token`; `MMProcessor.from_towers` adds it.
         chat_template (`str`, *optional*): default: the tokenizer's own, taught to take image parts.
         image_token (`str`): the marker of one image.
+        audio_token (`str`): the marker of one clip of sound.
+        audio (*optional*): a feature extractor for sound, or the dict it is saved as.
+        max_seconds (`float`): what is heard of a clip; every clip is padded to it where the audio tower has no window
+            of its own.
 
     Raises:
         ValueError: the tokenizer does not know the marker.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, image_token="<image>", **kwargs):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        image_token="<image>",
+        audio_token="<audio>",
+        audio=None,
+        max_seconds=MAX_SECONDS,
+        **kwargs,
+    ):
+        self.audio_token, self.audio, self.max_seconds = audio_token, audio, max_seconds
+        if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
+            self.audio = getattr(transformers, audio["feature_extractor_type"])(**audio)
         self.auto_map = dict(AUTO_MAP)  # as in the config: the library's loading drops it, and saving needs it
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -94,7 +130,7 @@ class MMProcessor(ProcessorMixin):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if chat_template is None:
-            chat_template = multimodal_chat_template(tokenizer.chat_template, image_token)
+            chat_template = multimodal_chat_template(tokenizer.chat_template, image_token, audio_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
@@ -111,6 +147,9 @@ class MMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Tensors for the model.
 
+        Sound comes as `audio`: one clip, one per text (None: no sound), or a list of clips for each text; a path,
+        `(array, sampling rate)` or what else `audio_mm.read_audio` takes.
+
         Args:
             images: one image, one per text (None: no image), a list of images for each text, or a flat list with one
                 image per marker; PIL, array or path.
@@ -119,14 +158,32 @@ class MMProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W) of the distinct images and
-            `image_index` (B, N), -1 where a row has fewer than N.
+            `image_index` (B, N), -1 where a row has fewer than N; with sound `input_features` (A, ...) of the distinct
+            clips, `input_features_mask` where the extractor makes one, and `audio_index` (B, N).
 
         Raises:
-            ValueError: images and texts do not match in number, or a text has another number of markers than images.
+            ValueError: media and texts do not match in number, a text has another number of markers than media, or
+                sound came to a processor without a feature extractor.
         """
-        if kwargs.get("audio") is not None or kwargs.get("videos") is not None:
-            raise ValueError("this processor takes images and text; audio and video are not supported yet")
-        return super().__call__(images=images, text=text, **kwargs)
+        audio = kwargs.pop("audio", None)
+        if kwargs.get("videos") is not None:
+            raise ValueError("this processor takes images, text and sound; video is not supported yet")
+        if audio is None:
+            return super().__call__(images=images, text=text, **kwargs)
+        texts = [text] if isinstance(text, str) else text
+        single = images is None or is_valid_image(images) or isinstance(images, str)
+        rows = len(texts) if texts is not None else 1 if not isinstance(audio, list) else len(audio)
+        if texts is None and not single and len(images) != rows:
+            raise ValueError(f"{len(images)} images came with {rows} sounds; give one or None for each row")
+        clips = clips_per_row(audio, rows)
+        for row, one in enumerate(texts or []):
+            self.check_marker_count(row, one, self.audio_token, len(clips[row]), "sounds")
+        sounds = self.flat_audio(clips)
+        if images is None and text is None:
+            return BatchFeature(sounds)
+        batch = super().__call__(images=images, text=text, **kwargs)
+        batch.update(sounds)
+        return batch
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Called first by the library: texts as a list, images as one list per row."""
@@ -166,27 +223,37 @@ class MMProcessor(ProcessorMixin):
             ValueError: names the first such row.
         """
         for row, (text, own) in enumerate(zip(texts, images, strict=True)):
-            markers = text.count(self.image_token)
-            if markers and markers != len(own):
-                raise ValueError(
-                    f"row {row}: the text has {markers} '{self.image_token}' markers but {len(own)} images came with "
-                    "it; expected one marker per image, or none at all"
-                )
+            self.check_marker_count(row, text, self.image_token, len(own), "images")
 
-    def with_markers(self, text: str, images: int) -> str:
-        """The text with one marker per image in front, unless it says itself where its images go."""
+    def check_marker_count(self, row: int, text: str, marker: str, items: int, kind: str) -> None:
+        """Refuse a text whose markers of one kind are not as many as its items; none at all may be.
+
+        Raises:
+            ValueError: names the row.
+        """
+        markers = text.count(marker)
+        if markers and markers != items:
+            raise ValueError(
+                f"row {row}: the text has {markers} '{marker}' markers but {items} {kind} came with it; expected one "
+                f"marker for each of the {kind}, or none at all"
+            )
+
+    def with_markers(self, text: str, images: int, sounds: int = 0) -> str:
+        """The text with one marker per image and clip in front, unless it says itself where they go."""
+        text = text if self.audio_token in text else self.audio_token * sounds + text
         return text if self.image_token in text else self.image_token * images + text
 
-    def encode_prompts(self, texts: list[str], images: list[int]) -> list[list[int]]:
+    def encode_prompts(self, texts: list[str], images: list[int], sounds: list[int] | None = None) -> list[list[int]]:
         """Token ids of single-turn prompts, exactly those that `apply_chat_template(..., tokenize=True)` gives.
 
         Args:
             texts: what the user says; may hold image markers, otherwise the images come first.
-            images: how many images each text has.
+            images, sounds: how many of them each text has.
         """
+        sounds = sounds or [0] * len(texts)
         turns = [
-            [{"role": "user", "content": [{"type": "text", "text": self.with_markers(text, count)}]}]
-            for text, count in zip(texts, images, strict=True)
+            [{"role": "user", "content": [{"type": "text", "text": self.with_markers(text, *counts)}]}]
+            for text, *counts in zip(texts, images, sounds, strict=True)
         ]
         prompts = self.apply_chat_template(turns, add_generation_prompt=True)
         start = self.tokenizer.bos_token
@@ -195,25 +262,51 @@ class MMProcessor(ProcessorMixin):
 
     def flat_images(self, images: list[list], **kwargs) -> dict[str, Any]:
         """`pixel_values` of the distinct images and `image_index` (B, N), for a list of images per row."""
-        position: dict[int | str, int] = {}
-        distinct: list[Any] = []
-        width = max((len(own) for own in images), default=0)
-        index = torch.full((len(images), width), -1)
-        for row, own in enumerate(images):
-            for column, image in enumerate(own):
-                key = image if isinstance(image, str) else id(image)
-                if key not in position:
-                    position[key] = len(distinct)
-                    distinct.append(image)
-                index[row, column] = position[key]
+        distinct, index = distinct_items(images)
         if not distinct:
             return {}
         distinct = self.image_processor.fetch_images(distinct)
         return {**self.image_processor(distinct, return_tensors="pt", **kwargs), "image_index": index}
 
+    def flat_audio(self, clips: list[list]) -> dict[str, torch.Tensor]:
+        """`input_features` of the distinct clips, their mask and `audio_index` (B, N), for a list of clips per row.
+
+        Raises:
+            ValueError: the processor has no feature extractor, or a clip cannot be read.
+        """
+        distinct, index = distinct_items(clips)
+        if not distinct:
+            return {}
+        if self.audio is None:
+            raise ValueError("sound came to a processor without a feature extractor; compose it with an audio tower")
+        heard = [read_audio(clip, self.audio.sampling_rate, self.max_seconds) for clip in distinct]
+        features, mask = audio_features(self.audio, heard, self.max_seconds)
+        sounds = {"input_features": features, "audio_index": index}
+        return sounds if mask is None else {**sounds, "input_features_mask": mask}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the library's; the feature extractor is a dict in it."""
+        audio = None if self.audio is None else self.audio.to_dict()
+        return {**super().to_dict(), "audio": audio}
+
     @property
     def model_input_names(self) -> list[str]:
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_index"]
+
+
+def distinct_items(rows: list[list]) -> tuple[list[Any], torch.Tensor]:
+    """The distinct images or clips of all rows, and (B, N) which of them each row has, -1 where fewer than N."""
+    position: dict[int | str, int] = {}
+    distinct: list[Any] = []
+    index = torch.full((len(rows), max((len(own) for own in rows), default=0)), -1)
+    for row, own in enumerate(rows):
+        for column, item in enumerate(own):
+            key = item if isinstance(item, str) else id(item)
+            if key not in position:
+                position[key] = len(distinct)
+                distinct.append(item)
+            index[row, column] = position[key]
+    return distinct, index
 
 
 __all__ = ["MMProcessor"]
