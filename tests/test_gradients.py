@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-import transformers
 from conftest import (
     DECODERS,
+    REENTRANT,
     VISION,
     mixed_rows,
     mm_config,
@@ -17,7 +17,6 @@ from conftest import (
     pictures,
     text_inputs,
 )
-from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
@@ -34,10 +33,6 @@ UNUSED = {
     "bert": r"text_model\.pooler\.",
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-REENTRANT = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.23"),
-    reason="reentrant checkpointing gives no gradients to keyword arguments before transformers 5.23",
-)
 TEXT_LORA = {"r": 4, "target_modules": r".*text_model.*\.(q_proj|v_proj)", "modules_to_save": ["fusion"]}
 
 

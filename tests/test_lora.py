@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from adapting import adapted_layers, batch_for, learn, logits, saved_base
-from conftest import ALL_TEXT, VISION, mm_model
+from conftest import ALL_TEXT, REENTRANT, VISION, mm_model
 from peft import (
     AutoPeftModel,
     AutoPeftModelForSequenceClassification,
@@ -262,7 +262,7 @@ def test_the_library_s_own_adapters_save_and_load(tmp_path):
     assert torch.equal(logits(again, batch), plain)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=REENTRANT)])
 @pytest.mark.parametrize("part", ["vision", "fusion", "text"])
 def test_checkpointing_gives_every_adapter_the_same_gradient(part, reentrant):
     found = []

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import COMMON, IMAGE_ID, ROWS, TRANSFORMER, open_gates, pictures, text_config, token_row, vision_config
+from conftest import (
+    COMMON,
+    IMAGE_ID,
+    OLD_LIBRARY,
+    ROWS,
+    TRANSFORMER,
+    open_gates,
+    pictures,
+    text_config,
+    token_row,
+    vision_config,
+)
 from conftest import DECODERS as CORE_DECODERS
 from conftest import ENCODERS as CORE_ENCODERS
 from conftest import OTHERS as CORE_OTHERS
@@ -307,7 +318,11 @@ def check_row(request, found, title, kind, *cells):
         assert row == rows_of(title).get(kind), "docs/backbones.md says otherwise; run with --write-tables"
 
 
-@pytest.mark.parametrize("kind", TEXT)
+# What transformers lacks before 5.23, or does wrong: there the cache of recurrent_gemma changes what is generated.
+LATER = ("internlm3", "recurrent_gemma")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TEXT if not OLD_LIBRARY or kind not in LATER])
 def test_text_backbones(kind, request, found, tmp_path):
     config = AutoConfig.for_model(kind, **TEXT[kind])
     head, composed_as, by, result = MMModel, "encoder", "", "ok"
