@@ -81,9 +81,9 @@ class MMCollator:
     def prompts_and_answers(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of what the user says and of the answers with their end token (none without targets)."""
         tokenizer = self.processor.tokenizer
-        prompts = self.processor.encode_prompts(
-            [self.text(row) for row in rows], *zip(*map(self.counts, rows), strict=True)
-        )
+        counts = [self.counts(row) for row in rows]
+        images, sounds = [images for images, _ in counts], [sounds for _, sounds in counts]
+        prompts = self.processor.encode_prompts([self.text(row) for row in rows], images, sounds)
         if rows[0].target is None:
             return prompts, [[] for _ in rows]
         answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]

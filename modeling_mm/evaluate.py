@@ -225,7 +225,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         scores = modality_report(
             lambda some: (evaluation if some is rows else evaluate_rows(trainer, task, some)).metrics,
             rows,
-            processor.image_token,
+            {"image": processor.image_token, **({"audio": processor.audio_token} if args.audio_column else {})},
         )
     if not trainer.is_world_process_zero():
         return None

@@ -225,6 +225,8 @@ def graphs_of(model: PreTrainedModel, processor: MMProcessor) -> dict[str, Graph
     Raises:
         ValueError: the tower or the backbone cannot be exported.
     """
+    if model.config.audio_config is not None:
+        raise ValueError("this model hears; graphs with sound are not supported, only of image and text")
     shape = picture_shape(processor)
     if isinstance(model, MMForConditionalGeneration):
         parts = {"media_encoder": MediaEncoder, "media_start": MediaStart, "decoder": Decoder}

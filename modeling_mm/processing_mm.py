@@ -75,7 +75,7 @@ def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
     )
 
 
-def clips_per_row(audio: Any, rows: int) -> list[list]:
+def clips_per_row(audio: Any, rows: int | None) -> list[list]:
     """One list of clips for each row, from a single clip, one clip (or None) per row, or lists of them.
 
     Raises:
@@ -84,8 +84,8 @@ def clips_per_row(audio: Any, rows: int) -> list[list]:
     if not isinstance(audio, list):
         audio = [audio]
     nested = [[] if own is None else own if isinstance(own, list) else [own] for own in audio]
-    if len(nested) != rows:
-        raise ValueError(f"{len(nested)} sounds or lists of sounds came with {rows} rows; give one or None for each")
+    if rows is not None and len(nested) != rows:
+        raise ValueError(f"{len(nested)} sounds or lists of sounds came with {rows} texts; give one or None for each")
     return nested
 
 
@@ -171,11 +171,7 @@ class MMProcessor(ProcessorMixin):
         if audio is None:
             return super().__call__(images=images, text=text, **kwargs)
         texts = [text] if isinstance(text, str) else text
-        single = images is None or is_valid_image(images) or isinstance(images, str)
-        rows = len(texts) if texts is not None else 1 if not isinstance(audio, list) else len(audio)
-        if texts is None and not single and len(images) != rows:
-            raise ValueError(f"{len(images)} images came with {rows} sounds; give one or None for each row")
-        clips = clips_per_row(audio, rows)
+        clips = clips_per_row(audio, None if texts is None else len(texts))
         for row, one in enumerate(texts or []):
             self.check_marker_count(row, one, self.audio_token, len(clips[row]), "sounds")
         sounds = self.flat_audio(clips)

@@ -22,7 +22,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-PAD, START, END, IMAGE = "<pad>", "<s>", "</s>", "<image>"
+PAD, START, END, IMAGE, AUDIO = "<pad>", "<s>", "</s>", "<image>", "<audio>"
 
 SIZES: dict[str, dict[str, Any]] = {
     "scratch-tiny": {
@@ -54,14 +54,17 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def train_tokenizer(texts: Iterable[str], size: str) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer learnt from `texts`, that knows the image marker and starts encoded text with <s>."""
+def train_tokenizer(texts: Iterable[str], size: str, audio: bool = False) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer learnt from `texts`, that starts encoded text with <s>.
+
+    It knows the marker of images, and that of `audio` where asked.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=SIZES[size]["vocab_size"],
-        special_tokens=[PAD, START, END, IMAGE],
+        special_tokens=[PAD, START, END, IMAGE, *([AUDIO] if audio else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -74,7 +77,7 @@ def train_tokenizer(texts: Iterable[str], size: str) -> PreTrainedTokenizerBase:
         pad_token=PAD,
         bos_token=START,
         eos_token=END,
-        extra_special_tokens={"image_token": IMAGE},
+        extra_special_tokens={"image_token": IMAGE, **({"audio_token": AUDIO} if audio else {})},
         model_max_length=512,
     )
 

@@ -47,6 +47,7 @@ class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "trained folder to go on from, in place of towers"})
     vision_tower: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
     text_model: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
+    audio_tower: str | None = field(default=None, metadata={"help": "the same, for rows with sound; default: none"})
     fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
     fusion_mlp: bool = field(default=True, metadata={"help": "gated MLP in each fusion layer"})
     num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
@@ -59,6 +60,7 @@ class ModelArguments:
     )
     cross_attention: bool | None = field(default=None, metadata={"help": "default: only without late fusion"})
     vision_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
+    audio_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
     fusion_trainable: bool = True
     text_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch backbone trains"})
     use_peft: bool = field(default=False, metadata={"help": "LoRA; other parts that train do so in full"})
@@ -163,8 +165,8 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
     balanced = data.class_weights == "balanced"
     options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
     if args.model is not None:
-        if args.vision_tower or args.text_model:
-            raise ValueError("give either --model or the two towers")
+        if args.vision_tower or args.text_model or args.audio_tower:
+            raise ValueError("give either --model or the towers")
         model, processor = load_checkpoint(args.model, dtype=torch.float32)
         if task_of(model) != data.task:
             raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
@@ -175,7 +177,7 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
         raise ValueError("give --vision_tower and --text_model (ids, folders or scratch-tiny), or --model")
     vision: Any = args.vision_tower
     text: Any = args.text_model
-    image_processor = tokenizer = None
+    image_processor = tokenizer = extractor = None
     if vision in scratch.SIZES:
         side = scratch.SIZES[vision]["image_size"]
         image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
@@ -183,14 +185,19 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
     if text in scratch.SIZES:
         rows = [train.row(number) for number in train.kept]
         words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
-        tokenizer = scratch.train_tokenizer(words, text)
+        tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None)
         text = scratch.text_config(text, tokenizer, decoder=data.task == "generation")
-    processor = MMProcessor.from_towers(image_processor or vision, tokenizer or text)
+    audio: Any = args.audio_tower
+    if audio in scratch.SIZES:
+        audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds)
+    processor = MMProcessor.from_towers(
+        image_processor or vision, tokenizer or text, extractor or audio, max_seconds=data.max_seconds
+    )
     options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
-    model = TASKS[data.task].from_towers(vision, text, processor=processor, dtype=torch.float32, **options)
+    model = TASKS[data.task].from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options)
     return model, processor
 
 
@@ -198,7 +205,8 @@ def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
     """Freeze and train the parts as asked; a part that is not mentioned trains when it is new."""
     vision = args.vision_tower in scratch.SIZES if args.vision_trainable is None else args.vision_trainable
     text = args.text_model in scratch.SIZES if args.text_trainable is None else args.text_trainable
-    set_trainable(model, vision, args.fusion_trainable, text)
+    audio = args.audio_tower in scratch.SIZES if args.audio_trainable is None else args.audio_trainable
+    set_trainable(model, vision, args.fusion_trainable, text, audio)
 
 
 def lora_pattern(model: PreTrainedModel, args: ModelArguments) -> str:
@@ -228,7 +236,7 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, targets: str, output:
 
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     adapted = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
-    whole = ("fusion", "vision_tower", "late_fusion", "classifier")
+    whole = ("fusion", "vision_tower", "audio_tower", "late_fusion", "classifier")
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -277,11 +285,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     collator = MMCollator(processor, data_args.task, data_args.max_length)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
-    # with a picture where any row has one: of rows without, fusion and tower would seem unused
-    rows = (splits.train[i] for i in range(len(splits.train)))
-    first = next((row for row in rows if row.images), splits.train[0])
     collator.negatives_seed = args.seed if matches else None
-    if unused := freeze_unused(model, collator([first])):
+    if unused := freeze_unused(model, collator(rows_with_media(splits.train))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if model_args.use_peft:
         targets = lora_pattern(model, model_args)
@@ -325,6 +330,15 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     return report
 
 
+def rows_with_media(dataset: MMDataset) -> list[Any]:
+    """A first row with a picture and a first one with sound, where there are any: of rows without, fusion and towers
+    would seem unused."""
+    rows = [dataset.row(number) for number in dataset.kept]
+    image = next((i for i, row in enumerate(rows) if row.images), 0)
+    audio = next((i for i, row in enumerate(rows) if row.audio), image)
+    return [dataset[index] for index in dict.fromkeys((image, audio))]
+
+
 def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
     """Print what the model says to a few rows about one picture, and how to open it."""
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -348,6 +362,8 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
         raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
     if data.calibrate and data.task in ("generation", "regression"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
+    if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
+        raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
     if model.model is not None and (model.late_fusion or model.cross_attention is not None):
         raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
 

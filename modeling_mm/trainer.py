@@ -14,22 +14,27 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .data import ImageGroupSampler, MMDataset
+from .media_mm import MEDIA
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"vision": "vision_tower", "text": "text_model", "fusion": "fusion"}
+PARTS = {"vision": "vision_tower", "audio": "audio_tower", "text": "text_model", "fusion": "fusion"}
 AUDIT_STEPS = 4
 
 
-def set_trainable(model: PreTrainedModel, vision: bool, fusion: bool, text: bool) -> dict[str, int]:
+def set_trainable(
+    model: PreTrainedModel, vision: bool, fusion: bool, text: bool, audio: bool = False
+) -> dict[str, int]:
     """Freeze or train each part; a head goes with the fusion, a tied language modelling head with the text backbone.
 
     Returns:
         trainable parameters by part.
     """
-    wanted = {"vision": vision, "fusion": fusion, "text": text}
+    wanted = {"vision": vision, "audio": audio, "fusion": fusion, "text": text}
     for part, attribute in PARTS.items():
-        getattr(model.base_model, attribute).requires_grad_(wanted[part])
+        module = getattr(model.base_model, attribute)
+        if module is not None:
+            module.requires_grad_(wanted[part])
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{model.base_model_prefix}."):
             parameter.requires_grad_(text if name.startswith("lm_head") else fusion)
@@ -142,10 +147,12 @@ class MMTrainer(Trainer):
             output = model(**inputs, use_cache=False)
             if prediction_loss_only:
                 return output.loss, None, None
+            media = {"media_key_values": output.media_key_values, "image_index": inputs.get("image_index")}
+            if "audio_index" in inputs:  # how encoded slots divide between pictures and sounds is not known here
+                media = {name: inputs[name] for name in MEDIA if name in inputs}
             generated = self.accelerator.unwrap_model(model).generate(
                 **prompts,
-                media_key_values=output.media_key_values,
-                image_index=inputs.get("image_index"),
+                **media,
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
             )

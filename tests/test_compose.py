@@ -19,7 +19,6 @@ from conftest import (
     vision_model,
 )
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -237,11 +236,11 @@ def test_an_encoder_cannot_be_composed_to_generate():
         compose(text=text_config("bert"))
 
 
-def test_an_audio_tower_is_refused_for_now(processor):
-    with pytest.raises(ValueError, match="an audio tower was given, but this version supports image and text only"):
-        compose(audio=AutoConfig.for_model("whisper"))
-    with pytest.raises(ValueError, match="an audio tower was given"):
-        MMProcessor.from_towers(vision=processor.image_processor, text=processor.tokenizer, audio="whisper")
+def test_a_tower_that_does_not_hear_is_refused():
+    with pytest.raises(ValueError, match="takes `input_ids`, not sound"):
+        compose(audio=text_config("bert"))
+    with pytest.raises(ValueError, match="audio tower 'nowhere' is neither a folder with a model nor a known Hub id"):
+        compose(audio="nowhere")
 
 
 def test_composing_twice_over_one_backbone_is_harmless():

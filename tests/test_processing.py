@@ -105,7 +105,7 @@ def test_markers_and_images_that_differ_are_refused(processor, images, texts, ro
 def test_rows_that_differ_are_refused(processor):
     with pytest.raises(ValueError, match="2 images or lists of images came with 3 texts"):
         processor([drawing(RED), drawing(BLUE)], ["a", "b", "c"])
-    with pytest.raises(ValueError, match="audio and video are not supported yet"):
+    with pytest.raises(ValueError, match="a processor without a feature extractor"):
         processor(text="a", audio=np.zeros(100))
 
 
