@@ -84,7 +84,7 @@ def audio_states(
     if tower.main_input_name == "pixel_values":
         features = features[:, None].expand(-1, tower.config.num_channels, -1, -1)
     elif tower.config.model_type == "clap_audio_model":
-        inputs["is_longer"] = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+        inputs["is_longer"] = torch.zeros(features.shape[0], 1, dtype=torch.bool, device=features.device)
     elif mask is not None and takes_mask(tower.config):
         inputs["attention_mask"] = mask
     states = tower(**{tower.main_input_name: features}, **inputs, return_dict=True).last_hidden_state

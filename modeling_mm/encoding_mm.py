@@ -94,7 +94,7 @@ class MMEncodingMixin:
             attentions=output.get("attentions"),
         )
 
-    def get_audio_features(
+    def hear(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the audio tower hears in distinct clips (I, ...), as the processor prepares them.
@@ -150,7 +150,7 @@ class MMEncodingMixin:
         if input_features is not None:
             if audio_index is None:  # one clip per row
                 audio_index = torch.arange(input_features.shape[0], device=input_features.device)[:, None]
-            states, present = self.get_audio_features(input_features, input_features_mask)
+            states, present = self.hear(input_features, input_features_mask)
             memory = self.fusion.project(states, present, "audio")
             memories["audio"] = Memory(memory, audio_index, None if resampled else present)
         return memories
@@ -200,10 +200,10 @@ class MMEncodingMixin:
         """
         text = input_ids if input_ids is not None else inputs_embeds
         for modality, memory in memories.items():
-            if text is not None and len(text) != len(memory.index):
+            if text is not None and text.shape[0] != memory.index.shape[0]:
                 raise ValueError(
-                    f"the media have {len(memory.index)} rows (`{modality}_index`) and the text {len(text)}; expected "
-                    "one row of each per text"
+                    f"the media have {memory.index.shape[0]} rows (`{modality}_index`) and the text {text.shape[0]}; "
+                    "expected one row of each per text"
                 )
         texts: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         starts = [memory.starts(self.markers(name, **texts), before) for name, memory in memories.items()]
@@ -242,7 +242,7 @@ class MMEncodingMixin:
             markers = self.markers("image", input_ids, inputs_embeds)
             text = input_ids if input_ids is not None else inputs_embeds
             present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
-            rows, index = None if text is None else len(text), media.get("image_index")
+            rows, index = None if text is None else text.shape[0], media.get("image_index")
             media_start = encoded_starts(media_key_values, index, markers, before, rows, present)
         return media_key_values, media_start
 

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from conftest import drawing
 
-from modeling_mm import audio_mm, cli, scratch
+from modeling_mm import MMProcessor, audio_mm, cli, scratch
 from modeling_mm.audio_mm import audio_features, read_audio
 from modeling_mm.audio_towers_mm import audio_states, audio_tower_from_config, audio_width
 from modeling_mm.collator import MMCollator
@@ -207,7 +207,9 @@ def test_the_command_says_it_in_one_sentence(folder, capsys, monkeypatch, missin
     if missing:
         monkeypatch.setattr("importlib.import_module", fail_for("soundfile"))
     argv = ["train", "--train_file", path, "--task", "classification", "--audio_column", "audio"]
-    argv += ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--output_dir", folder / "out"]
+    for tower in ("--vision_tower", "--audio_tower", "--text_model"):
+        argv += [tower, "scratch-tiny"]
+    argv += ["--output_dir", folder / "out"]
     assert cli.main([*map(str, argv), "--use_cpu"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     expected = (
@@ -228,29 +230,18 @@ def fail_for(name):
     return without
 
 
-class Hearing:
-    """The part of a processor that takes sound, as MMProcessor will; it keeps what it was given."""
-
-    def __init__(self, processor):
-        self.processor, self.audio = processor, None
-
-    def __getattr__(self, name):
-        return getattr(self.processor, name)
-
-    def __call__(self, audio, return_tensors):
-        self.audio = audio
-        return {"audio_index": torch.zeros(len(audio), 1)}
-
-
-def test_the_collator_hands_each_row_s_sounds_to_the_processor(folder, processor):
-    hearing = Hearing(processor)
+def test_the_collator_hears_each_distinct_sound_and_none_when_blind(folder, processor):
+    listener = MMProcessor(processor.image_processor, processor.tokenizer, audio=scratch.feature_extractor(1.0))
     sounds = [str(folder / "low.wav")]
-    rows = [Row(1, [], "no", 0, sounds), Row(2, [str(folder / "red.png")], "yes", 1)]
-    batch = MMCollator(hearing, "classification")(rows)
-    assert hearing.audio == [sounds, []] and {"audio_index", "pixel_values", "labels"} <= set(batch)
-    blind = MMCollator(hearing, "classification", blind=True)(rows)
+    rows = [Row(1, [], "no", 0, sounds), Row(2, [str(folder / "red.png")], "yes", 1), Row(3, [], "so", 0, sounds)]
+    batch = MMCollator(listener, "classification")(rows)
+    assert batch["input_features"].shape[0] == 1 and batch["audio_index"].tolist() == [[0], [-1], [0]]
+    assert {"pixel_values", "labels"} <= set(batch)
+    blind = MMCollator(listener, "classification", blind=True)(rows)
     assert "audio_index" not in blind and "pixel_values" not in blind
-    assert "audio_index" not in MMCollator(processor, "classification")(rows[1:])
+    assert "audio_index" not in MMCollator(processor, "classification")(rows[1:2])
+    with pytest.raises(ValueError, match="a processor without a feature extractor"):
+        MMCollator(processor, "classification")(rows)
 
 
 @pytest.mark.parametrize("size", scratch.SIZES)

@@ -8,7 +8,7 @@ from conftest import DECODERS, ENCODERS, VISION, mm_config, text_config, vision_
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
-from modeling_mm import MMConfig, MMForConditionalGeneration, MMForSequenceClassification, MMModel
+from modeling_mm import MMConfig, MMForConditionalGeneration
 from modeling_mm.configuration_mm import AUTO_MAP, tower_width
 
 FOLDER = {"_name_or_path": "", "transformers_version": ""}  # where a config came from is no part of it
@@ -157,10 +157,3 @@ def test_a_field_of_the_wrong_type_is_refused(fields):
 def test_an_encoder_cannot_generate(text):
     with pytest.raises(REFUSED, match=f"the text backbone '{text}' is an encoder and cannot generate"):
         MMForConditionalGeneration(mm_config(text))
-
-
-@pytest.mark.parametrize("head", [MMModel, MMForSequenceClassification])
-def test_an_audio_tower_is_refused_for_now(head):
-    config = mm_config(audio_config=AutoConfig.for_model("whisper"))
-    with pytest.raises(ValueError, match="`audio_config` is set, but this version has no audio tower yet"):
-        head(config)
