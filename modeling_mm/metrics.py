@@ -65,15 +65,14 @@ def in_words(value: Any) -> str:
 def regression_metrics(predictions: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     """Mean absolute error, root of the mean squared error, R2 and Pearson's r; means over label columns."""
     predictions, truths = (np.asarray(n, dtype=np.float64).reshape(len(truths), -1) for n in (predictions, truths))
-    errors = predictions - truths
     with np.errstate(invalid="ignore", divide="ignore"):  # of one row, or of equal numbers, they say nothing: NaN
-        r2 = 1 - (errors**2).sum(axis=0) / ((truths - truths.mean(axis=0)) ** 2).sum(axis=0)
+        r2 = float(sklearn_metrics.r2_score(truths, predictions, force_finite=False)) if len(truths) > 1 else np.nan
         both = [(a - a.mean(axis=0)) / a.std(axis=0) for a in (predictions, truths)]
         pearson = (both[0] * both[1]).mean(axis=0)
     return {
-        "mae": float(np.abs(errors).mean()),
-        "rmse": float(np.sqrt((errors**2).mean(axis=0)).mean()),
-        "r2": float(r2.mean()) if np.isfinite(r2).all() else float("nan"),
+        "mae": float(sklearn_metrics.mean_absolute_error(truths, predictions)),
+        "rmse": float(sklearn_metrics.root_mean_squared_error(truths, predictions)),
+        "r2": r2 if np.isfinite(r2) else float("nan"),
         "pearson": float(pearson.mean()),
     }
 

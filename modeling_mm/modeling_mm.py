@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
@@ -185,7 +185,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             attentions: list | None = [] if output_attentions else None
             layers = tuple(self.config.fusion_layers)
             call = FusionCall(self.fusion, self.text_model, layers, media_key_values, visible, attentions)
-        text = self.run_text_model(
+        return self.run_text_model(
             call,
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -195,17 +195,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             output_attentions=output_attentions or None,
             **kwargs,
         )
-        return MMModelOutput(
-            last_hidden_state=text.last_hidden_state,
-            past_key_values=text.get("past_key_values"),
-            hidden_states=text.get("hidden_states"),
-            attentions=text.get("attentions"),
-            cross_attentions=tuple(call.attentions) if call is not None and call.attentions is not None else None,
-            media_key_values=media_key_values,
-        )
 
-    def run_text_model(self, call: FusionCall | None, input_ids, attention_mask, **inputs) -> ModelOutput:
-        """The text backbone's output, fused with the media of the call; inputs that are None are left out."""
+    def run_text_model(self, call: FusionCall | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
+        """The text backbone's states, fused with the media of the call; inputs that are None are left out."""
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if call is not None and self.text_model_takes_keywords:
             inputs["fusion_call"] = call
@@ -213,10 +205,17 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             text = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         if call is not None:
             self.check_entered(call)
+        states = text.last_hidden_state
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            unused = self.touch_unused_parts().to(text.last_hidden_state.dtype)
-            text.last_hidden_state = text.last_hidden_state + unused
-        return text
+            states = states + self.touch_unused_parts().to(states.dtype)
+        return MMModelOutput(
+            last_hidden_state=states,
+            past_key_values=text.get("past_key_values"),
+            hidden_states=text.get("hidden_states"),
+            attentions=text.get("attentions"),
+            cross_attentions=tuple(call.attentions) if call is not None and call.attentions is not None else None,
+            media_key_values=None if call is None else call.key_values,
+        )
 
     def check_entered(self, call: FusionCall) -> None:
         """Refuse a backbone that fusion did not enter at each of its layers.

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from .adapters_mm import PARTS
 from .data import ImageGroupSampler, MMDataset
 from .media_mm import MEDIA
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"vision": "vision_tower", "audio": "audio_tower", "text": "text_model", "fusion": "fusion"}
 AUDIT_STEPS = 4
 
 
