@@ -19,6 +19,7 @@ from .audio_towers_mm import audio_states
 from .configuration_mm import MMConfig, tower_width
 from .fusion_mm import MMFusion
 from .media_mm import NEVER, check_media, find_markers, implied_image_index, media_start_from_markers
+from .outputs_mm import MMAudioOutput
 
 
 @dataclass
@@ -94,13 +95,17 @@ class MMEncodingMixin:
             attentions=output.get("attentions"),
         )
 
-    def hear(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    @can_return_tuple
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **flags
+    ) -> MMAudioOutput:
         """What the audio tower hears in distinct clips (I, ...), as the processor prepares them.
 
+        `input_features_mask` (I, T) is 1 where the sound is real; `flags` are the tower's own.
+
         Returns:
-            states (I, P, V), and (I, P) bool, which of them are real; None where all are.
+            the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
+            a convolutional tower is flattened, its `attention_mask` (I, P) bool says which are real; None where all.
 
         Raises:
             ValueError: the model has no audio tower.
@@ -108,7 +113,7 @@ class MMEncodingMixin:
         if self.audio_tower is None:
             raise ValueError("sound came as `input_features`, but this model has no audio tower; compose it with one")
         with torch.set_grad_enabled(self.needs_grad(self.audio_tower, input_features)):
-            return audio_states(self.audio_tower, input_features, input_features_mask)
+            return audio_states(self.audio_tower, input_features, input_features_mask, **flags)
 
     def needs_grad(self, tower: PreTrainedModel, inputs: torch.Tensor) -> bool:
         """A frozen tower is run without a graph, unless its inputs want gradients."""
@@ -150,9 +155,9 @@ class MMEncodingMixin:
         if input_features is not None:
             if audio_index is None:  # one clip per row
                 audio_index = torch.arange(input_features.shape[0], device=input_features.device)[:, None]
-            states, present = self.hear(input_features, input_features_mask)
-            memory = self.fusion.project(states, present, "audio")
-            memories["audio"] = Memory(memory, audio_index, None if resampled else present)
+            heard = self.get_audio_features(input_features, input_features_mask, return_dict=True)
+            memory = self.fusion.project(heard.pooler_output, heard.attention_mask, "audio")
+            memories["audio"] = Memory(memory, audio_index, None if resampled else heard.attention_mask)
         return memories
 
     def encode_media(self, pixel_values: torch.Tensor | None = None, *args, **media) -> torch.Tensor:

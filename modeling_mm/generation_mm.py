@@ -70,6 +70,10 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         """What the vision tower sees in distinct images; see `MMModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
+    def get_audio_features(self, *args, **kwargs):
+        """What the audio tower hears in distinct clips; see `MMModel.get_audio_features`."""
+        return self.model.get_audio_features(*args, **kwargs)
+
     def encode_media(self, *args, **kwargs) -> torch.Tensor:
         """`media_key_values` (B, L, 2, K, S, E) for `forward` and `generate`; see `MMModel.encode_media`."""
         return self.model.encode_media(*args, **kwargs)
