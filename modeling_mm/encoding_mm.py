@@ -18,7 +18,15 @@ from transformers.utils.generic import can_return_tuple
 from .audio_towers_mm import audio_states
 from .configuration_mm import MMConfig, tower_width
 from .fusion_mm import MMFusion
-from .media_mm import NEVER, check_media, find_markers, implied_image_index, media_start_from_markers
+from .media_mm import (
+    NEVER,
+    check_media,
+    check_told_apart,
+    encoded_starts,
+    find_markers,
+    implied_image_index,
+    media_start_from_markers,
+)
 from .outputs_mm import MMAudioOutput
 
 
@@ -200,6 +208,22 @@ class MMEncodingMixin:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S) of what `project_media` gave.
 
+        For another text about the same media there is `media_starts`, which costs no encoding.
+
+        Raises:
+            ValueError: text and media differ in rows.
+        """
+        return self.key_values_of(memories), self.media_starts(memories, input_ids, inputs_embeds, before)
+
+    def media_starts(
+        self,
+        memories: dict[str, Memory],
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        before: int | torch.Tensor = 0,
+    ) -> torch.Tensor:
+        """(B, S), the column of this text, after `before` cached ones, from which each slot may be seen.
+
         Raises:
             ValueError: text and media differ in rows.
         """
@@ -212,7 +236,7 @@ class MMEncodingMixin:
                 )
         texts: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         starts = [memory.starts(self.markers(name, **texts), before) for name, memory in memories.items()]
-        return self.key_values_of(memories), torch.cat(starts, dim=1)
+        return torch.cat(starts, dim=1)
 
     def prepare_media(
         self,
@@ -242,50 +266,14 @@ class MMEncodingMixin:
             media_key_values, start = self.attended(memories, input_ids, inputs_embeds, before)
             return media_key_values, start if media_start is None else media_start
         if media_start is None:
-            if media.get("audio_index") is not None:
-                raise ValueError("encoded media with sound need the `media_start` (B, S) that goes with the text")
-            markers = self.markers("image", input_ids, inputs_embeds)
+            check_told_apart(self.config, media)
             text = input_ids if input_ids is not None else inputs_embeds
             present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
-            rows, index = None if text is None else text.shape[0], media.get("image_index")
-            media_start = encoded_starts(media_key_values, index, markers, before, rows, present)
+            rows = None if text is None else text.shape[0]
+            markers = {name: self.markers(name, input_ids, inputs_embeds) for name in ("image", "audio")}
+            indices = {name: media[f"{name}_index"] for name in markers if media.get(f"{name}_index") is not None}
+            media_start = encoded_starts(media_key_values, indices, markers, before, rows, present)
         return media_key_values, media_start
-
-
-def encoded_starts(
-    key_values: torch.Tensor,
-    image_index: torch.Tensor | None,
-    markers: torch.Tensor | None,
-    before: int | torch.Tensor,
-    text_rows: int | None,
-    present: torch.Tensor | None,
-) -> torch.Tensor:
-    """`media_start` (B, S) of images that came encoded; by default as many per row as the most markers in a row.
-
-    `present` (I, P) is 1 where a patch is real.
-
-    Raises:
-        ValueError: text and media differ in rows, or the slots do not divide among the images.
-    """
-    rows, slots = key_values.shape[0], key_values.shape[4]
-    if image_index is None:
-        images = 1 if markers is None else max(1, int(markers.sum(dim=1).max()))
-        image_index = torch.zeros(rows, images, dtype=torch.long, device=key_values.device)
-    if text_rows not in (None, rows) or image_index.shape[0] != rows:
-        raise ValueError(
-            f"the media have {rows} rows, `image_index` {image_index.shape[0]} and the text {text_rows}; "
-            "expected one row of each per text"
-        )
-    if slots % image_index.shape[1]:
-        raise ValueError(
-            f"`media_key_values` holds {slots} slots per row, which {image_index.shape[1]} images do not share "
-            "evenly; pass the `image_index` (B, N) that they were encoded with"
-        )
-    start = media_start_from_markers(markers, image_index, before)  # (B, N)
-    start = start[..., None].expand(-1, -1, slots // image_index.shape[1])
-    if present is not None:
-        start = torch.where(present.bool()[image_index.clamp(min=0)], start, NEVER)
-    return start.flatten(1)
 
 
 __all__ = ["MMEncodingMixin", "Memory"]

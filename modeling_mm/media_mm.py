@@ -71,6 +71,45 @@ def media_start_from_markers(
     return torch.where(image_index < 0, NEVER, start)
 
 
+def encoded_starts(
+    key_values: torch.Tensor,
+    indices: dict[str, torch.Tensor],
+    markers: dict[str, torch.Tensor | None],
+    before: int | torch.Tensor,
+    text_rows: int | None,
+    present: torch.Tensor | None,
+) -> torch.Tensor:
+    """`media_start` (B, S) of media that came encoded, images before sound and all of as many slots.
+
+    `indices` (B, N) and `markers` (B, T) by modality; without an index these are images, as many per row as the most
+    markers in a row. `present` (I, P) is 1 where a patch is real.
+
+    Raises:
+        ValueError: text and media differ in rows, or the slots do not divide among the media.
+    """
+    rows, slots = key_values.shape[0], key_values.shape[4]
+    if not indices:
+        images = 1 if markers["image"] is None else max(1, int(markers["image"].sum(dim=1).max()))
+        indices = {"image": torch.zeros(rows, images, dtype=torch.long, device=key_values.device)}
+    for name, index in indices.items():
+        if text_rows not in (None, rows) or index.shape[0] != rows:
+            raise ValueError(
+                f"the media have {rows} rows, `{name}_index` {index.shape[0]} and the text {text_rows}; "
+                "expected one row of each per text"
+            )
+    items = sum(index.shape[1] for index in indices.values())
+    if slots % items:
+        raise ValueError(
+            f"`media_key_values` holds {slots} slots per row, which {items} images or sounds do not share "
+            "evenly; pass each index (B, N) that they were encoded with"
+        )
+    starts = [media_start_from_markers(markers[name], index, before) for name, index in indices.items()]
+    start = torch.cat(starts, dim=1)[..., None].expand(-1, -1, slots // items)  # (B, N, P)
+    if present is not None:
+        start = torch.where(present.bool()[indices["image"].clamp(min=0)], start, NEVER)
+    return start.flatten(1)
+
+
 def visible_slots(media_start: torch.Tensor, tokens: int, before: int | torch.Tensor) -> torch.Tensor:
     """(B, 1, T, S) bool, which slots each of `tokens` columns after `before` cached ones sees; from (B, S)."""
     column = torch.arange(tokens, device=media_start.device) + before
@@ -122,6 +161,28 @@ def check_media(
         raise ValueError(f"`media_key_values` has shape {shape}; expected (B, {layers}, 2, {heads}, S, {width})")
     if media_start is not None and tuple(media_start.shape) != (shape[0], shape[4]):
         raise ValueError(f"`media_start` has shape {tuple(media_start.shape)}; expected ({shape[0]}, {shape[4]})")
+
+
+def check_told_apart(config: MMConfig, media: dict[str, torch.Tensor | None]) -> None:
+    """Refuse encoded media whose slots could be of sound, unless every picture and clip has as many slots.
+
+    Without a resampler a picture has other slots than a clip, and those in a clip's padding must stay unseen.
+
+    Raises:
+        ValueError: the index of the sound came and there is no resampler, or no index at all.
+    """
+    if config.audio_config is None:
+        return
+    if media.get("audio_index") is not None and config.num_latents is None:
+        raise ValueError(
+            "encoded media with sound need the `media_start` (B, S) that goes with the text, which `media_starts` "
+            "gives for the memories of `project_media`; only with `num_latents` do the indices suffice"
+        )
+    if media.get("audio_index") is None and media.get("image_index") is None:
+        raise ValueError(
+            "encoded media came to a model that sees and hears; pass the `image_index` and `audio_index` (B, N) "
+            "that they were encoded with, or `media_start` (B, S)"
+        )
 
 
 def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:

@@ -257,13 +257,18 @@ def test_bad_use_is_one_sentence():
         model(row, media_key_values=encoded, audio_index=torch.tensor([[0]]))
 
 
-@pytest.fixture(scope="module")
-def listener():
+def hearing_processor():
     """A processor for 16 x 16 images and clips of a second."""
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     tokenizer = train_tokenizer(["what do you hear", "a tone"], "scratch-tiny", audio=True)
     return MMProcessor(image_processor=images, tokenizer=tokenizer, audio=feature_extractor(1.0), max_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def listener():
+    """A processor for a whole file of tests."""
+    return hearing_processor()
 
 
 def tone(hertz, seconds=0.5, rate=16000):
