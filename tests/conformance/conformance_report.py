@@ -11,7 +11,7 @@ import transformers
 MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "generate")
 MARKS += ("is_expert_parallel_test", "is_fsdp_test", "is_tensor_parallel_test", "is_training_test")
 MARKS += ("torch_compile_test",)
-COLUMNS = ("Llama", "LlamaClassifier", "Hearing", "Bert", "ModernBert", "Processor")
+COLUMNS = ("Llama", "LlamaClassifier", "Hearing", "Bert", "ModernBert", "Processor", "HearingProcessor")
 SUITES = ("modeling", "config", "training", "parallel_plans", "generation", "processing")
 PAGE = """# Conformance with transformers' own test suites
 
