@@ -189,9 +189,8 @@ class MMProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
         """As the library's; sound in it is what a call takes as `audio`, and read as there, each file once."""
         if kwargs.get("tokenize") and self._feature_extractor is not None:
-            rate = (
-                told_rate({**kwargs, **(kwargs.get("processor_kwargs") or {})}) or self.feature_extractor.sampling_rate
-            )
+            told = told_rate({**kwargs, **(kwargs.get("processor_kwargs") or {})})
+            rate = told or self.feature_extractor.sampling_rate
             conversation = with_sounds_read(conversation, rate, self.max_seconds)
         return super().apply_chat_template(conversation, *args, **kwargs)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import drawing
-from test_hearing import hearing_processor, tone
+from test_hearing import hearing, hearing_processor, tone
+from transformers import pipeline
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -117,6 +118,20 @@ def test_without_tokens_no_sound_is_read(listener):
     assert "<audio>" in listener.apply_chat_template([said("user", {"path": "nowhere.wav"})])
     with pytest.raises(ValueError, match="the sound 'nowhere.wav' does not exist"):
         tokens(listener, [said("user", {"path": "nowhere.wav"})])
+
+
+def test_the_library_s_pipeline_hears_what_generate_hears(listener, files):
+    model = hearing()
+    model.resize_token_embeddings(len(listener.tokenizer))
+    ids = (listener.tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "audio"))
+    model.config.image_token_id, model.config.audio_token_id = ids
+    ask = pipeline("image-text-to-text", model=model, processor=listener)
+    for parts in ([{"path": files[0]}], [drawing(90), {"audio": files[0]}]):
+        chat = [said("user", *parts, "what do you hear")]
+        answer = ask(text=chat, max_new_tokens=4, generate_kwargs={"do_sample": False})[0]["generated_text"][-1]
+        batch = tokens(listener, chat)
+        expected = model.generate(**batch, max_new_tokens=4, do_sample=False)[0, batch["input_ids"].shape[1] :]
+        assert answer["content"] == listener.decode(expected, skip_special_tokens=True)
 
 
 def test_a_processor_without_ears_says_so(processor):

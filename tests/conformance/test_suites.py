@@ -135,6 +135,8 @@ class HearingProcessor__processing(Processor__processing):
 
     markers = ("<image>", "<audio>")
     prepare_audio_inputs = ProcessorTesterMixin.prepare_audio_inputs
+    # wants each saved argument as an attribute, which test_call_arguments_not_in_attributes forbids for `audio`
+    test_processor_to_json_string = None
 
     @staticmethod
     def prepare_processor_dict():
