@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .calibration import fit_temperature
 from .card import write_card
 from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config, task_of
 from .collator import MMCollator
+from .contact_sheet import draw_augmented
 from .data import Columns, MMDataset
 from .evaluate import draw_some, evaluate_rows, write_bad_rows, write_predictions
 from .lora import add_lora, lora_pattern
@@ -34,7 +35,7 @@ from .metrics import MAIN, compute_metrics_for, in_words
 from .processing_mm import MMProcessor
 from .tables import read_table
 from .targets import COLUMNS, head_options, known_names
-from .train_arguments import DataArguments, ModelArguments, check_task
+from .train_arguments import DataArguments, ModelArguments, augmentation_of, check_task
 from .trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
 
 logger = logging.getLogger(__name__)
@@ -170,6 +171,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     checkpoint = resume_path(args)
     set_seed(args.seed)
     check_task(model_args, data_args)
+    augmentation = augmentation_of(data_args, args.seed)
     splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
     model, processor = build_model(model_args, data_args, splits.train)
     choose_trainable(model, model_args)
@@ -196,12 +198,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         train_dataset=splits.train,
         eval_dataset=MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
         processing_class=processor,
-        data_collator=collator,
+        data_collator=replace(collator, augmentation=augmentation),
         eval_collator=MMCollator(processor, data_args.task, data_args.max_length, with_prompts=generates),
         compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data_args.task),
         group_by_image=data_args.group_by_image,
         max_new_tokens=data_args.max_new_tokens,
     )
+    if augmentation is not None and trainer.is_world_process_zero():
+        draw_augmented(splits.train, trainer.data_collator, output / "augmented.png")
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
@@ -214,12 +218,17 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not trainer.is_world_process_zero():
         return None
     write_bad_rows(splits.bad_rows(), output)
-    figures.draw_curves(trainer.state.log_history, output / "curves.png")
-    losses = {"loss_history": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
-    (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
+    write_history(trainer.state.log_history, report, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
     show_some(splits.test or splits.validation, output)
     return report
+
+
+def write_history(history: list[dict[str, float]], report: dict[str, Any], output: Path) -> None:
+    """curves.png and report.json, which holds the report and the loss of each step that was logged."""
+    figures.draw_curves(history, output / "curves.png")
+    losses = {"loss_history": [log["loss"] for log in history if "loss" in log]}
+    (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
 
 
 def rows_with_media(dataset: MMDataset) -> list[Any]:

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 
+from .augmentation import Augmentation
 from .checkpoint import TASKS
 
 
@@ -65,6 +66,15 @@ class DataArguments:
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
     max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
     max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
+    augment_images: list[str] = field(
+        default_factory=list,
+        metadata={"help": "of training pictures: crop, rotate, color, flip (not for digits)"},
+    )
+    augment_audio: list[str] = field(
+        default_factory=list, metadata={"help": "of training sounds: noise, shift, specaugment"}
+    )
+    word_dropout: float = field(default=0.0, metadata={"help": "probability that training leaves a word out"})
+    modality_dropout: float = field(default=0.0, metadata={"help": "probability that training empties a cell"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
 
 
@@ -78,7 +88,22 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
         raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
     if data.calibrate and data.task in ("generation", "regression"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
+    if data.task == "matching" and data.modality_dropout:
+        raise ValueError("--modality_dropout empties cells, but matching needs a picture and a text in each row")
     if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
         raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
     if model.model is not None and (model.late_fusion or model.cross_attention is not None):
         raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
+
+
+def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:
+    """How training rows are to be changed; None where they stay as they are.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    images = [name for word in data.augment_images for name in word.split(",") if name]
+    audio = [name for word in data.augment_audio for name in word.split(",") if name]
+    if not (images or audio or data.word_dropout or data.modality_dropout):
+        return None
+    return Augmentation(images, audio, data.word_dropout, data.modality_dropout, seed)

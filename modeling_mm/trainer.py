@@ -14,6 +14,8 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .adapters_mm import PARTS
+from .augmentation import Augmentation
+from .collator import MMCollator
 from .data import ImageGroupSampler, MMDataset
 from .media_mm import MEDIA
 
@@ -94,6 +96,16 @@ class GradientAudit(TrainerCallback):
             logger.warning(f"{len(self.silent)} parameters should train but got no gradient so far: {names}")
 
 
+class EpochOfAugmentation(TrainerCallback):
+    """Tells the collator's augmentation, in this process and in its workers, which epoch begins."""
+
+    def __init__(self, augmentation: Augmentation):
+        self.augmentation = augmentation
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.augmentation.epoch.fill_(int(state.epoch or 0))  # resumed within an epoch, it is a fraction
+
+
 class MMTrainer(Trainer):
     """`Trainer` for the models of this package; takes the same arguments.
 
@@ -119,6 +131,8 @@ class MMTrainer(Trainer):
             )
         self.audit = GradientAudit()
         self.add_callback(self.audit)
+        if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
+            self.add_callback(EpochOfAugmentation(self.data_collator.augmentation))
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
