@@ -52,7 +52,8 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
         parts.append((0.3 + 0.35 * len(lines), lambda part: show_lines(part, lines)))
     if not parts:
         return
-    figure = Figure(figsize=(12, sum(height for height, _ in parts) + 0.3 * len(parts)))
+    height = sum(height for height, _ in parts) + 0.3 * len(parts)
+    figure = Figure(figsize=(12, height), layout="constrained")
     figures = np.ravel(figure.subfigures(len(parts), 1, height_ratios=[height for height, _ in parts], squeeze=False))
     for part, (_, show) in zip(figures, parts, strict=True):
         show(part)
@@ -92,7 +93,8 @@ def show_pictures(part: SubFigure, pairs: Sequence[tuple[Image.Image, Image.Imag
     for column, axis in enumerate(axes[0]):
         axis.set_title("after" if column % 2 else "before", fontsize=9)
     for axis in axes.flat:
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(color="silver", visible=bool(axis.images))
 
 
 def show_sounds(part: SubFigure, strips: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:

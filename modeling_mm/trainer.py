@@ -8,6 +8,7 @@
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,7 +112,8 @@ class MMTrainer(Trainer):
 
     Args:
         group_by_image: keep the rows about one picture together when shuffling.
-        eval_collator: collator for evaluation; one with prompts makes evaluation generate.
+        eval_collator: collator for evaluation; one with prompts makes evaluation generate. Default: that of training,
+            without its augmentation.
         max_new_tokens: longest answer in evaluation.
 
     Raises:
@@ -133,6 +135,7 @@ class MMTrainer(Trainer):
         self.add_callback(self.audit)
         if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
             self.add_callback(EpochOfAugmentation(self.data_collator.augmentation))
+            self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
