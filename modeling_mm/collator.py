@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """MMCollator: rows to a batch for training and evaluation.
 
+- Only with an `augmentation` does a batch differ from its rows; evaluation has none.
 - Each distinct picture of the batch is opened and prepared once; `image_index` says which rows it belongs to.
 - For generation, labels are masked by position: the prompt and padding are -100, the answer and its end token are
   trained. Prompt and answer are tokenised apart, so that training sees the very prompt that `generate` will see.
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .augmentation import Augmentation
 from .data import CHUNK, MMDataset, Row
 from .images import image_key, open_image
 from .matching import with_negatives
@@ -31,9 +33,10 @@ class MMCollator:
         with_prompts: also give the prompts alone, padded on the left, for `generate` in evaluation.
         negatives_seed: in a matching, also pair each picture with a wrong text of the batch, chosen by this seed.
         blind: leave all pictures and sounds out, to measure how much the text alone tells.
+        augmentation: how rows are changed; for training only.
 
     Raises:
-        ValueError: a row is longer than `max_length`.
+        ValueError: a row is longer than `max_length`, or the augmentation is not for this processor.
     """
 
     processor: MMProcessor
@@ -42,17 +45,30 @@ class MMCollator:
     with_prompts: bool = False
     blind: bool = False
     negatives_seed: int | None = None
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self):
+        if self.augmentation is not None:
+            self.augmentation.check(self.processor)
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         if self.negatives_seed is not None:
             rows = with_negatives(rows, self.negatives_seed)
+        if self.augmentation is not None:
+            rows = self.augmentation.rows(rows, self.media_markers)
         images = [[]] * len(rows) if self.blind else self.open_images(rows)
         batch = self.generation(rows) if self.task == "generation" else self.classification(rows)
         if any(images):
             batch |= self.processor.flat_images(images)
         if not self.blind and any(row.audio for row in rows):
-            batch |= self.processor.flat_audio([row.audio for row in rows])
+            batch |= self.flat_audio([row.audio for row in rows])
         return batch
+
+    def flat_audio(self, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
+        """The tensors of the distinct sounds, as the processor gives them."""
+        if self.augmentation is not None and self.augmentation.audio:
+            return self.augmentation.sounds(self.processor, clips)
+        return self.processor.flat_audio(clips)
 
     def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:
         """The pictures of each row; one that stands in several rows is the same object in all of them."""
@@ -60,6 +76,8 @@ class MMCollator:
         for image in (image for row in rows for image in row.images):
             if (key := image_key(image)) not in opened:
                 opened[key] = open_image(image)
+        if self.augmentation is not None:
+            opened = self.augmentation.pictures(opened)
         return [[opened[image_key(image)] for image in row.images] for row in rows]
 
     def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
@@ -131,6 +149,11 @@ class MMCollator:
 
     def without_markers(self, text: str) -> str:
         return text.replace(self.processor.image_token, "").replace(self.processor.audio_token, "")
+
+    @property
+    def media_markers(self) -> dict[str, str]:
+        """The marker of each modality beside the text."""
+        return {"image": self.processor.image_token, "audio": self.processor.audio_token}
 
     def counts(self, row: Row) -> tuple[int, int]:
         """How many pictures and sounds of a row the model is given."""

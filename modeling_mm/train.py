@@ -11,10 +11,9 @@ The folder holds model, processor and code, curves.png, samples.png, report.json
 
 import json
 import logging
-import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,84 +21,24 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPil, set_seed
 
 from . import figures, scratch
-from .adapters_mm import gates_are_closed
 from .arguments import MMParser
 from .calibration import fit_temperature
 from .card import write_card
 from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config, task_of
 from .collator import MMCollator
+from .contact_sheet import draw_augmented
 from .data import Columns, MMDataset
 from .evaluate import draw_some, evaluate_rows, write_bad_rows, write_predictions
+from .lora import add_lora, lora_pattern
 from .matching import MatchingPairs
 from .metrics import MAIN, compute_metrics_for, in_words
 from .processing_mm import MMProcessor
 from .tables import read_table
 from .targets import COLUMNS, head_options, known_names
+from .train_arguments import DataArguments, ModelArguments, augmentation_of, check_task
 from .trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ModelArguments:
-    """What the model is made of and which parts train."""
-
-    model: str | None = field(default=None, metadata={"help": "trained folder to go on from, in place of towers"})
-    vision_tower: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
-    text_model: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
-    audio_tower: str | None = field(default=None, metadata={"help": "the same, for rows with sound; default: none"})
-    fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
-    fusion_mlp: bool = field(default=True, metadata={"help": "gated MLP in each fusion layer"})
-    num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
-    late_fusion: str | None = field(
-        default=None,
-        metadata={
-            "help": "join pooled embeddings, in place of cross-attention or beside it",
-            "choices": ["concat", "sum", "weighted", "gated", "product"],
-        },
-    )
-    cross_attention: bool | None = field(default=None, metadata={"help": "default: only without late fusion"})
-    vision_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
-    audio_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
-    fusion_trainable: bool = True
-    text_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch backbone trains"})
-    use_peft: bool = field(default=False, metadata={"help": "LoRA; other parts that train do so in full"})
-    lora_parts: list[str] = field(
-        default_factory=lambda: ["text"], metadata={"help": "parts with LoRA: text, fusion, vision or all"}
-    )
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-
-
-@dataclass
-class DataArguments:
-    """Where the rows are and what their columns mean."""
-
-    task: str = field(default="generation", metadata={"help": "what to learn", "choices": list(TASKS)})
-    train_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSONL or Parquet file, or a folder"})
-    validation_file: str | None = field(default=None, metadata={"help": "default: rows held out of training"})
-    test_file: str | None = field(default=None, metadata={"help": "evaluated once, after training"})
-    dataset: str | None = field(default=None, metadata={"help": "data set name, or easy-vqa, in place of files"})
-    test_split: str | None = field(default=None, metadata={"help": "split of the data set to evaluate after training"})
-    image_column: str = "image"
-    text_column: str = "text"
-    label_column: str | None = field(
-        default=None,
-        metadata={"help": "default: answer of a generation, else label; a,b for two numbers; a matching needs none"},
-    )
-    class_weights: str | None = field(
-        default=None,
-        metadata={"help": "balanced: rare classes count as much as frequent ones", "choices": ["balanced"]},
-    )
-    calibrate: bool = field(default=False, metadata={"help": "fit a temperature to the validation rows"})
-    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
-    validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
-    group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
-    max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
-    max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
-    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
-    on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
 
 
 @dataclass
@@ -209,52 +148,6 @@ def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
     set_trainable(model, vision, args.fusion_trainable, text, audio)
 
 
-def lora_pattern(model: PreTrainedModel, args: ModelArguments) -> str:
-    """The layers that `--lora_parts` asks for.
-
-    Raises:
-        ValueError: a part that the model lacks, or a fusion in which LoRA could not learn.
-    """
-    parts = [part for word in args.lora_parts for part in word.split(",")]
-    if {"fusion", "all"} & set(parts) and gates_are_closed(model):
-        raise ValueError(
-            f"--lora_parts {' '.join(parts)} puts LoRA into a fusion whose gates are still zero, where it cannot "
-            "learn; leave the fusion out, so that it trains in full, or go on from a trained --model"
-        )
-    return model.lora_targets(*parts)
-
-
-def add_lora(model: PreTrainedModel, args: ModelArguments, targets: str, output: Path) -> PreTrainedModel:
-    """LoRA on the target layers; other parts that train, do so in full and are saved with it.
-
-    The adapter is to be loaded over the composed base in `output/base`.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    def hold(names: Iterable[str], part: str) -> bool:
-        return any(f".{part}." in f".{name}" for name in names)
-
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    adapted = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
-    whole = ("fusion", "vision_tower", "audio_tower", "late_fusion", "classifier")
-    config = LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=targets,
-        modules_to_save=[part for part in whole if hold(trained, part) and not hold(adapted, part)],
-    )
-    wrapped = get_peft_model(model, config)
-    for name, parameter in wrapped.named_parameters():
-        # peft would train all of a part, with what does not reach the loss
-        if ".modules_to_save." in name:
-            own = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
-            parameter.requires_grad_(own in trained)
-    # get_peft_model has put the name of a model that has none there
-    config.base_model_name_or_path = str((output / BASE).resolve())
-    return wrapped
-
-
 def resume_path(args: TrainingArguments) -> str | None:
     """The checkpoint to resume from: a path, or the newest complete one in the output folder for "true" or "last".
 
@@ -278,6 +171,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     checkpoint = resume_path(args)
     set_seed(args.seed)
     check_task(model_args, data_args)
+    augmentation = augmentation_of(data_args, args.seed)
     splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
     model, processor = build_model(model_args, data_args, splits.train)
     choose_trainable(model, model_args)
@@ -304,12 +198,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         train_dataset=splits.train,
         eval_dataset=MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
         processing_class=processor,
-        data_collator=collator,
+        data_collator=replace(collator, augmentation=augmentation),
         eval_collator=MMCollator(processor, data_args.task, data_args.max_length, with_prompts=generates),
         compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data_args.task),
         group_by_image=data_args.group_by_image,
         max_new_tokens=data_args.max_new_tokens,
     )
+    if augmentation is not None and trainer.is_world_process_zero():
+        draw_augmented(splits.train, trainer.data_collator, output / "augmented.png")
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
@@ -322,12 +218,17 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not trainer.is_world_process_zero():
         return None
     write_bad_rows(splits.bad_rows(), output)
-    figures.draw_curves(trainer.state.log_history, output / "curves.png")
-    losses = {"loss_history": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
-    (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
+    write_history(trainer.state.log_history, report, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
     show_some(splits.test or splits.validation, output)
     return report
+
+
+def write_history(history: list[dict[str, float]], report: dict[str, Any], output: Path) -> None:
+    """curves.png and report.json, which holds the report and the loss of each step that was logged."""
+    figures.draw_curves(history, output / "curves.png")
+    losses = {"loss_history": [log["loss"] for log in history if "loss" in log]}
+    (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
 
 
 def rows_with_media(dataset: MMDataset) -> list[Any]:
@@ -350,22 +251,6 @@ def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
         print(f"  {said['text']}  ->  {in_words(said['prediction'])}  (truth: {in_words(said['truth'])})")
     print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
     print(f'  modeling-mm predict --model {output} --image PICTURE --text "..." --explain look.png\n')
-
-
-def check_task(model: ModelArguments, data: DataArguments) -> None:
-    """Refuse what the task has no use for, before any row is read.
-
-    Raises:
-        ValueError: names the flag.
-    """
-    if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
-        raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
-    if data.calibrate and data.task in ("generation", "regression"):
-        raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
-    if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
-        raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
-    if model.model is not None and (model.late_fusion or model.cross_attention is not None):
-        raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
 
 
 def calibrate(trainer: MMTrainer, task: str, base: Path | None) -> None:

@@ -8,12 +8,15 @@
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from .adapters_mm import PARTS
+from .augmentation import Augmentation
+from .collator import MMCollator
 from .data import ImageGroupSampler, MMDataset
 from .media_mm import MEDIA
 
@@ -94,12 +97,23 @@ class GradientAudit(TrainerCallback):
             logger.warning(f"{len(self.silent)} parameters should train but got no gradient so far: {names}")
 
 
+class EpochOfAugmentation(TrainerCallback):
+    """Tells the collator's augmentation, in this process and in its workers, which epoch begins."""
+
+    def __init__(self, augmentation: Augmentation):
+        self.augmentation = augmentation
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.augmentation.epoch.fill_(int(state.epoch or 0))  # resumed within an epoch, it is a fraction
+
+
 class MMTrainer(Trainer):
     """`Trainer` for the models of this package; takes the same arguments.
 
     Args:
         group_by_image: keep the rows about one picture together when shuffling.
-        eval_collator: collator for evaluation; one with prompts makes evaluation generate.
+        eval_collator: collator for evaluation; one with prompts makes evaluation generate. Default: that of training,
+            without its augmentation.
         max_new_tokens: longest answer in evaluation.
 
     Raises:
@@ -119,6 +133,9 @@ class MMTrainer(Trainer):
             )
         self.audit = GradientAudit()
         self.add_callback(self.audit)
+        if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
+            self.add_callback(EpochOfAugmentation(self.data_collator.augmentation))
+            self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset

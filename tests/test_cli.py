@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from modeling_mm import cli
 from modeling_mm.arguments import MMParser
-from modeling_mm.train import DataArguments, ModelArguments
+from modeling_mm.train_arguments import DataArguments, ModelArguments
 
 
 @dataclass

@@ -14,7 +14,7 @@ from modeling_mm import cli
 from modeling_mm.evaluate import EvaluateArguments
 from modeling_mm.export import ExportArguments
 from modeling_mm.predict import PredictArguments
-from modeling_mm.train import DataArguments, ModelArguments
+from modeling_mm.train_arguments import DataArguments, ModelArguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,58 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""LoRA by flags: which layers it adapts, which parts train in full beside it."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from .adapters_mm import gates_are_closed
+from .checkpoint import BASE
+from .train_arguments import ModelArguments
+
+
+def lora_pattern(model: PreTrainedModel, args: ModelArguments) -> str:
+    """The layers that `--lora_parts` asks for.
+
+    Raises:
+        ValueError: a part that the model lacks, or a fusion in which LoRA could not learn.
+    """
+    parts = [part for word in args.lora_parts for part in word.split(",")]
+    if {"fusion", "all"} & set(parts) and gates_are_closed(model):
+        raise ValueError(
+            f"--lora_parts {' '.join(parts)} puts LoRA into a fusion whose gates are still zero, where it cannot "
+            "learn; leave the fusion out, so that it trains in full, or go on from a trained --model"
+        )
+    return model.lora_targets(*parts)
+
+
+def add_lora(model: PreTrainedModel, args: ModelArguments, targets: str, output: Path) -> PreTrainedModel:
+    """LoRA on the target layers; other parts that train, do so in full and are saved with it.
+
+    The adapter is to be loaded over the composed base in `output/base`.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    def hold(names: Iterable[str], part: str) -> bool:
+        return any(f".{part}." in f".{name}" for name in names)
+
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    adapted = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
+    whole = ("fusion", "vision_tower", "audio_tower", "late_fusion", "classifier")
+    config = LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=targets,
+        modules_to_save=[part for part in whole if hold(trained, part) and not hold(adapted, part)],
+    )
+    wrapped = get_peft_model(model, config)
+    for name, parameter in wrapped.named_parameters():
+        # peft would train all of a part, with what does not reach the loss
+        if ".modules_to_save." in name:
+            own = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+            parameter.requires_grad_(own in trained)
+    # get_peft_model has put the name of a model that has none there
+    config.base_model_name_or_path = str((output / BASE).resolve())
+    return wrapped

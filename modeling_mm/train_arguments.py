@@ -1,0 +1,109 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""What `modeling-mm train` can be told beside `TrainingArguments`, and what of it contradicts itself."""
+
+from dataclasses import dataclass, field
+
+from .augmentation import Augmentation
+from .checkpoint import TASKS
+
+
+@dataclass
+class ModelArguments:
+    """What the model is made of and which parts train."""
+
+    model: str | None = field(default=None, metadata={"help": "trained folder to go on from, in place of towers"})
+    vision_tower: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
+    text_model: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
+    audio_tower: str | None = field(default=None, metadata={"help": "the same, for rows with sound; default: none"})
+    fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
+    fusion_mlp: bool = field(default=True, metadata={"help": "gated MLP in each fusion layer"})
+    num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
+    late_fusion: str | None = field(
+        default=None,
+        metadata={
+            "help": "join pooled embeddings, in place of cross-attention or beside it",
+            "choices": ["concat", "sum", "weighted", "gated", "product"],
+        },
+    )
+    cross_attention: bool | None = field(default=None, metadata={"help": "default: only without late fusion"})
+    vision_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
+    audio_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
+    fusion_trainable: bool = True
+    text_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch backbone trains"})
+    use_peft: bool = field(default=False, metadata={"help": "LoRA; other parts that train do so in full"})
+    lora_parts: list[str] = field(
+        default_factory=lambda: ["text"], metadata={"help": "parts with LoRA: text, fusion, vision or all"}
+    )
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+
+
+@dataclass
+class DataArguments:
+    """Where the rows are and what their columns mean."""
+
+    task: str = field(default="generation", metadata={"help": "what to learn", "choices": list(TASKS)})
+    train_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSONL or Parquet file, or a folder"})
+    validation_file: str | None = field(default=None, metadata={"help": "default: rows held out of training"})
+    test_file: str | None = field(default=None, metadata={"help": "evaluated once, after training"})
+    dataset: str | None = field(default=None, metadata={"help": "data set name, or easy-vqa, in place of files"})
+    test_split: str | None = field(default=None, metadata={"help": "split of the data set to evaluate after training"})
+    image_column: str = "image"
+    text_column: str = "text"
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "default: answer of a generation, else label; a,b for two numbers; a matching needs none"},
+    )
+    class_weights: str | None = field(
+        default=None,
+        metadata={"help": "balanced: rare classes count as much as frequent ones", "choices": ["balanced"]},
+    )
+    calibrate: bool = field(default=False, metadata={"help": "fit a temperature to the validation rows"})
+    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
+    validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
+    group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
+    max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
+    max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
+    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
+    augment_images: list[str] = field(
+        default_factory=list,
+        metadata={"help": "of training pictures: crop, rotate, color, flip (not for digits)"},
+    )
+    augment_audio: list[str] = field(
+        default_factory=list, metadata={"help": "of training sounds: noise, shift, specaugment"}
+    )
+    word_dropout: float = field(default=0.0, metadata={"help": "probability that training leaves a word out"})
+    modality_dropout: float = field(default=0.0, metadata={"help": "probability that training empties a cell"})
+    on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
+
+
+def check_task(model: ModelArguments, data: DataArguments) -> None:
+    """Refuse what the task has no use for, before any row is read.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
+        raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
+    if data.calibrate and data.task in ("generation", "regression"):
+        raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
+    if data.task == "matching" and data.modality_dropout:
+        raise ValueError("--modality_dropout empties cells, but matching needs a picture and a text in each row")
+    if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
+        raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
+    if model.model is not None and (model.late_fusion or model.cross_attention is not None):
+        raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
+
+
+def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:
+    """How training rows are to be changed; None where they stay as they are.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    images = [name for word in data.augment_images for name in word.split(",") if name]
+    audio = [name for word in data.augment_audio for name in word.split(",") if name]
+    if not (images or audio or data.word_dropout or data.modality_dropout):
+        return None
+    return Augmentation(images, audio, data.word_dropout, data.modality_dropout, seed)
