@@ -76,9 +76,9 @@ class Augmentation:
         Raises:
             ValueError: there is no audio tower, or one that takes no log-mel features, which SpecAugment masks.
         """
-        if self.audio and processor.audio is None:
+        if self.audio and not hasattr(processor, "feature_extractor"):
             raise ValueError("--augment_audio needs a model that hears (--audio_tower)")
-        if "specaugment" in self.audio and isinstance(processor.audio, Wav2Vec2FeatureExtractor):
+        if "specaugment" in self.audio and isinstance(processor.feature_extractor, Wav2Vec2FeatureExtractor):
             raise ValueError(
                 "--augment_audio specaugment masks log-mel features, but this audio tower takes waveforms; expected "
                 "noise or shift"
@@ -116,13 +116,13 @@ class Augmentation:
         heard: dict[str, Any] = {}
         for source in (source for own in clips for source in own):
             if (key := image_key(source)) not in heard:
-                clip = read_audio(source, processor.audio.sampling_rate, processor.max_seconds)
+                clip = read_audio(source, processor.feature_extractor.sampling_rate, processor.max_seconds)
                 generator = np.random.default_rng(self.number("sound", key))
-                heard[key] = (self.waveform(clip, processor, generator), processor.audio.sampling_rate)
+                heard[key] = (self.waveform(clip, processor, generator), processor.feature_extractor.sampling_rate)
         batch = processor.flat_audio([[heard[image_key(source)] for source in own] for own in clips])
         if "specaugment" in self.audio:
             mask = batch.get("input_features_mask")
-            clips_of_frames = frames_of(batch["input_features"], processor.audio)
+            clips_of_frames = frames_of(batch["input_features"], processor.feature_extractor)
             for index, (key, frames) in enumerate(zip(heard, clips_of_frames, strict=True)):
                 real = 1.0 if mask is None else float(mask[index].float().mean())
                 generator = np.random.default_rng(self.number("masks", key))
@@ -132,8 +132,8 @@ class Augmentation:
     def waveform(self, clip: np.ndarray, processor: MMProcessor, generator: np.random.Generator) -> np.ndarray:
         """(samples,) with silence in front and noise over it, where these are asked for."""
         if "shift" in self.audio:
-            silence = int(generator.integers(0, int(SHIFT * processor.audio.sampling_rate) + 1))
-            clip = np.pad(clip, (silence, 0))[: int(processor.max_seconds * processor.audio.sampling_rate)]
+            silence = int(generator.integers(0, int(SHIFT * processor.feature_extractor.sampling_rate) + 1))
+            clip = np.pad(clip, (silence, 0))[: int(processor.max_seconds * processor.feature_extractor.sampling_rate)]
         if "noise" in self.audio:
             loudness = np.sqrt(np.mean(clip**2)) * 10 ** (-generator.uniform(*DECIBELS) / 20)
             noise = generator.standard_normal(len(clip), dtype=np.float32)

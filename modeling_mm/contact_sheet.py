@@ -73,7 +73,7 @@ def distinct(media: Iterable[str | bytes], most: int) -> dict[str, str | bytes]:
 def spectrograms(batch: dict[str, torch.Tensor], processor: MMProcessor) -> list[np.ndarray]:
     """(M, F) or (samples,) of each clip, without the padding behind it."""
     features, mask = batch["input_features"], batch.get("input_features_mask")
-    frames = features if features.dim() == 2 else frames_of(features, processor.audio)
+    frames = features if features.dim() == 2 else frames_of(features, processor.feature_extractor)
     real = [1.0] * len(frames) if mask is None else mask.float().mean(dim=1).tolist()
     return [clip[: max(1, round(share * len(clip)))].T.numpy() for clip, share in zip(frames, real, strict=True)]
 
