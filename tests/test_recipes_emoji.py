@@ -3,8 +3,10 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import random
+import shutil
 import sys
 import tarfile
 from collections import defaultdict
@@ -20,7 +22,7 @@ from recipes.make_emoji import KEYWORDS, NAMES, TEST_VENDOR, VALIDATION_VENDORS,
 
 SPLITS = ("train", "validation", "test_vendor", "test_concepts")
 RUNNER, MAN_RUNNING, COOK, WOMAN_COOK = "🏃", "🏃‍♂️", "🧑‍🍳", "👩‍🍳"
-ANIMALS = [chr(0x1F400 + number) for number in range(36)]
+ANIMALS = [chr(0x1F400 + number) for number in range(24)]
 NAMED = {
     **{animal: f"animal number {number}" for number, animal in enumerate(ANIMALS)},
     **{RUNNER: "person running", MAN_RUNNING: "man running", COOK: "cook", WOMAN_COOK: "woman cook", "☂️": "umbrella"},
@@ -159,8 +161,8 @@ def test_pictures_are_the_drawings_on_white(made):
         assert Image.open(folder / name).tobytes() == expected.convert("RGB").tobytes()
 
 
-def test_emoji_drawn_alike_share_the_picture(tmp_path):
-    write_packages(tmp_path)
+def test_emoji_drawn_alike_share_the_picture(made, tmp_path):
+    shutil.copytree(made[0] / "packages", tmp_path / "packages")
     make(tmp_path, 0, **{**COUNTS, "concepts": 0})
     shown = defaultdict(set)
     for row in rows_of(tmp_path, "train"):
@@ -176,7 +178,7 @@ def test_each_vendor_is_in_the_licences(made):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(made, tmp_path):
-    write_packages(tmp_path)
+    shutil.copytree(made[0] / "packages", tmp_path / "packages")
     make(tmp_path, 0, **COUNTS)
     assert contents(tmp_path) == contents(made[0])
     make(tmp_path, 1, **COUNTS)
@@ -215,14 +217,16 @@ def test_recalls_equal_those_counted_one_by_one():
     assert equal["text_to_image_recall@10"] == equal["image_to_text_recall@10"] == 0  # nothing told apart
 
 
+@pytest.mark.slow
 def test_the_dual_encoder_learns_and_keeps_its_towers(made, monkeypatch, capsys, tmp_path):
-    arguments = ["--towers", str(tmp_path), "--vision_tower", "vit", "--batch_size", "32", "--seconds"]
-    for seconds in ("0.1", "3"):
+    monkeypatch.setattr(dual_encoder.time, "process_time", itertools.count().__next__)  # a step takes a second
+    arguments = ["--towers", str(tmp_path), "--vision_tower", "vit", "--batch_size", "64", "--seconds"]
+    results, kept = [], set()
+    for seconds in ("2", "100"):
         monkeypatch.setattr(sys, "argv", ["dual_encoder", str(made[0]), *arguments, seconds])
         dual_encoder.main()
-        result = json.loads(capsys.readouterr().out.splitlines()[-1])
-        kept = hashlib.sha256((tmp_path / "text" / "model.safetensors").read_bytes()).hexdigest()
-        assert {*SPLITS[1:], "rows_per_second", "epochs"} <= set(result)
-        if seconds == "0.1":
-            first, before = kept, result
-    assert kept == first and result["epochs"] > before["epochs"]
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+        kept.add(hashlib.sha256((tmp_path / "text" / "model.safetensors").read_bytes()).hexdigest())
+    assert len(kept) == 1 and results[0]["epochs"] < results[1]["epochs"]
+    before, after = (result["train"]["image_to_text_recall@1"] for result in results)
+    assert before < 0.5 < 0.9 < after
