@@ -1,0 +1,197 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""What transformers' VisionTextDualEncoderModel reaches on `make_emoji`'s data in a given time: the figure to beat.
+
+    python -m recipes.dual_encoder runs/data/emoji --seconds 300
+
+It reads its towers from `towers/convnext/vision` and `.../text` below the data, which the first run writes with random
+weights, so that another model can start from the very same weights and tokenizer. The text tower is scratch-tiny's
+BERT. Its ResNet is refused (`ResNetConfig` has no `hidden_size`, its pooled output is no vector), and so is every
+decoder (a Llama has no pooled output); `--vision_tower vit`, `swin` and `convnext` are of about its size and accepted.
+
+A plain loop: AdamW, rows in random order, a cosine schedule over the seconds, which are those of computing (those that
+other programs take do not count; on one thread of an idle machine they are seconds by the clock). Recall from text to
+picture, where each text has one right picture, and from picture to text, where any of the picture's texts counts; ties
+count as lost.
+"""
+
+import argparse
+import csv
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    ConvNextConfig,
+    PreTrainedTokenizerBase,
+    SwinConfig,
+    VisionTextDualEncoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+)
+
+from modeling_mm.scratch import text_config, train_tokenizer
+
+SIDE = 32  # pixels: half of what the pictures have, in a quarter of the time
+SPLITS = ("train", "validation", "test_vendor", "test_concepts")
+VISION_TOWERS = {
+    "vit": ViTConfig(
+        **{"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
+        **{"image_size": SIDE, "patch_size": 4},
+    ),
+    "swin": SwinConfig(
+        image_size=SIDE, patch_size=2, embed_dim=24, depths=[1, 1, 1], num_heads=[2, 4, 6], window_size=4
+    ),
+    # the encoder asks for a hidden_size, which a ConvNext has under another name
+    "convnext": ConvNextConfig(
+        image_size=SIDE, patch_size=2, hidden_sizes=[32, 64, 96], depths=[1, 1, 1], num_stages=3, hidden_size=96
+    ),
+}
+
+
+class Split(NamedTuple):
+    """P pictures and N texts, N at least P: what the rows of one CSV hold."""
+
+    pixels: torch.Tensor  # (P, 3, SIDE, SIDE)
+    texts: list[str]  # N
+    picture: torch.Tensor  # (N,): which picture a text belongs to
+
+
+def write_towers(folder: Path, vision_tower: str, texts: list[str], seed: int) -> None:
+    """Towers with random weights to `folder/vision` and `folder/text`, unless they are there."""
+    if (folder / "text" / "model.safetensors").exists():
+        return
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(texts, "scratch-tiny")
+    AutoModel.from_config(VISION_TOWERS[vision_tower]).save_pretrained(folder / "vision")
+    size = {"height": SIDE, "width": SIDE}
+    ViTImageProcessorPil(size=size).save_pretrained(folder / "vision")
+    tokenizer.save_pretrained(folder / "text")
+    AutoModel.from_config(text_config("scratch-tiny", tokenizer, decoder=False)).save_pretrained(folder / "text")
+
+
+def read_split(folder: Path, split: str, image_processor: Any) -> Split:
+    """A split with all its pictures in memory."""
+    with (folder / f"{split}.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    places = {image: place for place, image in enumerate(dict.fromkeys(row["image"] for row in rows))}
+    pictures = []
+    for image in places:
+        with Image.open(folder / image) as picture:
+            pictures.append(picture.convert("RGB"))
+    pixels = image_processor(pictures, return_tensors="pt")["pixel_values"]
+    return Split(pixels, [row["text"] for row in rows], torch.tensor([places[row["image"]] for row in rows]))
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Row numbers, shuffled anew each epoch, without end; the rest of an epoch is left out."""
+    while True:
+        yield from torch.randperm(count, generator=generator).split(size)[: count // size]
+
+
+def train(
+    model: VisionTextDualEncoderModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Split,
+    options: argparse.Namespace,
+) -> int:
+    """Train for `options.seconds` of computing, on all cores together; returns the number of rows seen."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
+    encoded = tokenizer(data.texts)
+    generator = torch.Generator().manual_seed(options.seed)
+    model.train()
+    seen, start = 0, time.process_time()
+    for rows in batches(len(data.texts), options.batch_size, generator):
+        done = (time.process_time() - start) / options.seconds
+        if done >= 1:
+            return seen
+        for group in optimizer.param_groups:  # a tenth of the time to warm up, then down along a cosine
+            group["lr"] = options.learning_rate * min(10 * done, (1 + math.cos(math.pi * done)) / 2)
+        text = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
+        loss = model(**text, pixel_values=data.pixels[data.picture[rows]], return_loss=True).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        seen += len(rows)
+    raise AssertionError("batches have no end")
+
+
+@torch.inference_mode()
+def embed(
+    model: VisionTextDualEncoderModel, tokenizer: PreTrainedTokenizerBase, data: Split, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised embeddings of the pictures (P, D) and of the texts (N, D)."""
+    model.eval()
+    images = [model.get_image_features(pixel_values=some).pooler_output for some in data.pixels.split(size)]
+    texts = []
+    for start in range(0, len(data.texts), size):
+        text = tokenizer(data.texts[start : start + size], padding=True, return_tensors="pt")
+        texts.append(model.get_text_features(text["input_ids"], text["attention_mask"]).pooler_output)
+    return normalize(torch.cat(images), dim=-1), normalize(torch.cat(texts), dim=-1)
+
+
+def recalls(images: torch.Tensor, texts: torch.Tensor, picture: torch.Tensor) -> dict[str, float]:
+    """Recall at 1, 5 and 10 both ways of pictures (P, D) and texts (N, D); text n belongs to picture[n]."""
+    scores = texts @ images.T  # (N, P)
+    own = picture[:, None] == torch.arange(len(images))
+    right = scores.gather(1, picture[:, None])  # (N, 1)
+    of_text = (scores.masked_fill(own, -torch.inf) >= right).sum(1)  # how many wrong pictures come first
+    best = scores.masked_fill(~own, -torch.inf).max(0).values  # (P,): the best of its own texts
+    of_picture = (scores.masked_fill(own, -torch.inf) >= best).sum(0)  # how many wrong texts come first
+    ways = {"text_to_image": of_text, "image_to_text": of_picture}
+    return {
+        f"{way}_recall@{k}": round((rank < k).float().mean().item(), 4)
+        for way, rank in ways.items()
+        for k in (1, 5, 10)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--towers", type=Path, help="folder with `vision` and `text`; default: FOLDER/towers/NAME")
+    parser.add_argument("--vision_tower", choices=VISION_TOWERS, default="convnext", help="default: %(default)s")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=300,
+        help="of computing while training, by all cores together; default: %(default)s",
+    )
+    parser.add_argument("--batch_size", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="default: %(default)s")
+    parser.add_argument("--projection_dim", type=int, default=96, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    options = parser.parse_args()
+    towers = options.towers or options.folder / "towers" / options.vision_tower
+    with (options.folder / "train.csv").open(newline="", encoding="utf-8") as file:
+        write_towers(towers, options.vision_tower, [row["text"] for row in csv.DictReader(file)], options.seed)
+    tokenizer = AutoTokenizer.from_pretrained(towers / "text")
+    image_processor = AutoImageProcessor.from_pretrained(towers / "vision", backend="pil")
+    data = {split: read_split(options.folder, split, image_processor) for split in SPLITS}
+    torch.manual_seed(options.seed)
+    model = VisionTextDualEncoderModel.from_vision_text_pretrained(
+        str(towers / "vision"), str(towers / "text"), projection_dim=options.projection_dim
+    )
+    seen = train(model, tokenizer, data["train"], options)
+    result: dict[str, Any] = {"vision_tower": model.config.vision_config.model_type, "seconds": options.seconds}
+    result |= {"parameters": model.num_parameters(), "rows_per_second": round(seen / options.seconds, 1)}
+    result["epochs"] = round(seen / len(data["train"].texts), 1)
+    for split in SPLITS:
+        found = embed(model, tokenizer, data[split], options.batch_size)
+        result[split] = recalls(*found, data[split].picture)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
