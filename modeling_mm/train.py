@@ -288,6 +288,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     collator.negatives_seed = args.seed if matches else None
     if unused := freeze_unused(model, collator(rows_with_media(splits.train))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # none is left, and the search would cost a pass over the graph
     if model_args.use_peft:
         targets = lora_pattern(model, model_args)
         if args.should_save:

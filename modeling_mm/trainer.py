@@ -3,6 +3,7 @@
 
 - Rows about one picture can stay together in a batch, so that it is encoded once (`group_by_image`).
 - Evaluation of a generating model generates: prompts padded on the left, pictures encoded once for loss and answer.
+- Batch norms keep the same running statistics in every process, of what all of them saw.
 - Parts are frozen and trained by name; what cannot reach the loss is found and frozen, what should train but got no
   gradient in the first steps is named.
 """
@@ -11,7 +12,7 @@ import logging
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from .adapters_mm import PARTS
 from .data import ImageGroupSampler, MMDataset
@@ -94,6 +95,41 @@ class GradientAudit(TrainerCallback):
             logger.warning(f"{len(self.silent)} parameters should train but got no gradient so far: {names}")
 
 
+class SharedStatistics(TrainerCallback):
+    """After each step, the running statistics of batch norms become the mean over the processes that updated them.
+
+    `DistributedDataParallel` would give every process those of the first, which may never have seen a sound.
+    """
+
+    def __init__(self):
+        self.norms: list[torch.nn.modules.batchnorm._BatchNorm] = []
+        self.counted: list[int] = []  # batches that all processes together saw, by norm
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        kind = torch.nn.modules.batchnorm._BatchNorm
+        self.norms = [m for m in model.modules() if isinstance(m, kind) and m.num_batches_tracked is not None]
+        self.counted = [int(norm.num_batches_tracked) for norm in self.norms]
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size == 1 or not self.norms:
+            return
+        news = [int(norm.num_batches_tracked) - count for norm, count in zip(self.norms, self.counted, strict=True)]
+        own = [
+            torch.cat([norm.running_mean.new_tensor([new]), new * norm.running_mean, new * norm.running_var])
+            for norm, new in zip(self.norms, news, strict=True)
+        ]
+        sums = torch.cat(own)
+        torch.distributed.all_reduce(sums)
+        for i, (norm, part) in enumerate(zip(self.norms, sums.split([len(o) for o in own]), strict=True)):
+            self.counted[i] += int(part[0])
+            norm.num_batches_tracked.fill_(self.counted[i])
+            if part[0] > 0:
+                mean, variance = (part[1:] / part[0]).chunk(2)
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(variance)
+
+
 class MMTrainer(Trainer):
     """`Trainer` for the models of this package; takes the same arguments.
 
@@ -110,6 +146,9 @@ class MMTrainer(Trainer):
         self.group_by_image = group_by_image
         self.eval_collator = eval_collator
         self.max_new_tokens = max_new_tokens
+        options = kwargs.get("args") or next((own for own in args if isinstance(own, TrainingArguments)), None)
+        if options is not None and options.ddp_broadcast_buffers is None:
+            options.ddp_broadcast_buffers = False  # `SharedStatistics` does it better
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False
         if self.args.n_gpu > 1:
@@ -119,6 +158,7 @@ class MMTrainer(Trainer):
             )
         self.audit = GradientAudit()
         self.add_callback(self.audit)
+        self.add_callback(SharedStatistics())
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
