@@ -8,7 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from torch import distributed
 
 from modeling_mm import train
