@@ -54,12 +54,16 @@ class EvaluateArguments:
     batch_size: int = 32
     max_length: int = 512
     max_new_tokens: int = 32
-    blind: bool = field(default=False, metadata={"help": "leave the pictures out, to see what the text alone tells"})
+    blind: bool = field(
+        default=False, metadata={"help": "leave pictures and sounds out, to see what the text alone tells"}
+    )
     modality_report: bool | None = field(
         default=None, metadata={"help": "score without each modality and with each alone; default: not for generation"}
     )
     seed: int = field(default=0, metadata={"help": "chooses the wrong texts of a matching"})
-    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "of a sound that are used, twice as long is refused; default: as in training"}
+    )
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
     quantization: str | None = field(
         default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
@@ -150,11 +154,11 @@ def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict
         MAIN[task]: main,
         "interval": interval(task, evaluation),
         "change": None,
-        "interval of it": None,
+        "its interval": None,
     }
     if evaluation is not whole and main is not None:
         row["change"] = round(main - (whole.metrics[MAIN[task]] or 0.0), 6)
-        row["interval of it"] = uncertainty.spread(drawn_scores(task, evaluation) - drawn_scores(task, whole))
+        row["its interval"] = uncertainty.spread(drawn_scores(task, evaluation) - drawn_scores(task, whole))
     return row | {name: value for name, value in evaluation.metrics.items() if name != MAIN[task]}
 
 
@@ -261,7 +265,11 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     table, folder = read_table(source, args.split)
     columns = Columns(args.image_column, args.text_column, args.label_column or COLUMNS[task], args.audio_column)
     dataset = MMDataset(source, table, folder, columns, labels, task=task)
-    dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, max_seconds=args.max_seconds)
+    if args.max_seconds is not None:
+        processor.max_seconds = args.max_seconds
+    if model.config.audio_config is not None and not args.audio_column:
+        logger.warning("this model hears, but without --audio_column it is evaluated without sound")
+    dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, max_seconds=processor.max_seconds)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
     collator.check_lengths(dataset, args.on_bad_row == "skip")
     rows = MatchingPairs(dataset, args.seed) if task == "matching" else dataset

@@ -145,10 +145,12 @@ def draw_bars(
     path: Path,
     most: int = 40,
     ends: Sequence[tuple[float, float] | None] | None = None,
+    signed: bool = False,
 ) -> None:
-    """Horizontal bars with their figures, within [0, 1] or [-1, 1]; of more than `most`, the lowest are shown.
+    """Horizontal bars with their figures; of more than `most`, the lowest are shown.
 
-    `ends` are the ends of an interval around each value.
+    `ends` are the ends of an interval around each value. The axis reaches to 1 or, for `signed` ones, as far as they
+    do on both sides.
     """
     pairs = list(zip(values, ends or [None] * len(values), strict=True))
     shown = sorted(pairs, key=lambda pair: pair[0][1])[:most] if len(pairs) > most else pairs
@@ -174,8 +176,11 @@ def draw_bars(
     axis.set_yticks(range(len(shown)), [shorten(name, 40) for (name, _), _ in shown], parse_math=False)
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_xlim(1.15 * max(lowest, -1.0) if lowest < 0 else 0, 1.12)
-    axis.set_xticks([tick for tick in np.arange(-10, 11, 2) / 10 if axis.get_xlim()[0] <= tick])
+    if signed:
+        furthest = 1.3 * max([1e-3, *map(abs, numbers)])
+        axis.set_xlim(-furthest, furthest)
+    else:
+        axis.set_xlim(1.25 * max(lowest, -1.0), 1.12)
     axis.set_xlabel(what.replace("_", " ") if len(shown) == len(pairs) else f"{what}, lowest {most} of {len(pairs)}")
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)

@@ -101,6 +101,6 @@ def learned_sections(model: PreTrainedModel, table: list[dict[str, Any]], output
             "Tanh of each gate, 0 before training. It scales what a fusion layer adds to the text's states; of which "
             "sign, and how large beside the states, the gate alone does not tell."
         )
-        figures.draw_bars(bars, "tanh of the gate", output / "gates.png", most=64)
+        figures.draw_bars(bars, "tanh of the gate", output / "gates.png", signed=True)
         sections.append(Section("Gates of cross-attention", said, gates, output / "gates.png"))
     return sections

@@ -56,7 +56,7 @@ def cell(value: Any) -> str:
     if value is None:
         return "&ndash;"
     if isinstance(value, tuple):  # the ends of an interval
-        return " to ".join(map(cell, value))
+        return " to ".join(f"{end:.3f}" for end in value)
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPi
 from . import figures, scratch
 from .adapters_mm import gates_are_closed
 from .arguments import MMParser
+from .audio_mm import MAX_SECONDS, window_seconds
 from .calibration import fit_temperature
 from .card import write_card
 from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config, task_of
@@ -98,7 +99,10 @@ class DataArguments:
     group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
     max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
-    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
+    max_seconds: float | None = field(
+        default=None,
+        metadata={"help": "of a sound that are used, twice as long is refused; default: 30, or --model's"},
+    )
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
 
 
@@ -122,6 +126,14 @@ def known_labels(source: str | None, task: str) -> list[str] | None:
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
+def seconds_heard(source: str | None) -> float:
+    """How much of a sound the model to go on from hears, or a new one does."""
+    if source is None:
+        return MAX_SECONDS
+    folder = Path(source, BASE)
+    return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source).max_seconds
+
+
 def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None) -> Splits:
     """Read and check all rows before anything is trained; `labels` are those a trained model already has.
 
@@ -136,7 +148,7 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
         dataset = MMDataset(source, *read_table(source, split), columns, labels, task=data.task)
-        return dataset.check(skip, max_seconds=data.max_seconds)
+        return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS)
 
     train = read(data.train_file or str(data.dataset), "train", labels)
     if labels is None:
@@ -168,6 +180,7 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
         if args.vision_tower or args.text_model or args.audio_tower:
             raise ValueError("give either --model or the towers")
         model, processor = load_checkpoint(args.model, dtype=torch.float32)
+        processor.max_seconds = data.max_seconds or processor.max_seconds
         if task_of(model) != data.task:
             raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
         # the labels and their scale stay, what this run's rows and flags say of the loss does not
@@ -189,9 +202,9 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
         text = scratch.text_config(text, tokenizer, decoder=data.task == "generation")
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
-        audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds)
+        audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)
     processor = MMProcessor.from_towers(
-        image_processor or vision, tokenizer or text, extractor or audio, max_seconds=data.max_seconds
+        image_processor or vision, tokenizer or text, extractor or audio, max_seconds=data.max_seconds or MAX_SECONDS
     )
     options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
@@ -278,9 +291,13 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     checkpoint = resume_path(args)
     set_seed(args.seed)
     check_task(model_args, data_args)
+    data_args.max_seconds = data_args.max_seconds or seconds_heard(model_args.model)
     splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
     model, processor = build_model(model_args, data_args, splits.train)
     choose_trainable(model, model_args)
+    window = None if processor.audio is None else window_seconds(processor.audio)
+    if window is not None and window < data_args.max_seconds:
+        logger.warning(f"the audio tower hears {window:.4g} s of a sound; of longer ones the rest is not used")
     matches = data_args.task == "matching"
     collator = MMCollator(processor, data_args.task, data_args.max_length)
     for split in filter(None, (splits.train, splits.validation, splits.test)):

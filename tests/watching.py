@@ -1,7 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Run by `torchrun` in tests/test_processes.py: the training command, several times, with a look at how it ended.
 
-`watching.py RUNS.json FOUND.json`: RUNS holds name -> arguments of `modeling-mm train`; FOUND gets name -> what was seen.
+`watching.py RUNS.json FOUND.json`: RUNS holds name -> arguments of `modeling-mm train`, FOUND gets name -> what was
+seen.
 """
 
 import json
