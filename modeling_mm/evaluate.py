@@ -135,9 +135,11 @@ def drawn_scores(task: str, evaluation: Evaluation) -> np.ndarray:
 
 
 def right_rows(evaluation: Evaluation) -> np.ndarray:
-    """(R,) 1 where a prediction is right, 0 where it is wrong."""
+    """(R,) 1 where a label or an answer is right, 0 where it is wrong."""
+    if len(evaluation.logits):
+        return (evaluation.logits.argmax(axis=-1) == evaluation.label_ids).astype(float)
     pairs = zip(evaluation.predictions, evaluation.truths, strict=True)
-    return np.array([float(is_right(prediction, truth) or 0) for prediction, truth in pairs])
+    return np.array([float(bool(is_right(prediction, truth))) for prediction, truth in pairs])
 
 
 def interval(task: str, evaluation: Evaluation) -> tuple[float, float] | None:

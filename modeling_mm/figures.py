@@ -196,13 +196,16 @@ def draw_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], p
         sure, true, counts = (np.array(column) for column in zip(*points, strict=True))
         ends = np.array([wilson(round(share * count), count) for _, share, count in points])
         bars = np.abs(ends.T - true).clip(min=0)
-        label = f"{name or 'the model'}, with 95 % intervals"
-        upper.errorbar(sure, true, bars, label=label, linewidth=1, elinewidth=0.8, marker="o", markersize=4, capsize=2)
+        label = (name or "the model") + (", with 95 % intervals" if number == 0 else "")
+        shown = bars if number == 0 else None  # those of a second curve would lie on these
+        upper.errorbar(
+            sure, true, shown, label=label, linewidth=1, elinewidth=0.8, marker="o", markersize=4, capsize=2
+        )
         lower.plot(sure, counts, drawstyle="steps-mid", marker=".", markersize=4, color=f"C{number}")
     upper.set(ylabel="share that is true", xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
     lower.set(xlabel="confidence", ylabel="predictions", yscale="symlog")
-    lower.set_ylim(bottom=0)
+    lower.set_ylim(0, 3 * max(count for points in curves.values() for *_, count in points))
     for axis in (upper, lower):
         axis.grid(alpha=0.3)
-    upper.legend(loc="upper left", fontsize=8)
+    upper.legend(loc="lower right", fontsize=8)
     save(figure, path)

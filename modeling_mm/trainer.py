@@ -115,10 +115,10 @@ class SharedStatistics(TrainerCallback):
         if args.world_size == 1 or not self.norms:
             return
         news = [int(norm.num_batches_tracked) - count for norm, count in zip(self.norms, self.counted, strict=True)]
-        own = [
-            torch.cat([norm.running_mean.new_tensor([new]), new * norm.running_mean, new * norm.running_var])
-            for norm, new in zip(self.norms, news, strict=True)
-        ]
+        own = []
+        for norm, new in zip(self.norms, news, strict=True):
+            mean, variance = norm.running_mean.float(), norm.running_var.float()
+            own.append(torch.cat([mean.new_tensor([new]), new * mean, new * variance]))
         sums = torch.cat(own)
         torch.distributed.all_reduce(sums)
         for i, (norm, part) in enumerate(zip(self.norms, sums.split([len(o) for o in own]), strict=True)):
