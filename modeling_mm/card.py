@@ -65,7 +65,7 @@ def write_card(
 ) -> None:
     """README.md with what was trained on what, the figures, and code that runs as it is."""
     task = settings["task"]
-    towers = [settings[name] for name in ("vision_tower", "text_model") if settings[name]]
+    towers = [settings[name] for name in ("vision_tower", "audio_tower", "text_model") if settings[name]]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-text-to-text" if task == "generation" else "text-classification",
@@ -81,13 +81,15 @@ def write_card(
         code = re.sub(r"model = (\w+)\.from_pretrained\(\".\"\)", ADAPTED, code)
     ways = ["gated cross-attention"] if model.config.cross_attention else []
     ways += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
+    hears = model.config.audio_config is not None
+    modalities, media = ("image, text and sound", "pictures and sounds") if hears else ("image and text", "pictures")
     card = f"""---
 {data.to_yaml()}
 ---
 
 # {output.name}
 
-A {task} model over image and text by modeling_mm {__version__}: {" + ".join(towers) or settings["model"]},
+A {task} model over {modalities} by modeling_mm {__version__}: {" + ".join(towers) or settings["model"]},
 joined by {" and ".join(ways)}; {parameters / 1e6:.1f} million parameters. Trained on
 {settings["dataset"] or settings["train_file"]}.
 
@@ -96,7 +98,7 @@ joined by {" and ".join(ways)}; {parameters / 1e6:.1f} million parameters. Train
 {figures}
 
 {SCORES[task]};
-`blind_{MAIN[task]}` is `{MAIN[task]}` with the pictures left out.
+`blind_{MAIN[task]}` is `{MAIN[task]}` with the {media} left out.
 
 ![loss and accuracy](curves.png)
 ![samples](samples.png)

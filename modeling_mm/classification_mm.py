@@ -144,6 +144,22 @@ class MMForSequenceClassification(MMPreTrainedModel):
         loss = None if labels is None else self.task_loss(logits, labels)
         return head_output(output, loss, self.readable(logits))
 
+    @torch.no_grad()
+    def modality_weights(self, **inputs) -> dict[str, torch.Tensor] | None:
+        """What late fusion counts each modality in each row, (B,) by its name; `inputs` are those of `forward`.
+
+        None for a model without late fusion, or with one that does not weigh: only `weighted` and `gated` do.
+        """
+        if self.late_fusion is None or self.late_fusion.kind not in ("weighted", "gated"):
+            return None
+        seen: list[torch.Tensor] = []
+        hook = self.late_fusion.register_forward_hook(lambda own, given, _: seen.append(own.row_weights(*given)))
+        try:
+            self(**inputs)
+        finally:
+            hook.remove()
+        return dict(zip(self.late_fusion.modalities, seen[0].unbind(dim=1), strict=True))
+
     def readable(self, logits: torch.Tensor) -> torch.Tensor:
         """What the head computes (B, num_labels), calibrated or in the label's unit."""
         if self.config.label_scale is not None:

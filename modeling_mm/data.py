@@ -215,7 +215,7 @@ class MMDataset(torch.utils.data.Dataset):
     def complaint(self, row: Row, image_token: str, audio_token: str) -> str | None:
         """What is wrong with a row, the contents of its media apart."""
         columns = self.columns
-        if not row.images and not row.text and not row.audio:
+        if not row.images and not row.text.strip() and not row.audio:
             if columns.audio:
                 return (
                     f"'{columns.image}', '{columns.text}' and '{columns.audio}' are all empty; expected at least one"

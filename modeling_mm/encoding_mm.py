@@ -6,7 +6,7 @@ Shapes: B rows, I distinct images or clips, N of them per row, P states each, S 
 T text tokens, D text width, V tower width, L fusion layers, K key/value heads, E head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,7 @@ class MMEncodingMixin:
     audio_tower: PreTrainedModel | None
     fusion: MMFusion
     device: torch.device
+    parameters: Callable[[], Iterator[torch.nn.Parameter]]
     get_input_embeddings: Callable[[], torch.nn.Module]
 
     @can_return_tuple
@@ -129,12 +130,12 @@ class MMEncodingMixin:
         return torch.is_grad_enabled() and (trained or inputs.requires_grad)
 
     def touch_unused_parts(self) -> torch.Tensor:
-        """Zero, with a zero gradient for every trained weight of towers and fusion.
+        """Zero, with a zero gradient for every trained weight.
 
-        A process whose batch has no picture or no sound takes part in the gradient exchange of those that have one.
+        A process whose batch has no picture or no sound, or that LayerDrop makes skip a layer, takes part in the
+        gradient exchange of the others.
         """
-        parts = [part for part in (self.vision_tower, self.audio_tower, self.fusion) if part is not None]
-        trained = [p.flatten()[:0].sum() for part in parts for p in part.parameters() if p.requires_grad]
+        trained = [p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad]
         return torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
 
     def project_media(

@@ -6,6 +6,8 @@ modeling-mm evaluate --model DIR --test_file test.csv
 
 import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +17,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
-from . import figures
+from . import figures, uncertainty
 from .arguments import MMParser
 from .calibration import confidence, expected_calibration_error, reliability
 from .checkpoint import load_checkpoint, task_of
 from .collator import MMCollator
 from .data import Columns, MMDataset
 from .images import open_image
+from .learned import learned_results, learned_sections, weight_table, weights_of_rows
 from .matching import MatchingPairs
 from .metrics import MAIN, compute_metrics_for, in_words, normalize, per_class, predictions_in_words
 from .modalities import modality_report
@@ -32,6 +35,7 @@ from .targets import COLUMNS
 from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
+LISTED = 20  # bad rows that a warning lists; the file has all
 
 
 @dataclass
@@ -50,12 +54,16 @@ class EvaluateArguments:
     batch_size: int = 32
     max_length: int = 512
     max_new_tokens: int = 32
-    blind: bool = field(default=False, metadata={"help": "leave the pictures out, to see what the text alone tells"})
+    blind: bool = field(
+        default=False, metadata={"help": "leave pictures and sounds out, to see what the text alone tells"}
+    )
     modality_report: bool | None = field(
         default=None, metadata={"help": "score without each modality and with each alone; default: not for generation"}
     )
     seed: int = field(default=0, metadata={"help": "chooses the wrong texts of a matching"})
-    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "of a sound that are used, twice as long is refused; default: as in training"}
+    )
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
     quantization: str | None = field(
         default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
@@ -117,6 +125,45 @@ def is_right(prediction: Any, truth: Any) -> bool | None:
     return normalize(prediction) == normalize(truth)
 
 
+def drawn_scores(task: str, evaluation: Evaluation) -> np.ndarray:
+    """Main scores of rows drawn again from those evaluated."""
+    if task in ("regression", "multilabel"):
+        outputs = (np.reshape(values, (len(values), -1)) for values in (evaluation.logits, evaluation.label_ids))
+        return uncertainty.drawn(task, *outputs)
+    right = right_rows(evaluation)
+    return uncertainty.drawn(task, right, np.ones_like(right))
+
+
+def right_rows(evaluation: Evaluation) -> np.ndarray:
+    """(R,) 1 where a label or an answer is right, 0 where it is wrong."""
+    if len(evaluation.logits):
+        return (evaluation.logits.argmax(axis=-1) == evaluation.label_ids).astype(float)
+    pairs = zip(evaluation.predictions, evaluation.truths, strict=True)
+    return np.array([float(bool(is_right(prediction, truth))) for prediction, truth in pairs])
+
+
+def interval(task: str, evaluation: Evaluation) -> tuple[float, float] | None:
+    """Where the main score of all such rows is likely to be; None where it says nothing."""
+    if MAIN[task] == "accuracy":
+        return uncertainty.wilson(int(right_rows(evaluation).sum()), len(evaluation.predictions))
+    return uncertainty.spread(drawn_scores(task, evaluation))
+
+
+def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict[str, Any]:
+    """A row of the modality table: main score, its interval, what it is above the `whole` and how far that may be."""
+    main = evaluation.metrics[MAIN[task]]
+    row: dict[str, Any] = {
+        MAIN[task]: main,
+        "interval": interval(task, evaluation),
+        "change": None,
+        "its interval": None,
+    }
+    if evaluation is not whole and main is not None:
+        row["change"] = round(main - (whole.metrics[MAIN[task]] or 0.0), 6)
+        row["its interval"] = uncertainty.spread(drawn_scores(task, evaluation) - drawn_scores(task, whole))
+    return row | {name: value for name, value in evaluation.metrics.items() if name != MAIN[task]}
+
+
 def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:
     """One JSON line per row: number, text, truth, prediction, and whether it is correct."""
     with path.open("w", encoding="utf-8") as file:
@@ -133,7 +180,13 @@ def draw_some(dataset: Any, evaluation: Evaluation, path: Path, count: int = 12)
     for index in range(0, len(dataset), step)[:count]:
         row, prediction, truth = dataset[index], evaluation.predictions[index], evaluation.truths[index]
         image = open_image(row.images[0]) if row.images else None
-        words = {"prediction": in_words(prediction), "truth": in_words(truth), "correct": is_right(prediction, truth)}
+        sounds = [os.path.basename(sound) if isinstance(sound, str) else "a sound" for sound in row.audio]
+        words = {
+            "sound": f"♪ {', '.join(sounds)}" if sounds else "",
+            "prediction": in_words(prediction),
+            "truth": in_words(truth),
+            "correct": is_right(prediction, truth),
+        }
         samples.append({"image": image, "text": row.text, **words})
     figures.draw_samples(samples, path)
 
@@ -146,37 +199,51 @@ def draw_report(task: str, evaluation: Evaluation, labels: Sequence[str] | None,
         scores = per_class(task, evaluation.logits, evaluation.label_ids, labels or [])
         figures.draw_bars([(row["label"], row["f1"]) for row in scores], "F1", path)
     else:
-        figures.draw_confusion(evaluation.predictions, evaluation.truths, path)
+        figures.draw_confusion(evaluation.predictions, evaluation.truths, path, order=labels)
 
 
-def learned_weights(model: PreTrainedModel) -> dict[str, float] | None:
-    """What late fusion learnt each modality to count, where it learns that."""
-    if model.config.late_fusion is None or task_of(model) == "generation":
-        return None
-    return model.late_fusion.modality_weights()
+def scores_said(task: str, evaluation: Evaluation, rows: int) -> str:
+    """What the scores are of, and how far they may be from those of other such rows."""
+    main, ends = MAIN[task], interval(task, evaluation)
+    said = f"Of {rows} {'pairs' if task == 'matching' else 'rows'}."
+    if ends is not None:
+        said += f" {main.replace('_', ' ')} lies between {ends[0]:.3f} and {ends[1]:.3f} at a level of 95 %, if these"
+        said += " are independent of each other (several rows about one picture are not)."
+    if task == "classification" and evaluation.truths:
+        name, count = Counter(evaluation.truths).most_common(1)[0]
+        said += f" The most frequent label, '{name}', is {count / rows:.3f} of them."
+    return said
 
 
 def report_sections(
-    trainer: MMTrainer, task: str, evaluation: Evaluation, table: list[dict[str, Any]], output: Path
+    trainer: MMTrainer,
+    task: str,
+    evaluation: Evaluation,
+    table: list[dict[str, Any]],
+    weights: list[dict[str, Any]],
+    output: Path,
 ) -> list[Section]:
     """What report.html shows, its pictures drawn into `output`."""
-    model, labels = trainer.model, label_names(trainer.model, task)
-    sections = [Section("Scores", table=[evaluation.metrics])]
+    model, labels, rows = trainer.model, label_names(trainer.model, task), len(evaluation.predictions)
+    sections = [Section("Scores", scores_said(task, evaluation, rows), [evaluation.metrics])]
     if table:
         main = MAIN[task]
-        figures.draw_bars([(row["modalities"], row[main] or 0.0) for row in table], main, output / "modalities.png")
-        said = "Scores when the other modalities' cells are emptied; what a modality brings is the gap to all."
+        bars = [(row["modalities"], row[main] or 0.0) for row in table]
+        what = f"{main}, with 95 % intervals, of {rows} rows"
+        figures.draw_bars(bars, what, output / "modalities.png", ends=[row["interval"] for row in table])
+        said = (
+            "Scores of the same rows when the other modalities' cells are emptied, intervals at 95 %. What a modality "
+            "brings to this model is the change without it; a model trained without it might make do better."
+        )
         sections.append(Section("Modalities", said, table, output / "modalities.png"))
-    if weights := learned_weights(model):
-        rows = [{"modality": name, "weight": weight} for name, weight in weights.items()]
-        sections.append(Section("Learned weights of the modalities", "Of late fusion; they add up to one.", rows))
+    sections += learned_sections(model, weights, output)
     draw_report(task, evaluation, labels, output / "report.png")
     heading = {"regression": "Predictions against truth", "multilabel": "F1 of each label"}
     sections.append(Section(heading.get(task, "Confusion"), picture=output / "report.png"))
     if task not in ("generation", "regression"):
         if task != "matching":
-            rows = per_class(task, evaluation.logits, evaluation.label_ids, labels or [])
-            sections.append(Section("Each label", table=rows))
+            each = per_class(task, evaluation.logits, evaluation.label_ids, labels or [])
+            sections.append(Section("Each label", table=each))
         curves = {"": reliability(*confidence(task, evaluation.logits, evaluation.label_ids))}
         if temperature := model.config.calibration_temperature:
             before = confidence(task, evaluation.logits * temperature, evaluation.label_ids)
@@ -200,7 +267,11 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     table, folder = read_table(source, args.split)
     columns = Columns(args.image_column, args.text_column, args.label_column or COLUMNS[task], args.audio_column)
     dataset = MMDataset(source, table, folder, columns, labels, task=task)
-    dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, max_seconds=args.max_seconds)
+    if args.max_seconds is not None:
+        processor.max_seconds = args.max_seconds
+    if model.config.audio_config is not None and not args.audio_column:
+        logger.warning("this model hears, but without --audio_column it is evaluated without sound")
+    dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, max_seconds=processor.max_seconds)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
     collator.check_lengths(dataset, args.on_bad_row == "skip")
     rows = MatchingPairs(dataset, args.seed) if task == "matching" else dataset
@@ -219,11 +290,15 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         compute_metrics=compute_metrics_for(processor.tokenizer, labels, task),
         max_new_tokens=args.max_new_tokens,
     )
-    evaluation, scores = evaluate_rows(trainer, task, rows), list[dict[str, Any]]()
+    with weights_of_rows(trainer) as collected:
+        evaluation = evaluate_rows(trainer, task, rows)
+    scores: list[dict[str, Any]] = []
     if (task != "generation") if args.modality_report is None else args.modality_report:
         # all of them are scored already
         scores = modality_report(
-            lambda some: (evaluation if some is rows else evaluate_rows(trainer, task, some)).metrics,
+            lambda some: with_intervals(
+                task, evaluation if some is rows else evaluate_rows(trainer, task, some), evaluation
+            ),
             rows,
             {"image": processor.image_token, **({"audio": processor.audio_token} if args.audio_column else {})},
         )
@@ -231,17 +306,34 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         return None
     write_predictions(rows, evaluation, output / "predictions.jsonl")
     draw_some(rows, evaluation, output / "samples.png")
-    sections = report_sections(trainer, task, evaluation, scores, output)
-    write_report(output / "report.html", f"{Path(args.model).name}: {task}", f"{len(rows)} rows of {source}", sections)
+    weights = weight_table(model, collected)
+    sections = report_sections(trainer, task, evaluation, scores, weights, output)
+    sections += skipped_section(dataset.bad_rows)
+    said = f"{len(rows)} rows of {source}, {len(dataset.bad_rows)} bad ones left out"
+    write_report(output / "report.html", f"{Path(args.model).name}: {task}", said, sections)
     write_bad_rows(dataset.bad_rows, output)
     result: dict[str, Any] = {**evaluation.metrics, "rows": len(rows), "skipped_rows": len(dataset.bad_rows)}
+    result["interval"] = {MAIN[task]: shortened(interval(task, evaluation))}
     result["output_dir"] = str(output)
     if scores:
         result["modalities"] = {row["modalities"]: row[MAIN[task]] for row in scores}
-    if weights := learned_weights(model):
-        result["modality_weights"] = rounded(weights)
+        result["modality_intervals"] = {row["modalities"]: shortened(row["interval"]) for row in scores}
+    result |= learned_results(model, weights)
     (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
+
+
+def shortened(ends: tuple[float, float] | None) -> list[float] | None:
+    """The ends of an interval for JSON."""
+    return None if ends is None else [round(end, 6) for end in ends]
+
+
+def skipped_section(bad_rows: list[dict[str, Any]], most: int = 50) -> list[Section]:
+    """What was left out and why, if anything was."""
+    if not bad_rows:
+        return []
+    said = f"{len(bad_rows)} in all" + (f", the first {most} here" if len(bad_rows) > most else "")
+    return [Section("Rows left out", f"{said}.", bad_rows[:most])]
 
 
 def write_bad_rows(bad_rows: list[dict[str, Any]], output: Path) -> None:
@@ -250,4 +342,8 @@ def write_bad_rows(bad_rows: list[dict[str, Any]], output: Path) -> None:
     path.unlink(missing_ok=True)
     if bad_rows:
         path.write_text("".join(json.dumps(bad) + "\n" for bad in bad_rows), encoding="utf-8")
-        logger.warning(f"{len(bad_rows)} bad rows were skipped; they are listed in {path}")
+        counts = ", ".join(f"{count} of {name}" for name, count in Counter(bad["source"] for bad in bad_rows).items())
+        listed = [f"  {bad['source']}, row {bad['row']}: {bad['reason']}" for bad in bad_rows[:LISTED]]
+        more = [f"  and {len(bad_rows) - LISTED} more"] if len(bad_rows) > LISTED else []
+        heading = f"{len(bad_rows)} bad rows were skipped ({counts}); they are listed in {path}"
+        logger.warning("\n".join([heading, *listed, *more]))

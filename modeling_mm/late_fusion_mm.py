@@ -93,8 +93,20 @@ class MMLateFusion(nn.Module):
         logits = logits.float().masked_fill(~present[..., None], torch.finfo(torch.float32).min)
         return (logits.softmax(dim=1) * present[..., None]).to(states.dtype)
 
+    def row_weights(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor | None:
+        """What each modality counts in each row, (B, M), of `gated` the mean over features; arguments as of `forward`.
+
+        A row's weights add up to one, a missing modality's is zero. None for kinds that have no weights.
+        """
+        if self.kind not in ("weighted", "gated"):
+            return None
+        return self.weights(self.normalised(embeddings, present), present).mean(dim=-1)
+
     def modality_weights(self) -> dict[str, float] | None:
-        """The learned weight of each modality where all are present; None for kinds that have none of their own."""
+        """The learned weight of each modality where all are present; None for kinds that have none of their own.
+
+        The weights of `gated` depend on the row: see `row_weights`, and `modality_weights` of the model.
+        """
         if self.kind != "weighted":
             return None
         return dict(zip(self.modalities, self.modality_logits.float().softmax(dim=0).tolist(), strict=True))

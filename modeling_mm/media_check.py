@@ -7,6 +7,8 @@ from concurrent.futures import Executor
 from .audio_mm import is_silent, open_audio
 from .images import image_complaint, image_key
 
+LISTED = 20  # sounds that a remark names
+
 
 class MediaCheck:
     """What was found out about the media looked at so far.
@@ -65,6 +67,8 @@ class MediaCheck:
             (self.silent, "silent"),
         ):
             if sources:
-                name = f", for instance '{sources[0]}'" if isinstance(sources[0], str) else ""
-                said.append(f"{len(sources)} of {len(self.sounds)} sounds are {what}{name}")
+                names = sorted(f"'{source}'" for source in sources if isinstance(source, str))
+                more = [f"{len(sources) - len(names[:LISTED])} more"] if len(sources) > len(names[:LISTED]) else []
+                listed = f": {', '.join([*names[:LISTED], *more])}" if names else ""
+                said.append(f"{len(sources)} of {len(self.sounds)} sounds are {what}{listed}")
         return said

@@ -70,6 +70,18 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         self.config.check_attention_parts(attn_implementation)
         super().set_attn_implementation(attn_implementation, **kwargs)
 
+    def fusion_gates(self) -> list[dict[str, float]]:
+        """How much each fusion layer lets through: tanh of its gates, from -1 to 1, all 0 before training.
+
+        Returns:
+            for each fusion layer `before_text_layer`, `cross_attention` and, with `fusion_mlp`, `mlp`.
+        """
+        gates = []
+        for place, layer in zip(self.config.fusion_layers, self.base_model.fusion.layers, strict=True):
+            own = {"before_text_layer": place, "cross_attention": layer.cross_attn_gate.tanh().item()}
+            gates.append(own if layer.mlp is None else {**own, "mlp": layer.mlp_gate.tanh().item()})
+        return gates
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -55,6 +55,8 @@ def cell(value: Any) -> str:
     """A value as a table shows it."""
     if value is None:
         return "&ndash;"
+    if isinstance(value, tuple):  # the ends of an interval
+        return " to ".join(f"{end:.3f}" for end in value)
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 

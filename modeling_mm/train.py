@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPi
 
 from . import figures, scratch
 from .arguments import MMParser
+from .audio_mm import MAX_SECONDS, window_seconds
 from .calibration import fit_temperature
 from .card import write_card
 from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config, task_of
@@ -61,6 +62,14 @@ def known_labels(source: str | None, task: str) -> list[str] | None:
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
+def seconds_heard(source: str | None) -> float:
+    """How much of a sound the model to go on from hears, or a new one does."""
+    if source is None:
+        return MAX_SECONDS
+    folder = Path(source, BASE)
+    return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source).max_seconds
+
+
 def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None) -> Splits:
     """Read and check all rows before anything is trained; `labels` are those a trained model already has.
 
@@ -75,7 +84,7 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
         dataset = MMDataset(source, *read_table(source, split), columns, labels, task=data.task)
-        return dataset.check(skip, max_seconds=data.max_seconds)
+        return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS)
 
     train = read(data.train_file or str(data.dataset), "train", labels)
     if labels is None:
@@ -107,6 +116,7 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
         if args.vision_tower or args.text_model or args.audio_tower:
             raise ValueError("give either --model or the towers")
         model, processor = load_checkpoint(args.model, dtype=torch.float32)
+        processor.max_seconds = data.max_seconds or processor.max_seconds
         if task_of(model) != data.task:
             raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
         # the labels and their scale stay, what this run's rows and flags say of the loss does not
@@ -128,9 +138,9 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
         text = scratch.text_config(text, tokenizer, decoder=data.task == "generation")
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
-        audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds)
+        audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)
     processor = MMProcessor.from_towers(
-        image_processor or vision, tokenizer or text, extractor or audio, max_seconds=data.max_seconds
+        image_processor or vision, tokenizer or text, extractor or audio, max_seconds=data.max_seconds or MAX_SECONDS
     )
     options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
@@ -172,9 +182,13 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     set_seed(args.seed)
     check_task(model_args, data_args)
     augmentation = augmentation_of(data_args, args.seed)
+    data_args.max_seconds = data_args.max_seconds or seconds_heard(model_args.model)
     splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
     model, processor = build_model(model_args, data_args, splits.train)
     choose_trainable(model, model_args)
+    window = None if processor.audio is None else window_seconds(processor.audio)
+    if window is not None and window < data_args.max_seconds:
+        logger.warning(f"the audio tower hears {window:.4g} s of a sound; of longer ones the rest is not used")
     matches = data_args.task == "matching"
     collator = MMCollator(processor, data_args.task, data_args.max_length)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
@@ -182,6 +196,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     collator.negatives_seed = args.seed if matches else None
     if unused := freeze_unused(model, collator(rows_with_media(splits.train))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # none is left, and the search would cost a pass over the graph
     if model_args.use_peft:
         targets = lora_pattern(model, model_args)
         if args.should_save:

@@ -65,7 +65,10 @@ class DataArguments:
     group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
     max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
-    max_seconds: float = field(default=30.0, metadata={"help": "of a sound that are used; twice as long is refused"})
+    max_seconds: float | None = field(
+        default=None,
+        metadata={"help": "of a sound that are used, twice as long is refused; default: 30, or --model's"},
+    )
     augment_images: list[str] = field(
         default_factory=list,
         metadata={"help": "of training pictures: crop, rotate, color, flip (not for digits)"},

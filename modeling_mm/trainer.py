@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from .adapters_mm import PARTS
 from .augmentation import Augmentation
@@ -107,6 +107,41 @@ class EpochOfAugmentation(TrainerCallback):
         self.augmentation.epoch.fill_(int(state.epoch or 0))  # resumed within an epoch, it is a fraction
 
 
+class SharedStatistics(TrainerCallback):
+    """After each step, the running statistics of batch norms become the mean over the processes that updated them.
+
+    `DistributedDataParallel` would give every process those of the first, which may never have seen a sound.
+    """
+
+    def __init__(self):
+        self.norms: list[torch.nn.modules.batchnorm._BatchNorm] = []
+        self.counted: list[int] = []  # batches that all processes together saw, by norm
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        kind = torch.nn.modules.batchnorm._BatchNorm
+        self.norms = [m for m in model.modules() if isinstance(m, kind) and m.num_batches_tracked is not None]
+        self.counted = [int(norm.num_batches_tracked) for norm in self.norms]
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size == 1 or not self.norms:
+            return
+        news = [int(norm.num_batches_tracked) - count for norm, count in zip(self.norms, self.counted, strict=True)]
+        own = []
+        for norm, new in zip(self.norms, news, strict=True):
+            mean, variance = norm.running_mean.float(), norm.running_var.float()
+            own.append(torch.cat([mean.new_tensor([new]), new * mean, new * variance]))
+        sums = torch.cat(own)
+        torch.distributed.all_reduce(sums)
+        for i, (norm, part) in enumerate(zip(self.norms, sums.split([len(o) for o in own]), strict=True)):
+            self.counted[i] += int(part[0])
+            norm.num_batches_tracked.fill_(self.counted[i])
+            if part[0] > 0:
+                mean, variance = (part[1:] / part[0]).chunk(2)
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(variance)
+
+
 class MMTrainer(Trainer):
     """`Trainer` for the models of this package; takes the same arguments.
 
@@ -124,6 +159,9 @@ class MMTrainer(Trainer):
         self.group_by_image = group_by_image
         self.eval_collator = eval_collator
         self.max_new_tokens = max_new_tokens
+        options = kwargs.get("args") or next((own for own in args if isinstance(own, TrainingArguments)), None)
+        if options is not None and options.ddp_broadcast_buffers is None:
+            options.ddp_broadcast_buffers = False  # `SharedStatistics` does it better
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False
         if self.args.n_gpu > 1:
@@ -136,6 +174,7 @@ class MMTrainer(Trainer):
         if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
             self.add_callback(EpochOfAugmentation(self.data_collator.augmentation))
             self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
+        self.add_callback(SharedStatistics())
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import EncodecFeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    ClapFeatureExtractor,
+    EncodecFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from modeling_mm.audio_mm import CUT_UP_TO, audio_features, is_silent, read_audio
 
@@ -109,6 +116,16 @@ def test_a_clip_a_little_too_long_is_cut_with_a_warning(tmp_path):
         np.testing.assert_array_equal(clip, tone(1.5)[:RATE])
 
 
+def test_of_a_longer_file_only_the_part_that_is_heard_is_decoded(tmp_path, monkeypatch):
+    path, asked, real = written(tmp_path / "long.flac", tone(1.9)), [], soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda file, frames, **rest: asked.append(frames) or real(file, frames, **rest)
+    )
+    with pytest.warns(UserWarning, match="only its first 1 s are used"):
+        assert len(read_audio(path, RATE, max_seconds=1)) == RATE
+    assert asked == [RATE]
+
+
 def test_an_hour_is_refused_without_being_read(tmp_path, monkeypatch):
     path = tmp_path / "hour.flac"
     with soundfile.SoundFile(path, "w", 8000, 1, format="FLAC") as file:
@@ -202,3 +219,25 @@ def test_a_clip_s_features_do_not_depend_on_those_beside_it():
     for row, clip in enumerate(clips):
         alone, own = audio_features(extractor, [clip])
         assert torch.equal(alone[0], features[row]) and torch.equal(own[0], mask[row])
+
+
+EXTRACTORS = {
+    "whisper": WhisperFeatureExtractor(feature_size=16, chunk_length=1),
+    "ast": ASTFeatureExtractor(max_length=64, num_mel_bins=32),
+    "clap": ClapFeatureExtractor(feature_size=16, max_length_s=1, sampling_rate=RATE),
+    "wav2vec2": Wav2Vec2FeatureExtractor(return_attention_mask=True),
+    "seamless": SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16),
+}
+FLAT = {
+    "silent": np.zeros(8000),
+    "constant": np.full(8000, 0.5),
+    "one sample": np.ones(1),
+    "denormal": np.full(800, 1e-42),
+}
+
+
+@pytest.mark.parametrize("kind", EXTRACTORS)
+@pytest.mark.parametrize("clip", FLAT)
+def test_a_clip_in_which_nothing_moves_has_finite_features(kind, clip):
+    features, _ = audio_features(EXTRACTORS[kind], [read_audio(FLAT[clip], RATE), tone()], 1.0)
+    assert features.isfinite().all() and not torch.equal(features[0], features[1])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import drawing
+from conftest import drawing, mm_model
 
-from modeling_mm import MMProcessor, audio_mm, cli, scratch
+from modeling_mm import MMForSequenceClassification, MMProcessor, audio_mm, cli, scratch
 from modeling_mm.audio_mm import audio_features, read_audio
 from modeling_mm.audio_towers_mm import audio_states, audio_tower_from_config, audio_width
 from modeling_mm.collator import MMCollator
@@ -131,6 +131,8 @@ BAD = {
     "empty.wav": "empty.wav' has no samples",
     "long.wav": "long.wav' lasts 3 s; expected at most 1 s",
     "nan.wav": "nan.wav' has samples that are not finite",
+    "inf.wav": "inf.wav' has samples that are not finite",
+    "hour.flac": "hour.flac' lasts 3600 s; expected at most 1 s",
 }
 
 
@@ -141,6 +143,8 @@ def bad(folder):
     soundfile.write(folder / "empty.wav", np.zeros(0), RATE)
     write_tone(folder / "long.wav", seconds=3)
     soundfile.write(folder / "nan.wav", np.array([0, np.nan]), RATE, subtype="FLOAT")
+    soundfile.write(folder / "inf.wav", np.array([0, -np.inf]), RATE, subtype="FLOAT")
+    soundfile.write(folder / "hour.flac", np.zeros(8000 * 3600, np.int16), 8000)
     return folder
 
 
@@ -152,10 +156,66 @@ def test_a_bad_sound_stops_the_run_with_its_row(bad, name):
 
 
 def test_bad_sounds_are_listed_when_skipped(bad):
-    path = write_csv(bad, ",x,low.wav,a", *(f",x,{name},b" for name in BAD), ",,,a", "red.png,x,,a")
+    path = write_csv(bad, ",x,low.wav,a", *(f",x,{name},b" for name in BAD), ",,,a", ",  ,,a", "red.png,x,,a")
     dataset = read(path).check(skip=True, max_seconds=1)
-    assert dataset.kept == [0, 7] and [row["row"] for row in dataset.bad_rows] == [2, 3, 4, 5, 6, 7]
-    assert "'image', 'text' and 'audio' are all empty" in dataset.bad_rows[-1]["reason"]
+    assert dataset.kept == [0, 10] and [row["row"] for row in dataset.bad_rows] == list(range(2, 11))
+    assert all("'image', 'text' and 'audio' are all empty" in row["reason"] for row in dataset.bad_rows[-2:])
+
+
+TOWERS = [word for name in ("vision_tower", "audio_tower", "text_model") for word in (f"--{name}", "scratch-tiny")]
+QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no", "--max_steps", "1"]
+
+
+def command(*argv):
+    """The exit code of a verb."""
+    return cli.main([*map(str, argv)])
+
+
+def test_skipped_rows_are_listed_and_counted_and_a_trained_model_knows_what_it_hears(bad, capsys, caplog):
+    train = write_csv(bad, *[",x,low.wav,a", "red.png,x,sub/high.flac,b"] * 4, *(f",x,{name},b" for name in BAD))
+    (bad / "v.csv").write_text("\n".join([HEADER, ",x,low.wav,a", ",x,low.wav,unseen", ",,,a"]) + "\n")
+    out, sound = bad / "out", ["--audio_column", "audio"]
+    argv = ["train", "--task", "classification", "--train_file", train, "--validation_file", bad / "v.csv", *sound]
+    argv += [*TOWERS, *QUIET, "--max_seconds", "1", "--output_dir", out]
+    assert command(*argv, "--on_bad_row", "skip") == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    listed = [json.loads(line) for line in (out / "bad_rows.jsonl").read_text().splitlines()]
+    assert report["skipped_rows"] == len(listed) == len(BAD) + 2 and report["train_rows"] == 8
+    assert [row["row"] for row in listed] == [*range(9, 9 + len(BAD)), 2, 3]
+    assert "the label 'unseen' is unknown; expected one of a, b" in listed[-2]["reason"]
+    assert f"9 bad rows were skipped ({len(BAD)} of {train}, 2 of {bad}/v.csv)" in caplog.text
+    assert all(f"row {row['row']}: {row['reason']}" in caplog.text for row in listed)
+    # what the model was trained to hear is the limit in its evaluation too, said before any work is done
+    (bad / "long.csv").write_text("\n".join([HEADER, ",x,low.wav,a", ",x,long.wav,b"]) + "\n")
+    evaluate = ["evaluate", "--model", out, "--test_file", bad / "long.csv", "--device", "cpu"]
+    assert command(*evaluate, *sound) == 2
+    assert "long.csv, row 2: the sound" in (said := capsys.readouterr().err.splitlines()[-1]) and "at most 1 s" in said
+    assert command(*evaluate, *sound, "--on_bad_row", "skip") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["skipped_rows"] == 1
+    page = (out / "evaluation" / "report.html").read_text()
+    assert "1 rows of" in page and "1 bad ones left out" in page and "long.wav" in page
+    caplog.clear()
+    assert command(*evaluate, "--audio_column", "", "--modality_report", "false") == 0
+    assert "without --audio_column it is evaluated without sound" in caplog.text
+    further = ["train", "--task", "classification", "--model", out, "--train_file", bad / "long.csv", *sound, *QUIET]
+    assert command(*further, "--output_dir", bad / "further") == 2
+    assert "long.csv, row 2: the sound" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_a_label_unseen_in_training_is_named_by_file_and_row(folder, capsys, processor, verb, tmp_path):
+    path = write_csv(folder, *[",x,low.wav,a", "red.png,x,sub/high.flac,b"] * 2)
+    (folder / "test.csv").write_text("\n".join([HEADER, ",x,low.wav,a", ",x,low.wav,c"]) + "\n")
+    argv = ["train", "--task", "classification", "--train_file", path, "--audio_column", "audio", *TOWERS, *QUIET]
+    argv += ["--output_dir", folder / "out", "--test_file", folder / "test.csv"]
+    if verb == "evaluate":
+        listener = MMProcessor(processor.image_processor, processor.tokenizer, audio=scratch.feature_extractor(1.0))
+        listener.save_pretrained(folder / "model")
+        mm_model("bert", head=MMForSequenceClassification, id2label={0: "a", 1: "b"}).save_pretrained(folder / "model")
+        argv = ["evaluate", "--model", folder / "model", "--test_file", folder / "test.csv", "--audio_column", "audio"]
+    assert command(*argv) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "test.csv, row 2: the label 'c' is unknown; expected one of a, b" in said
 
 
 def test_a_cell_that_is_no_sound_is_a_bad_row(folder):
@@ -178,8 +238,17 @@ def test_silent_and_cut_sounds_are_reported_once(folder, caplog):
     path = write_csv(folder, *[f",x,{name},a" for name in ("silent.wav", "longer.wav", "low.wav") for _ in range(3)])
     with caplog.at_level(logging.WARNING):
         assert len(read(path).check(max_seconds=0.25)) == 9
-    assert "1 of 3 sounds are silent, for instance" in caplog.text and "silent.wav" in caplog.text
-    assert "1 of 3 sounds are longer than 0.25 s and will be cut, for instance" in caplog.text
+    assert f"1 of 3 sounds are silent: '{folder}/silent.wav'\n" in caplog.text
+    assert f"1 of 3 sounds are longer than 0.25 s and will be cut: '{folder}/longer.wav'\n" in caplog.text
+
+
+def test_every_silent_sound_is_listed(folder, caplog):
+    for number in range(23):
+        write_tone(folder / f"s{number:02}.wav", volume=0)
+    with caplog.at_level(logging.WARNING):
+        read(write_csv(folder, *[f",x,s{number:02}.wav,a" for number in range(23)])).check()
+    assert "23 of 23 sounds are silent" in caplog.text
+    assert all(f"s{number:02}.wav" in caplog.text for number in range(20)) and ", 3 more" in caplog.text
 
 
 def test_each_distinct_sound_is_opened_once(folder, monkeypatch):

@@ -109,7 +109,7 @@ def test_the_report_is_one_file_with_all_in_it(folder, capsys, peft):
     page = (folder / "out/evaluation/report.html").read_text()
     for heading in ("Scores", "Modalities", "Learned weights", "Confusion", "Each label", "Calibration", "Samples"):
         assert f"<h2>{heading}" in page
-    assert page.count('src="data:image/png;base64,') == 4 and "prefers-color-scheme: dark" in page
+    assert page.count('src="data:image/png;base64,') == 5 and "prefers-color-scheme: dark" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert set(again["modality_weights"]) == {"text", "image"} and sum(
         again["modality_weights"].values()
