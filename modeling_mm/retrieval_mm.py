@@ -37,6 +37,22 @@ MAX_LOGIT_SCALE = math.log(100)
 SIGMOID_BIAS = -10.0  # at first nearly all pairs are false (Zhai et al. 2023)
 
 
+class MMTemperature(nn.Module):
+    """What makes logits of similarities: a learned scale, and a bias for the sigmoid loss; a module, so that
+    peft can train it beside adapters."""
+
+    def __init__(self, config: MMConfig):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
+        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_BIAS)) if config.contrastive_loss == "sigmoid" else None
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The scale, at most 100 as beyond training would only sharpen mistakes, and the bias, if there is one."""
+        if self.training:  # the weight itself, or from far beyond it would never find its way back
+            self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp(), self.logit_bias
+
+
 class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
     """Embeddings of text, pictures and sound, their similarities, and how well a text and a picture match.
 
@@ -67,8 +83,7 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         self.image_projection = nn.Linear(tower_width(config.vision_config), config.embedding_size, bias=False)
         if config.audio_config is not None:
             self.audio_projection = nn.Linear(audio_width(config.audio_config), config.embedding_size, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
-        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_BIAS)) if config.contrastive_loss == "sigmoid" else None
+        self.temperature = MMTemperature(config)
         self.matching_head = nn.Linear(text.hidden_size, 2) if config.matching_weight else None
         self.lm_head: nn.Linear | None = None
         if config.language_weight:
@@ -82,10 +97,10 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self:
-            init.constant_(self.logit_scale, self.config.logit_scale_init)
-            if self.logit_bias is not None:
-                init.constant_(self.logit_bias, SIGMOID_BIAS)
+        if isinstance(module, MMTemperature):
+            init.constant_(module.logit_scale, self.config.logit_scale_init)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, SIGMOID_BIAS)
 
     def get_output_embeddings(self) -> nn.Linear | None:
         return self.lm_head
@@ -97,16 +112,11 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         """`media_key_values` (B, L, 2, K, S, E) for `match`; see `MMModel.encode_media`."""
         return self.model.encode_media(*args, **kwargs)
 
-    def temperature(self) -> torch.Tensor:
-        """What similarities are multiplied by, at most 100; beyond, training would only sharpen mistakes."""
-        if self.training:  # the weight itself, or from far beyond it would never find its way back
-            self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
-        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-
     def similarities(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Logits (Q, K) of embeddings (Q, E) and (K, E)."""
-        logits = self.temperature() * queries @ candidates.T
-        return logits if self.logit_bias is None else logits + self.logit_bias
+        scale, bias = self.temperature()
+        logits = scale * queries @ candidates.T
+        return logits if bias is None else logits + bias
 
     def match(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media: torch.Tensor
@@ -154,8 +164,8 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
             image_keys: (I,) integers from 0, equal where pictures are the same, for losses across processes.
             caption_ids, caption_mask: (B, T) prompt and caption as `MMForConditionalGeneration` takes them, with
                 `labels` (B, T); without them, the labels are of `input_ids`.
-            embed_gradients: of a larger batch's contrastive loss, by "text", "image", "audio", "logit_scale" and
-                "logit_bias"; they take the place of this batch's (GradCache).
+            embed_gradients: of a larger batch's contrastive loss, by the names that `contrastive` has; they take the
+                place of this batch's (GradCache).
             The others are `MMModel.forward`'s.
         """
         check_text(input_ids, inputs_embeds)
@@ -173,7 +183,13 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
             return self.with_logits(output)
         keys = local_keys(texts) if input_ids is None else text_keys(input_ids, attention_mask)
         pairs = {name: medium.pairs(keys) for name, medium in media.items()}
-        output.contrastive_loss = self.contrastive(output, pairs, embed_gradients)
+        compared = {"text": texts, **{name: medium.embeds for name, medium in media.items()}}
+        compared |= dict(zip(("scale", "bias"), self.temperature(), strict=True))
+        if embed_gradients is None:
+            output.contrastive_loss = self.contrastive(compared, pairs)
+        else:
+            products = [(compared[name] * gradient).sum() for name, gradient in embed_gradients.items()]
+            output.contrastive_loss = torch.stack(products).sum()
         memories = {name: self.memory(medium) for name, medium in media.items()} if self.is_fused else {}
         if self.matching_head is not None:
             output.matching_loss = self.matching(text, output, pairs, memories)
@@ -193,25 +209,22 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
             output.logits_per_audio = self.similarities(output.audio_embeds, output.text_embeds)
         return output
 
-    def contrastive(
-        self, output: MMRetrievalOutput, pairs: dict[str, Pairs], embed_gradients: dict[str, torch.Tensor] | None
-    ) -> torch.Tensor:
+    def contrastive(self, compared: dict[str, torch.Tensor], pairs: dict[str, Pairs]) -> torch.Tensor:
         """The contrastive loss, averaged over modalities; in training, across processes.
+
+        Args:
+            compared: embeddings by "text" and modality, and "scale" and "bias" of their logits.
+            pairs: for each modality what belongs together.
 
         Raises:
             ValueError: there are no media.
         """
         if not pairs:
             raise ValueError("a loss needs media beside the texts: give `pixel_values` or `input_features`")
-        if embed_gradients is not None:
-            own = {"text": output.text_embeds, "image": output.image_embeds, "audio": output.audio_embeds}
-            own |= {"logit_scale": self.logit_scale, "logit_bias": self.logit_bias}
-            return torch.stack([(own[name] * gradient).sum() for name, gradient in embed_gradients.items()]).sum()
         across = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        scale, kind = self.temperature(), self.config.contrastive_loss
+        kind, texts, scale, bias = self.config.contrastive_loss, *(compared.get(k) for k in ("text", "scale", "bias"))
         losses = [
-            contrastive_loss(kind, output.text_embeds, output[f"{name}_embeds"], own, scale, self.logit_bias, across)
-            for name, own in pairs.items()
+            contrastive_loss(kind, texts, compared[name], own, scale, bias, across) for name, own in pairs.items()
         ]
         return torch.stack(losses).mean()
 

@@ -33,11 +33,15 @@ from .evaluate import draw_some, evaluate_rows, write_bad_rows, write_prediction
 from .matching import MatchingPairs
 from .metrics import MAIN, compute_metrics_for, in_words
 from .processing_mm import MMProcessor
+from .retrieval import RetrievalArguments, RetrievalCollator, evaluate_retrieval
+from .retrieval_metrics import compute_retrieval_metrics
+from .retrieval_trainer import RetrievalTrainer
 from .tables import read_table
 from .targets import COLUMNS, head_options, known_names
 from .trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
 
 logger = logging.getLogger(__name__)
+RETRIEVAL_HEADS = ("text_projection", "image_projection", "audio_projection", "temperature", "matching_head")
 
 
 @dataclass
@@ -116,7 +120,7 @@ class Splits:
 
 def known_labels(source: str | None, task: str) -> list[str] | None:
     """The labels of the model to go on from, in the order of its classifier; None without one."""
-    if source is None or task == "generation":
+    if source is None or task in ("generation", "retrieval"):
         return None
     config = read_config(source if not Path(source, BASE).is_dir() else str(Path(source, BASE)))
     return [config.id2label[i] for i in range(config.num_labels)]
@@ -156,7 +160,9 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
     return Splits(rest, held, test)
 
 
-def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> tuple[PreTrainedModel, MMProcessor]:
+def build_model(
+    args: ModelArguments, data: DataArguments, train: MMDataset, retrieval: RetrievalArguments
+) -> tuple[PreTrainedModel, MMProcessor]:
     """The model to train and its processor: a trained folder's, or composed from towers, in float32.
 
     Raises:
@@ -164,6 +170,8 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
     """
     balanced = data.class_weights == "balanced"
     options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
+    if data.task == "retrieval":
+        options |= retrieval.config()
     if args.model is not None:
         if args.vision_tower or args.text_model or args.audio_tower:
             raise ValueError("give either --model or the towers")
@@ -186,7 +194,9 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
         rows = [train.row(number) for number in train.kept]
         words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
         tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None)
-        text = scratch.text_config(text, tokenizer, decoder=data.task == "generation")
+        text = scratch.text_config(
+            text, tokenizer, decoder=data.task == "generation" or bool(retrieval.language_weight)
+        )
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
         audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds)
@@ -236,7 +246,7 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, targets: str, output:
 
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     adapted = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
-    whole = ("fusion", "vision_tower", "audio_tower", "late_fusion", "classifier")
+    whole = ("fusion", "vision_tower", "audio_tower", "late_fusion", "classifier", *RETRIEVAL_HEADS)
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -270,22 +280,59 @@ def resume_path(args: TrainingArguments) -> str | None:
     return path
 
 
+def build_collator(model: PreTrainedModel, processor: MMProcessor, data: DataArguments) -> MMCollator:
+    """What turns rows of this task into batches."""
+    if data.task != "retrieval":
+        return MMCollator(processor, data.task, data.max_length)
+    return RetrievalCollator(processor, data.task, data.max_length, captions=model.config.language_weight > 0)
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    args: TrainingArguments,
+    splits: Splits,
+    collator: MMCollator,
+    data: DataArguments,
+    retrieval: RetrievalArguments,
+) -> MMTrainer:
+    """The trainer of this task, with its data, collators and metrics."""
+    processor, matches = collator.processor, data.task == "matching"
+    parts: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "train_dataset": splits.train,
+        "eval_dataset": MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
+        "processing_class": processor,
+        "data_collator": collator,
+        "group_by_image": data.group_by_image,
+    }
+    if data.task == "retrieval":
+        size = retrieval.contrastive_batch_size
+        return RetrievalTrainer(**parts, compute_metrics=compute_retrieval_metrics, contrastive_batch_size=size)
+    generates = data.task == "generation"
+    return MMTrainer(
+        **parts,
+        eval_collator=MMCollator(processor, data.task, data.max_length, with_prompts=generates),
+        compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data.task),
+        max_new_tokens=data.max_new_tokens,
+    )
+
+
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Run the verb; returns its results on the first process."""
-    parser = MMParser((ModelArguments, DataArguments, TrainingArguments), prog="modeling-mm train")
-    model_args, data_args, args = parser.parse(argv)
+    parser = MMParser((ModelArguments, DataArguments, RetrievalArguments, TrainingArguments), prog="modeling-mm train")
+    model_args, data_args, retrieval_args, args = parser.parse(argv)
     output = Path(args.output_dir)
     checkpoint = resume_path(args)
     set_seed(args.seed)
     check_task(model_args, data_args)
     splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
-    model, processor = build_model(model_args, data_args, splits.train)
+    model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
     choose_trainable(model, model_args)
-    matches = data_args.task == "matching"
-    collator = MMCollator(processor, data_args.task, data_args.max_length)
+    collator = build_collator(model, processor, data_args)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
-    collator.negatives_seed = args.seed if matches else None
+    collator.negatives_seed = args.seed if data_args.task == "matching" else None
     if unused := freeze_unused(model, collator(rows_with_media(splits.train))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if model_args.use_peft:
@@ -297,19 +344,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not any((counts := trainable_parameters(model)).values()):
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
     logger.warning(f"trainable parameters: {counts}")
-    generates = data_args.task == "generation"
-    trainer = MMTrainer(
-        model=model,
-        args=args,
-        train_dataset=splits.train,
-        eval_dataset=MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
-        processing_class=processor,
-        data_collator=collator,
-        eval_collator=MMCollator(processor, data_args.task, data_args.max_length, with_prompts=generates),
-        compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data_args.task),
-        group_by_image=data_args.group_by_image,
-        max_new_tokens=data_args.max_new_tokens,
-    )
+    trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
@@ -317,7 +352,11 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         calibrate(trainer, data_args.task, output / BASE if model_args.use_peft else None)
     trainer.save_model()
     report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train)}
-    report |= final_evaluation(trainer, data_args.task, splits, output)
+    if isinstance(trainer, RetrievalTrainer):
+        report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
+        report |= {"evaluated_on": "test" if splits.test else "validation"}
+    else:
+        report |= final_evaluation(trainer, data_args.task, splits, output)
     report |= {"skipped_rows": len(splits.bad_rows()), "output_dir": str(output)}
     if not trainer.is_world_process_zero():
         return None
@@ -326,7 +365,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     losses = {"loss_history": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
     (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
-    show_some(splits.test or splits.validation, output)
+    if data_args.task != "retrieval":
+        show_some(splits.test or splits.validation, output)
     return report
 
 
@@ -360,7 +400,9 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     """
     if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
         raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
-    if data.calibrate and data.task in ("generation", "regression"):
+    if data.task == "retrieval" and (model.late_fusion or data.audio_column):
+        raise ValueError("--task retrieval is about pictures and texts; leave out --late_fusion and --audio_column")
+    if data.calibrate and data.task in ("generation", "regression", "retrieval"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
     if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
         raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
