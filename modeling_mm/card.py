@@ -51,10 +51,15 @@ processor = AutoProcessor.from_pretrained(".")
 inputs = processor(images=Image.open("picture.png"), text="<image>...", return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
 FIND = """import modeling_mm  # or pass trust_remote_code=True and do without the package
-from transformers import pipeline
+from PIL import Image
+from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 
-find = pipeline("zero-shot-image-classification", model=".")
-print(find("picture.png", candidate_labels=["...", "..."], hypothesis_template="{}"))"""
+model = AutoModelForZeroShotImageClassification.from_pretrained(".")
+processor = AutoProcessor.from_pretrained(".")
+pictures = processor(images=[Image.open("picture.png")], return_tensors="pt")
+texts = processor(text=["...", "..."], padding=True, return_tensors="pt")
+pictures = model.get_image_features(pictures["pixel_values"]).pooler_output
+print(model.get_text_features(**texts).pooler_output @ pictures.T)"""
 SAY = {  # in place of the last line above
     "multilabel": "print([model.config.id2label[i] for i, x in enumerate(model(**inputs).logits[0]) if x > 0])",
     "regression": "print(model(**inputs).logits[0].tolist())",
@@ -83,7 +88,10 @@ def write_card(
     figures = "\n".join(f"| {name} | {value} |" for name, value in report.items() if name != "output_dir")
     parameters = sum(p.numel() for p in model.parameters())
     code = {"generation": ASK, "retrieval": FIND}.get(task, CLASSIFY)
-    blind = f"`blind_{MAIN[task]}` is `{MAIN[task]}` with the pictures left out."
+    explained, samples = f"{SCORES[task]}.", ""
+    if task != "retrieval":
+        explained = f"{SCORES[task]};\n`blind_{MAIN[task]}` is `{MAIN[task]}` with the pictures left out."
+        samples = "![samples](samples.png)"
     if task in SAY:
         code = "\n".join([*code.splitlines()[:-1], SAY[task]])
     if (output / "adapter_config.json").is_file():
@@ -104,10 +112,10 @@ joined by {" and ".join(ways)}; {parameters / 1e6:.1f} million parameters. Train
 | --- | --- |
 {figures}
 
-{SCORES[task]}{"." if task == "retrieval" else f";{chr(10)}{blind}"}
+{explained}
 
 ![loss and accuracy](curves.png)
-{"" if task == "retrieval" else "![samples](samples.png)"}
+{samples}
 
 ## Use
 
