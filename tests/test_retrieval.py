@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import drawing, mm_config, mm_model, open_gates, padded, pictures, text_inputs, token_row
 from torch.nn import functional
-from transformers import AutoModelForZeroShotImageClassification, pipeline
+from transformers import AutoConfig, AutoModelForZeroShotImageClassification, pipeline
 
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMModel
 from modeling_mm.losses_mm import NO_MEDIUM, Pairs, contrastive_loss, hard_negatives, text_keys
@@ -236,9 +236,14 @@ def processes(script, count, *arguments, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     command = [*launch, str(tmp_path / "script.py"), str(Path(__file__).parent), str(count), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, **pipes) as started:
+        try:
+            said, complained = started.communicate(timeout=300)
+        finally:
+            started.terminate()  # killed, the launcher would leave its processes behind
+    assert started.returncode == 0, complained[-3000:]
+    return said
 
 
 @pytest.mark.slow
@@ -335,6 +340,52 @@ def test_what_a_model_cannot_learn_is_refused():
         retriever()(batch["input_ids"], return_loss=True)
     with pytest.raises(ValueError, match="no matching head"):
         retriever(matching_weight=0.0).match(batch["input_ids"])
+
+
+def test_a_picture_is_encoded_once_for_all_losses():
+    model, batch = retriever(language_weight=1.0).train(), four_texts_of_three_pictures()
+    seen = []
+    model.model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    model(**batch, labels=batch["input_ids"], return_loss=True)
+    assert seen == [3]
+
+
+def test_a_text_without_a_picture_belongs_to_none():
+    model, batch = retriever(language_weight=1.0), four_texts_of_three_pictures()
+    batch["image_index"][3] = -1
+    output = model(**batch, labels=batch["input_ids"], return_loss=True)
+    logits = model(**{**batch, "return_loss": False}).logits_per_text
+    true = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    scale, _ = model.temperature()
+    expected = naive("infonce", output.text_embeds, output.image_embeds, true, scale, None)
+    torch.testing.assert_close(output.contrastive_loss, expected)
+    assert output.loss.isfinite() and logits.shape == (4, 3)
+
+
+def contrastive_of(model, texts, media):
+    """The softmax loss of four texts of three pictures or sounds, the first and third text about the first."""
+    true = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.bool)
+    return naive("infonce", texts, media, true, model.temperature()[0], None)
+
+
+def test_sound_is_embedded_compared_and_matched():
+    sizes = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
+    ears = AutoConfig.for_model("whisper", **sizes, num_mel_bins=8, max_source_positions=8)
+    model, batch = retriever(audio_config=ears, audio_token_id=97), four_texts_of_three_pictures()
+    heard = {"input_features": torch.randn(3, 8, 16), "audio_index": batch.pop("image_index")}
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    output = model(**batch, **heard)
+    clips = model.get_audio_features(heard["input_features"]).pooler_output
+    assert torch.equal(output.audio_embeds, clips) and output.image_embeds is None
+    assert torch.equal(output.logits_per_audio, model.similarities(clips, output.text_embeds))
+    learnt = model(**batch, **heard, return_loss=True)
+    learnt.loss.backward()
+    assert learnt.matching_loss > 0 and model.audio_projection.weight.grad.any()
+    both = model(**batch, **heard, **pictures(3), image_index=heard["audio_index"], return_loss=True)
+    seen_alone = contrastive_of(model, both.text_embeds, both.image_embeds)
+    torch.testing.assert_close(both.contrastive_loss, (learnt.contrastive_loss + seen_alone) / 2)
 
 
 @pytest.mark.parametrize("text", ["llama", "bert"])
