@@ -10,8 +10,10 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
+    AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .classification_mm import MMForSequenceClassification
@@ -20,6 +22,7 @@ from .generation_mm import MMForConditionalGeneration
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .pipeline_mm import MultimodalClassificationPipeline
 from .processing_mm import MMProcessor
+from .retrieval_mm import MMForImageTextRetrieval
 from .version import __version__
 
 AutoConfig.register(MMConfig.model_type, MMConfig, exist_ok=True)
@@ -27,7 +30,10 @@ AutoModel.register(MMConfig, MMModel, exist_ok=True)
 AutoModelForImageTextToText.register(MMConfig, MMForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(MMConfig, MMForConditionalGeneration, exist_ok=True)
 AutoModelForSequenceClassification.register(MMConfig, MMForSequenceClassification, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(MMConfig, MMForImageTextRetrieval, exist_ok=True)
 AutoProcessor.register(MMConfig, MMProcessor, exist_ok=True)
+# the pipeline looks here, where `register` does not write, before it says that a model is not supported
+MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(MMConfig.model_type, "MMForImageTextRetrieval")
 PIPELINE_REGISTRY.register_pipeline(
     "multimodal-classification", MultimodalClassificationPipeline, AutoModelForSequenceClassification
 )
@@ -37,11 +43,13 @@ MMConfig.register_for_auto_class()
 MMModel.register_for_auto_class("AutoModel")
 MMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 MMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+MMForImageTextRetrieval.register_for_auto_class("AutoModelForZeroShotImageClassification")
 MMProcessor.register_for_auto_class()
 
 __all__ = [
     "MMConfig",
     "MMForConditionalGeneration",
+    "MMForImageTextRetrieval",
     "MMForSequenceClassification",
     "MMModel",
     "MMPreTrainedModel",

@@ -20,7 +20,10 @@ SCORES = {
     "labels of average precision",
     "regression": "`mae` and `rmse` are in the label's unit",
     "matching": "`accuracy` is the share of pairs told right, half of which have the text of another row",
+    "retrieval": "`r1` is the share of queries with a true candidate in first place, `map` the mean average precision",
 }
+
+PIPELINE_TAGS = {"generation": "image-text-to-text", "retrieval": "zero-shot-image-classification"}
 
 ASK = """import modeling_mm  # or pass trust_remote_code=True and do without the package
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -47,6 +50,16 @@ model = AutoModelForSequenceClassification.from_pretrained(".")
 processor = AutoProcessor.from_pretrained(".")
 inputs = processor(images=Image.open("picture.png"), text="<image>...", return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
+FIND = """import modeling_mm  # or pass trust_remote_code=True and do without the package
+from PIL import Image
+from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
+
+model = AutoModelForZeroShotImageClassification.from_pretrained(".")
+processor = AutoProcessor.from_pretrained(".")
+pictures = processor(images=[Image.open("picture.png")], return_tensors="pt")
+texts = processor(text=["...", "..."], padding=True, return_tensors="pt")
+pictures = model.get_image_features(pictures["pixel_values"]).pooler_output
+print(model.get_text_features(**texts).pooler_output @ pictures.T)"""
 SAY = {  # in place of the last line above
     "multilabel": "print([model.config.id2label[i] for i, x in enumerate(model(**inputs).logits[0]) if x > 0])",
     "regression": "print(model(**inputs).logits[0].tolist())",
@@ -68,21 +81,25 @@ def write_card(
     towers = [settings[name] for name in ("vision_tower", "audio_tower", "text_model") if settings[name]]
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-text-to-text" if task == "generation" else "text-classification",
+        pipeline_tag=PIPELINE_TAGS.get(task, "text-classification"),
         tags=["modeling_mm", "multimodal", "cross-attention"],
         base_model=[tower for tower in towers if not tower.startswith("scratch") and not Path(tower).exists()] or None,
     )
     figures = "\n".join(f"| {name} | {value} |" for name, value in report.items() if name != "output_dir")
     parameters = sum(p.numel() for p in model.parameters())
-    code = ASK if task == "generation" else CLASSIFY
+    code = {"generation": ASK, "retrieval": FIND}.get(task, CLASSIFY)
+    hears = model.config.audio_config is not None
+    modalities, media = ("image, text and sound", "pictures and sounds") if hears else ("image and text", "pictures")
+    explained, samples = f"{SCORES[task]}.", ""
+    if task != "retrieval":
+        explained = f"{SCORES[task]};\n`blind_{MAIN[task]}` is `{MAIN[task]}` with the {media} left out."
+        samples = "![samples](samples.png)"
     if task in SAY:
         code = "\n".join([*code.splitlines()[:-1], SAY[task]])
     if (output / "adapter_config.json").is_file():
         code = re.sub(r"model = (\w+)\.from_pretrained\(\".\"\)", ADAPTED, code)
     ways = ["gated cross-attention"] if model.config.cross_attention else []
     ways += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
-    hears = model.config.audio_config is not None
-    modalities, media = ("image, text and sound", "pictures and sounds") if hears else ("image and text", "pictures")
     card = f"""---
 {data.to_yaml()}
 ---
@@ -97,11 +114,10 @@ joined by {" and ".join(ways)}; {parameters / 1e6:.1f} million parameters. Train
 | --- | --- |
 {figures}
 
-{SCORES[task]};
-`blind_{MAIN[task]}` is `{MAIN[task]}` with the {media} left out.
+{explained}
 
 ![loss and accuracy](curves.png)
-![samples](samples.png)
+{samples}
 
 ## Use
 

@@ -14,11 +14,13 @@ from .classification_mm import MMForSequenceClassification
 from .configuration_mm import MMConfig
 from .generation_mm import MMForConditionalGeneration
 from .processing_mm import MMProcessor
+from .retrieval_mm import MMForImageTextRetrieval
 
 logger = logging.getLogger(__name__)
 
 TASKS = {
     "generation": MMForConditionalGeneration,
+    "retrieval": MMForImageTextRetrieval,
     **dict.fromkeys(("classification", "multilabel", "regression", "matching"), MMForSequenceClassification),
 }
 BASE = "base"  # sub-folder of an adapter's folder that holds the composed model
@@ -28,6 +30,8 @@ def task_of(model: PreTrainedModel) -> str:
     """The task of a model's head."""
     if isinstance(model, MMForConditionalGeneration):
         return "generation"
+    if isinstance(model, MMForImageTextRetrieval):
+        return "retrieval"
     if model.config.matching:
         return "matching"
     kinds = {"multi_label_classification": "multilabel", "regression": "regression"}

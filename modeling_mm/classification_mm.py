@@ -19,6 +19,7 @@ from .late_fusion_mm import MMLateFusion
 from .media_mm import MEDIA, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
+from .pooling_mm import pool_tokens
 
 
 class MMForSequenceClassification(MMPreTrainedModel):
@@ -47,19 +48,7 @@ class MMForSequenceClassification(MMPreTrainedModel):
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """(B, T, D) to (B, D): the first or last token that is not padding, or the mean of all that are not."""
-        rows, tokens, _ = hidden_states.shape
-        if attention_mask is None:
-            attention_mask = torch.ones(rows, tokens, device=hidden_states.device)
-        if self.config.pooling == "mean":
-            weight = attention_mask[..., None].to(hidden_states.dtype)
-            return (hidden_states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-        column = torch.arange(tokens, device=hidden_states.device)
-        real = attention_mask > 0
-        if self.config.pooling == "first":
-            chosen = torch.where(real, column, tokens - 1).amin(dim=1)
-        else:
-            chosen = torch.where(real, column, 0).amax(dim=1)
-        return hidden_states[torch.arange(rows, device=hidden_states.device), chosen]
+        return pool_tokens(hidden_states, attention_mask, self.config.pooling)
 
     def late_media(
         self, media: dict[str, Any], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None

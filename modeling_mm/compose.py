@@ -27,6 +27,7 @@ from transformers.utils import logging
 from .audio_towers_mm import audio_half, audio_tower_from_config
 from .configuration_mm import MMConfig
 from .processing_mm import MMProcessor
+from .retrieval_mm import MMForImageTextRetrieval
 
 Tower: TypeAlias = str | PreTrainedConfig | PreTrainedModel
 IMAGE_TOKEN, AUDIO_TOKEN = "<image>", "<audio>"
@@ -168,7 +169,8 @@ def model_from_towers(
             that a part lacks.
     """
     generates = issubclass(cls, GenerationMixin)
-    text_model, lm_head, whole = load_text_model(text, generates, dtype)
+    with_head = generates or bool(issubclass(cls, MMForImageTextRetrieval) and config.get("language_weight"))
+    text_model, lm_head, whole = load_text_model(text, with_head, dtype)
     vision_tower = load_vision_tower(vision, dtype or text_model.dtype)
     tokenizer = processor.tokenizer if processor is not None else None
     if tokenizer is None and isinstance(text, str):
@@ -193,7 +195,7 @@ def model_from_towers(
     experts = text_model.config._experts_implementation
     mm_config = MMConfig(vision_config=vision_tower.config, text_config=text_model.config, **config)
     text_model.config._experts_implementation = experts
-    model = cls(mm_config, **towers, **({"lm_head": lm_head} if generates else {}))
+    model = cls(mm_config, **towers, **({"lm_head": lm_head} if with_head else {}))
     check_composition(cast(model, dtype or text_model.dtype), whole if generates else text_model)
     if generates:
         model.generation_config = whole.generation_config

@@ -7,6 +7,7 @@
 - peft looks up LoRA's default layers by a config's model type; `to_dict` sees to it that it finds ours.
 """
 
+import math
 import sys
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "generation_mm.MMForConditionalGeneration",
     "AutoModelForMultimodalLM": "generation_mm.MMForConditionalGeneration",
     "AutoModelForSequenceClassification": "classification_mm.MMForSequenceClassification",
+    "AutoModelForZeroShotImageClassification": "retrieval_mm.MMForImageTextRetrieval",
     "AutoProcessor": "processing_mm.MMProcessor",
 }
 
@@ -84,8 +86,8 @@ class MMConfig(PreTrainedConfig):
         num_latents (`int`, *optional*): slots per image after a Perceiver resampler; None keeps the tower's states.
         resampler_layers (`int`): depth of the resampler.
         lm_head_bias (`bool`): whether the language modelling head of the backbone has a bias.
-        pooling (`"first"`, `"last"` or `"mean"`, *optional*): what stands for a row in classification, default the
-            first token of an encoder and the last of a decoder.
+        pooling (`"first"`, `"last"` or `"mean"`, *optional*): what stands for a row in classification and retrieval,
+            default the first token of an encoder and the last of a decoder.
         classifier_dropout (`float`): dropout before the classification head.
         late_fusion (`"concat"`, `"sum"`, `"weighted"`, `"gated"` or `"product"`, *optional*): joins one embedding per
             modality before the classification head, see `MMLateFusion`.
@@ -97,6 +99,14 @@ class MMConfig(PreTrainedConfig):
             counts in the loss.
         calibration_temperature (`float`, *optional*): divides the logits, so that probabilities mean what they say.
         matching (`bool`): whether the two classes say that text and picture do not, and do, belong together.
+        embedding_size (`int`, *optional*): width of what retrieval compares, default the backbone's, at most 512.
+        image_pooling (`"mean"`, `"first"` or `"tower"`): what stands for a picture in retrieval: the mean of the
+            tower's states, the first of them (class token), or the vector that the tower itself makes.
+        contrastive_loss (`"infonce"` or `"sigmoid"`): see `losses_mm`.
+        logit_scale_init (`float`, *optional*): logarithm of the inverse temperature at first, default that of CLIP
+            for "infonce", ln(1 / 0.07), and of SigLIP for "sigmoid", ln(10).
+        contrastive_weight, matching_weight, language_weight (`float`): of the parts of the retrieval loss. With 0,
+            there is no matching head and no language modelling head.
         initializer_range (`float`, *optional*): standard deviation of fusion and head weights at random
             initialisation, default the backbone's.
 
@@ -136,6 +146,13 @@ class MMConfig(PreTrainedConfig):
     class_weights: list[float] | None = None
     calibration_temperature: float | None = None
     matching: bool = False
+    embedding_size: int | None = None
+    image_pooling: Literal["mean", "first", "tower"] = "mean"
+    contrastive_loss: Literal["infonce", "sigmoid"] = "infonce"
+    logit_scale_init: float | None = None
+    contrastive_weight: float | int = 1.0
+    matching_weight: float | int = 1.0
+    language_weight: float | int = 0.0
     initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
     auto_map: dict[str, str] | None = None
@@ -166,6 +183,10 @@ class MMConfig(PreTrainedConfig):
             self.initializer_range = getattr(text, "initializer_range", 0.02)
         if self.pooling is None:
             self.pooling = "last" if self.is_text_decoder else "first"
+        if self.embedding_size is None:
+            self.embedding_size = min(512, text.hidden_size)
+        if self.logit_scale_init is None:
+            self.logit_scale_init = math.log(1 / 0.07 if self.contrastive_loss == "infonce" else 10)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(text, "tie_word_embeddings", False))
         self.auto_map = dict(AUTO_MAP)

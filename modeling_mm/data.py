@@ -228,9 +228,9 @@ class MMDataset(torch.utils.data.Dataset):
             markers = row.text.count(token)
             if markers and markers != len(own):
                 return f"the text has {markers} '{token}' markers but the row has {len(own)} {kind}"
-        if self.task == "matching":
+        if self.task in ("matching", "retrieval"):
             missing = columns.text if row.images else columns.image
-            return None if row.images and row.text else f"'{missing}' is empty; matching needs a picture and a text"
+            return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs a picture and a text"
         if columns.target is None:
             return None
         return target_complaint(columns.target, row.target, self.labels)

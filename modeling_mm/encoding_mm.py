@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
@@ -27,7 +26,7 @@ from .media_mm import (
     implied_image_index,
     media_start_from_markers,
 )
-from .outputs_mm import MMAudioOutput
+from .outputs_mm import MMAudioOutput, MMImageOutput
 
 
 @dataclass
@@ -72,14 +71,14 @@ class MMEncodingMixin:
     get_input_embeddings: Callable[[], torch.nn.Module]
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: torch.Tensor, **vision_inputs) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: torch.Tensor, **vision_inputs) -> MMImageOutput:
         """What the vision tower sees in distinct images (I, C, H, W).
 
         `vision_inputs` are what else a tower takes (SigLIP2's `pixel_attention_mask` and `spatial_shapes`, flags).
 
         Returns:
             the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
-            a convolutional tower is flattened.
+            a convolutional tower is flattened; `pooled` is the tower's own pooled output, if it has one.
 
         Raises:
             ValueError: the tower's states are not P of width V for each image.
@@ -97,9 +96,10 @@ class MMEncodingMixin:
                 f"the vision tower '{self.config.vision_config.model_type}' gives states of shape "
                 f"{tuple(states.shape)} for {images} images, where fusion expects ({images}, states, {width})"
             )
-        return BaseModelOutputWithPooling(
+        return MMImageOutput(
             last_hidden_state=states,
             pooler_output=flat,
+            pooled=output.get("pooler_output"),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
         )

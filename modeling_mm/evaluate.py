@@ -30,6 +30,8 @@ from .metrics import MAIN, compute_metrics_for, in_words, normalize, per_class, 
 from .modalities import modality_report
 from .quantization import QUANTIZATIONS, quantized
 from .report import Section, write_report
+from .retrieval import RetrievalCollator, evaluate_retrieval
+from .retrieval_trainer import RetrievalTrainer
 from .tables import read_table
 from .targets import COLUMNS
 from .trainer import MMTrainer
@@ -60,6 +62,7 @@ class EvaluateArguments:
     modality_report: bool | None = field(
         default=None, metadata={"help": "score without each modality and with each alone; default: not for generation"}
     )
+    rerank: int = field(default=0, metadata={"help": "of a retrieval, rank the best k by the matching head as well"})
     seed: int = field(default=0, metadata={"help": "chooses the wrong texts of a matching"})
     max_seconds: float | None = field(
         default=None, metadata={"help": "of a sound that are used, twice as long is refused; default: as in training"}
@@ -254,6 +257,41 @@ def report_sections(
     return [*sections, Section("Samples", picture=output / "samples.png")]
 
 
+def output_folder(args: EvaluateArguments) -> Path:
+    """Where results go; a Hub id must not become a folder here, or the next run would take that for the model."""
+    output = Path(args.output_dir or (Path(args.model) / "evaluation" if Path(args.model).is_dir() else "evaluation"))
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def trainer_arguments(args: EvaluateArguments, output: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(output),
+        per_device_eval_batch_size=args.batch_size,
+        use_cpu=args.device == "cpu" or not torch.cuda.is_available(),
+    )
+
+
+def retrieval_results(
+    args: EvaluateArguments, model: PreTrainedModel, collator: RetrievalCollator, dataset: MMDataset
+) -> dict[str, Any] | None:
+    """Recall, median rank and mAP both ways, with `--rerank k` also after a second look; on the first process."""
+    output = output_folder(args)
+    trainer = RetrievalTrainer(
+        model=model,
+        args=trainer_arguments(args, output),
+        processing_class=collator.processor,
+        data_collator=collator,
+    )
+    result = evaluate_retrieval(trainer, dataset, args.rerank, output)
+    if not trainer.is_world_process_zero():
+        return None
+    write_bad_rows(dataset.bad_rows, output)
+    result |= {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
+    (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return result
+
+
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Run the verb; returns its results on the first process."""
     (args,) = MMParser(EvaluateArguments, prog="modeling-mm evaluate").parse(argv)
@@ -273,18 +311,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         logger.warning("this model hears, but without --audio_column it is evaluated without sound")
     dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, max_seconds=processor.max_seconds)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
+    if task == "retrieval":
+        return retrieval_results(args, model, RetrievalCollator(processor, task, args.max_length), dataset)
     collator.check_lengths(dataset, args.on_bad_row == "skip")
     rows = MatchingPairs(dataset, args.seed) if task == "matching" else dataset
-    # a Hub id must not become a folder here, or the next run would take that for the model
-    output = Path(args.output_dir or (Path(args.model) / "evaluation" if Path(args.model).is_dir() else "evaluation"))
-    output.mkdir(parents=True, exist_ok=True)
+    output = output_folder(args)
     trainer = MMTrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(output),
-            per_device_eval_batch_size=args.batch_size,
-            use_cpu=args.device == "cpu" or not torch.cuda.is_available(),
-        ),
+        args=trainer_arguments(args, output),
         processing_class=processor,
         eval_collator=collator,
         compute_metrics=compute_metrics_for(processor.tokenizer, labels, task),

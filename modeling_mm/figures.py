@@ -26,10 +26,11 @@ def shorten(text: str, most: int) -> str:
 
 
 def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Loss and validation accuracy over training steps, from the Trainer's log history."""
+    """Loss and validation accuracy, of a retrieval recall, over training steps, from the Trainer's log history."""
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
-    for key, axis in (("loss", left), ("eval_loss", left), ("eval_accuracy", right)):
+    scores = [(f"eval_{name}", right) for name in ("accuracy", "text_to_image_r1", "image_to_text_r1")]
+    for key, axis in (("loss", left), ("eval_loss", left), *scores):
         points = [(log["step"], log[key]) for log in history if key in log]
         if points:
             axis.plot(*zip(*points, strict=True), label=key.replace("eval_", "validation "), marker=".", markersize=4)

@@ -9,6 +9,7 @@ import inspect
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -20,6 +21,19 @@ from .encoding_mm import Memory
 from .media_mm import MEDIA, check_markers, check_text, implied_image_index
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
+
+
+def scaled_logits(logits: torch.Tensor, text: PreTrainedConfig) -> torch.Tensor:
+    """What some backbones do to their logits: Granite divides, Cohere and Falcon-H1 multiply, Gemma caps."""
+    if (divisor := getattr(text, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if (factor := getattr(text, name, None)) is not None:
+            logits = logits * factor
+    for name in ("final_logit_softcapping", "logits_soft_cap"):
+        if (cap := getattr(text, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+    return logits
 
 
 class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
@@ -92,17 +106,8 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         return self.model.media_starts(*args, **kwargs)
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What some backbones do to their logits: Granite divides, Cohere and Falcon-H1 multiply, Gemma caps."""
-        text = self.config.text_config
-        if (divisor := getattr(text, "logits_scaling", None)) is not None:
-            logits = logits / divisor
-        for name in ("logit_scale", "lm_head_multiplier"):
-            if (factor := getattr(text, name, None)) is not None:
-                logits = logits * factor
-        for name in ("final_logit_softcapping", "logits_soft_cap"):
-            if (cap := getattr(text, name, None)) is not None:
-                logits = torch.tanh(logits / cap) * cap
-        return logits
+        """What the backbone does to its logits; see `scaled_logits`."""
+        return scaled_logits(logits, self.config.text_config)
 
     @can_return_tuple
     def forward(
@@ -214,4 +219,4 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         return super()._get_candidate_generator(*args, **kwargs)
 
 
-__all__ = ["MMForConditionalGeneration"]
+__all__ = ["MMForConditionalGeneration", "scaled_logits"]

@@ -11,6 +11,8 @@ from .adapters_mm import gates_are_closed
 from .checkpoint import BASE
 from .train_arguments import ModelArguments
 
+RETRIEVAL_HEADS = ("text_projection", "image_projection", "audio_projection", "temperature", "matching_head")
+
 
 def lora_pattern(model: PreTrainedModel, args: ModelArguments) -> str:
     """The layers that `--lora_parts` asks for.
@@ -39,7 +41,7 @@ def add_lora(model: PreTrainedModel, args: ModelArguments, targets: str, output:
 
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     adapted = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
-    whole = ("fusion", "vision_tower", "audio_tower", "late_fusion", "classifier")
+    whole = ("fusion", "vision_tower", "audio_tower", "late_fusion", "classifier", *RETRIEVAL_HEADS)
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,

@@ -18,6 +18,7 @@ MAIN = {
     "multilabel": "micro_f1",
     "regression": "r2",
     "matching": "accuracy",
+    "retrieval": "text_to_image_r1",
 }
 
 

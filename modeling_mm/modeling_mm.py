@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # never runs; the library copies what these lines name, so ev
     from .generation_mm import MMForConditionalGeneration  # noqa: F401
     from .late_fusion_mm import MMLateFusion  # noqa: F401
     from .pipeline_mm import MultimodalClassificationPipeline  # noqa: F401
+    from .retrieval_mm import MMForImageTextRetrieval  # noqa: F401
 
 
 class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """What the models return.
 
-Shapes: B rows, T text tokens, S memory slots, D text width, L fusion layers, H query heads, K key/value heads,
-E head width, A clips of sound, Q states per clip, V tower width.
+Shapes: B rows, I distinct images, P states per image, A clips of sound, Q states per clip, T text tokens, S memory
+slots, D text width, V tower width, L fusion layers, H query heads, K key/value heads, E head or embedding width.
 """
 
 from dataclasses import dataclass
@@ -54,10 +54,39 @@ class MMAudioOutput(BaseModelOutputWithPooling):
     attention_mask: torch.Tensor | None = None
 
 
+@dataclass
+class MMImageOutput(BaseModelOutputWithPooling):
+    """What the vision tower sees: `pooler_output` (I, P, V) is what fusion attends to, `pooled` (I, V) the one vector
+    that some towers make of a picture themselves."""
+
+    pooled: torch.Tensor | None = None
+
+
+@dataclass
+class MMRetrievalOutput(ModelOutput):
+    """Output of `MMForImageTextRetrieval`.
+
+    loss: the weighted sum of the parts below, with `return_loss=True`. logits_per_image (I, B), logits_per_text
+    (B, I), logits_per_audio (A, B): scaled similarities, without `return_loss`. text_embeds (B, E), image_embeds
+    (I, E), audio_embeds (A, E): normalised.
+    """
+
+    loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    matching_loss: torch.Tensor | None = None
+    language_loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    logits_per_audio: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+
+
 def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor) -> MMOutput:
     """The base model's output without its last hidden state, with the head's loss and logits."""
     fields = {name: value for name, value in output.items() if name != "last_hidden_state"}
     return MMOutput(loss=loss, logits=logits, **fields)
 
 
-__all__ = ["MMAudioOutput", "MMModelOutput", "MMOutput", "head_output"]
+__all__ = ["MMAudioOutput", "MMImageOutput", "MMModelOutput", "MMOutput", "MMRetrievalOutput", "head_output"]

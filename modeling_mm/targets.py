@@ -7,6 +7,7 @@
 | multilabel     | `a|b|c` or a list; an empty list is no label       | 0 or 1 for each label          |
 | regression     | a number, in one or several columns                | the numbers                    |
 | matching       | no column; or a group, whose rows match each other | 0 or 1, made by `matching.py`  |
+| retrieval      | no column; the text is what a picture is found by  | no labels                      |
 """
 
 import json
@@ -24,6 +25,7 @@ COLUMNS = {
     "multilabel": "label",
     "regression": "label",
     "matching": None,
+    "retrieval": None,
 }
 MATCH_LABELS = ["mismatch", "match"]
 
@@ -107,12 +109,13 @@ def encode_target(task: str, target: Any, labels: Sequence[str] | None) -> Any:
 
 
 def known_names(task: str, targets: Sequence[Any], column: str | None, source: str) -> list[str] | None:
-    """What the outputs of a head are called, from the targets of the training rows; None for a generation.
+    """What the outputs of a head are called, from the targets of the training rows; None for a generation or
+    retrieval.
 
     Raises:
         ValueError: there is nothing to tell apart.
     """
-    if task == "generation":
+    if task in ("generation", "retrieval"):
         return None
     if task == "matching":
         return MATCH_LABELS

@@ -13,149 +13,30 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPil, set_seed
+from transformers import TrainingArguments, set_seed
 
-from . import figures, scratch
+from . import figures
 from .arguments import MMParser
-from .audio_mm import MAX_SECONDS, window_seconds
+from .assembly import build_collator, build_model, build_trainer, choose_trainable
 from .calibration import fit_temperature
 from .card import write_card
-from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config, task_of
-from .collator import MMCollator
+from .checkpoint import BASE, last_checkpoint
 from .contact_sheet import draw_augmented
-from .data import Columns, MMDataset
+from .data import MMDataset
 from .evaluate import draw_some, evaluate_rows, write_bad_rows, write_predictions
 from .lora import add_lora, lora_pattern
 from .matching import MatchingPairs
-from .metrics import MAIN, compute_metrics_for, in_words
-from .processing_mm import MMProcessor
-from .tables import read_table
-from .targets import COLUMNS, head_options, known_names
+from .metrics import MAIN, in_words
+from .retrieval import RetrievalArguments, evaluate_retrieval
+from .retrieval_trainer import RetrievalTrainer
+from .splits import Splits, known_labels, load_splits, seconds_heard
 from .train_arguments import DataArguments, ModelArguments, augmentation_of, check_task
-from .trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
+from .trainer import MMTrainer, freeze_unused, trainable_parameters
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Splits:
-    """The data sets of a run; `test` may be absent."""
-
-    train: MMDataset
-    validation: MMDataset
-    test: MMDataset | None = None
-
-    def bad_rows(self) -> list[dict[str, Any]]:
-        return [bad for split in (self.train, self.validation, self.test) if split for bad in split.bad_rows]
-
-
-def known_labels(source: str | None, task: str) -> list[str] | None:
-    """The labels of the model to go on from, in the order of its classifier; None without one."""
-    if source is None or task == "generation":
-        return None
-    config = read_config(source if not Path(source, BASE).is_dir() else str(Path(source, BASE)))
-    return [config.id2label[i] for i in range(config.num_labels)]
-
-
-def seconds_heard(source: str | None) -> float:
-    """How much of a sound the model to go on from hears, or a new one does."""
-    if source is None:
-        return MAX_SECONDS
-    folder = Path(source, BASE)
-    return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source).max_seconds
-
-
-def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None) -> Splits:
-    """Read and check all rows before anything is trained; `labels` are those a trained model already has.
-
-    Raises:
-        ValueError: no source or two of them, a missing column, a bad row.
-    """
-    if (data.train_file is None) == (data.dataset is None):
-        raise ValueError("give either --train_file or --dataset")
-    target = data.label_column or COLUMNS[data.task]
-    columns = Columns(data.image_column, data.text_column, target, data.audio_column)
-    skip = data.on_bad_row == "skip"
-
-    def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
-        dataset = MMDataset(source, *read_table(source, split), columns, labels, task=data.task)
-        return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS)
-
-    train = read(data.train_file or str(data.dataset), "train", labels)
-    if labels is None:
-        train.labels = known_names(data.task, train.targets(), columns.target, train.source)
-    test = None
-    if data.test_file is not None:
-        test = read(data.test_file, "test", train.labels)
-    elif data.test_split is not None and data.dataset is None:
-        raise ValueError("--test_split names a split of --dataset; for a file give --test_file")
-    elif data.test_split is not None:
-        test = read(train.source, data.test_split, train.labels)
-    if data.validation_file is not None:
-        return Splits(train, read(data.validation_file, "validation", train.labels), test)
-    bad_rows = train.bad_rows
-    rest, held = train.hold_out(data.validation_share, seed)
-    rest.bad_rows = bad_rows
-    return Splits(rest, held, test)
-
-
-def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> tuple[PreTrainedModel, MMProcessor]:
-    """The model to train and its processor: a trained folder's, or composed from towers, in float32.
-
-    Raises:
-        ValueError: towers are missing, or given beside a model.
-    """
-    balanced = data.class_weights == "balanced"
-    options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
-    if args.model is not None:
-        if args.vision_tower or args.text_model or args.audio_tower:
-            raise ValueError("give either --model or the towers")
-        model, processor = load_checkpoint(args.model, dtype=torch.float32)
-        processor.max_seconds = data.max_seconds or processor.max_seconds
-        if task_of(model) != data.task:
-            raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
-        # the labels and their scale stay, what this run's rows and flags say of the loss does not
-        model.config.class_weights, model.config.calibration_temperature = options.get("class_weights"), None
-        return model, processor
-    if args.vision_tower is None or args.text_model is None:
-        raise ValueError("give --vision_tower and --text_model (ids, folders or scratch-tiny), or --model")
-    vision: Any = args.vision_tower
-    text: Any = args.text_model
-    image_processor = tokenizer = extractor = None
-    if vision in scratch.SIZES:
-        side = scratch.SIZES[vision]["image_size"]
-        image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
-        vision = scratch.vision_config(vision)
-    if text in scratch.SIZES:
-        rows = [train.row(number) for number in train.kept]
-        words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
-        tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None)
-        text = scratch.text_config(text, tokenizer, decoder=data.task == "generation")
-    audio: Any = args.audio_tower
-    if audio in scratch.SIZES:
-        audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)
-    processor = MMProcessor.from_towers(
-        image_processor or vision, tokenizer or text, extractor or audio, max_seconds=data.max_seconds or MAX_SECONDS
-    )
-    options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents}
-    options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
-    if args.fusion_layers is not None:
-        options["fusion_layers"] = args.fusion_layers
-    model = TASKS[data.task].from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options)
-    return model, processor
-
-
-def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
-    """Freeze and train the parts as asked; a part that is not mentioned trains when it is new."""
-    vision = args.vision_tower in scratch.SIZES if args.vision_trainable is None else args.vision_trainable
-    text = args.text_model in scratch.SIZES if args.text_trainable is None else args.text_trainable
-    audio = args.audio_tower in scratch.SIZES if args.audio_trainable is None else args.audio_trainable
-    set_trainable(model, vision, args.fusion_trainable, text, audio)
 
 
 def resume_path(args: TrainingArguments) -> str | None:
@@ -175,25 +56,21 @@ def resume_path(args: TrainingArguments) -> str | None:
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Run the verb; returns its results on the first process."""
-    parser = MMParser((ModelArguments, DataArguments, TrainingArguments), prog="modeling-mm train")
-    model_args, data_args, args = parser.parse(argv)
+    parser = MMParser((ModelArguments, DataArguments, RetrievalArguments, TrainingArguments), prog="modeling-mm train")
+    model_args, data_args, retrieval_args, args = parser.parse(argv)
     output = Path(args.output_dir)
     checkpoint = resume_path(args)
     set_seed(args.seed)
     check_task(model_args, data_args)
-    augmentation = augmentation_of(data_args, args.seed)
+    augmented = augmentation_of(data_args, args.seed) is not None
     data_args.max_seconds = data_args.max_seconds or seconds_heard(model_args.model)
     splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
-    model, processor = build_model(model_args, data_args, splits.train)
+    model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
     choose_trainable(model, model_args)
-    window = None if processor.audio is None else window_seconds(processor.audio)
-    if window is not None and window < data_args.max_seconds:
-        logger.warning(f"the audio tower hears {window:.4g} s of a sound; of longer ones the rest is not used")
-    matches = data_args.task == "matching"
-    collator = MMCollator(processor, data_args.task, data_args.max_length)
+    collator = build_collator(model, processor, data_args)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
-    collator.negatives_seed = args.seed if matches else None
+    collator.negatives_seed = args.seed if data_args.task == "matching" else None
     if unused := freeze_unused(model, collator(rows_with_media(splits.train))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if args.ddp_find_unused_parameters is None:
@@ -207,20 +84,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not any((counts := trainable_parameters(model)).values()):
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
     logger.warning(f"trainable parameters: {counts}")
-    generates = data_args.task == "generation"
-    trainer = MMTrainer(
-        model=model,
-        args=args,
-        train_dataset=splits.train,
-        eval_dataset=MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
-        processing_class=processor,
-        data_collator=replace(collator, augmentation=augmentation),
-        eval_collator=MMCollator(processor, data_args.task, data_args.max_length, with_prompts=generates),
-        compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data_args.task),
-        group_by_image=data_args.group_by_image,
-        max_new_tokens=data_args.max_new_tokens,
-    )
-    if augmentation is not None and trainer.is_world_process_zero():
+    trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
+    if augmented and trainer.is_world_process_zero():
         draw_augmented(splits.train, trainer.data_collator, output / "augmented.png")
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -229,14 +94,19 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         calibrate(trainer, data_args.task, output / BASE if model_args.use_peft else None)
     trainer.save_model()
     report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train)}
-    report |= final_evaluation(trainer, data_args.task, splits, output)
+    if isinstance(trainer, RetrievalTrainer):
+        report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
+        report |= {"evaluated_on": "test" if splits.test else "validation"}
+    else:
+        report |= final_evaluation(trainer, data_args.task, splits, output)
     report |= {"skipped_rows": len(splits.bad_rows()), "output_dir": str(output)}
     if not trainer.is_world_process_zero():
         return None
     write_bad_rows(splits.bad_rows(), output)
     write_history(trainer.state.log_history, report, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
-    show_some(splits.test or splits.validation, output)
+    if data_args.task != "retrieval":
+        show_some(splits.test or splits.validation, output)
     return report
 
 

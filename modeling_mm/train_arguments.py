@@ -89,10 +89,12 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     """
     if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
         raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
-    if data.calibrate and data.task in ("generation", "regression"):
+    if data.task == "retrieval" and (model.late_fusion or data.audio_column):
+        raise ValueError("--task retrieval is about pictures and texts; leave out --late_fusion and --audio_column")
+    if data.calibrate and data.task in ("generation", "regression", "retrieval"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
-    if data.task == "matching" and data.modality_dropout:
-        raise ValueError("--modality_dropout empties cells, but matching needs a picture and a text in each row")
+    if data.task in ("matching", "retrieval") and data.modality_dropout:
+        raise ValueError(f"--modality_dropout empties cells, but {data.task} needs a picture and a text in each row")
     if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
         raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
     if model.model is not None and (model.late_fusion or model.cross_attention is not None):

@@ -66,7 +66,9 @@ def freeze_unused(model: torch.nn.Module, batch: dict[str, Any]) -> list[str]:
     training = model.training
     model.eval()
     with torch.enable_grad():
-        model(**{name: value.to(model.device) for name, value in batch.items()}).loss.backward()
+        device: Any = model.device
+        inputs = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()}
+        model(**inputs).loss.backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     for name, parameter in model.named_parameters():
         parameter.grad = None

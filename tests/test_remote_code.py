@@ -19,7 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, pipeline
 
 import modeling_mm
-from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor
+from modeling_mm import (
+    MMForConditionalGeneration,
+    MMForImageTextRetrieval,
+    MMForSequenceClassification,
+    MMModel,
+    MMProcessor,
+)
 from modeling_mm.checkpoint import merge_adapter
 from modeling_mm.configuration_mm import AUTO_MAP, DEFAULT_LORA_TARGETS
 from modeling_mm.scratch import train_tokenizer
@@ -27,7 +33,12 @@ from modeling_mm.scratch import train_tokenizer
 PACKAGE = Path(modeling_mm.__file__).parent
 TRAVELLING = sorted(path.name for path in PACKAGE.glob("*_mm.py"))
 PROCESSOR_FILES = ["audio_mm.py", "processing_mm.py"]  # these travel with the processor, the others with the model
-CLASSES = {"base": MMModel, "generation": MMForConditionalGeneration, "classification": MMForSequenceClassification}
+CLASSES = {
+    "base": MMModel,
+    "generation": MMForConditionalGeneration,
+    "classification": MMForSequenceClassification,
+    "retrieval": MMForImageTextRetrieval,
+}
 
 LOAD_WITHOUT_THE_PACKAGE = """
 import importlib.abc
@@ -53,6 +64,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
+    AutoModelForZeroShotImageClassification,
     AutoProcessor,
     pipeline,
 )
@@ -67,15 +79,17 @@ loaders = [
     ("generation", "generation", AutoModelForImageTextToText),
     ("multimodal", "generation", AutoModelForMultimodalLM),
     ("classification", "classification", AutoModelForSequenceClassification),
+    ("retrieval", "retrieval", AutoModelForZeroShotImageClassification),
     ("base_of_generation", "generation", AutoModel),
     ("base_of_classification", "classification", AutoModel),
+    ("base_of_retrieval", "retrieval", AutoModel),
     ("generation_of_base", "base", AutoModelForImageTextToText),
 ]
 for name, folder, auto_class in loaders:
     model = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
     with torch.no_grad():
         output = model(**inputs)
-    results[name] = (output.logits if "logits" in output else output.last_hidden_state).clone()
+    results[name] = next(output[f] for f in ("logits", "logits_per_image", "last_hidden_state") if f in output).clone()
     said[name] = [type(model).__module__.split(".")[0], type(model).__name__]
     if name == folder:
         model.save_pretrained(f"again/{name}")
@@ -112,6 +126,8 @@ said["pipeline"] = [type(classify).__module__.split(".")[0], classify(rows, top_
 classify.save_pretrained("again/pipeline")
 again = pipeline("multimodal-classification", model="again/pipeline", trust_remote_code=True)
 assert again(rows, top_k=None) == said["pipeline"][1]
+find = pipeline("zero-shot-image-classification", model="finder", trust_remote_code=True)
+said["finder"] = [type(find.model).__module__.split(".")[0], find(drawn, ["red", "a square"])]
 save_file({name: value.contiguous() for name, value in results.items()}, "results.safetensors")
 print(json.dumps(said))
 """
@@ -141,6 +157,10 @@ def work(tmp_path_factory, inputs, processor):
     classifier.resize_token_embeddings(len(processor.tokenizer))
     classifier.save_pretrained(work / "pipeline")
     processor.save_pretrained(work / "pipeline")
+    finder = mm_model("bert", head=MMForImageTextRetrieval)
+    finder.resize_token_embeddings(len(processor.tokenizer))
+    finder.save_pretrained(work / "finder")
+    processor.save_pretrained(work / "finder")
     save_file(inputs, work / "inputs.safetensors")
     return work
 
@@ -180,6 +200,8 @@ def test_every_class_loads_without_the_package(remote):
     assert said["package"] == "absent"
     assert said["generation"] == said["multimodal"] == said["generation_of_base"] == generation
     assert said["base"] == said["base_of_generation"] == said["base_of_classification"] == base
+    assert said["base_of_retrieval"] == base
+    assert said["retrieval"] == ["transformers_modules", "MMForImageTextRetrieval"]
     assert said["classification"] == ["transformers_modules", "MMForSequenceClassification"]
     assert said["config"] == ["transformers_modules", "MMConfig"]
     assert said["processor"] == ["transformers_modules", "MMProcessor"]
@@ -191,7 +213,8 @@ def test_remote_code_gives_the_plugin_s_output(remote, work, inputs):
     for name, head in CLASSES.items():
         model = head.from_pretrained(work / name).eval()
         output = model(**inputs)
-        assert torch.equal(results[name], output.logits if "logits" in output else output.last_hidden_state), name
+        field = next(f for f in ("logits", "logits_per_image", "last_hidden_state") if f in output)
+        assert torch.equal(results[name], output[field]), name
         if name != "base":
             assert torch.equal(results[f"base_of_{name}"], model.model(**inputs).last_hidden_state), name
         if name == "generation":
@@ -265,6 +288,12 @@ def test_the_pipeline_works_without_the_package(remote, work):
     again = work / "again" / "pipeline"
     assert pipeline("multimodal-classification", model=str(again))(rows, top_k=None) == said["pipeline"][1]
     assert set(files_in(again)) == set(TRAVELLING) and "custom_pipelines" not in (again / "config.json").read_text()
+
+
+def test_the_zero_shot_pipeline_works_without_the_package(remote, work):
+    ask = pipeline("zero-shot-image-classification", model=str(work / "finder"))
+    said = ask(drawing((200, 30, 30)), ["red", "a square"])
+    assert remote[0]["finder"] == ["transformers_modules", said]
 
 
 @pytest.mark.parametrize("name", CLASSES)

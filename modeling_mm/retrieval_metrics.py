@@ -1,0 +1,99 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""How well texts find pictures and pictures find texts, in chunks, so that no matrix of all pairs is held.
+
+Recall@k is the share of queries with a true candidate among the first k, the median rank that of the first true one,
+mAP the mean over queries of average precision. A wrong candidate that scores the same as a true one comes before it.
+
+Shapes: B texts, I pictures, Q queries, K candidates, E embedding width, k candidates that were ranked again.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import EvalPrediction
+
+from .losses_mm import Pairs, true_candidates
+
+CHUNK = 256  # queries whose scores are held at a time
+
+
+@dataclass
+class Reranked:
+    """Candidates that were looked at again: top, their indices (Q, k), and scores (Q, k)."""
+
+    top: torch.Tensor
+    scores: torch.Tensor
+
+
+@dataclass
+class Gallery:
+    """Texts (B, E) and distinct pictures (I, E) of a data set.
+
+    first_rows: (I,) the first row that shows each picture.
+    """
+
+    texts: torch.Tensor
+    media: torch.Tensor
+    pairs: Pairs
+    first_rows: torch.Tensor
+
+
+def gallery(texts: np.ndarray, media: np.ndarray, keys: np.ndarray) -> Gallery:
+    """The gallery of rows: embeddings (B, E) of each one's text and picture, and the keys (B, 2) of both."""
+    _, first = np.unique(keys[:, 1], return_index=True)
+    first.sort()
+    text_keys, own = torch.tensor(keys[:, 0]), torch.tensor(keys[:, 1])
+    pairs = Pairs(text_keys, own[first], own)
+    return Gallery(torch.tensor(texts).float(), torch.tensor(media[first]).float(), pairs, torch.tensor(first))
+
+
+def directed_scores(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    keys: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    reranked: Reranked | None = None,
+    chunk: int = CHUNK,
+) -> dict[str, float]:
+    """Recall, median rank and mAP of queries (Q, E) among candidates (K, E); `keys` as for `true_candidates`."""
+    ranks, precisions = [], []
+    place = torch.arange(1, len(candidates) + 1)
+    for start in range(0, len(queries), chunk):
+        rows = slice(start, start + chunk)
+        scores = queries[rows] @ candidates.T
+        if reranked is not None:
+            scores = with_top_first(scores, reranked.top[rows], reranked.scores[rows])
+        true = true_candidates(keys[0][rows], *keys[1:])
+        order = true.int().argsort(dim=1, stable=True)  # the wrong ones first, where scores are equal
+        order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
+        hits = true.gather(1, order)
+        some = hits.any(dim=1)
+        hits = hits[some].float()
+        ranks.append(hits.argmax(dim=1) + 1)
+        precisions.append((hits * hits.cumsum(dim=1) / place).sum(dim=1) / hits.sum(dim=1))
+    rank, precision = torch.cat(ranks).float(), torch.cat(precisions)
+    recalls = {f"r{k}": (rank <= k).float().mean().item() for k in (1, 5, 10)}
+    return {**recalls, "median_rank": rank.quantile(0.5).item(), "map": precision.mean().item()}
+
+
+def with_top_first(scores: torch.Tensor, top: torch.Tensor, again: torch.Tensor) -> torch.Tensor:
+    """Scores (Q, K) in which the `top` candidates (Q, k) stand above all others, in the order of `again` (Q, k)."""
+    above = scores.amax(dim=1, keepdim=True) + 1 - again.amin(dim=1, keepdim=True)
+    return scores.scatter(1, top, again + above)
+
+
+def retrieval_scores(of: Gallery, reranked: dict[str, Reranked] | None = None) -> dict[str, float]:
+    """Scores both ways; `reranked` by their direction, "text_to_image" and "image_to_text"."""
+    reranked, pairs = reranked or {}, of.pairs
+    ways = {
+        "text_to_image": (of.texts, of.media, (pairs.texts, pairs.media, pairs.texts, pairs.own)),
+        "image_to_text": (of.media, of.texts, (pairs.media, pairs.texts, pairs.own, pairs.texts)),
+    }
+    scores = {way: directed_scores(*those, reranked.get(way)) for way, those in ways.items()}
+    return {f"{way}_{name}": value for way, own in scores.items() for name, value in own.items()}
+
+
+def compute_retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` for the Trainer, from the embeddings and keys that `RetrievalTrainer` predicts."""
+    texts, media = prediction.predictions
+    return retrieval_scores(gallery(texts, media, prediction.label_ids))

@@ -1,0 +1,276 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMForImageTextRetrieval: text finds pictures and sounds, and they find text, in two stages from one checkpoint.
+
+- Embeddings of text and media, each computed without sight of the other, are compared by the thousand.
+- A matching head on the fused path looks at text and picture together, to rank the best candidates again. It learns
+  from hard negatives: pairs that the embeddings confuse (Li et al. 2021, "ALBEF").
+- Contrastive, matching and language modelling losses are learnt in one pass (Li et al. 2022, "BLIP"; Yu et al. 2022,
+  "CoCa"), weighted by the config, so that the checkpoint serves the other heads too.
+
+Shapes: B texts, I distinct images, A distinct clips, N images per row, T text tokens, E embedding width.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+from transformers import initialization as init
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
+
+from .audio_towers_mm import audio_width
+from .configuration_mm import MMConfig, tower_width
+from .embedding_mm import Medium, MMEmbeddingMixin
+from .encoding_mm import Memory
+from .generation_mm import scaled_logits
+from .losses_mm import Pairs, contrastive_loss, hard_negatives, local_keys, text_keys
+from .media_mm import check_text
+from .modeling_mm import MMModel, MMPreTrainedModel
+from .outputs_mm import MMRetrievalOutput
+from .pooling_mm import pool_tokens
+
+MAX_LOGIT_SCALE = math.log(100)
+SIGMOID_BIAS = -10.0  # at first nearly all pairs are false (Zhai et al. 2023)
+
+
+class MMTemperature(nn.Module):
+    """What makes logits of similarities: a learned scale, and a bias for the sigmoid loss; a module, so that
+    peft can train it beside adapters."""
+
+    def __init__(self, config: MMConfig):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
+        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_BIAS)) if config.contrastive_loss == "sigmoid" else None
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The scale, at most 100 as beyond training would only sharpen mistakes, and the bias, if there is one."""
+        if self.training:  # the weight itself, or from far beyond it would never find its way back
+            self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp(), self.logit_bias
+
+
+class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
+    """Embeddings of text, pictures and sound, their similarities, and how well a text and a picture match.
+
+    Args:
+        config: the configuration; `embedding_size`, `pooling`, `image_pooling`, `contrastive_loss` and the weights of
+            the losses decide the heads.
+        lm_head: with `language_weight`, an already built language modelling head to use as it is.
+        towers: as for `MMModel`.
+
+    Raises:
+        ValueError: a weighted loss that the model cannot have.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MMConfig, lm_head: nn.Linear | None = None, **towers):
+        super().__init__(config)
+        text = config.text_config
+        if config.language_weight and not (config.is_text_decoder and config.cross_attention):
+            raise ValueError(
+                f"`language_weight` is {config.language_weight}, but captions are learnt by a decoder with "
+                f"cross-attention, and this model is over '{text.model_type}'; set it to 0"
+            )
+        if config.matching_weight and not config.cross_attention:
+            raise ValueError("`matching_weight` needs `cross_attention`, by which text and picture meet; set it to 0")
+        self.model = MMModel(config, **towers)
+        self.text_projection = nn.Linear(text.hidden_size, config.embedding_size, bias=False)
+        self.image_projection = nn.Linear(tower_width(config.vision_config), config.embedding_size, bias=False)
+        if config.audio_config is not None:
+            self.audio_projection = nn.Linear(audio_width(config.audio_config), config.embedding_size, bias=False)
+        self.temperature = MMTemperature(config)
+        self.matching_head = nn.Linear(text.hidden_size, 2) if config.matching_weight else None
+        self.lm_head: nn.Linear | None = None
+        if config.language_weight:
+            self.lm_head = lm_head or nn.Linear(text.hidden_size, text.vocab_size, config.lm_head_bias)
+            embeddings = self.get_input_embeddings()
+            path = next(name for name, module in self.named_modules() if module is embeddings)
+            self._tied_weights_keys = {"lm_head.weight": f"{path}.weight"}
+        self.is_fused = self.matching_head is not None or self.lm_head is not None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MMTemperature):
+            init.constant_(module.logit_scale, self.config.logit_scale_init)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, SIGMOID_BIAS)
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
+
+    def encode_media(self, *args, **kwargs) -> torch.Tensor:
+        """`media_key_values` (B, L, 2, K, S, E) for `match`; see `MMModel.encode_media`."""
+        return self.model.encode_media(*args, **kwargs)
+
+    def similarities(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Logits (Q, K) of embeddings (Q, E) and (K, E)."""
+        scale, bias = self.temperature()
+        logits = scale * queries @ candidates.T
+        return logits if bias is None else logits + bias
+
+    def match(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (B, 2) that text and picture of each row do not, and do, belong together.
+
+        `media` as for `MMModel`. To rank many texts for one picture, or the reverse, encode pictures once by
+        `encode_media` and pass their rows as `media_key_values`.
+
+        Raises:
+            ValueError: the model has no matching head.
+        """
+        if self.matching_head is None:
+            raise ValueError("this model has no matching head; train it with a `matching_weight` above 0")
+        media = {**self.decoder_options(attention_mask), **media}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **media)
+        return self.matching_head(pool_tokens(output.last_hidden_state, attention_mask, self.config.pooling))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        image_keys: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        caption_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        embed_gradients: dict[str, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MMRetrievalOutput | tuple:
+        """Similarities of all texts and all media, or with `return_loss` the losses of the pairs that stand in rows.
+
+        Args:
+            image_index, audio_index: (B, N), which media belong to each text, the first of them counts here; where a
+                loss is wanted, by default one per text.
+            image_keys: (I,) integers from 0, equal where pictures are the same, for losses across processes.
+            caption_ids, caption_mask: (B, T) prompt and caption as `MMForConditionalGeneration` takes them, with
+                `labels` (B, T); without them, the labels are of `input_ids`.
+            embed_gradients: of a larger batch's contrastive loss, by the names that `contrastive` has; they take the
+                place of this batch's (GradCache).
+            The others are `MMModel.forward`'s.
+        """
+        check_text(input_ids, inputs_embeds)
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
+        texts = self.get_text_features(**{**text, "return_dict": True}).pooler_output
+        patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        media = dict[str, Medium]()
+        if pixel_values is not None:
+            media["image"] = self.see(pixel_values, patches, image_index, image_keys)
+        if input_features is not None:
+            media["audio"] = self.hear(input_features, input_features_mask, audio_index)
+        embeds = {f"{name}_embeds": medium.embeds for name, medium in media.items()}
+        output = MMRetrievalOutput(text_embeds=texts, **embeds)
+        if not return_loss:
+            return self.with_logits(output)
+        keys = local_keys(texts) if input_ids is None else text_keys(input_ids, attention_mask)
+        pairs = {name: medium.pairs(keys) for name, medium in media.items()}
+        compared = {"text": texts, **{name: medium.embeds for name, medium in media.items()}}
+        compared |= dict(zip(("scale", "bias"), self.temperature(), strict=True))
+        if embed_gradients is None:
+            output.contrastive_loss = self.contrastive(compared, pairs)
+        else:
+            products = [(compared[name] * gradient).sum() for name, gradient in embed_gradients.items()]
+            output.contrastive_loss = torch.stack(products).sum()
+        memories = {name: self.memory(medium) for name, medium in media.items()} if self.is_fused else {}
+        if self.matching_head is not None:
+            output.matching_loss = self.matching(text, output, pairs, memories)
+        if self.lm_head is not None and labels is not None:
+            if caption_ids is not None:
+                text = {"input_ids": caption_ids, "attention_mask": caption_mask}
+            output.language_loss = self.language(text, memories, labels)
+        output.loss = self.weighted_sum(output)
+        return output
+
+    def with_logits(self, output: MMRetrievalOutput) -> MMRetrievalOutput:
+        """The output with the similarities of all its embeddings."""
+        if output.image_embeds is not None:
+            output.logits_per_text = self.similarities(output.text_embeds, output.image_embeds)
+            output.logits_per_image = output.logits_per_text.T
+        if output.audio_embeds is not None:
+            output.logits_per_audio = self.similarities(output.audio_embeds, output.text_embeds)
+        return output
+
+    def contrastive(self, compared: dict[str, torch.Tensor], pairs: dict[str, Pairs]) -> torch.Tensor:
+        """The contrastive loss, averaged over modalities; in training, across processes.
+
+        Args:
+            compared: embeddings by "text" and modality, and "scale" and "bias" of their logits.
+            pairs: for each modality what belongs together.
+
+        Raises:
+            ValueError: there are no media.
+        """
+        if not pairs:
+            raise ValueError("a loss needs media beside the texts: give `pixel_values` or `input_features`")
+        across = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        kind, texts, scale, bias = self.config.contrastive_loss, *(compared.get(k) for k in ("text", "scale", "bias"))
+        losses = [
+            contrastive_loss(kind, texts, compared[name], own, scale, bias, across) for name, own in pairs.items()
+        ]
+        return torch.stack(losses).mean()
+
+    def matching(
+        self, text: dict[str, Any], output: MMRetrievalOutput, pairs: dict[str, Pairs], memories: dict[str, Memory]
+    ) -> torch.Tensor:
+        """The matching loss: true pairs, each text with a wrong picture, each picture with a wrong text.
+
+        It is learnt for pictures, or for sounds where the batch has none. `text` are the arguments of its rows.
+        """
+        modality, memory = next(iter(memories.items()))
+        own, device = memory.index[:, 0], memory.index.device
+        with torch.no_grad():
+            logits = self.similarities(output.text_embeds, output[f"{modality}_embeds"]).float()  # (B, I)
+            true = pairs[modality].true_pairs()
+            wrong_media = hard_negatives(logits, true, self.training)  # (B,)
+            wrong_texts = hard_negatives(logits.T, true.T, self.training)  # (I,)
+        rows, items = torch.arange(len(own), device=device), torch.arange(len(wrong_texts), device=device)
+        rows = torch.cat([rows, rows, wrong_texts])
+        items = torch.cat([own, torch.where(own < 0, own, wrong_media), items])
+        kept = (rows >= 0) & (items >= 0)
+        labels = (torch.arange(len(rows), device=device) < len(own)).long()[kept]
+        rows, items = rows[kept], items[kept]
+        batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
+        chosen = Memory(memory.states, items[:, None], memory.present)
+        key_values, start = self.model.attended({modality: chosen}, batch["input_ids"], batch["inputs_embeds"])
+        logits = self.match(**batch, media_key_values=key_values, media_start=start)
+        return functional.cross_entropy(logits.float(), labels)
+
+    def language(self, text: dict[str, Any], memories: dict[str, Memory], labels: torch.Tensor) -> torch.Tensor:
+        """The loss of captions (B, T) read with all their media in sight, as `MMForConditionalGeneration` has it."""
+        assert self.lm_head is not None
+        key_values, start = self.model.attended(memories, text["input_ids"], text.get("inputs_embeds"))
+        text = {**self.decoder_options(text["attention_mask"]), **text, "return_dict": True}
+        states = self.model(**text, media_key_values=key_values, media_start=start).last_hidden_state
+        logits = scaled_logits(self.lm_head(states), self.config.text_config)
+        return ForCausalLMLoss(logits, labels, self.config.text_config.vocab_size)
+
+    def weighted_sum(self, output: MMRetrievalOutput) -> torch.Tensor:
+        """The losses of an output by the config's weights."""
+        parts = [
+            (self.config.contrastive_weight, output.contrastive_loss),
+            (self.config.matching_weight, output.matching_loss),
+            (self.config.language_weight, output.language_loss),
+        ]
+        return torch.stack([weight * loss for weight, loss in parts if loss is not None]).sum()
+
+
+__all__ = ["MMForImageTextRetrieval"]

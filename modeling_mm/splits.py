@@ -1,0 +1,76 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The rows of a run, read and checked before anything is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .audio_mm import MAX_SECONDS
+from .checkpoint import BASE, read_config
+from .data import Columns, MMDataset
+from .processing_mm import MMProcessor
+from .tables import read_table
+from .targets import COLUMNS, known_names
+from .train_arguments import DataArguments
+
+
+@dataclass
+class Splits:
+    """The data sets of a run; `test` may be absent."""
+
+    train: MMDataset
+    validation: MMDataset
+    test: MMDataset | None = None
+
+    def bad_rows(self) -> list[dict[str, Any]]:
+        return [bad for split in (self.train, self.validation, self.test) if split for bad in split.bad_rows]
+
+
+def known_labels(source: str | None, task: str) -> list[str] | None:
+    """The labels of the model to go on from, in the order of its classifier; None without one."""
+    if source is None or task in ("generation", "retrieval"):
+        return None
+    config = read_config(source if not Path(source, BASE).is_dir() else str(Path(source, BASE)))
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def seconds_heard(source: str | None) -> float:
+    """How much of a sound the model to go on from hears, or a new one does."""
+    if source is None:
+        return MAX_SECONDS
+    folder = Path(source, BASE)
+    return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source).max_seconds
+
+
+def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None) -> Splits:
+    """Read and check all rows before anything is trained; `labels` are those a trained model already has.
+
+    Raises:
+        ValueError: no source or two of them, a missing column, a bad row.
+    """
+    if (data.train_file is None) == (data.dataset is None):
+        raise ValueError("give either --train_file or --dataset")
+    target = data.label_column or COLUMNS[data.task]
+    columns = Columns(data.image_column, data.text_column, target, data.audio_column)
+    skip = data.on_bad_row == "skip"
+
+    def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
+        dataset = MMDataset(source, *read_table(source, split), columns, labels, task=data.task)
+        return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS)
+
+    train = read(data.train_file or str(data.dataset), "train", labels)
+    if labels is None:
+        train.labels = known_names(data.task, train.targets(), columns.target, train.source)
+    test = None
+    if data.test_file is not None:
+        test = read(data.test_file, "test", train.labels)
+    elif data.test_split is not None and data.dataset is None:
+        raise ValueError("--test_split names a split of --dataset; for a file give --test_file")
+    elif data.test_split is not None:
+        test = read(train.source, data.test_split, train.labels)
+    if data.validation_file is not None:
+        return Splits(train, read(data.validation_file, "validation", train.labels), test)
+    bad_rows = train.bad_rows
+    rest, held = train.hold_out(data.validation_share, seed)
+    rest.bad_rows = bad_rows
+    return Splits(rest, held, test)

@@ -1,0 +1,405 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Retrieval: embeddings that depend on nothing beside them, losses in chunks and processes, wrong negatives."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import drawing, mm_config, mm_model, open_gates, padded, pictures, text_inputs, token_row
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForZeroShotImageClassification, pipeline
+
+from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMModel
+from modeling_mm.losses_mm import NO_MEDIUM, Pairs, contrastive_loss, hard_negatives, text_keys
+
+BACKBONES = ["llama", "gpt2", "bert", "modernbert"]
+
+
+def retriever(text="llama", **fields):
+    return mm_model(text, head=MMForImageTextRetrieval, **fields)
+
+
+def four_texts_of_three_pictures():
+    """Rows of ids padded on the right, the pictures, and which belongs to which: two texts are about the first."""
+    batch = text_inputs(padded([token_row(n) for n in (5, 9, 7, 6)]), "bert")
+    return {**batch, **pictures(3), "image_index": torch.tensor([[0], [1], [0], [2]])}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", BACKBONES)
+def test_a_text_s_embedding_is_its_own(text):
+    model, batch = retriever(text), four_texts_of_three_pictures()
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with_pictures, others = model(**batch), model(**{**batch, **pictures(3)})
+    assert torch.equal(with_pictures.text_embeds, others.text_embeds)
+    assert torch.equal(with_pictures.text_embeds, model.get_text_features(**texts).pooler_output)
+    assert not torch.allclose(with_pictures.image_embeds, others.image_embeds, atol=1e-2)
+    for row, length in enumerate((5, 9, 7, 6)):
+        alone = model.get_text_features(batch["input_ids"][row : row + 1, :length]).pooler_output
+        torch.testing.assert_close(alone[0], with_pictures.text_embeds[row], atol=1e-5, rtol=0)
+    one = model.get_image_features(batch["pixel_values"][1:2]).pooler_output
+    torch.testing.assert_close(one[0], with_pictures.image_embeds[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(with_pictures.text_embeds.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(with_pictures.image_embeds.norm(dim=1), torch.ones(3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["first", "mean", "last"])
+@pytest.mark.parametrize("text", ["llama", "gpt2", "modernbert"])
+def test_padding_on_either_side_changes_nothing(text, pooling):
+    model, rows = retriever(text, pooling=pooling), [token_row(n) for n in (5, 9, 7)]
+    sides = [text_inputs(padded(rows, side), "bert") for side in ("right", "left")]
+    right, left = (model.get_text_features(**side).pooler_output for side in sides)
+    torch.testing.assert_close(right, left, atol=1e-5, rtol=0)
+    scores = [model.match(**side, **pictures_of_ones(3)) for side in sides]
+    torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
+
+
+def pictures_of_ones(count):
+    return {"pixel_values": torch.linspace(-1, 1, count)[:, None, None, None].expand(-1, 3, 16, 16)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["mean", "first", "tower"])
+@pytest.mark.parametrize("vision", ["clip_vision_model", "resnet", "siglip2_vision_model"])
+def test_pictures_are_pooled_as_the_config_says(vision, how):
+    model, media = retriever(vision=vision, image_pooling=how), pictures(3, vision)
+    tower = model.model.vision_tower(**media)
+    states = tower.last_hidden_state
+    states = states.flatten(2).transpose(1, 2) if states.dim() == 4 else states
+    expected = {"mean": states.mean(dim=1), "first": states[:, 0], "tower": tower.pooler_output.flatten(1)}[how]
+    if how == "mean" and "pixel_attention_mask" in media:
+        mask = media["pixel_attention_mask"][..., None]
+        expected = (states * mask).sum(dim=1) / mask.sum(dim=1)
+    expected = functional.normalize(model.image_projection(expected), dim=-1)
+    torch.testing.assert_close(model.get_image_features(**media).pooler_output, expected)
+
+
+@torch.no_grad()
+def test_with_closed_gates_the_matching_head_reads_the_backbone_s_own_states():
+    model, batch = retriever(gate=0.0), four_texts_of_three_pictures()
+    fused = model.match(**batch)
+    assert torch.equal(fused, model.match(batch["input_ids"], batch["attention_mask"]))
+    assert not torch.equal(open_gates(model).match(**batch), fused)
+
+
+@torch.no_grad()
+def test_a_picture_encoded_once_is_ranked_with_many_texts():
+    model, batch = retriever(), four_texts_of_three_pictures()
+    encoded = model.encode_media(batch["pixel_values"])
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    again = model.match(**texts, media_key_values=encoded[batch["image_index"][:, 0]])
+    torch.testing.assert_close(again, model.match(**batch), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_saved_is_loaded_by_the_auto_class(tmp_path, loss):
+    model, batch = retriever(contrastive_loss=loss, image_pooling="tower"), four_texts_of_three_pictures()
+    model.temperature.logit_scale.fill_(1.5)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForZeroShotImageClassification.from_pretrained(tmp_path).eval()
+    assert type(loaded) is MMForImageTextRetrieval
+    assert torch.equal(loaded(**batch).logits_per_image, model(**batch).logits_per_image)
+    assert torch.equal(loaded(**batch, return_loss=True).loss, model(**batch, return_loss=True).loss)
+
+
+@pytest.mark.parametrize("loss, start, bias", [("infonce", 1 / 0.07, None), ("sigmoid", 10, -10)])
+def test_the_temperature_starts_as_its_loss_has_it_and_stays_below_a_hundred(loss, start, bias):
+    model, batch = retriever(contrastive_loss=loss), four_texts_of_three_pictures()
+    scale, own = model.temperature()
+    assert scale.item() == pytest.approx(start) and (own is None if bias is None else own.item() == bias)
+    weight = model.temperature.logit_scale
+    with torch.no_grad():
+        weight.fill_(9.0)
+    assert model.temperature()[0].item() == pytest.approx(100)
+    model.train()(**batch, return_loss=True).loss.backward()
+    assert weight.item() == pytest.approx(math.log(100)) and weight.grad.abs() > 0
+
+
+def naive(kind, texts, media, true, scale, bias):
+    """The losses as the papers write them, over the whole matrix."""
+    logits = scale * texts @ media.T
+    if kind == "sigmoid":
+        sign = torch.where(true, 1.0, -1.0)
+        return -functional.logsigmoid(sign * (logits + bias)).sum() / len(texts)
+    losses = []
+    for matrix, target in ((logits, true.float()), (logits.T, true.T.float())):
+        anchors = target.any(dim=1)
+        share = target[anchors] / target[anchors].sum(dim=1, keepdim=True)
+        losses.append(functional.cross_entropy(matrix[anchors], share))
+    return torch.stack(losses).mean()
+
+
+def embeddings_and_pairs(count=23, seed=0):
+    """Texts and fewer pictures, some texts equal, one without a picture; and the true pairs, worked out by hand."""
+    generator = torch.Generator().manual_seed(seed)
+    texts, media = torch.randn(count, 8, generator=generator), torch.randn(count - 6, 8, generator=generator)
+    keys = torch.randint(0, 15, (count,), generator=generator)
+    index = torch.cat([torch.arange(len(media)), torch.randint(0, len(media), (6,), generator=generator)])
+    index[-1] = -1
+    true = torch.zeros(count, len(media), dtype=torch.bool)
+    for text in range(count):
+        for row in range(count):
+            if keys[text] == keys[row] and index[row] >= 0:
+                true[text, index[row]] = True
+    names = torch.arange(len(media)) * 7
+    pairs = Pairs(keys, names, torch.where(index < 0, NO_MEDIUM, names[index]))
+    assert torch.equal(pairs.true_pairs(), true) and true.sum() > count
+    return functional.normalize(texts, dim=1), functional.normalize(media, dim=1), pairs, true
+
+
+def value_and_gradients(function, *leaves):
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    value = function(*leaves)
+    return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True)]
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+@pytest.mark.parametrize("kind", ["infonce", "sigmoid"])
+def test_losses_in_chunks_equal_the_whole_matrix(kind, chunk):
+    texts, media, pairs, true = embeddings_and_pairs()
+    leaves = (texts, media, torch.tensor(14.0), torch.tensor(-3.0))
+    bias = (lambda b: None) if kind == "infonce" else (lambda b: b)
+    ours = value_and_gradients(
+        lambda t, m, s, b: contrastive_loss(kind, t, m, pairs, s, bias(b), chunk=chunk), *leaves
+    )
+    theirs = value_and_gradients(lambda t, m, s, b: naive(kind, t, m, true, s, b), *leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_no_matrix_of_all_pairs_is_held():
+    """Neither kept for the backward pass nor ever made: nothing has more numbers than a chunk of logits and groups."""
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **(kwargs or {}))
+            sizes.extend(o.numel() for o in torch.utils._pytree.tree_leaves(output) if torch.is_tensor(o))
+            return output
+
+    count = 256
+    texts, media = (functional.normalize(torch.randn(count, 4), dim=1).requires_grad_() for _ in range(2))
+    keys = torch.arange(count)
+    with Watch():
+        contrastive_loss("infonce", texts, media, Pairs(keys, keys, keys), torch.tensor(9.0), chunk=8).backward()
+    assert max(sizes) <= 8 * 2 * count < count * count
+
+
+LOSS_IN_PARTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import torch.distributed as dist
+from test_retrieval import embeddings_and_pairs, naive
+from modeling_mm.losses_mm import Pairs, contrastive_loss
+
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+assert world == int(sys.argv[2])
+for kind in ("infonce", "sigmoid"):
+    texts, media, pairs, true = embeddings_and_pairs()
+    whole = [value.clone().requires_grad_() for value in (texts, media, torch.tensor(14.0), torch.tensor(-3.0))]
+    expected = naive(kind, whole[0], whole[1], true, *whole[2:])
+    expected.backward()
+    rows = torch.arange(len(texts)).split([23 - 3 * (world - 1), *[3] * (world - 1)])[rank]  # not the same number
+    items = torch.arange(len(media))[rank::world]  # the pictures lie on other processes than their texts
+    leaves = [texts[rows], media[items], torch.tensor(14.0), torch.tensor(-3.0)]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    own = Pairs(pairs.texts[rows], pairs.media[items], pairs.own[rows])
+    bias = leaves[3] if kind == "sigmoid" else None
+    loss = contrastive_loss(kind, *leaves[:2], own, leaves[2], bias, across=True, chunk=4)
+    loss.backward()
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    torch.testing.assert_close(mean / world, expected.detach(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(leaves[0].grad / world, whole[0].grad[rows], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(leaves[1].grad / world, whole[1].grad[items], atol=1e-6, rtol=1e-5)
+    for ours, theirs in zip(leaves[2:], whole[2:]):
+        if ours.grad is not None:
+            dist.all_reduce(ours.grad)
+            torch.testing.assert_close(ours.grad / world, theirs.grad, atol=1e-6, rtol=1e-5)
+print("equal")
+"""
+
+
+def processes(script, count, *arguments, tmp_path):
+    """What `count` processes of a script print; each must succeed."""
+    (tmp_path / "script.py").write_text(script)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    command = [*launch, str(tmp_path / "script.py"), str(Path(__file__).parent), str(count), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, **pipes) as started:
+        try:
+            said, complained = started.communicate(timeout=300)
+        finally:
+            started.terminate()  # killed, the launcher would leave its processes behind
+    assert started.returncode == 0, complained[-3000:]
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_losses_across_processes_equal_the_whole_matrix(count, tmp_path):
+    assert processes(LOSS_IN_PARTS, count, tmp_path=tmp_path).count("equal") == count
+
+
+def test_a_text_s_key_tells_its_tokens_and_no_padding():
+    rows = [token_row(5), token_row(7), token_row(5)]
+    rows.append(rows[0].flip(0))
+    rows.append(rows[0].clone())
+    right, left = (padded(rows, side) for side in ("right", "left"))
+    keys = text_keys(right["input_ids"], right["attention_mask"])
+    assert torch.equal(keys, text_keys(left["input_ids"], left["attention_mask"]))
+    assert torch.equal(keys[:1], text_keys(rows[0][None], None))
+    assert keys[0] == keys[4] and len(set(keys.tolist())) == 4 and (keys >= 0).all()
+
+
+@pytest.mark.parametrize("sample", [True, False])
+def test_negatives_are_never_true_pairs(sample):
+    texts, media, _, true = embeddings_and_pairs()
+    true[3] = True
+    logits = 100 * texts @ media.T + 1000 * true  # the true ones are the most similar by far
+    for _ in range(20):
+        chosen = hard_negatives(logits, true, sample)
+        assert chosen[3] == -1
+        kept = chosen >= 0
+        assert kept.sum() == len(texts) - 1 and not true[kept, chosen[kept]].any()
+    if not sample:
+        assert torch.equal(chosen[kept], logits.masked_fill(true, -1e9).argmax(dim=1)[kept])
+
+
+def test_the_matching_head_learns_from_true_pairs_and_hard_negatives(monkeypatch):
+    model, batch = retriever().train(), four_texts_of_three_pictures()
+    batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][1], batch["attention_mask"][1]
+    seen = []
+    match = model.match
+    monkeypatch.setattr(model, "match", lambda **inputs: seen.append(inputs) or match(**inputs))
+    for _ in range(10):
+        model(**batch, return_loss=True)
+    encoded = model.encode_media(batch["pixel_values"])
+    same = {0: [0], 1: [1, 2], 2: [0], 3: [1, 2]}  # the texts 1 and 3 are one text, so both pictures are theirs
+    for inputs in seen:
+        ids, held = inputs["input_ids"], inputs["media_key_values"]
+        texts = [next(r for r in range(4) if torch.equal(batch["input_ids"][r], row)) for row in ids]
+        items = [next(i for i in range(3) if torch.allclose(encoded[i], row, atol=1e-5)) for row in held]
+        right = [item in same[text] for text, item in zip(texts, items, strict=True)]
+        assert right == [True] * 4 + [False] * (len(right) - 4) and len(right) == 4 + 4 + 3
+
+
+@pytest.mark.parametrize("head", [MMForConditionalGeneration, MMForSequenceClassification, MMModel])
+def test_a_checkpoint_trained_for_retrieval_loads_in_the_other_heads(tmp_path, head):
+    model = retriever(language_weight=0.5, contrastive_loss="sigmoid")
+    model.save_pretrained(tmp_path)
+    loaded, info = head.from_pretrained(tmp_path, output_loading_info=True)
+    ours = {"text_projection", "image_projection", "temperature", "matching_head", "lm_head"}
+    theirs = {"classifier"} if head is MMForSequenceClassification else set()
+    if head is MMForConditionalGeneration:
+        ours -= {"lm_head"}
+        assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    parts = [
+        {name.removeprefix("model.").split(".")[0] for name in info[k]} for k in ("missing_keys", "unexpected_keys")
+    ]
+    assert parts == [theirs, ours] and not info["mismatched_keys"]
+    weights = loaded.base_model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
+
+
+def test_one_pass_gives_the_weighted_sum_and_its_parts():
+    model = retriever(language_weight=0.5, matching_weight=2.0, contrastive_weight=3.0)
+    batch = four_texts_of_three_pictures()
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    output = model(**batch, labels=labels, return_loss=True)
+    parts = (output.contrastive_loss, output.matching_loss, output.language_loss)
+    torch.testing.assert_close(output.loss, 3 * parts[0] + 2 * parts[1] + 0.5 * parts[2])
+    decoder = MMForConditionalGeneration(model.config, lm_head=model.lm_head).eval()
+    decoder.model.load_state_dict(model.model.state_dict())
+    torch.testing.assert_close(parts[2], decoder(**batch, labels=labels).loss)
+    output.loss.backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None]
+    assert all("post_layernorm" in name for name in silent)  # CLIP's pooled output, which the mean passes by
+
+
+def test_what_a_model_cannot_learn_is_refused():
+    with pytest.raises(ValueError, match="captions are learnt by a decoder"):
+        retriever("bert", language_weight=1.0)
+    with pytest.raises(ValueError, match="`matching_weight` needs `cross_attention`"):
+        MMForImageTextRetrieval(mm_config(late_fusion="sum", fusion_layers=[]))
+    batch = four_texts_of_three_pictures()
+    with pytest.raises(ValueError, match="3 media came with 4 texts"):
+        retriever()(**{**batch, "image_index": None}, return_loss=True)
+    with pytest.raises(ValueError, match="needs media beside the texts"):
+        retriever()(batch["input_ids"], return_loss=True)
+    with pytest.raises(ValueError, match="no matching head"):
+        retriever(matching_weight=0.0).match(batch["input_ids"])
+
+
+def test_a_picture_is_encoded_once_for_all_losses():
+    model, batch = retriever(language_weight=1.0).train(), four_texts_of_three_pictures()
+    seen = []
+    model.model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    model(**batch, labels=batch["input_ids"], return_loss=True)
+    assert seen == [3]
+
+
+def test_a_text_without_a_picture_belongs_to_none():
+    model, batch = retriever(language_weight=1.0), four_texts_of_three_pictures()
+    batch["image_index"][3] = -1
+    output = model(**batch, labels=batch["input_ids"], return_loss=True)
+    logits = model(**{**batch, "return_loss": False}).logits_per_text
+    true = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    scale, _ = model.temperature()
+    expected = naive("infonce", output.text_embeds, output.image_embeds, true, scale, None)
+    torch.testing.assert_close(output.contrastive_loss, expected)
+    assert output.loss.isfinite() and logits.shape == (4, 3)
+
+
+def contrastive_of(model, texts, media):
+    """The softmax loss of four texts of three pictures or sounds, the first and third text about the first."""
+    true = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.bool)
+    return naive("infonce", texts, media, true, model.temperature()[0], None)
+
+
+def test_sound_is_embedded_compared_and_matched():
+    sizes = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
+    ears = AutoConfig.for_model("whisper", **sizes, num_mel_bins=8, max_source_positions=8)
+    model, batch = retriever(audio_config=ears, audio_token_id=97), four_texts_of_three_pictures()
+    heard = {"input_features": torch.randn(3, 8, 16), "audio_index": batch.pop("image_index")}
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    output = model(**batch, **heard)
+    clips = model.get_audio_features(heard["input_features"]).pooler_output
+    assert torch.equal(output.audio_embeds, clips) and output.image_embeds is None
+    assert torch.equal(output.logits_per_audio, model.similarities(clips, output.text_embeds))
+    learnt = model(**batch, **heard, return_loss=True)
+    learnt.loss.backward()
+    assert learnt.matching_loss > 0 and model.audio_projection.weight.grad.any()
+    both = model(**batch, **heard, **pictures(3), image_index=heard["audio_index"], return_loss=True)
+    seen_alone = contrastive_of(model, both.text_embeds, both.image_embeds)
+    torch.testing.assert_close(both.contrastive_loss, (learnt.contrastive_loss + seen_alone) / 2)
+
+
+@pytest.mark.parametrize("text", ["llama", "bert"])
+def test_the_zero_shot_pipeline_says_what_the_embeddings_say(tmp_path, processor, text, caplog):
+    model = retriever(text)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    ask = pipeline("zero-shot-image-classification", model=str(tmp_path))
+    assert type(ask.model) is MMForImageTextRetrieval and "not supported" not in caplog.text
+    names = ["a small green triangle", "yes", "is there a red square"]
+    said = {one["label"]: one["score"] for one in ask(drawing((200, 30, 30)), names, hypothesis_template="{}")}
+    with torch.no_grad():
+        texts = model.get_text_features(**processor.tokenizer(names, padding=True, return_tensors="pt")).pooler_output
+        shown = processor(images=drawing((200, 30, 30)), return_tensors="pt")["pixel_values"]
+        expected = model.similarities(model.get_image_features(shown).pooler_output, texts)[0].softmax(dim=0)
+    assert [said[name] for name in names] == pytest.approx(expected.tolist(), abs=1e-5)

@@ -1,0 +1,283 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Training and evaluating retrieval: batches beyond memory, scores in chunks, a second look, the commands."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import drawing, mm_model
+from peft import LoraConfig, get_peft_model
+from sklearn.metrics import average_precision_score
+from test_retrieval import embeddings_and_pairs, processes, retriever
+from torch.nn import functional
+from transformers import TrainingArguments
+
+from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, cli
+from modeling_mm.checkpoint import load_checkpoint
+from modeling_mm.data import Columns, MMDataset
+from modeling_mm.losses_mm import Pairs
+from modeling_mm.retrieval import RetrievalCollator, rank_again
+from modeling_mm.retrieval_metrics import Gallery, Reranked, directed_scores, gallery, retrieval_scores
+from modeling_mm.retrieval_trainer import RetrievalTrainer
+from modeling_mm.tables import read_table
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}
+SCRATCH = ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--fusion_layers", "0", "1"]
+QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no"]
+
+
+def pairs_of_rows(count=8):
+    """Rows of one length with a picture each; the first and the last are about the same one."""
+    generator = torch.Generator().manual_seed(1)
+    shown = torch.randn(count, 3, 16, 16, generator=generator)
+    which = [*range(count - 1), 0]
+    ids = torch.randint(5, 90, (count, 6), generator=generator)
+    return [{"ids": ids[row], "picture": shown[item], "key": item} for row, item in enumerate(which)]
+
+
+def collate(rows):
+    """As the collator does: each distinct picture once."""
+    keys = list(dict.fromkeys(row["key"] for row in rows))
+    ids = torch.stack([row["ids"] for row in rows])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.stack([next(row["picture"] for row in rows if row["key"] == key) for key in keys]),
+        "image_index": torch.tensor([[keys.index(row["key"])] for row in rows]),
+        "image_keys": torch.tensor(keys),
+        "return_loss": True,
+    }
+
+
+def trained(folder, batch_size, contrastive_batch_size=None, lora=False, **fields):
+    """The weights after one step of plain gradient descent over eight rows, and the loss that was logged."""
+    torch.manual_seed(0)
+    checkpointing = fields.pop("gradient_checkpointing", False)
+    model = retriever("bert", matching_weight=0.0, **fields)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    if lora:
+        heads = ["text_projection", "image_projection", "temperature"]
+        config = LoraConfig(target_modules=model.lora_targets("text"), modules_to_save=heads, init_lora_weights=False)
+        model = get_peft_model(model, config)
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=batch_size, max_steps=1, learning_rate=1.0, optim="sgd",
+        max_grad_norm=0.0, lr_scheduler_type="constant", use_cpu=True, report_to=[], save_strategy="no",
+        logging_steps=1, disable_tqdm=True, gradient_checkpointing=checkpointing,
+    )  # fmt: skip
+    rows = pairs_of_rows()
+    options = {"train_dataset": rows, "data_collator": collate, "contrastive_batch_size": contrastive_batch_size}
+    trainer = RetrievalTrainer(model=model, args=arguments, **options)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer.train()
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    return moved, next(log["loss"] for log in trainer.state.log_history if "loss" in log)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+@pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}, {"lora": True}])
+def test_cached_gradients_are_those_of_the_large_batch(tmp_path, how, loss):
+    large, one = trained(tmp_path, 8, contrastive_loss=loss, **how)
+    for size in (2, 4):
+        cached, other = trained(tmp_path, size, 8, contrastive_loss=loss, **how)
+        assert other == pytest.approx(one, rel=1e-5)
+        assert max(float((large[name] - cached[name]).abs().max()) for name in large) < 1e-5
+    moved = [name for name, step in large.items() if step.abs().max() > 1e-4]
+    assert any("logit_scale" in name for name in moved) and any("image_projection" in name for name in moved)
+    assert any("lora_B" in name for name in moved) == ("lora" in how)
+
+
+def test_without_the_cache_small_batches_have_other_gradients(tmp_path):
+    large, _ = trained(tmp_path, 8)
+    small, _ = trained(tmp_path, 4)
+    assert max(float((large[name] - small[name]).abs().max()) for name in large) > 1e-3
+
+
+def test_the_second_pass_draws_the_dropout_of_the_first(tmp_path):
+    model = mm_model("bert", head=MMForImageTextRetrieval)  # BERT drops a tenth of its states
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, max_steps=1, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    seen = []
+    model.register_forward_hook(lambda module, args, output: seen.append(output.text_embeds.detach()))
+    options = {"train_dataset": pairs_of_rows(), "data_collator": collate, "contrastive_batch_size": 8}
+    RetrievalTrainer(model=model, args=arguments, **options).train()
+    assert len(seen) == 8 and all(torch.equal(first, second) for first, second in zip(seen[:4], seen[4:], strict=True))
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_a_contrastive_batch_that_does_not_divide_is_refused(tmp_path):
+    arguments = {"output_dir": str(tmp_path), "per_device_train_batch_size": 3, "use_cpu": True}
+    with pytest.raises(ValueError, match="is 8; expected a multiple of 3"):
+        RetrievalTrainer(model=retriever(), args=TrainingArguments(**arguments), contrastive_batch_size=8)
+    accumulating = TrainingArguments(**arguments, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="give either --contrastive_batch_size or"):
+        RetrievalTrainer(model=retriever(), args=accumulating, contrastive_batch_size=6)
+
+
+STEP = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+import test_retrieval_training as here
+
+count, folder = int(sys.argv[2]), Path(sys.argv[3])
+rows = here.pairs_of_rows
+here.pairs_of_rows = lambda: [dict(row, key=place) for place, row in enumerate(rows())]  # no picture on two processes
+moved, loss = here.trained(folder, 8 // count // 2, 8)
+assert torch.distributed.get_world_size() == count
+if torch.distributed.get_rank() == 0:
+    torch.save((moved, loss), folder / "step.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_cached_gradients_on_several_processes_are_those_of_one(tmp_path, count, monkeypatch):
+    processes(STEP, count, str(tmp_path), tmp_path=tmp_path)
+    theirs, other = torch.load(tmp_path / "step.pt")
+    rows = pairs_of_rows()
+    monkeypatch.setitem(globals(), "pairs_of_rows", lambda: [dict(row, key=i) for i, row in enumerate(rows)])
+    ours, loss = trained(tmp_path, 8)
+    assert other == pytest.approx(loss, rel=1e-4)
+    assert max(float((ours[n] - theirs[n.removeprefix("module.")]).abs().max()) for n in ours) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_scores_in_chunks_are_the_definitions(chunk):
+    texts, media, pairs, true = embeddings_and_pairs()
+    ways = [
+        (texts, media, (pairs.texts, pairs.media, pairs.texts, pairs.own), true),
+        (media, texts, (pairs.media, pairs.texts, pairs.own, pairs.texts), true.T),
+    ]
+    for queries, candidates, keys, right in ways:
+        said = directed_scores(queries, candidates, keys, chunk=chunk)
+        scores, right = (queries @ candidates.T).numpy(), right.numpy()
+        kept = right.any(axis=1)
+        first = np.array([1 + (s > s[r].max()).sum() for s, r in zip(scores[kept], right[kept], strict=True)])
+        for k in (1, 5, 10):
+            assert said[f"r{k}"] == pytest.approx((first <= k).mean())
+        assert said["median_rank"] == np.median(first)
+        precision = [average_precision_score(r, s) for r, s in zip(right[kept], scores[kept], strict=True)]
+        assert said["map"] == pytest.approx(np.mean(precision), abs=1e-5)
+
+
+def test_equal_scores_do_not_flatter():
+    keys = torch.arange(6)
+    same = torch.ones(6, 2)
+    said = directed_scores(same, same, (keys, keys, keys, keys))
+    assert said["r1"] == said["r5"] == 0 and said["median_rank"] == 6 and said["map"] == pytest.approx(1 / 6)
+
+
+def test_a_picture_of_several_rows_is_one_candidate():
+    shown = functional.normalize(torch.randn(4, 3), dim=1).numpy()
+    rows = [0, 1, 1, 2, 3, 0]
+    keys = np.array([[10 + row, 100 + item] for row, item in enumerate(rows)])
+    of = gallery(shown[rows], shown[rows], keys)
+    assert of.media.shape == (4, 3) and of.first_rows.tolist() == [0, 1, 3, 4]
+    assert all(value == 1 for name, value in retrieval_scores(of).items())
+
+
+def test_ranking_again_reorders_the_best_and_nothing_else():
+    keys = torch.arange(4)
+    queries = candidates = torch.eye(4)
+    of = Gallery(queries, candidates, Pairs(keys, keys, keys), keys)
+    top = torch.tensor([[q, (q + 1) % 4] for q in range(4)])
+    wrong_first = {"text_to_image": Reranked(top, torch.tensor([[-9.0, -3.0]] * 4))}
+    scores = retrieval_scores(of, wrong_first)
+    assert scores["text_to_image_r1"] == 0 and scores["text_to_image_median_rank"] == 2
+    assert scores["image_to_text_r1"] == 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of one colour with two captions each, in `t.csv`."""
+    lines = ["image,caption"]
+    for i, name in itertools.islice(zip(itertools.count(), itertools.cycle(COLOURS)), 16):
+        drawing([min(255, c + i) for c in COLOURS[name]], 64).save(tmp_path / f"{i}.png")
+        lines += [f"{i}.png,a {name} square", f"{i}.png,number {i}"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def command(capsys, *argv):
+    """The results of a verb that must succeed."""
+    assert cli.main([*map(str, argv)]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def train(folder, *argv):
+    few = ["--num_train_epochs", 2, "--per_device_train_batch_size", 8, "--learning_rate", "2e-3"]
+    columns = ["--task", "retrieval", "--text_column", "caption", "--output_dir", folder / "out"]
+    return ["train", "--train_file", folder / "t.csv", *columns, *SCRATCH, *QUIET, *few, *argv]
+
+
+def test_the_commands_train_score_and_rank_again(folder, capsys):
+    report = command(
+        capsys, *train(folder, "--language_weight", 0.5, "--rerank", 3, "--eval_strategy", "epoch", "--test_file",
+        folder / "t.csv", "--contrastive_batch_size", 16),
+    )  # fmt: skip
+    ways = [f"{way}_{name}" for way in ("text_to_image", "image_to_text") for name in ("r1", "r5", "r10", "map")]
+    assert {*ways, *(f"reranked_{name}" for name in ways)} <= set(report)
+    assert report["rows"] == 32 and report["pictures"] == 16
+    model, processor = load_checkpoint(str(folder / "out"))
+    assert type(model) is MMForImageTextRetrieval and model.lm_head is not None
+    again = command(
+        capsys, "evaluate", "--model", folder / "out", "--test_file", folder / "t.csv", "--text_column", "caption",
+        "--device", "cpu", "--rerank", 3, "--batch_size", 5,
+    )  # fmt: skip
+    assert {name: again[name] for name in ways} == {name: report[name] for name in ways}
+    rows = [json.loads(line) for line in (folder / "out/evaluation/predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 32 and all(len(row["found"]) == 3 for row in rows)
+    writer = MMForConditionalGeneration.from_pretrained(folder / "out").eval()
+    chat = [{"role": "user", "content": [{"type": "image", "url": str(folder / "0.png")}]}]
+    asked = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert writer.generate(**asked, max_new_tokens=8).shape[1] > asked["input_ids"].shape[1]
+
+
+def test_adapters_are_trained_saved_and_merged(folder, capsys):
+    command(capsys, *train(folder, "--use_peft", "true", "--lora_r", 4))
+    model, _ = load_checkpoint(str(folder / "out"))
+    assert type(model) is MMForImageTextRetrieval and model.matching_head is not None
+
+
+def test_a_second_look_at_all_candidates_is_every_match(folder, capsys):
+    command(capsys, *train(folder, "--max_steps", 1))
+    model, processor = load_checkpoint(str(folder / "out"))
+    with torch.no_grad():
+        for name, gate in model.named_parameters():
+            if name.endswith("_gate"):
+                gate.fill_(0.5)
+    source = str(folder / "t.csv")
+    dataset = MMDataset(source, *read_table(source, "train"), Columns(text="caption", target=None), task="retrieval")
+    collator = RetrievalCollator(processor, "retrieval")
+    rows = [dataset[i] for i in range(0, 12)]
+    batch = collator(rows)
+    with torch.no_grad():
+        output = model(**{**batch, "return_loss": False})
+    own = batch["image_index"][:, 0]
+    keys = np.stack([np.arange(12), batch["image_keys"][own].numpy()], axis=1)
+    of = gallery(output.text_embeds.numpy(), output.image_embeds[own].numpy(), keys)
+    said = rank_again(model, of, dataset, collator, 100, batch_size=5)["text_to_image"]
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for item in range(6):
+        shown = batch["pixel_values"][item : item + 1].expand(12, -1, -1, -1)
+        with torch.no_grad():
+            logits = model.match(**texts, pixel_values=shown)
+        expected = logits[:, 1] - logits[:, 0] + output.logits_per_text[:, item]
+        found = said.scores[(said.top == item)]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_without_a_picture_are_refused(folder, capsys):
+    with (folder / "t.csv").open("a") as file:
+        file.write(",nothing\n")
+    assert cli.main([*map(str, train(folder))]) == 2
+    assert "row 33: 'image' is empty; retrieval needs a picture and a text" in capsys.readouterr().err
