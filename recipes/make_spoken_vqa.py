@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Questions of easy-VQA, spoken, about its pictures: image + audio -> answer, without any text.
 
-    python -m recipes.make_spoken_vqa        # into runs/data/spoken_vqa; two to three minutes, MB_HERE
+    python -m recipes.make_spoken_vqa        # into runs/data/spoken_vqa; two to three minutes, 211 MB
 
 The 107 distinct sentences are spoken once by each voice that a row asks for and shared between rows. Voices, pictures:
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from modeling_mm.tables import read_easy_vqa
 from recipes.speech import VOICES, require_espeak, utterance, write_utterance
-from recipes.tables import SPLITS, command, save, side_by_side, write_table
+from recipes.tables import command, save, side_by_side, write_table
 
 TRAIN_ROWS = 34_000  # of 38,575: nearly all about nine tenths of the pictures; each sentence in nearly all 48 voices
 DICTATION_ROWS = 4_000  # of the 5,136 pairs of a sentence and a voice
@@ -61,7 +61,7 @@ def make(
     """Write the three splits to `folder`; returns counts."""
     require_espeak()
     split_rows = {"train": train_rows, "validation": validation_rows, "test": test_rows}
-    counts: dict[str, Any] = {"output_dir": str(folder), **{f"{split}_rows": split_rows[split] for split in SPLITS}}
+    counts: dict[str, Any] = {"output_dir": str(folder)}
     images, spoken = {}, []
     for split, rows in questions(split_rows, seed).items():
         chance, table, said_once = random.Random(f"{seed} voices {split}"), [], {}
@@ -77,6 +77,7 @@ def make(
             table += [("", "", f"audio/{name}", said_once[name]) for name in some]
             chance.shuffle(table)
         write_table(folder, split, ["image", "text", "audio", "answer"], table)
+        counts[f"{split}_rows"] = len(table)
     counts["pictures"] = side_by_side(lambda name: copy(images[name], folder / name), images, "Pictures")
     counts["sounds"] = side_by_side(lambda said: write_utterance(folder / "audio", said), spoken, "Speaking")
     return counts
