@@ -21,6 +21,9 @@ MEDIA = (
     "input_features",
     "audio_index",
     "input_features_mask",
+    "pixel_values_videos",
+    "video_index",
+    "video_mask",
     "media_key_values",
     "media_start",
 )
@@ -104,7 +107,7 @@ def check_media(
     Raises:
         ValueError: says what came and what was expected.
     """
-    for name in ("image_index", "audio_index"):
+    for name in ("image_index", "audio_index", "video_index"):
         index = media.get(name)
         if index is not None and index.dim() != 2:
             raise ValueError(f"`{name}` has shape {tuple(index.shape)}; expected (B, N)")
@@ -122,6 +125,25 @@ def check_media(
         raise ValueError(f"`media_key_values` has shape {shape}; expected (B, {layers}, 2, {heads}, S, {width})")
     if media_start is not None and tuple(media_start.shape) != (shape[0], shape[4]):
         raise ValueError(f"`media_start` has shape {tuple(media_start.shape)}; expected ({shape[0]}, {shape[4]})")
+
+
+def check_videos(config: MMConfig, pixel_values_videos: torch.Tensor, video_mask: torch.Tensor | None) -> None:
+    """Refuse videos that the model cannot take.
+
+    Raises:
+        ValueError: says what came and what was expected.
+    """
+    shape = tuple(pixel_values_videos.shape)
+    if config.num_frames is None:
+        raise ValueError(
+            "video came as `pixel_values_videos`, but this model takes none; compose it with `num_frames`"
+        )
+    if len(shape) != 5 or not 1 <= shape[1] <= config.num_frames:
+        raise ValueError(
+            f"`pixel_values_videos` has shape {shape}; expected (V, F, C, H, W), F at most {config.num_frames}"
+        )
+    if video_mask is not None and tuple(video_mask.shape) != shape[:2]:
+        raise ValueError(f"`video_mask` has shape {tuple(video_mask.shape)}; expected {shape[:2]}")
 
 
 def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
@@ -144,7 +166,7 @@ def check_markers(
     Raises:
         ValueError: names the first such row.
     """
-    items = {"image": "images", "audio": "sounds"}[modality]
+    items = {"image": "images", "audio": "sounds", "video": "videos"}[modality]
     for row, (markers, own) in enumerate(
         zip(marker_mask.sum(dim=1).tolist(), (index >= 0).sum(dim=1).tolist(), strict=True)
     ):

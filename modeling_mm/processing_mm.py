@@ -18,6 +18,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
 from .audio_mm import MAX_SECONDS, audio_features, read_audio
+from .video_mm import video_features, videos_per_row
 
 AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
 
@@ -28,7 +29,8 @@ FLATTEN_CONTENT = (
     "{%- set parts = namespace(text='') -%}{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'text' -%}{%- set parts.text = parts.text + part['text'] -%}"
     "{%- elif part['type'] == 'image' -%}{%- set parts.text = parts.text + 'IMAGE_TOKEN' -%}"
-    "{%- elif part['type'] == 'audio' -%}{%- set parts.text = parts.text + 'AUDIO_TOKEN' -%}{%- endif -%}"
+    "{%- elif part['type'] == 'audio' -%}{%- set parts.text = parts.text + 'AUDIO_TOKEN' -%}"
+    "{%- elif part['type'] == 'video' -%}{%- set parts.text = parts.text + 'VIDEO_TOKEN' -%}{%- endif -%}"
     "{%- endfor -%}{%- set text = parts.text -%}{%- endif -%}"
     "{%- set flat.messages = flat.messages + [dict(message, content=text)] -%}{%- endfor -%}"
     "{%- set messages = flat.messages -%}"
@@ -40,10 +42,10 @@ PLAIN_TEMPLATE = (
 )
 
 
-def multimodal_chat_template(template: str | None, image_token: str, audio_token: str) -> str:
-    """A chat template that takes parts of image and sound, made from one that takes strings (None: a plain one)."""
+def multimodal_chat_template(template: str | None, image_token: str, audio_token: str, video_token: str) -> str:
+    """A chat template that takes parts of image, sound and video, made from one for strings (None: a plain one)."""
     flatten = FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token).replace("AUDIO_TOKEN", audio_token)
-    return flatten + (template or PLAIN_TEMPLATE)
+    return flatten.replace("VIDEO_TOKEN", video_token) + (template or PLAIN_TEMPLATE)
 
 
 def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
@@ -101,6 +103,8 @@ class MMProcessor(ProcessorMixin):
         audio (*optional*): a feature extractor for sound, or the dict it is saved as.
         max_seconds (`float`): what is heard of a clip; every clip is padded to it where the audio tower has no window
             of its own.
+        video_token (`str`): the marker of one video.
+        num_frames (`int`, *optional*): the frames taken of a video, spread evenly over it; None takes no video.
 
     Raises:
         ValueError: the tokenizer does not know the marker.
@@ -115,22 +119,26 @@ class MMProcessor(ProcessorMixin):
         audio_token="<audio>",
         audio=None,
         max_seconds=MAX_SECONDS,
+        video_token="<video>",
+        num_frames=None,
         **kwargs,
     ):
+        self.video_token, self.num_frames = video_token, num_frames
         self.audio_token, self.audio, self.max_seconds = audio_token, audio, max_seconds
         if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
             self.audio = getattr(transformers, audio["feature_extractor_type"])(**audio)
         self.auto_map = dict(AUTO_MAP)  # as in the config: the library's loading drops it, and saving needs it
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
-            raise ValueError(
-                f"the tokenizer does not know the marker '{image_token}'; use MMProcessor.from_towers, which adds it"
-            )
+        for token in (image_token, video_token)[: 1 if num_frames is None else 2]:
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise ValueError(
+                    f"the tokenizer does not know the marker '{token}'; use MMProcessor.from_towers, which adds it"
+                )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if chat_template is None:
-            chat_template = multimodal_chat_template(tokenizer.chat_template, image_token, audio_token)
+            chat_template = multimodal_chat_template(tokenizer.chat_template, image_token, audio_token, video_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
@@ -148,7 +156,8 @@ class MMProcessor(ProcessorMixin):
         """Tensors for the model.
 
         Sound comes as `audio`: one clip, one per text (None: no sound), or a list of clips for each text; a path,
-        `(array, sampling rate)` or what else `audio_mm.read_audio` takes.
+        `(array, sampling rate)` or what else `audio_mm.read_audio` takes. Video comes as `videos` in the same way: a
+        path, an array (F, H, W, C), a list of frames, or what else `video_mm.read_video` takes.
 
         Args:
             images: one image, one per text (None: no image), a list of images for each text, or a flat list with one
@@ -159,15 +168,17 @@ class MMProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W) of the distinct images and
             `image_index` (B, N), -1 where a row has fewer than N; with sound `input_features` (A, ...) of the distinct
-            clips, `input_features_mask` where the extractor makes one, and `audio_index` (B, N).
+            clips, `input_features_mask` where the extractor makes one, and `audio_index` (B, N); with video
+            `pixel_values_videos` (V, num_frames, C, H, W), `video_mask` (V, num_frames) where a video has fewer
+            frames, and `video_index` (B, N).
 
         Raises:
             ValueError: media and texts do not match in number, a text has another number of markers than media, or
-                sound came to a processor without a feature extractor.
+                sound came to a processor without a feature extractor, or video to one without `num_frames`.
         """
+        if (videos := kwargs.pop("videos", None)) is not None:
+            return self.with_videos(videos, images, text, **kwargs)
         audio = kwargs.pop("audio", None)
-        if kwargs.get("videos") is not None:
-            raise ValueError("this processor takes images, text and sound; video is not supported yet")
         if audio is None:
             return super().__call__(images=images, text=text, **kwargs)
         texts = [text] if isinstance(text, str) else text
@@ -179,6 +190,19 @@ class MMProcessor(ProcessorMixin):
             return BatchFeature(sounds)
         batch = super().__call__(images=images, text=text, **kwargs)
         batch.update(sounds)
+        return batch
+
+    def with_videos(self, videos: Any, images: ImageInput | None, text: Any, **kwargs) -> BatchFeature:
+        """What `__call__` makes of everything else, and of the videos."""
+        texts = [text] if isinstance(text, str) else text
+        videos = videos_per_row(videos, None if texts is None else len(texts))
+        for row, one in enumerate(texts or []):
+            self.check_marker_count(row, one, self.video_token, len(videos[row]), "videos")
+        clips = self.flat_videos(videos)
+        if images is None and text is None and kwargs.get("audio") is None:
+            return BatchFeature(clips)
+        batch = self(images=images, text=text, **kwargs)
+        batch.update(clips)
         return batch
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -234,22 +258,25 @@ class MMProcessor(ProcessorMixin):
                 f"marker for each of the {kind}, or none at all"
             )
 
-    def with_markers(self, text: str, images: int, sounds: int = 0) -> str:
-        """The text with one marker per image and clip in front, unless it says itself where they go."""
+    def with_markers(self, text: str, images: int, sounds: int = 0, videos: int = 0) -> str:
+        """The text with one marker per image, clip and video in front, unless it says itself where they go."""
+        text = text if self.video_token in text else self.video_token * videos + text
         text = text if self.audio_token in text else self.audio_token * sounds + text
         return text if self.image_token in text else self.image_token * images + text
 
-    def encode_prompts(self, texts: list[str], images: list[int], sounds: list[int] | None = None) -> list[list[int]]:
+    def encode_prompts(
+        self, texts: list[str], images: list[int], sounds: list[int] | None = None, videos: list[int] | None = None
+    ) -> list[list[int]]:
         """Token ids of single-turn prompts, exactly those that `apply_chat_template(..., tokenize=True)` gives.
 
         Args:
             texts: what the user says; may hold image markers, otherwise the images come first.
-            images, sounds: how many of them each text has.
+            images, sounds, videos: how many of them each text has.
         """
-        sounds = sounds or [0] * len(texts)
+        sounds, videos = sounds or [0] * len(texts), videos or [0] * len(texts)
         turns = [
             [{"role": "user", "content": [{"type": "text", "text": self.with_markers(text, *counts)}]}]
-            for text, *counts in zip(texts, images, sounds, strict=True)
+            for text, *counts in zip(texts, images, sounds, videos, strict=True)
         ]
         prompts = self.apply_chat_template(turns, add_generation_prompt=True)
         start = self.tokenizer.bos_token
@@ -279,6 +306,21 @@ class MMProcessor(ProcessorMixin):
         features, mask = audio_features(self.audio, heard, self.max_seconds)
         sounds = {"input_features": features, "audio_index": index}
         return sounds if mask is None else {**sounds, "input_features_mask": mask}
+
+    def flat_videos(self, videos: list[list]) -> dict[str, torch.Tensor]:
+        """`pixel_values_videos` of the distinct videos, their mask and `video_index` (B, N), for videos of each row.
+
+        Raises:
+            ValueError: the processor takes no video, or one cannot be read.
+        """
+        distinct, index = distinct_items(videos)
+        if not distinct:
+            return {}
+        if self.num_frames is None:
+            raise ValueError("video came to a processor without `num_frames`; compose it, and its model, with one")
+        pixels, mask = video_features(self.image_processor, distinct, self.num_frames)
+        seen = {"pixel_values_videos": pixels, "video_index": index}
+        return seen if mask is None else {**seen, "video_mask": mask}
 
     def to_dict(self) -> dict[str, Any]:
         """As the library's; the feature extractor is a dict in it."""

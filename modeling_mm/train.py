@@ -28,6 +28,7 @@ from .calibration import fit_temperature
 from .card import write_card
 from .checkpoint import BASE, TASKS, last_checkpoint, load_checkpoint, read_config, task_of
 from .collator import MMCollator
+from .compose import add_video
 from .data import Columns, MMDataset
 from .evaluate import draw_some, evaluate_rows, write_bad_rows, write_predictions
 from .matching import MatchingPairs
@@ -51,6 +52,7 @@ class ModelArguments:
     fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
     fusion_mlp: bool = field(default=True, metadata={"help": "gated MLP in each fusion layer"})
     num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
+    num_frames: int | None = field(default=None, metadata={"help": "frames taken of a video; default: takes no video"})
     late_fusion: str | None = field(
         default=None,
         metadata={
@@ -94,6 +96,7 @@ class DataArguments:
     )
     calibrate: bool = field(default=False, metadata={"help": "fit a temperature to the validation rows"})
     audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
+    video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
     validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
     group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
@@ -122,7 +125,16 @@ def known_labels(source: str | None, task: str) -> list[str] | None:
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
-def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None) -> Splits:
+def frames_of(args: ModelArguments) -> int | None:
+    """How many frames of a video the model will take: those asked for, or those that the model to go on from takes."""
+    if args.num_frames is not None or args.model is None:
+        return args.num_frames
+    return read_config(args.model if not Path(args.model, BASE).is_dir() else str(Path(args.model, BASE))).num_frames
+
+
+def load_splits(
+    data: DataArguments, seed: int, labels: list[str] | None = None, num_frames: int | None = None
+) -> Splits:
     """Read and check all rows before anything is trained; `labels` are those a trained model already has.
 
     Raises:
@@ -131,12 +143,12 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
     target = data.label_column or COLUMNS[data.task]
-    columns = Columns(data.image_column, data.text_column, target, data.audio_column)
+    columns = Columns(data.image_column, data.text_column, target, data.audio_column, data.video_column)
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
         dataset = MMDataset(source, *read_table(source, split), columns, labels, task=data.task)
-        return dataset.check(skip, max_seconds=data.max_seconds)
+        return dataset.check(skip, max_seconds=data.max_seconds, num_frames=num_frames)
 
     train = read(data.train_file or str(data.dataset), "train", labels)
     if labels is None:
@@ -170,6 +182,8 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
         model, processor = load_checkpoint(args.model, dtype=torch.float32)
         if task_of(model) != data.task:
             raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
+        if args.num_frames is not None:
+            add_video(model, processor, args.num_frames)
         # the labels and their scale stay, what this run's rows and flags say of the loss does not
         model.config.class_weights, model.config.calibration_temperature = options.get("class_weights"), None
         return model, processor
@@ -185,15 +199,14 @@ def build_model(args: ModelArguments, data: DataArguments, train: MMDataset) -> 
     if text in scratch.SIZES:
         rows = [train.row(number) for number in train.kept]
         words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
-        tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None)
+        tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
         text = scratch.text_config(text, tokenizer, decoder=data.task == "generation")
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
         audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds)
-    processor = MMProcessor.from_towers(
-        image_processor or vision, tokenizer or text, extractor or audio, max_seconds=data.max_seconds
-    )
-    options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents}
+    sources = (image_processor or vision, tokenizer or text, extractor or audio)
+    processor = MMProcessor.from_towers(*sources, max_seconds=data.max_seconds, num_frames=args.num_frames)
+    options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents, "num_frames": args.num_frames}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
@@ -278,7 +291,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     checkpoint = resume_path(args)
     set_seed(args.seed)
     check_task(model_args, data_args)
-    splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
+    labels, num_frames = known_labels(model_args.model, data_args.task), frames_of(model_args)
+    splits = load_splits(data_args, args.seed, labels, num_frames)
     model, processor = build_model(model_args, data_args, splits.train)
     choose_trainable(model, model_args)
     matches = data_args.task == "matching"
@@ -331,25 +345,26 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
 
 
 def rows_with_media(dataset: MMDataset) -> list[Any]:
-    """A first row with a picture and a first one with sound, where there are any: of rows without, fusion and towers
-    would seem unused."""
-    rows = [dataset.row(number) for number in dataset.kept]
-    image = next((i for i, row in enumerate(rows) if row.images), 0)
-    audio = next((i for i, row in enumerate(rows) if row.audio), image)
-    return [dataset[index] for index in dict.fromkeys((image, audio))]
+    """A first row with a picture, one with sound and one with video, where there are any: of rows without, fusion and
+    towers would seem unused."""
+    media = [dataset.row(number).media for number in dataset.kept]
+    firsts = [next((i for i, own in enumerate(media) if own[kind]), None) for kind in range(3)]
+    return [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)] or [dataset[0]]
 
 
 def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
     """Print what the model says to a few rows about one picture, and how to open it."""
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = max(dataset.groups(), key=len)
-    picture = dataset.row(dataset.kept[rows[0]]).images
-    print("\nPicture:", picture[0] if picture and isinstance(picture[0], str) else "(embedded)")
+    row = dataset.row(dataset.kept[rows[0]])
+    kind, media = ("Video", row.videos) if row.videos and not row.images else ("Picture", row.images)
+    print(f"\n{kind}:", media[0] if media and isinstance(media[0], str) else "(embedded)")
     by_truth = {in_words(said["truth"]): said for said in (json.loads(lines[i]) for i in rows)}
     for said in list(by_truth.values())[:count]:
         print(f"  {said['text']}  ->  {in_words(said['prediction'])}  (truth: {in_words(said['truth'])})")
     print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
-    print(f'  modeling-mm predict --model {output} --image PICTURE --text "..." --explain look.png\n')
+    asked = "--video VIDEO" if kind == "Video" else "--image PICTURE --explain look.png"
+    print(f'  modeling-mm predict --model {output} {asked} --text "..."\n')
 
 
 def check_task(model: ModelArguments, data: DataArguments) -> None:
@@ -364,6 +379,10 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
     if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
         raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
+    if (model.num_frames is None) != (data.video_column == "") and model.model is None:
+        raise ValueError(
+            "video needs both: --video_column for where it is and --num_frames for how much of it is seen"
+        )
     if model.model is not None and (model.late_fusion or model.cross_attention is not None):
         raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
 

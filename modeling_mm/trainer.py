@@ -148,7 +148,7 @@ class MMTrainer(Trainer):
             if prediction_loss_only:
                 return output.loss, None, None
             media = {"media_key_values": output.media_key_values, "image_index": inputs.get("image_index")}
-            if "audio_index" in inputs:  # how encoded slots divide between pictures and sounds is not known here
+            if {"audio_index", "video_index"} & set(inputs):  # how encoded slots divide between them is not known here
                 media = {name: inputs[name] for name in MEDIA if name in inputs}
             generated = self.accelerator.unwrap_model(model).generate(
                 **prompts,
