@@ -15,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration_mm import tower_width
+from .outputs_mm import MMAudioOutput
 
 
 def audio_tower_from_config(config: PreTrainedConfig) -> PreTrainedModel:
@@ -67,29 +68,37 @@ def audio_width(config: PreTrainedConfig) -> int:
 
 
 def audio_states(
-    tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None, **flags
+) -> MMAudioOutput:
     """What the tower hears in distinct clips.
 
     Args:
         features: as the tower's feature extractor makes them, (A, ...); an image tower takes (A, F, T).
         mask: (A, T) or (A, samples), 1 where a clip is and 0 in the padding behind it.
+        flags: the tower's own, such as `output_hidden_states`.
 
     Returns:
-        states (A, Q, V), and `present` (A, Q) bool, False in the padding; None without a mask. The grid of a tower
-        over pictures is flattened, rows of mel bins one after the other.
+        the tower's output; its `pooler_output` are the states (A, Q, V), where the grid of a tower over pictures is
+        flattened, rows of mel bins one after the other, and its `attention_mask` (A, Q) is False in the padding, None
+        without a mask.
     """
     features = features.to(tower.dtype)
-    inputs = {}
+    inputs = dict(flags)
     if tower.main_input_name == "pixel_values":
         features = features[:, None].expand(-1, tower.config.num_channels, -1, -1)
     elif tower.config.model_type == "clap_audio_model":
         inputs["is_longer"] = torch.zeros(features.shape[0], 1, dtype=torch.bool, device=features.device)
     elif mask is not None and takes_mask(tower.config):
         inputs["attention_mask"] = mask
-    states = tower(**{tower.main_input_name: features}, **inputs, return_dict=True).last_hidden_state
-    present = None if mask is None else states_present(tower, mask, states.shape)
-    return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states, present
+    output = tower(**{tower.main_input_name: features}, **inputs, return_dict=True)
+    states = output.last_hidden_state
+    return MMAudioOutput(
+        last_hidden_state=states,
+        pooler_output=states.flatten(2).transpose(1, 2) if states.dim() == 4 else states,
+        hidden_states=output.get("hidden_states"),
+        attentions=output.get("attentions"),
+        attention_mask=None if mask is None else states_present(tower, mask, states.shape),
+    )
 
 
 def takes_mask(config: PreTrainedConfig) -> bool:

@@ -21,11 +21,14 @@ from .fusion_mm import MMFusion
 from .media_mm import (
     NEVER,
     check_media,
+    check_told_apart,
     check_videos,
+    encoded_starts,
     find_markers,
     implied_image_index,
     media_start_from_markers,
 )
+from .outputs_mm import MMAudioOutput
 
 
 @dataclass
@@ -128,13 +131,17 @@ class MMEncodingMixin:
         output.pooler_output = states.new_zeros(*shape, *states.shape[1:]).index_put((real,), states)
         return output
 
-    def hear(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    @can_return_tuple
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **flags
+    ) -> MMAudioOutput:
         """What the audio tower hears in distinct clips (I, ...), as the processor prepares them.
 
+        `input_features_mask` (I, T) is 1 where the sound is real; `flags` are the tower's own.
+
         Returns:
-            states (I, P, V), and (I, P) bool, which of them are real; None where all are.
+            the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
+            a convolutional tower is flattened, its `attention_mask` (I, P) bool says which are real; None where all.
 
         Raises:
             ValueError: the model has no audio tower.
@@ -142,7 +149,7 @@ class MMEncodingMixin:
         if self.audio_tower is None:
             raise ValueError("sound came as `input_features`, but this model has no audio tower; compose it with one")
         with torch.set_grad_enabled(self.needs_grad(self.audio_tower, input_features)):
-            return audio_states(self.audio_tower, input_features, input_features_mask)
+            return audio_states(self.audio_tower, input_features, input_features_mask, **flags)
 
     def needs_grad(self, tower: PreTrainedModel, inputs: torch.Tensor) -> bool:
         """A frozen tower is run without a graph, unless its inputs want gradients."""
@@ -187,9 +194,9 @@ class MMEncodingMixin:
         if input_features is not None:
             if audio_index is None:  # one clip per row
                 audio_index = torch.arange(input_features.shape[0], device=input_features.device)[:, None]
-            states, present = self.hear(input_features, input_features_mask)
-            memory = self.fusion.project(states, present, "audio")
-            memories["audio"] = Memory(memory, audio_index, None if resampled else present)
+            heard = self.get_audio_features(input_features, input_features_mask, return_dict=True)
+            memory = self.fusion.project(heard.pooler_output, heard.attention_mask, "audio")
+            memories["audio"] = Memory(memory, audio_index, None if resampled else heard.attention_mask)
         if pixel_values_videos is not None:
             memories["video"] = self.video_memory(pixel_values_videos, video_index, video_mask)
         return memories
@@ -248,6 +255,22 @@ class MMEncodingMixin:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S) of what `project_media` gave.
 
+        For another text about the same media there is `media_starts`, which costs no encoding.
+
+        Raises:
+            ValueError: text and media differ in rows.
+        """
+        return self.key_values_of(memories), self.media_starts(memories, input_ids, inputs_embeds, before)
+
+    def media_starts(
+        self,
+        memories: dict[str, Memory],
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        before: int | torch.Tensor = 0,
+    ) -> torch.Tensor:
+        """(B, S), the column of this text, after `before` cached ones, from which each slot may be seen.
+
         Raises:
             ValueError: text and media differ in rows.
         """
@@ -260,7 +283,7 @@ class MMEncodingMixin:
                 )
         texts: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         starts = [memory.starts(self.markers(name, **texts), before) for name, memory in memories.items()]
-        return self.key_values_of(memories), torch.cat(starts, dim=1)
+        return torch.cat(starts, dim=1)
 
     def prepare_media(
         self,
@@ -292,52 +315,14 @@ class MMEncodingMixin:
             media_key_values, start = self.attended(memories, input_ids, inputs_embeds, before)
             return media_key_values, start if media_start is None else media_start
         if media_start is None:
-            if media.get("audio_index") is not None or media.get("video_index") is not None:
-                raise ValueError(
-                    "encoded media with sound or video need the `media_start` (B, S) that goes with the text"
-                )
-            markers = self.markers("image", input_ids, inputs_embeds)
+            check_told_apart(self.config, media)
             text = input_ids if input_ids is not None else inputs_embeds
             present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
-            rows, index = None if text is None else text.shape[0], media.get("image_index")
-            media_start = encoded_starts(media_key_values, index, markers, before, rows, present)
+            rows = None if text is None else text.shape[0]
+            markers = {name: self.markers(name, input_ids, inputs_embeds) for name in ("image", "audio", "video")}
+            indices = {name: media[f"{name}_index"] for name in markers if media.get(f"{name}_index") is not None}
+            media_start = encoded_starts(media_key_values, indices, markers, before, rows, present)
         return media_key_values, media_start
-
-
-def encoded_starts(
-    key_values: torch.Tensor,
-    image_index: torch.Tensor | None,
-    markers: torch.Tensor | None,
-    before: int | torch.Tensor,
-    text_rows: int | None,
-    present: torch.Tensor | None,
-) -> torch.Tensor:
-    """`media_start` (B, S) of images that came encoded; by default as many per row as the most markers in a row.
-
-    `present` (I, P) is 1 where a patch is real.
-
-    Raises:
-        ValueError: text and media differ in rows, or the slots do not divide among the images.
-    """
-    rows, slots = key_values.shape[0], key_values.shape[4]
-    if image_index is None:
-        images = 1 if markers is None else max(1, int(markers.sum(dim=1).max()))
-        image_index = torch.zeros(rows, images, dtype=torch.long, device=key_values.device)
-    if text_rows not in (None, rows) or image_index.shape[0] != rows:
-        raise ValueError(
-            f"the media have {rows} rows, `image_index` {image_index.shape[0]} and the text {text_rows}; "
-            "expected one row of each per text"
-        )
-    if slots % image_index.shape[1]:
-        raise ValueError(
-            f"`media_key_values` holds {slots} slots per row, which {image_index.shape[1]} images do not share "
-            "evenly; pass the `image_index` (B, N) that they were encoded with"
-        )
-    start = media_start_from_markers(markers, image_index, before)  # (B, N)
-    start = start[..., None].expand(-1, -1, slots // image_index.shape[1])
-    if present is not None:
-        start = torch.where(present.bool()[image_index.clamp(min=0)], start, NEVER)
-    return start.flatten(1)
 
 
 __all__ = ["MMEncodingMixin", "Memory"]

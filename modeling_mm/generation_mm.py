@@ -16,6 +16,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
+from .encoding_mm import Memory
 from .media_mm import MEDIA, check_markers, check_text, implied_image_index
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
@@ -74,9 +75,25 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         """What the vision tower sees in the frames of distinct videos; see `MMModel.get_video_features`."""
         return self.model.get_video_features(*args, **kwargs)
 
+    def get_audio_features(self, *args, **kwargs):
+        """What the audio tower hears in distinct clips; see `MMModel.get_audio_features`."""
+        return self.model.get_audio_features(*args, **kwargs)
+
     def encode_media(self, *args, **kwargs) -> torch.Tensor:
         """`media_key_values` (B, L, 2, K, S, E) for `forward` and `generate`; see `MMModel.encode_media`."""
         return self.model.encode_media(*args, **kwargs)
+
+    def project_media(self, *args, **kwargs) -> dict[str, Memory]:
+        """The memory of each modality, for `attended` and `media_starts`; see `MMModel.project_media`."""
+        return self.model.project_media(*args, **kwargs)
+
+    def attended(self, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """`media_key_values` and the `media_start` of one text; see `MMModel.attended`."""
+        return self.model.attended(*args, **kwargs)
+
+    def media_starts(self, *args, **kwargs) -> torch.Tensor:
+        """The `media_start` of another text about the same media; see `MMModel.media_starts`."""
+        return self.model.media_starts(*args, **kwargs)
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What some backbones do to their logits: Granite divides, Cohere and Falcon-H1 multiply, Gemma caps."""
@@ -157,7 +174,8 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         """As `GenerationMixin.generate`; media are encoded once, before rows are repeated for beams or samples.
 
         Takes `pixel_values` with `image_index`; or `media_key_values` from `encode_media` or an earlier output, with
-        the same `image_index`, for another question about the same pictures. With `past_key_values` of an earlier
+        the same `image_index`, for another question about the same pictures. For another question about a sound there
+        are `project_media` and `attended`, or with `num_latents` the same way. With `past_key_values` of an earlier
         turn, the media are those of the whole conversation.
 
         Raises:

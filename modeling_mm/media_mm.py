@@ -27,6 +27,7 @@ MEDIA = (
     "media_key_values",
     "media_start",
 )
+ITEMS = {"image": "images", "audio": "sounds", "video": "videos"}  # of each modality, in the order of their slots
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 
 
@@ -72,6 +73,46 @@ def media_start_from_markers(
     start = torch.where(own < count, column, NEVER)
     start = torch.where((own >= 0) & (count > 0), start, 0)
     return torch.where(image_index < 0, NEVER, start)
+
+
+def encoded_starts(
+    key_values: torch.Tensor,
+    indices: dict[str, torch.Tensor],
+    markers: dict[str, torch.Tensor | None],
+    before: int | torch.Tensor,
+    text_rows: int | None,
+    present: torch.Tensor | None,
+) -> torch.Tensor:
+    """`media_start` (B, S) of media that came encoded, images, sound, video in this order and all of as many slots.
+
+    `indices` (B, N) and `markers` (B, T) by modality; without an index these are images, as many per row as the most
+    markers in a row. `present` (I, P) is 1 where a patch is real.
+
+    Raises:
+        ValueError: text and media differ in rows, or the slots do not divide among the media.
+    """
+    rows, slots = key_values.shape[0], key_values.shape[4]
+    if not indices:
+        images = 1 if markers["image"] is None else max(1, int(markers["image"].sum(dim=1).max()))
+        indices = {"image": torch.zeros(rows, images, dtype=torch.long, device=key_values.device)}
+    for name, index in indices.items():
+        if text_rows not in (None, rows) or index.shape[0] != rows:
+            raise ValueError(
+                f"the media have {rows} rows, `{name}_index` {index.shape[0]} and the text {text_rows}; "
+                "expected one row of each per text"
+            )
+    items = sum(index.shape[1] for index in indices.values())
+    if slots % items:
+        what = " or ".join(ITEMS[name] for name, own in markers.items() if name in indices or own is not None)
+        raise ValueError(
+            f"`media_key_values` holds {slots} slots per row, which {items} {what} do not share "
+            "evenly; pass each index (B, N) that they were encoded with"
+        )
+    starts = [media_start_from_markers(markers[name], index, before) for name, index in indices.items()]
+    start = torch.cat(starts, dim=1)[..., None].expand(-1, -1, slots // items)  # (B, N, P)
+    if present is not None:
+        start = torch.where(present.bool()[indices["image"].clamp(min=0)], start, NEVER)
+    return start.flatten(1)
 
 
 def visible_slots(media_start: torch.Tensor, tokens: int, before: int | torch.Tensor) -> torch.Tensor:
@@ -146,6 +187,31 @@ def check_videos(config: MMConfig, pixel_values_videos: torch.Tensor, video_mask
         raise ValueError(f"`video_mask` has shape {tuple(video_mask.shape)}; expected {shape[:2]}")
 
 
+def check_told_apart(config: MMConfig, media: dict[str, torch.Tensor | None]) -> None:
+    """Refuse encoded media whose slots could be of sound or video, unless all media have as many slots.
+
+    Without a resampler a picture has other slots than a clip, and those in a clip's padding must stay unseen.
+
+    Raises:
+        ValueError: the index of sound or video came and there is no resampler, or no index at all.
+    """
+    takes = {"image": True, "audio": config.audio_config is not None, "video": config.num_frames is not None}
+    names = [name for name, taken in takes.items() if taken]
+    came = [name for name in names if media.get(f"{name}_index") is not None]
+    if len(names) > 1 and not came:
+        expected = " and ".join(f"`{name}_index`" for name in names)
+        raise ValueError(
+            f"encoded media came to a model that takes {', '.join(names)}; pass the {expected} (B, N) that they were "
+            "encoded with, or `media_start` (B, S)"
+        )
+    if came[-1:] not in ([], ["image"]) and config.num_latents is None:
+        what = {"audio": "sound", "video": "video"}[came[-1]]
+        raise ValueError(
+            f"encoded media with {what} need the `media_start` (B, S) that goes with the text, which `media_starts` "
+            "gives for the memories of `project_media`; only with `num_latents` do the indices suffice"
+        )
+
+
 def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
     """Refuse a call without text.
 
@@ -166,7 +232,7 @@ def check_markers(
     Raises:
         ValueError: names the first such row.
     """
-    items = {"image": "images", "audio": "sounds", "video": "videos"}[modality]
+    items = ITEMS[modality]
     for row, (markers, own) in enumerate(
         zip(marker_mask.sum(dim=1).tolist(), (index >= 0).sum(dim=1).tolist(), strict=True)
     ):

@@ -2,14 +2,14 @@
 """What the models return.
 
 Shapes: B rows, T text tokens, S memory slots, D text width, L fusion layers, H query heads, K key/value heads,
-E head width.
+E head width, A clips of sound, Q states per clip, V tower width.
 """
 
 from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 
 @dataclass
@@ -42,10 +42,22 @@ class MMOutput(ModelOutput):
     media_key_values: torch.Tensor | None = None
 
 
+@dataclass
+class MMAudioOutput(BaseModelOutputWithPooling):
+    """Output of `get_audio_features`.
+
+    last_hidden_state: as the audio tower has it. pooler_output: the states (A, Q, V) that fusion attends to.
+    attention_mask: (A, Q) bool, which of these are not padding; None where none is. hidden_states, attentions: the
+    tower's.
+    """
+
+    attention_mask: torch.Tensor | None = None
+
+
 def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor) -> MMOutput:
     """The base model's output without its last hidden state, with the head's loss and logits."""
     fields = {name: value for name, value in output.items() if name != "last_hidden_state"}
     return MMOutput(loss=loss, logits=logits, **fields)
 
 
-__all__ = ["MMModelOutput", "MMOutput", "head_output"]
+__all__ = ["MMAudioOutput", "MMModelOutput", "MMOutput", "head_output"]

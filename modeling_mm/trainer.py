@@ -2,7 +2,7 @@
 """MMTrainer: the plain `Trainer`, with what multimodal training needs on top.
 
 - Rows about one picture can stay together in a batch, so that it is encoded once (`group_by_image`).
-- Evaluation of a generating model generates: prompts padded on the left, pictures encoded once for loss and answer.
+- Evaluation of a generating model generates: prompts padded on the left, media encoded once for loss and answer.
 - Parts are frozen and trained by name; what cannot reach the loss is found and frozen, what should train but got no
   gradient in the first steps is named.
 """
@@ -143,17 +143,16 @@ class MMTrainer(Trainer):
             ignore_keys = ["past_key_values", "hidden_states", "attentions", "cross_attentions", "media_key_values"]
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs, prompts = self._prepare_inputs(inputs), self._prepare_inputs(prompts)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        own = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
+            memories = own.project_media(**{name: inputs.pop(name) for name in MEDIA if name in inputs})
+            media = {}
+            if memories:
+                media["media_key_values"], start = own.attended(memories, inputs["input_ids"])
+                inputs |= {**media, "media_start": start}
+                media["media_start"] = own.media_starts(memories, prompts["input_ids"])
             output = model(**inputs, use_cache=False)
             if prediction_loss_only:
                 return output.loss, None, None
-            media = {"media_key_values": output.media_key_values, "image_index": inputs.get("image_index")}
-            if {"audio_index", "video_index"} & set(inputs):  # how encoded slots divide between them is not known here
-                media = {name: inputs[name] for name in MEDIA if name in inputs}
-            generated = self.accelerator.unwrap_model(model).generate(
-                **prompts,
-                **media,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
+            generated = own.generate(**prompts, **media, max_new_tokens=self.max_new_tokens, do_sample=False)
         return output.loss, generated[:, prompts["input_ids"].shape[1] :], inputs["labels"]

@@ -250,7 +250,8 @@ def test_a_scratch_audio_tower_hears_clips_of_any_length(folder, size):
     tower, extractor = audio_tower_from_config(scratch.audio_config(size)).eval(), scratch.feature_extractor(1.5)
     clips = [read_audio(str(path), extractor.sampling_rate) for path in (folder / "low.wav", folder / "sub/high.flac")]
     clips.append(np.tile(clips[0], 20)[: 2 * RATE])
-    states, present = audio_states(tower, *audio_features(extractor, clips))
+    heard = audio_states(tower, *audio_features(extractor, clips))
+    states, present = heard.pooler_output, heard.attention_mask
     assert states.shape == (3, 4 * 7, audio_width(tower.config)) and present[2].all() and not present[:2].all()
-    alone, _ = audio_states(tower, *audio_features(extractor, clips[:1]))
+    alone = audio_states(tower, *audio_features(extractor, clips[:1])).pooler_output
     torch.testing.assert_close(alone[0], states[0])

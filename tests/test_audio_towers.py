@@ -123,11 +123,13 @@ def clips(*seconds):
 def test_a_clip_alone_has_the_states_it_has_in_any_batch(name):
     tower, extractor = tower_of(name), extractor_of(name)
     batch = clips(0.31, 0.9, 0.02, 1.4)
-    states, present = audio_states(tower, *audio_features(extractor, batch, max_seconds=1.0))
+    heard = audio_states(tower, *audio_features(extractor, batch, max_seconds=1.0))
+    states, present = heard.pooler_output, heard.attention_mask
     assert states.shape[0] == 4 and states.shape[2] == audio_width(tower.config)
     assert states.std(dim=1).max() > 1e-3  # states differ, so that equality says something
     for row, clip in enumerate(batch):
-        alone, there = audio_states(tower, *audio_features(extractor, [clip], max_seconds=1.0))
+        one = audio_states(tower, *audio_features(extractor, [clip], max_seconds=1.0))
+        alone, there = one.pooler_output, one.attention_mask
         if present is None:
             torch.testing.assert_close(alone[0], states[row])
         else:
@@ -138,8 +140,8 @@ def test_a_clip_alone_has_the_states_it_has_in_any_batch(name):
 @pytest.mark.parametrize("name", TOWERS)
 def test_every_weight_of_a_trained_tower_gets_a_gradient(name):
     tower = tower_of(name).train()
-    states, _ = audio_states(tower, *audio_features(extractor_of(name), clips(0.5, 1.0), max_seconds=1.0))
-    (states**2).sum().backward()
+    heard = audio_states(tower, *audio_features(extractor_of(name), clips(0.5, 1.0), max_seconds=1.0))
+    (heard.pooler_output**2).sum().backward()
     trained = {n: p for n, p in tower.named_parameters() if p.requires_grad}
     unreached = {n for n, p in trained.items() if p.grad is None}
     parts = UNREACHED.get(name, ())
@@ -150,7 +152,7 @@ def test_every_weight_of_a_trained_tower_gets_a_gradient(name):
 @torch.no_grad()
 def test_states_behind_a_clip_are_not_present(name):
     tower, extractor = tower_of(name), extractor_of(name)
-    _, present = audio_states(tower, *audio_features(extractor, clips(0.25, 1.0), max_seconds=1.0))
+    present = audio_states(tower, *audio_features(extractor, clips(0.25, 1.0), max_seconds=1.0)).attention_mask
     assert present[1].float().mean() > 0.95 and 0.2 < present[0].float().mean() < 0.4
 
 
@@ -158,7 +160,8 @@ def test_states_behind_a_clip_are_not_present(name):
 def test_a_grid_is_flattened_by_rows_of_mel_bins():
     tower = tower_of("resnet")
     features, mask = audio_features(extractor_of("resnet"), clips(0.5, 1.0))
-    states, present = audio_states(tower, features, mask)
+    heard = audio_states(tower, features, mask)
+    states, present = heard.pooler_output, heard.attention_mask
     grid = tower(features[:, None]).last_hidden_state  # (A, V, f, t)
     assert torch.equal(states.transpose(1, 2).view_as(grid), grid)
     rows = present.view(2, *grid.shape[2:])

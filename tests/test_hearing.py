@@ -226,6 +226,22 @@ def test_lora_lands_in_the_audio_tower_alone(capsys):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", EARS)
+@pytest.mark.parametrize("head", [MMModel, MMForConditionalGeneration])
+def test_audio_features_are_the_tower_s_states_in_one_layout(kind, head):
+    model, media = hearing(kind, head), clips(3, kind)
+    output = model.get_audio_features(**media, output_hidden_states=True)
+    assert output.last_hidden_state.shape[0] == 3 and len(output.hidden_states) == 3
+    states, mask = output.pooler_output, output.attention_mask
+    assert states.ndim == 3 and (mask is not None) == (kind == "wav2vec2")
+    if mask is not None:
+        assert mask.shape == states.shape[:2] and mask.sum(1).tolist() == [9, 4, 9]
+    assert model.get_audio_features(**media).hidden_states is None
+    as_tuple = model.get_audio_features(**media, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], output.last_hidden_state)
+
+
+@torch.no_grad()
 def test_bad_use_is_one_sentence():
     with pytest.raises(ValueError, match="this model has no audio tower"):
         mm_model()(heard_row(5, (), [1])[None], **clips(1))
@@ -241,13 +257,18 @@ def test_bad_use_is_one_sentence():
         model(row, media_key_values=encoded, audio_index=torch.tensor([[0]]))
 
 
-@pytest.fixture(scope="module")
-def listener():
+def hearing_processor():
     """A processor for 16 x 16 images and clips of a second."""
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     tokenizer = train_tokenizer(["what do you hear", "a tone"], "scratch-tiny", audio=True)
     return MMProcessor(image_processor=images, tokenizer=tokenizer, audio=feature_extractor(1.0), max_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def listener():
+    """A processor for a whole file of tests."""
+    return hearing_processor()
 
 
 def tone(hertz, seconds=0.5, rate=16000):

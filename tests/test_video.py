@@ -291,7 +291,7 @@ def test_bad_use_is_one_sentence():
         model(row, **media, video_index=torch.tensor([0]))
     with pytest.raises(ValueError, match="row 0: 1 videos came with 2 video markers"):
         model.generate(watched_row(5, (), (), [1, 2])[None], **media, video_index=torch.tensor([[0]]), **GREEDY)
-    with pytest.raises(ValueError, match="sound or video need the `media_start`"):
+    with pytest.raises(ValueError, match="with video need the `media_start`"):
         model(row, media_key_values=model.encode_media(**media), video_index=torch.tensor([[0]]))
     with pytest.raises(Exception, match="`num_frames` is 0; expected 1 or more"):
         mm_config(num_frames=0)

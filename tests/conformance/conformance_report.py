@@ -11,7 +11,7 @@ import transformers
 MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "generate")
 MARKS += ("is_expert_parallel_test", "is_fsdp_test", "is_tensor_parallel_test", "is_training_test")
 MARKS += ("torch_compile_test",)
-COLUMNS = ("Llama", "LlamaClassifier", "Bert", "ModernBert", "Processor")
+COLUMNS = ("Llama", "LlamaClassifier", "Hearing", "Bert", "ModernBert", "Processor")
 SUITES = ("modeling", "config", "training", "parallel_plans", "generation", "processing")
 PAGE = """# Conformance with transformers' own test suites
 
@@ -29,7 +29,8 @@ Our side is in `tests/conformance`; all models are tiny, random and run offline.
 Cells: passed / failed / skipped; "-": does not apply, or would repeat the column before.
 
 - Llama: `MMModel` and `MMForConditionalGeneration` on a Llama backbone with a SigLIP tower; LlamaClassifier: `MMModel`
-  and `MMForSequenceClassification` on the same; Bert, ModernBert: the same two on these encoders.
+  and `MMForSequenceClassification` on the same; Hearing: all three with a Whisper encoder beside, and sound in every
+  row; Bert, ModernBert: `MMModel` and `MMForSequenceClassification` on these encoders.
 - `modeling` is ModelTesterMixin, `config` ConfigTester, `training` TrainingTesterMixin (one batch is learned by
   heart), `parallel_plans` FSDPTesterMixin and TensorParallelTesterMixin, `processing` ProcessorTesterMixin.
 - `generation` are 28 checks of our own: the library's GenerationTesterMixin is not part of its source distribution.

@@ -11,7 +11,7 @@ import torch
 
 from modeling_mm import MMConfig, MMForConditionalGeneration
 
-IMAGE_ID = 23
+IMAGE_ID, AUDIO_ID = 23, 20
 TEXT = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -46,6 +46,8 @@ class LlamaTester:
         "num_channels": 3,
     }
 
+    audio_config: dict | None = None
+
     def __init__(self, parent=None):
         self.parent = parent
 
@@ -60,6 +62,30 @@ class LlamaTester:
         pixel_values = torch.rand(self.batch_size, 3, 8, 8)
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "pixel_values": pixel_values}
         return self.get_config(), inputs
+
+
+class HearingTester(LlamaTester):
+    """The same with one clip of sound per row through a Whisper encoder."""
+
+    audio_config = {
+        "model_type": "whisper",
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 37,
+        "num_mel_bins": 8,
+        "max_source_positions": 8,
+    }
+
+    def get_config(self):
+        config = super().get_config().to_dict()
+        return MMConfig(**{**config, "audio_config": dict(self.audio_config), "audio_token_id": AUDIO_ID})
+
+    def prepare_config_and_inputs_for_common(self):
+        """Each row begins with the markers of its picture and of its sound."""
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        inputs["input_ids"][:, 1] = AUDIO_ID
+        return config, {**inputs, "input_features": torch.rand(self.batch_size, 8, 16)}
 
 
 class OverfittingTester(LlamaTester):
