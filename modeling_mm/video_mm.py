@@ -150,11 +150,21 @@ def read_file(source: str | os.PathLike | bytes, num_frames: int) -> list[Image.
     name = "in its embedded bytes" if isinstance(source, bytes) else f"'{os.fspath(source)}'"
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise ValueError(f"the video {name} does not exist")
+
+    def opened() -> Any:
+        return av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
+
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as container:
+        with opened() as container:
             if not container.streams.video:
                 raise ValueError(f"the video {name} has no frames, only sound or text")
-            frames = list(chosen_frames(container, num_frames))
+            stamps, keys = time_stamps(container)
+            frames = list(stamped_frames(container, [stamps[i] for i in evenly(len(stamps), num_frames)], keys))
+        if not keys:
+            with opened() as container:
+                numbers = evenly(sum(1 for _ in container.decode(video=0)), num_frames)
+            with opened() as container:
+                frames = [picture(frame) for i, frame in enumerate(container.decode(video=0)) if i in numbers]
     except (av.FFmpegError, OSError) as error:
         reason = str(error.strerror or error).rstrip(".")
         raise ValueError(f"the video {name} cannot be read ({reason}); expected MP4, WebM, AVI, GIF, ...") from None
@@ -163,25 +173,23 @@ def read_file(source: str | os.PathLike | bytes, num_frames: int) -> list[Image.
     return frames
 
 
-def chosen_frames(container: Any, num_frames: int) -> Iterator[Image.Image]:
-    """The wanted frames of an open file, found by their time stamps, or by counting where it has none."""
-    stream = container.streams.video[0]
-    packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
-    if any(stamp is None for stamp, _ in packets) or not any(is_key for _, is_key in packets):
-        container.seek(0)
-        numbers = evenly(sum(1 for _ in container.decode(stream)), num_frames)
-        container.seek(0)
-        yield from (picture(frame) for number, frame in enumerate(container.decode(stream)) if number in numbers)
-        return
-    packets.sort()
-    keys = [stamp for stamp, is_key in packets if is_key]
+def time_stamps(container: Any) -> tuple[list[int], list[int]]:
+    """The times of all frames of an open file and those of its key frames, in order; none where it tells none."""
+    packets = [(p.pts, p.is_keyframe) for p in container.demux(video=0) if p.size and not p.is_discard]
+    if any(stamp is None for stamp, _ in packets):  # AVI, raw streams
+        return [], []
+    return sorted(stamp for stamp, _ in packets), sorted(stamp for stamp, is_key in packets if is_key)
+
+
+def stamped_frames(container: Any, stamps: list[int], keys: list[int]) -> Iterator[Image.Image]:
+    """The frames at these times; each is reached from the key frame before it, or from the frame decoded last."""
     decoded: Iterator[Any] = iter(())
     reached = None
-    for stamp, _ in (packets[number] for number in evenly(len(packets), num_frames)):
+    for stamp in stamps if keys else []:
         key = keys[max(0, bisect_right(keys, stamp) - 1)]
         if reached is None or key > reached:  # rather than decode all that lies between
-            container.seek(key, stream=stream)
-            decoded = container.decode(stream)
+            container.seek(key, stream=container.streams.video[0])
+            decoded = container.decode(video=0)
         frame = next((frame for frame in decoded if frame.pts is None or frame.pts >= stamp), None)
         reached = stamp
         if frame is not None:
