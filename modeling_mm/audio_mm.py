@@ -67,7 +67,65 @@ def read_audio(source: Any, sampling_rate: int, max_seconds: float = MAX_SECONDS
     if rate != sampling_rate:
         clip = library("soxr").resample(clip, rate, sampling_rate).astype(np.float32)
         clip = clip if len(clip) else np.zeros(1, np.float32)  # of a few samples at a high rate nothing is left
-    return clip
+    return clip[: max(1, int(max_seconds * sampling_rate))]  # resampling may have added a sample
+
+
+def with_sounds_read(conversation: Any, sampling_rate: int, max_seconds: float) -> Any:
+    """A conversation, or a list of them, whose parts of sound hold arrays at the given rate in place of sources.
+
+    A source that stands in several parts is read once and is the same array in all of them. Arrays stay as they are,
+    and addresses too, which the library fetches.
+
+    Raises:
+        ValueError, ImportError: as in `read_audio`.
+    """
+    known: dict[Any, Any] = {}
+
+    def read(source: Any) -> Any:
+        if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+            return source
+        key = source if isinstance(source, str) else id(source)
+        if key not in known:
+            plain = hasattr(source, "__array__")
+            known[key] = np.asarray(source) if plain else read_audio(source, sampling_rate, max_seconds)
+        return known[key]
+
+    def within(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [within(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        if value.get("type") == "audio":
+            given = {name: source for name, source in value.items() if source is not None}
+            return {name: read(one) if name in ("audio", "path", "url") else one for name, one in given.items()}
+        return {**value, "content": within(value["content"])} if "content" in value else value
+
+    return within(conversation)
+
+
+def clips_per_row(audio: Any, rows: int | None, markers: list[int]) -> list[list]:
+    """One list of clips for each row, from a single clip, one clip (or None) per row, or lists of them.
+
+    A flat list of as many clips as there are markers is dealt out to these in their order; `markers` are counted per
+    row, and empty without texts.
+
+    Raises:
+        ValueError: they are not as many as the rows.
+    """
+    if not isinstance(audio, list):
+        audio = [audio]
+    if len(audio) == sum(markers) and not any(clip is None or isinstance(clip, list) for clip in audio):
+        following = iter(audio)
+        return [[next(following) for _ in range(count)] for count in markers]
+    nested = [[] if own is None else own if isinstance(own, list) else [own] for own in audio]
+    if rows is not None and len(nested) != rows:
+        raise ValueError(f"{len(nested)} sounds or lists of sounds came with {rows} texts; give one or None for each")
+    return nested
+
+
+def told_rate(kwargs: dict[str, Any]) -> int | None:
+    """The sampling rate in the arguments of a processor, among them or among those for sound; None without."""
+    return kwargs.get("sampling_rate") or (kwargs.get("audio_kwargs") or {}).get("sampling_rate")
 
 
 def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None = None) -> Clip:

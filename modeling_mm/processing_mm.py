@@ -1,11 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMProcessor: texts and images in, tensors out.
+"""MMProcessor: texts, images, sound and video in, tensors out.
 
 - An image is one marker token (`<image>`) in the text, never expanded: its states stay outside the sequence.
 - Images are flat, `pixel_values` (I, C, H, W), with `image_index` (B, N) that says which of them a row has (-1: none).
   The same image object given twice is prepared once.
-- Every tokenizer gets a chat template that understands image parts, so that chat, training and answering share one
-  way to write a prompt.
+- Every tokenizer gets a chat template that understands parts of all of these, so that chat, training and answering
+  share one way to write a prompt.
 """
 
 from typing import Any
@@ -17,35 +17,11 @@ from transformers.image_utils import ImageInput, is_valid_image
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
-from .audio_mm import MAX_SECONDS, audio_features, read_audio
+from .audio_mm import MAX_SECONDS, audio_features, clips_per_row, read_audio, told_rate, with_sounds_read
+from .chat_mm import multimodal_chat_template
 from .video_mm import video_features, videos_per_row
 
 AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
-
-# Rewrites each message's content list to a string, each image a marker, for a template that knows strings only.
-FLATTEN_CONTENT = (
-    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
-    "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
-    "{%- set parts = namespace(text='') -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'text' -%}{%- set parts.text = parts.text + part['text'] -%}"
-    "{%- elif part['type'] == 'image' -%}{%- set parts.text = parts.text + 'IMAGE_TOKEN' -%}"
-    "{%- elif part['type'] == 'audio' -%}{%- set parts.text = parts.text + 'AUDIO_TOKEN' -%}"
-    "{%- elif part['type'] == 'video' -%}{%- set parts.text = parts.text + 'VIDEO_TOKEN' -%}{%- endif -%}"
-    "{%- endfor -%}{%- set text = parts.text -%}{%- endif -%}"
-    "{%- set flat.messages = flat.messages + [dict(message, content=text)] -%}{%- endfor -%}"
-    "{%- set messages = flat.messages -%}"
-)
-# For tokenizers without a template of their own: what the user says, a new line, the answer, the end token.
-PLAIN_TEMPLATE = (
-    "{%- for message in messages -%}{{- message['content'] -}}"
-    "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- else -%}{{- '\n' -}}{%- endif -%}{%- endfor -%}"
-)
-
-
-def multimodal_chat_template(template: str | None, image_token: str, audio_token: str, video_token: str) -> str:
-    """A chat template that takes parts of image, sound and video, made from one for strings (None: a plain one)."""
-    flatten = FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token).replace("AUDIO_TOKEN", audio_token)
-    return flatten.replace("VIDEO_TOKEN", video_token) + (template or PLAIN_TEMPLATE)
 
 
 def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
@@ -75,20 +51,6 @@ def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
         "for each text, or a flat list, for which the image tokens in the prompts should be the same as the number of "
         "images"
     )
-
-
-def clips_per_row(audio: Any, rows: int | None) -> list[list]:
-    """One list of clips for each row, from a single clip, one clip (or None) per row, or lists of them.
-
-    Raises:
-        ValueError: they are not as many as the rows.
-    """
-    if not isinstance(audio, list):
-        audio = [audio]
-    nested = [[] if own is None else own if isinstance(own, list) else [own] for own in audio]
-    if rows is not None and len(nested) != rows:
-        raise ValueError(f"{len(nested)} sounds or lists of sounds came with {rows} texts; give one or None for each")
-    return nested
 
 
 class MMProcessor(ProcessorMixin):
@@ -123,10 +85,10 @@ class MMProcessor(ProcessorMixin):
         num_frames=None,
         **kwargs,
     ):
+        self.audio_token, self._feature_extractor, self.max_seconds = audio_token, audio, max_seconds
         self.video_token, self.num_frames = video_token, num_frames
-        self.audio_token, self.audio, self.max_seconds = audio_token, audio, max_seconds
         if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
-            self.audio = getattr(transformers, audio["feature_extractor_type"])(**audio)
+            self._feature_extractor = getattr(transformers, audio["feature_extractor_type"])(**audio)
         self.auto_map = dict(AUTO_MAP)  # as in the config: the library's loading drops it, and saving needs it
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -150,20 +112,38 @@ class MMProcessor(ProcessorMixin):
             raise ImportError("from_towers needs the package itself: pip install modeling-mm") from error
         return processor_from_towers(cls, vision=vision, text=text, audio=audio, **kwargs)
 
+    @property
+    def feature_extractor(self) -> Any:
+        """What prepares sound, by the library's name for it, which a processor without one does not have.
+
+        Raises:
+            AttributeError: this processor takes no sound.
+        """
+        if self._feature_extractor is None:
+            raise AttributeError("this processor has no feature extractor; compose it with an audio tower")
+        return self._feature_extractor
+
     def __call__(
-        self, images: ImageInput | None = None, text: TextInput | list[TextInput] | None = None, **kwargs
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        *,
+        audio: Any = None,
+        videos: Any = None,
+        **kwargs,
     ) -> BatchFeature:
         """Tensors for the model.
-
-        Sound comes as `audio`: one clip, one per text (None: no sound), or a list of clips for each text; a path,
-        `(array, sampling rate)` or what else `audio_mm.read_audio` takes. Video comes as `videos` in the same way: a
-        path, an array (F, H, W, C), a list of frames, or what else `video_mm.read_video` takes.
 
         Args:
             images: one image, one per text (None: no image), a list of images for each text, or a flat list with one
                 image per marker; PIL, array or path.
-            text: one string or a list; may hold image markers. Without it, images alone are prepared.
-            kwargs: the tokenizer's and image processor's, for instance `padding`, `return_tensors`.
+            text: one string or a list; may hold markers of images and sound. Without it, media alone are prepared.
+            audio: one clip, one per text (None: no sound), a list of clips for each text, or a flat list with one clip
+                per marker; a path, `(array, sampling rate)` or what else `audio_mm.read_audio` takes.
+            videos: one video, one per text (None: no video), or a list of videos for each text; a path, a list of
+                frames, an array (F, H, W, C) or what else `video_mm.read_video` takes.
+            kwargs: the tokenizer's and image processor's, for instance `padding`, `return_tensors`; `sampling_rate`
+                is that of arrays of sound that come without one, by default the feature extractor's.
 
         Returns:
             `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W) of the distinct images and
@@ -176,34 +156,39 @@ class MMProcessor(ProcessorMixin):
             ValueError: media and texts do not match in number, a text has another number of markers than media, or
                 sound came to a processor without a feature extractor, or video to one without `num_frames`.
         """
-        if (videos := kwargs.pop("videos", None)) is not None:
-            return self.with_videos(videos, images, text, **kwargs)
-        audio = kwargs.pop("audio", None)
-        if audio is None:
-            return super().__call__(images=images, text=text, **kwargs)
-        texts = [text] if isinstance(text, str) else text
-        clips = clips_per_row(audio, None if texts is None else len(texts))
-        for row, one in enumerate(texts or []):
-            self.check_marker_count(row, one, self.audio_token, len(clips[row]), "sounds")
-        sounds = self.flat_audio(clips)
-        if images is None and text is None:
-            return BatchFeature(sounds)
-        batch = super().__call__(images=images, text=text, **kwargs)
-        batch.update(sounds)
+        media = {} if audio is None else self.sounds_of(text, audio, told_rate(kwargs))
+        media |= {} if videos is None else self.videos_of(text, videos)
+        alone = images is None and text is None and not (audio is None and videos is None)
+        batch = BatchFeature() if alone else super().__call__(images=images, text=text, **kwargs)
+        batch.update(media)
+        if kwargs.get("return_tensors") == "np":
+            batch.update({name: value.numpy() for name, value in batch.items() if torch.is_tensor(value)})
         return batch
 
-    def with_videos(self, videos: Any, images: ImageInput | None, text: Any, **kwargs) -> BatchFeature:
-        """What `__call__` makes of everything else, and of the videos."""
+    def sounds_of(self, text: TextInput | list[TextInput] | None, audio: Any, rate: int | None) -> dict[str, Any]:
+        """The tensors of the sound in a call; `rate` is that of arrays that come without one."""
+        texts = [text] if isinstance(text, str) else text
+        markers = [one.count(self.audio_token) for one in texts or []]
+        clips = clips_per_row(audio, None if texts is None else len(texts), markers)
+        for row, one in enumerate(texts or []):
+            self.check_marker_count(row, one, self.audio_token, len(clips[row]), "sounds")
+        return self.flat_audio(clips, rate)
+
+    def videos_of(self, text: TextInput | list[TextInput] | None, videos: Any) -> dict[str, Any]:
+        """The tensors of the videos in a call."""
         texts = [text] if isinstance(text, str) else text
         videos = videos_per_row(videos, None if texts is None else len(texts))
         for row, one in enumerate(texts or []):
             self.check_marker_count(row, one, self.video_token, len(videos[row]), "videos")
-        clips = self.flat_videos(videos)
-        if images is None and text is None and kwargs.get("audio") is None:
-            return BatchFeature(clips)
-        batch = self(images=images, text=text, **kwargs)
-        batch.update(clips)
-        return batch
+        return self.flat_videos(videos)
+
+    def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
+        """As the library's; sound in it is what a call takes as `audio`, and read as there, each file once."""
+        if kwargs.get("tokenize") and self._feature_extractor is not None:
+            told = told_rate({**kwargs, **(kwargs.get("processor_kwargs") or {})})
+            rate = told or self.feature_extractor.sampling_rate
+            conversation = with_sounds_read(conversation, rate, self.max_seconds)
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Called first by the library: texts as a list, images as one list per row."""
@@ -291,8 +276,10 @@ class MMProcessor(ProcessorMixin):
         distinct = self.image_processor.fetch_images(distinct)
         return {**self.image_processor(distinct, return_tensors="pt", **kwargs), "image_index": index}
 
-    def flat_audio(self, clips: list[list]) -> dict[str, torch.Tensor]:
+    def flat_audio(self, clips: list[list], rate: int | None = None) -> dict[str, torch.Tensor]:
         """`input_features` of the distinct clips, their mask and `audio_index` (B, N), for a list of clips per row.
+
+        `rate` is that of arrays that come without one, by default the feature extractor's.
 
         Raises:
             ValueError: the processor has no feature extractor, or a clip cannot be read.
@@ -300,10 +287,12 @@ class MMProcessor(ProcessorMixin):
         distinct, index = distinct_items(clips)
         if not distinct:
             return {}
-        if self.audio is None:
+        if self._feature_extractor is None:
             raise ValueError("sound came to a processor without a feature extractor; compose it with an audio tower")
-        heard = [read_audio(clip, self.audio.sampling_rate, self.max_seconds) for clip in distinct]
-        features, mask = audio_features(self.audio, heard, self.max_seconds)
+        if rate is not None:
+            distinct = [(clip, rate) if hasattr(clip, "__array__") else clip for clip in distinct]
+        heard = [read_audio(clip, self.feature_extractor.sampling_rate, self.max_seconds) for clip in distinct]
+        features, mask = audio_features(self.feature_extractor, heard, self.max_seconds)
         sounds = {"input_features": features, "audio_index": index}
         return sounds if mask is None else {**sounds, "input_features_mask": mask}
 
@@ -324,12 +313,15 @@ class MMProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """As the library's; the feature extractor is a dict in it."""
-        audio = None if self.audio is None else self.audio.to_dict()
+        audio = None if self._feature_extractor is None else self._feature_extractor.to_dict()
         return {**super().to_dict(), "audio": audio}
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_index"]
+        sound = [] if self._feature_extractor is None else ["input_features", "input_features_mask", "audio_index"]
+        video = [] if self.num_frames is None else ["pixel_values_videos", "video_index", "video_mask"]
+        images = [*self.image_processor.model_input_names, "image_index"]
+        return [*self.tokenizer.model_input_names, *images, *sound, *video]
 
 
 def distinct_items(rows: list[list]) -> tuple[list[Any], torch.Tensor]:

