@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import drawing, mm_model
 from PIL import Image
-from transformers import AutoProcessor, CLIPImageProcessorPil
+from transformers import AutoProcessor, CLIPImageProcessorPil, pipeline
 
-from modeling_mm import MMProcessor, cli, video_mm
+from modeling_mm import MMForSequenceClassification, MMProcessor, cli, video_mm
 from modeling_mm.collator import MMCollator
 from modeling_mm.compose import add_video
 from modeling_mm.data import Columns, MMDataset, Row
@@ -402,6 +402,25 @@ def test_rows_of_any_number_of_pictures_between_words_come_from_a_csv(folder, pr
     changed = (model(**other).logits - together)[3].abs().amax(-1) > 0
     second = columns[batch["image_index"][3].tolist().index(1)]
     assert not changed[:second].any() and changed[second:].any()
+
+
+def test_a_pipeline_takes_video_in_any_row(watcher, folder):
+    marker = watcher.tokenizer.convert_tokens_to_ids("<video>")
+    model = mm_model("bert", head=MMForSequenceClassification, num_frames=4, video_token_id=marker)
+    model.resize_token_embeddings(len(watcher.tokenizer))
+    classify = pipeline("multimodal-classification", model=model, processor=watcher)
+    long, frames = str(folder / "long.mp4"), list(bar(3))
+    rows = [
+        {"video": long, "text": "which way"},
+        {"text": "which way"},
+        {"video": [long, frames], "image": drawing(9)},
+    ]
+    together = classify(rows, batch_size=3, top_k=None)
+    for row, scores in zip(rows, together, strict=True):
+        (alone,) = classify([row], top_k=None)
+        assert [score["label"] for score in alone] == [score["label"] for score in scores]
+        assert [score["score"] for score in alone] == pytest.approx([score["score"] for score in scores], abs=1e-5)
+    assert abs(together[0][0]["score"] - together[1][0]["score"]) > 1e-4
 
 
 @torch.no_grad()
