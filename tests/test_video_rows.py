@@ -456,8 +456,9 @@ def write_motions(folder, count, seed):
         for number in range(count):
             length, side, row = 3 if number % 3 == 0 else 16, rng.integers(10, 18), rng.integers(0, 46)
             frames = np.full((length, 64, 64, 3), rng.integers(0, 90, 3), np.uint8)
+            colour = rng.integers(140, 255, 3)
             for frame, column in zip(frames, np.linspace(0, 64 - side, length).astype(int), strict=True):
-                frame[row : row + side, column : column + side] = rng.integers(140, 255, 3)
+                frame[row : row + side, column : column + side] = colour
             left = bool(rng.integers(2))
             frames, name = frames[::-1] if left else frames, f"{seed}-{number}"
             if number % 2:
