@@ -12,6 +12,7 @@ from . import scratch
 from .audio_mm import MAX_SECONDS, window_seconds
 from .checkpoint import TASKS, load_checkpoint, task_of
 from .collator import MMCollator
+from .compose import add_video
 from .data import MMDataset
 from .matching import MatchingPairs
 from .metrics import compute_metrics_for, in_words
@@ -44,6 +45,8 @@ def build_model(
             raise ValueError("give either --model or the towers")
         model, processor = load_checkpoint(args.model, dtype=torch.float32)
         processor.max_seconds = data.max_seconds or processor.max_seconds
+        if args.num_frames is not None:
+            add_video(model, processor, args.num_frames)
         if task_of(model) != data.task:
             raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
         # the labels and their scale stay, what this run's rows and flags say of the loss does not
@@ -61,17 +64,16 @@ def build_model(
     if text in scratch.SIZES:
         rows = [train.row(number) for number in train.kept]
         words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
-        tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None)
+        tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
         text = scratch.text_config(
             text, tokenizer, decoder=data.task == "generation" or bool(retrieval.language_weight)
         )
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
         audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)
-    processor = MMProcessor.from_towers(
-        image_processor or vision, tokenizer or text, extractor or audio, max_seconds=data.max_seconds or MAX_SECONDS
-    )
-    options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents}
+    sources, seconds = (image_processor or vision, tokenizer or text, extractor or audio), data.max_seconds
+    processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, num_frames=args.num_frames)
+    options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents, "num_frames": args.num_frames}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers

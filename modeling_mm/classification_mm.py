@@ -40,7 +40,9 @@ class MMForSequenceClassification(MMPreTrainedModel):
         width = config.text_config.hidden_size
         self.late_fusion: MMLateFusion | None = None
         if config.late_fusion is not None:
-            modalities = ("text", "image", "audio") if config.audio_config is not None else ("text", "image")
+            modalities = ["text", "image"]
+            modalities += ["audio"] if config.audio_config is not None else []
+            modalities += ["video"] if config.num_frames is not None else []
             self.late_fusion = MMLateFusion(config.late_fusion, width, modalities)
             width = self.late_fusion.output_width
         self.classifier = nn.Linear(width, config.num_labels)

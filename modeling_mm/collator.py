@@ -32,7 +32,7 @@ class MMCollator:
         max_length: tokens per row at most.
         with_prompts: also give the prompts alone, padded on the left, for `generate` in evaluation.
         negatives_seed: in a matching, also pair each picture with a wrong text of the batch, chosen by this seed.
-        blind: leave all pictures and sounds out, to measure how much the text alone tells.
+        blind: leave all pictures, sounds and videos out, to measure how much the text alone tells.
         augmentation: how rows are changed; for training only.
 
     Raises:
@@ -62,6 +62,9 @@ class MMCollator:
             batch |= self.processor.flat_images(images)
         if not self.blind and any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
+        if not self.blind and any(row.videos for row in rows):
+            distinct = {image_key(video): video for row in rows for video in row.videos}
+            batch |= self.processor.flat_videos([[distinct[image_key(video)] for video in row.videos] for row in rows])
         return batch
 
     def flat_audio(self, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
@@ -99,9 +102,8 @@ class MMCollator:
     def prompts_and_answers(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of what the user says and of the answers with their end token (none without targets)."""
         tokenizer = self.processor.tokenizer
-        counts = [self.counts(row) for row in rows]
-        images, sounds = [images for images, _ in counts], [sounds for _, sounds in counts]
-        prompts = self.processor.encode_prompts([self.text(row) for row in rows], images, sounds)
+        images, sounds, videos = (list(counts) for counts in zip(*map(self.counts, rows), strict=True))
+        prompts = self.processor.encode_prompts([self.text(row) for row in rows], images, sounds, videos)
         if rows[0].target is None:
             return prompts, [[] for _ in rows]
         answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
@@ -148,16 +150,19 @@ class MMCollator:
         return self.without_markers(row.text) if self.blind else row.text
 
     def without_markers(self, text: str) -> str:
-        return text.replace(self.processor.image_token, "").replace(self.processor.audio_token, "")
+        for marker in self.media_markers.values():
+            text = text.replace(marker, "")
+        return text
 
     @property
     def media_markers(self) -> dict[str, str]:
         """The marker of each modality beside the text."""
-        return {"image": self.processor.image_token, "audio": self.processor.audio_token}
+        processor = self.processor
+        return {"image": processor.image_token, "audio": processor.audio_token, "video": processor.video_token}
 
-    def counts(self, row: Row) -> tuple[int, int]:
-        """How many pictures and sounds of a row the model is given."""
-        return (0, 0) if self.blind else (len(row.images), len(row.audio))
+    def counts(self, row: Row) -> tuple[int, int, int]:
+        """How many pictures, sounds and videos of a row the model is given."""
+        return (0, 0, 0) if self.blind else (len(row.images), len(row.audio), len(row.videos))
 
     def pad(self, ids: list[list[int]], side: str) -> dict[str, torch.Tensor]:
         padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")

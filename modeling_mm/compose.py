@@ -30,7 +30,7 @@ from .processing_mm import MMProcessor
 from .retrieval_mm import MMForImageTextRetrieval
 
 Tower: TypeAlias = str | PreTrainedConfig | PreTrainedModel
-IMAGE_TOKEN, AUDIO_TOKEN = "<image>", "<audio>"
+IMAGE_TOKEN, AUDIO_TOKEN, VIDEO_TOKEN = "<image>", "<audio>", "<video>"
 
 
 def half_config(source: str, half: str | None) -> PreTrainedConfig:
@@ -136,13 +136,45 @@ def load_audio_tower(source: Tower, dtype: torch.dtype | None = None) -> PreTrai
     return audio_half(source)
 
 
-def load_tokenizer(source: str, audio: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a text source, with the markers of images, and of `audio`, added where it has none."""
+def load_tokenizer(source: str, audio: bool = False, video: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text source, with the markers of images, and of `audio` and `video`, where it has none."""
     tokenizer = AutoTokenizer.from_pretrained(source)
-    missing = [m for m in (IMAGE_TOKEN, AUDIO_TOKEN)[: 1 + audio] if m not in tokenizer.get_vocab()]
+    wanted = {IMAGE_TOKEN: True, AUDIO_TOKEN: audio, VIDEO_TOKEN: video}
+    add_markers(tokenizer, [marker for marker, needed in wanted.items() if needed])
+    return tokenizer
+
+
+def add_markers(tokenizer: PreTrainedTokenizerBase, markers: list[str]) -> None:
+    """Teach a tokenizer the markers that it does not know."""
+    missing = [marker for marker in markers if marker not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
-    return tokenizer
+
+
+def add_video(model: PreTrainedModel, processor: MMProcessor, num_frames: int) -> None:
+    """Let a model that takes no video, and its processor, take `num_frames` frames of one.
+
+    The new embedding of frames is zero, and what the model says to anything else stays as it is.
+
+    Raises:
+        ValueError: the model takes another number of frames, or late fusion, which has no place for a new modality.
+    """
+    config, fusion = model.config, model.base_model.fusion
+    if config.num_frames == num_frames:
+        return
+    if config.num_frames is not None:
+        raise ValueError(f"the model takes {config.num_frames} frames of a video, not {num_frames}")
+    if config.late_fusion is not None:
+        raise ValueError(
+            f"a model with `late_fusion` ({config.late_fusion}) has no place for video; compose a new one"
+        )
+    add_markers(processor.tokenizer, [processor.video_token])
+    if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(processor.tokenizer))
+    config.num_frames = processor.num_frames = num_frames
+    config.video_token_id = processor.tokenizer.convert_tokens_to_ids(processor.video_token)
+    projected = fusion.image_projector[1].weight
+    fusion.frame_embedding = nn.Parameter(projected.new_zeros(num_frames, projected.shape[0]))
 
 
 def model_from_towers(
@@ -174,11 +206,13 @@ def model_from_towers(
     vision_tower = load_vision_tower(vision, dtype or text_model.dtype)
     tokenizer = processor.tokenizer if processor is not None else None
     if tokenizer is None and isinstance(text, str):
-        tokenizer = load_tokenizer(text, audio is not None)
+        tokenizer = load_tokenizer(text, audio is not None, config.get("num_frames") is not None)
     if tokenizer is not None:
         config.setdefault("image_token_id", tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
         if audio is not None:
             config.setdefault("audio_token_id", tokenizer.convert_tokens_to_ids(AUDIO_TOKEN))
+        if config.get("num_frames") is not None:
+            config.setdefault("video_token_id", tokenizer.convert_tokens_to_ids(VIDEO_TOKEN))
     if lm_head is not None:
         config["lm_head_bias"] = lm_head.bias is not None
     # MMConfig resets what its sub-configs say of attention and experts; the built towers keep their own
@@ -256,7 +290,7 @@ def processor_from_towers(cls: type[MMProcessor], vision: Any, text: Any, audio:
         vision: Hub id or folder with an image processor, or the image processor itself.
         text: Hub id or folder with a tokenizer, or a tokenizer that knows the image marker.
         audio: Hub id or folder with a feature extractor, or the feature extractor itself.
-        kwargs: for `cls`.
+        kwargs: for `cls`, for instance `num_frames` where the model takes video.
 
     Raises:
         ValueError: an unknown source.
@@ -267,7 +301,7 @@ def processor_from_towers(cls: type[MMProcessor], vision: Any, text: Any, audio:
         image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil")
     if isinstance(text, str):
         half_config(text, "text_config")
-        tokenizer = load_tokenizer(text, audio is not None)
+        tokenizer = load_tokenizer(text, audio is not None, kwargs.get("num_frames") is not None)
     if isinstance(audio, str):
         half_config(audio, None)
         audio = AutoFeatureExtractor.from_pretrained(audio)

@@ -73,6 +73,9 @@ class MMConfig(PreTrainedConfig):
         image_token_id (`int`, *optional*): id of the marker that stands for one image in the text. Without markers an
             image is visible to its whole row.
         audio_token_id (`int`, *optional*): the same for one clip of sound.
+        video_token_id (`int`, *optional*): the same for one video.
+        num_frames (`int`, *optional*): the most frames of a video that the model takes; None takes no video. The
+            vision tower sees them one by one, and a learned embedding, zero at first, tells which one is which.
         fusion_layers (`list[int]`, *optional*): text layers that a fusion layer precedes. Default: the last layer and
             every fourth before it; none without cross-attention.
         fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's,
@@ -127,6 +130,8 @@ class MMConfig(PreTrainedConfig):
     audio_config: dict | PreTrainedConfig | None = None
     image_token_id: int | None = None
     audio_token_id: int | None = None
+    video_token_id: int | None = None
+    num_frames: int | None = None
     fusion_layers: list[int] | None = None
     fusion_num_attention_heads: int | None = None
     fusion_num_key_value_heads: int | None = None
@@ -261,6 +266,10 @@ class MMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`fusion_layers` is {self.fusion_layers}, but must name one or more different layers between 0 and "
                 f"{text.num_hidden_layers - 1}, the layers of the text backbone"
+            )
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(
+                f"`num_frames` is {self.num_frames}; expected 1 or more, or None for a model without video"
             )
         if self.fusion_num_attention_heads % self.fusion_num_key_value_heads:
             raise ValueError(

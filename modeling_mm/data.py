@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Rows of image, text and sound from a table, checked before any work is done.
+"""Rows of image, text, sound and video from a table, checked before any work is done.
 
-- Paths in a file are relative to it; an empty cell is a missing modality; several images or sounds are a list, or
-  paths joined by `;` in a CSV cell.
-- Every row is looked at first, each distinct picture and sound opened and decoded once: bad input is one sentence that
-  names file, row and what was expected.
+- Paths in a file are relative to it; an empty cell is a missing modality; several images, sounds or videos are a
+  list, or paths joined by `;` in a CSV cell. Pictures in the column of videos are the frames of one.
+- Every row is looked at first, each distinct medium opened and decoded once: bad input is one sentence that names
+  file, row and what was expected.
 """
 
 import logging
@@ -24,6 +24,7 @@ from .audio_mm import MAX_SECONDS
 from .images import BadRow, image_key
 from .media_check import MediaCheck
 from .targets import encode_target, label_columns, read_target, target_complaint
+from .video_mm import is_video
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # rows that are checked at a time
@@ -37,22 +38,30 @@ class Columns:
     text: str = "text"
     target: str | None = None
     audio: str = ""
+    video: str = ""
 
 
 @dataclass
 class Row:
-    """One example: `images` and `audio` are paths or encoded bytes, `number` counts from 1 within the source."""
+    """One example: `images`, `audio` and `videos` are paths or encoded bytes, or a list of them for the frames of a
+    video; `number` counts from 1 within the source."""
 
     number: int
     images: list[str | bytes]
     text: str
     target: Any = None
     audio: list[str | bytes] = field(default_factory=list)
+    videos: list[str | bytes | list] = field(default_factory=list)
+
+    @property
+    def media(self) -> tuple[list, list, list]:
+        """Pictures, sounds and videos."""
+        return self.images, self.audio, self.videos
 
 
 def undecoded(feature: Any) -> Any:
-    """A column's feature with its pictures and sounds, alone or in lists, left encoded."""
-    if isinstance(feature, (datasets.Image, datasets.Audio)):
+    """A column's feature with its pictures, sounds and videos, alone or in lists, left encoded."""
+    if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
         return type(feature)(decode=False)
     return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
 
@@ -85,9 +94,10 @@ class MMDataset(torch.utils.data.Dataset):
         self.task = self.task or ("generation" if self.labels is None else "classification")
         names, columns = self.table.column_names, self.columns
         targets = label_columns(self.task, columns.target)
-        wanted = [*targets, columns.audio]
-        others = set(names) - {columns.image, columns.audio, *targets}
-        if others - {columns.text} or not columns.audio:  # one of them may be the picture, or it is all there is
+        wanted = [*targets, columns.audio, columns.video]
+        others = set(names) - {columns.image, columns.audio, columns.video, *targets}
+        # one of them may be the picture, or it is all there is
+        if others - {columns.text} or not (columns.audio or columns.video):
             wanted.append(columns.image)
         if others:
             wanted.append(columns.text)
@@ -95,8 +105,8 @@ class MMDataset(torch.utils.data.Dataset):
             if name not in names:
                 raise ValueError(
                     f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
-                    '--image_column, --text_column, --audio_column or --label_column; "" where there is no picture, '
-                    "text or sound)"
+                    '--image_column, --text_column, --audio_column, --video_column or --label_column; "" where there '
+                    "is no picture, text, sound or video)"
                 )
         for name, feature in self.table.features.items():
             if undecoded(feature) != feature:
@@ -125,11 +135,13 @@ class MMDataset(torch.utils.data.Dataset):
                 cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
         if self.columns.target is not None:
             target = read_target(self.task, self.columns.target, cells)
-        images, audio = (self.media(cells.get(name), name) for name in (self.columns.image, self.columns.audio))
-        return Row(number + 1, images, "" if text is None else str(text), target, audio)
+        columns = (self.columns.image, self.columns.audio, self.columns.video)
+        images, audio, videos = (self.media(cells.get(name), name) for name in columns)
+        videos = [videos] if videos and is_video(videos) else videos  # pictures, the frames of one video
+        return Row(number + 1, images, "" if text is None else str(text), target, audio, videos)
 
-    def media(self, cell: Any, column: str) -> list[str | bytes]:
-        """The pictures or sounds that a cell names or holds.
+    def media(self, cell: Any, column: str) -> list[Any]:
+        """The pictures, sounds or videos that a cell names or holds.
 
         Raises:
             BadRow: it is of another kind.
@@ -143,8 +155,10 @@ class MMDataset(torch.utils.data.Dataset):
         if isinstance(cell, dict) and "path" in cell:
             return [cell["bytes"] if cell.get("bytes") is not None else os.path.join(self.folder, cell["path"])]
         if not isinstance(cell, list):
-            kind = "sound" if column == self.columns.audio else "picture"
+            kind = {self.columns.audio: "sound", self.columns.video: "video"}.get(column, "picture")
             raise BadRow(f"'{column}' holds {cell!r:.60}; expected a path, a {kind} or a list of them")
+        if column == self.columns.video and any(isinstance(part, list) for part in cell):  # each a list of frames
+            return [self.media(part, column) for part in cell]
         return [medium for part in cell for medium in self.media(part, column)]
 
     def check(
@@ -153,40 +167,42 @@ class MMDataset(torch.utils.data.Dataset):
         image_token: str = "<image>",
         audio_token: str = "<audio>",
         max_seconds: float = MAX_SECONDS,
+        video_token: str = "<video>",
+        num_frames: int | None = None,
     ) -> "MMDataset":
         """Look at every row before any work is done, with progress; bad rows stop it or, with `skip`, are left out.
 
-        Sounds a little longer than `max_seconds`, which will be cut, and silent ones are counted in a warning.
+        Sounds a little longer than `max_seconds`, which will be cut, and silent ones are counted in a warning. Videos
+        are bad without `num_frames`, the frames that will be taken of each.
 
         Raises:
             BadRow: names source and row, when not skipping; or no row is left.
-            ValueError: there is sound, and the libraries that read it are not installed.
+            ValueError: there is sound or video, and the libraries that read it are not installed.
         """
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(self), desc=f"Checking {self.source}") as bar:
-            media = MediaCheck(pool, max_seconds)
+            media = MediaCheck(pool, max_seconds, num_frames)
+            tokens = (image_token, audio_token, video_token)
             for start in range(0, len(self), CHUNK):  # in parts, so that embedded media do not fill the memory
                 numbers = self.kept[start : start + CHUNK]
-                self.note(self.complaints(numbers, (image_token, audio_token), media), skip)
+                self.note(self.complaints(numbers, tokens, media), skip)
                 bar.update(len(numbers))
         for remark in media.remarks():
             logger.warning(f"{self.source}: {remark}")
         return self.without_bad_rows()
 
-    def complaints(self, numbers: list[int], tokens: tuple[str, str], media: MediaCheck) -> dict[int, str]:
-        """What is wrong with the bad ones among these rows; `tokens` are the markers of an image and of a sound."""
+    def complaints(self, numbers: list[int], tokens: Sequence[str], media: MediaCheck) -> dict[int, str]:
+        """What is wrong with the bad ones among these rows; `tokens` mark an image, a sound and a video."""
         rows, reasons = {}, {}
         for number in numbers:
             try:
                 rows[number] = self.row(number)
-                reasons[number] = self.complaint(rows[number], *tokens)
+                reasons[number] = self.complaint(rows[number], tokens)
             except BadRow as error:
                 reasons[number] = str(error)
-        media.look(
-            [image for row in rows.values() for image in row.images],
-            [sound for row in rows.values() for sound in row.audio],
-        )
+        images, sounds, videos = ([item for row in rows.values() for item in row.media[kind]] for kind in range(3))
+        media.look((images, sounds, videos))
         for number, row in rows.items():
-            reasons[number] = reasons[number] or media.complaint(row.images, row.audio)
+            reasons[number] = reasons[number] or media.complaint(row.media)
         return {number: reason for number, reason in reasons.items() if reason is not None}
 
     def note(self, reasons: dict[int, str], skip: bool) -> None:
@@ -212,20 +228,17 @@ class MMDataset(torch.utils.data.Dataset):
             raise BadRow(f"'{self.source}' holds no usable rows: {self.bad_rows[0]['reason']}")
         return self
 
-    def complaint(self, row: Row, image_token: str, audio_token: str) -> str | None:
+    def complaint(self, row: Row, tokens: Sequence[str]) -> str | None:
         """What is wrong with a row, the contents of its media apart."""
         columns = self.columns
-        if not row.images and not row.text.strip() and not row.audio:
-            if columns.audio:
-                return (
-                    f"'{columns.image}', '{columns.text}' and '{columns.audio}' are all empty; expected at least one"
-                )
-            return f"'{columns.image}' and '{columns.text}' are both empty; expected at least one of them"
-        media = [(image_token, row.images, "images")]
-        if columns.audio:
-            media.append((audio_token, row.audio, "sounds"))
-        for token, own, kind in media:
-            markers = row.text.count(token)
+        if not row.text.strip() and not any(row.media):
+            names = [f"'{name}'" for name in (columns.image, columns.text, columns.audio, columns.video) if name]
+            if len(names) > 2:
+                return f"{', '.join(names[:-1])} and {names[-1]} are all empty; expected at least one"
+            return f"{' and '.join(names)} are both empty; expected at least one of them"
+        kinds, used = ("images", "sounds", "videos"), (True, columns.audio, columns.video)
+        for token, own, kind, column in zip(tokens, row.media, kinds, used, strict=True):
+            markers = row.text.count(token) if column else 0
             if markers and markers != len(own):
                 return f"the text has {markers} '{token}' markers but the row has {len(own)} {kind}"
         if self.task in ("matching", "retrieval"):
@@ -263,14 +276,14 @@ class MMDataset(torch.utils.data.Dataset):
         return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)
 
     def groups(self) -> list[list[int]]:
-        """Indices of rows with the same first picture, or first sound where they have no picture, together.
+        """Indices of rows with the same first picture, video or sound, in this order, together.
 
-        A row without either is a group of its own.
+        A row without any is a group of its own.
         """
         groups: dict[str, list[int]] = {}
         for index, number in enumerate(self.kept):
             row = self.row(number)
-            media = row.images or row.audio
+            media = row.images or row.videos or row.audio
             groups.setdefault(image_key(media[0]) if media else f"row {number}", []).append(index)
         return list(groups.values())
 

@@ -21,6 +21,7 @@ from .media_mm import (
     NEVER,
     check_media,
     check_told_apart,
+    check_videos,
     encoded_starts,
     find_markers,
     implied_image_index,
@@ -105,6 +106,33 @@ class MMEncodingMixin:
         )
 
     @can_return_tuple
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_mask: torch.Tensor | None = None, **vision_inputs
+    ) -> MMImageOutput:
+        """What the vision tower sees in the frames of distinct videos (I, F, C, H, W); unreal ones it is not shown.
+
+        Args:
+            video_mask: (I, F), 1 where a frame is real.
+
+        Returns:
+            the tower's output for the real frames; `pooler_output` are the states (I, F, P, V), zero of unreal ones.
+
+        Raises:
+            ValueError: the model takes no video, fewer frames, or frames of another shape.
+        """
+        check_videos(self.config, pixel_values_videos, video_mask)
+        shape = pixel_values_videos.shape[:2]
+        if video_mask is None:  # the only way that compiles: how many frames are real is data
+            output = self.get_image_features(pixel_values_videos.flatten(0, 1), return_dict=True, **vision_inputs)
+            output.pooler_output = output.pooler_output.unflatten(0, shape)
+            return output
+        real = video_mask.bool()
+        output = self.get_image_features(pixel_values_videos[real], return_dict=True, **vision_inputs)
+        states = output.pooler_output
+        output.pooler_output = states.new_zeros(*shape, *states.shape[1:]).index_put((real,), states)
+        return output
+
+    @can_return_tuple
     def get_audio_features(
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **flags
     ) -> MMAudioOutput:
@@ -147,6 +175,9 @@ class MMEncodingMixin:
         input_features: torch.Tensor | None = None,
         audio_index: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_index: torch.Tensor | None = None,
+        video_mask: torch.Tensor | None = None,
     ) -> dict[str, Memory]:
         """The memory of each modality that came; arguments as of `encode_media`."""
         memories = {}
@@ -167,7 +198,20 @@ class MMEncodingMixin:
             heard = self.get_audio_features(input_features, input_features_mask, return_dict=True)
             memory = self.fusion.project(heard.pooler_output, heard.attention_mask, "audio")
             memories["audio"] = Memory(memory, audio_index, None if resampled else heard.attention_mask)
+        if pixel_values_videos is not None:
+            memories["video"] = self.video_memory(pixel_values_videos, video_index, video_mask)
         return memories
+
+    def video_memory(
+        self, pixel_values_videos: torch.Tensor, video_index: torch.Tensor | None, video_mask: torch.Tensor | None
+    ) -> Memory:
+        """The memory of videos: F * P states each, or as many as the resampler's latents."""
+        states = self.get_video_features(pixel_values_videos, video_mask, return_dict=True).pooler_output
+        present = None if video_mask is None else video_mask.bool().repeat_interleave(states.shape[2], dim=1)
+        if video_index is None:  # one video per row
+            video_index = torch.arange(states.shape[0], device=states.device)[:, None]
+        memory = self.fusion.project(states, present, "video")
+        return Memory(memory, video_index, None if self.config.num_latents is not None else present)
 
     def encode_media(self, pixel_values: torch.Tensor | None = None, *args, **media) -> torch.Tensor:
         """Run the towers and the fusion's key/value projection, once per distinct image and clip.
@@ -179,9 +223,11 @@ class MMEncodingMixin:
             pixel_attention_mask: (I, P), 1 where a patch is real. spatial_shapes: (I, 2), patches per side.
             input_features: (I, ...) clips of sound, with audio_index (B, N), by default one clip per row;
                 input_features_mask: (I, T), 1 where the sound is real.
+            pixel_values_videos: (I, F, C, H, W) frames of videos, with video_index (B, N), by default one video per
+                row; video_mask: (I, F), 1 where a frame is real.
 
         Returns:
-            `media_key_values` (B, L, 2, K, S, E), the images' slots before those of sound.
+            `media_key_values` (B, L, 2, K, S, E), the images' slots, then those of sound, then those of video.
 
         Raises:
             ValueError: `pixel_values` has another number of dimensions, or there is no tower for what came.
@@ -197,8 +243,9 @@ class MMEncodingMixin:
         self, modality: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor | None:
         """(B, T) bool, where the markers of a modality are; None where the text can have none."""
-        marker = {"image": self.config.image_token_id, "audio": self.config.audio_token_id}[modality]
-        return find_markers(marker, input_ids, inputs_embeds, self.get_input_embeddings)
+        config = self.config
+        markers = {"image": config.image_token_id, "audio": config.audio_token_id, "video": config.video_token_id}
+        return find_markers(markers[modality], input_ids, inputs_embeds, self.get_input_embeddings)
 
     def attended(
         self,
@@ -258,7 +305,9 @@ class MMEncodingMixin:
             ValueError: text and media differ in rows, pixels came beside encoded media, or it cannot be told from
                 which column encoded media are to be seen.
         """
-        raw = [name for name in ("pixel_values", "input_features") if media.get(name) is not None]
+        raw = [
+            name for name in ("pixel_values", "input_features", "pixel_values_videos") if media.get(name) is not None
+        ]
         if not raw and media_key_values is None:
             return None, None
         check_media(self.config, raw, media, media_key_values, media_start)
@@ -271,7 +320,7 @@ class MMEncodingMixin:
             text = input_ids if input_ids is not None else inputs_embeds
             present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
             rows = None if text is None else text.shape[0]
-            markers = {name: self.markers(name, input_ids, inputs_embeds) for name in ("image", "audio")}
+            markers = {name: self.markers(name, input_ids, inputs_embeds) for name in ("image", "audio", "video")}
             indices = {name: media[f"{name}_index"] for name in markers if media.get(f"{name}_index") is not None}
             media_start = encoded_starts(media_key_values, indices, markers, before, rows, present)
         return media_key_values, media_start

@@ -28,6 +28,7 @@ from .learned import learned_results, learned_sections, weight_table, weights_of
 from .matching import MatchingPairs
 from .metrics import MAIN, compute_metrics_for, in_words, normalize, per_class, predictions_in_words
 from .modalities import modality_report
+from .processing_mm import MMProcessor
 from .quantization import QUANTIZATIONS, quantized
 from .report import Section, write_report
 from .retrieval import RetrievalCollator, evaluate_retrieval
@@ -35,6 +36,7 @@ from .retrieval_trainer import RetrievalTrainer
 from .tables import read_table
 from .targets import COLUMNS
 from .trainer import MMTrainer
+from .video_mm import read_video
 
 logger = logging.getLogger(__name__)
 LISTED = 20  # bad rows that a warning lists; the file has all
@@ -53,6 +55,7 @@ class EvaluateArguments:
     text_column: str = "text"
     label_column: str | None = field(default=None, metadata={"help": "default: answer of a generation, else label"})
     audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
+    video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
     batch_size: int = 32
     max_length: int = 512
     max_new_tokens: int = 32
@@ -176,13 +179,19 @@ def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:
             file.write(json.dumps(shown if right is None else {**shown, "correct": right}) + "\n")
 
 
+def modality_markers(processor: MMProcessor, columns: Columns) -> dict[str, str]:
+    """The marker of each modality beside the text that a table has a column for, images always being one."""
+    used = {"image": True, "audio": bool(columns.audio), "video": bool(columns.video)}
+    return {name: getattr(processor, f"{name}_token") for name, wanted in used.items() if wanted}
+
+
 def draw_some(dataset: Any, evaluation: Evaluation, path: Path, count: int = 12) -> None:
     """samples.png: rows spread evenly over the data set, with prediction and truth."""
     step = max(1, len(dataset) // count)
     samples = []
     for index in range(0, len(dataset), step)[:count]:
         row, prediction, truth = dataset[index], evaluation.predictions[index], evaluation.truths[index]
-        image = open_image(row.images[0]) if row.images else None
+        image = open_image(row.images[0]) if row.images else read_video(row.videos[0], 1)[0] if row.videos else None
         sounds = [os.path.basename(sound) if isinstance(sound, str) else "a sound" for sound in row.audio]
         words = {
             "sound": f"♪ {', '.join(sounds)}" if sounds else "",
@@ -303,13 +312,15 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     labels = label_names(model, task)
     source = args.test_file or args.dataset
     table, folder = read_table(source, args.split)
-    columns = Columns(args.image_column, args.text_column, args.label_column or COLUMNS[task], args.audio_column)
+    target = args.label_column or COLUMNS[task]
+    columns = Columns(args.image_column, args.text_column, target, args.audio_column, args.video_column)
     dataset = MMDataset(source, table, folder, columns, labels, task=task)
     if args.max_seconds is not None:
         processor.max_seconds = args.max_seconds
     if model.config.audio_config is not None and not args.audio_column:
         logger.warning("this model hears, but without --audio_column it is evaluated without sound")
-    dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, max_seconds=processor.max_seconds)
+    options = {"max_seconds": processor.max_seconds, "num_frames": processor.num_frames}
+    dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, **options)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
     if task == "retrieval":
         return retrieval_results(args, model, RetrievalCollator(processor, task, args.max_length), dataset)
@@ -334,7 +345,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
                 task, evaluation if some is rows else evaluate_rows(trainer, task, some), evaluation
             ),
             rows,
-            {"image": processor.image_token, **({"audio": processor.audio_token} if args.audio_column else {})},
+            modality_markers(processor, columns),
         )
     if not trainer.is_world_process_zero():
         return None

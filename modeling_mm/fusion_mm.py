@@ -274,6 +274,8 @@ class MMFusion(nn.Module):
             widths["audio"] = audio_width(config.audio_config)
         for modality, own in widths.items():
             setattr(self, f"{modality}_projector", nn.Sequential(nn.LayerNorm(own), nn.Linear(own, width)))
+        if config.num_frames is not None:
+            self.frame_embedding = nn.Parameter(torch.zeros(config.num_frames, width))
         self.resampler = MMResampler(config) if config.num_latents else None
         if config.cross_attention:
             self.memory_norm = nn.LayerNorm(width)
@@ -287,12 +289,15 @@ class MMFusion(nn.Module):
         """States of distinct images or clips (I, P, V) in the text's width, resampled if the config says: (I, P, D).
 
         `present` (I, P) marks real states where a tower pads them; only the resampler needs to know. States of sound
-        get their place in time, which convolutional towers do not tell.
+        get their place in time, which convolutional towers do not tell. Those of video, (I, F, P, V), are pictures'
+        with the embedding of their frame, and F * P for each video.
         """
-        projector = getattr(self, f"{modality}_projector")
+        projector = self.audio_projector if modality == "audio" else self.image_projector
         memory = projector(states.to(projector[1].weight.dtype))  # (I, P, D); parts may differ in precision
         if modality == "audio":
             memory = memory + sinusoids(*memory.shape[1:]).to(memory)
+        elif modality == "video":
+            memory = (memory + self.frame_embedding[: memory.shape[1], None]).flatten(1, 2)
         return memory if self.resampler is None else self.resampler(memory, present)
 
     def key_values(self, memory: torch.Tensor) -> torch.Tensor:

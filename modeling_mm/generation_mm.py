@@ -85,6 +85,10 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         """What the vision tower sees in distinct images; see `MMModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
+    def get_video_features(self, *args, **kwargs):
+        """What the vision tower sees in the frames of distinct videos; see `MMModel.get_video_features`."""
+        return self.model.get_video_features(*args, **kwargs)
+
     def get_audio_features(self, *args, **kwargs):
         """What the audio tower hears in distinct clips; see `MMModel.get_audio_features`."""
         return self.model.get_audio_features(*args, **kwargs)
@@ -124,6 +128,9 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         input_features: torch.Tensor | None = None,
         audio_index: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_index: torch.Tensor | None = None,
+        video_mask: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -150,6 +157,9 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
             input_features=input_features,
             audio_index=audio_index,
             input_features_mask=input_features_mask,
+            pixel_values_videos=pixel_values_videos,
+            video_index=video_index,
+            video_mask=video_mask,
             media_key_values=media_key_values,
             media_start=media_start,
             return_dict=True,
@@ -201,7 +211,7 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
             before = past_key_values.get_seq_length() if attention_mask.shape[1] > input_ids.shape[1] else 0
         text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
         prepared = self.model.prepare_media(**text, **media, before=before)
-        indices = {"image": media.get("image_index"), "audio": media.get("audio_index")}
+        indices = {modality: media.get(f"{modality}_index") for modality in ("image", "audio", "video")}
         if indices["image"] is None and "pixel_values" in media:
             indices["image"] = implied_image_index(media["pixel_values"])
         for modality, index in indices.items():

@@ -227,6 +227,8 @@ def graphs_of(model: PreTrainedModel, processor: MMProcessor) -> dict[str, Graph
     """
     if model.config.audio_config is not None:
         raise ValueError("this model hears; graphs with sound are not supported, only of image and text")
+    if model.config.num_frames is not None:
+        raise ValueError("this model takes video; graphs with video are not supported, only of image and text")
     shape = picture_shape(processor)
     if isinstance(model, MMForConditionalGeneration):
         parts = {"media_encoder": MediaEncoder, "media_start": MediaStart, "decoder": Decoder}

@@ -39,8 +39,10 @@ def open_image(source: str | bytes) -> Image.Image:
         raise BadRow(f"the image {name} is broken: {error}") from None
 
 
-def image_key(source: str | bytes) -> str:
-    """What makes two cells the same picture: the path, or a digest of the bytes."""
+def image_key(source: str | bytes | list) -> str:
+    """What makes two cells the same medium: the path, or a digest of the bytes; those of all frames."""
+    if isinstance(source, list):
+        return "\n".join(map(image_key, source))
     return source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
 
 

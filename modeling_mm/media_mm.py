@@ -21,9 +21,13 @@ MEDIA = (
     "input_features",
     "audio_index",
     "input_features_mask",
+    "pixel_values_videos",
+    "video_index",
+    "video_mask",
     "media_key_values",
     "media_start",
 )
+ITEMS = {"image": "images", "audio": "sounds", "video": "videos"}  # of each modality, in the order of their slots
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 
 
@@ -79,7 +83,7 @@ def encoded_starts(
     text_rows: int | None,
     present: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`media_start` (B, S) of media that came encoded, images before sound and all of as many slots.
+    """`media_start` (B, S) of media that came encoded, images, sound, video in this order and all of as many slots.
 
     `indices` (B, N) and `markers` (B, T) by modality; without an index these are images, as many per row as the most
     markers in a row. `present` (I, P) is 1 where a patch is real.
@@ -99,8 +103,9 @@ def encoded_starts(
             )
     items = sum(index.shape[1] for index in indices.values())
     if slots % items:
+        what = " or ".join(ITEMS[name] for name, own in markers.items() if name in indices or own is not None)
         raise ValueError(
-            f"`media_key_values` holds {slots} slots per row, which {items} images or sounds do not share "
+            f"`media_key_values` holds {slots} slots per row, which {items} {what} do not share "
             "evenly; pass each index (B, N) that they were encoded with"
         )
     starts = [media_start_from_markers(markers[name], index, before) for name, index in indices.items()]
@@ -143,7 +148,7 @@ def check_media(
     Raises:
         ValueError: says what came and what was expected.
     """
-    for name in ("image_index", "audio_index"):
+    for name in ("image_index", "audio_index", "video_index"):
         index = media.get(name)
         if index is not None and index.dim() != 2:
             raise ValueError(f"`{name}` has shape {tuple(index.shape)}; expected (B, N)")
@@ -163,25 +168,47 @@ def check_media(
         raise ValueError(f"`media_start` has shape {tuple(media_start.shape)}; expected ({shape[0]}, {shape[4]})")
 
 
+def check_videos(config: MMConfig, pixel_values_videos: torch.Tensor, video_mask: torch.Tensor | None) -> None:
+    """Refuse videos that the model cannot take.
+
+    Raises:
+        ValueError: says what came and what was expected.
+    """
+    shape = tuple(pixel_values_videos.shape)
+    if config.num_frames is None:
+        raise ValueError(
+            "video came as `pixel_values_videos`, but this model takes none; compose it with `num_frames`"
+        )
+    if len(shape) != 5 or not 1 <= shape[1] <= config.num_frames:
+        raise ValueError(
+            f"`pixel_values_videos` has shape {shape}; expected (V, F, C, H, W), F at most {config.num_frames}"
+        )
+    if video_mask is not None and tuple(video_mask.shape) != shape[:2]:
+        raise ValueError(f"`video_mask` has shape {tuple(video_mask.shape)}; expected {shape[:2]}")
+
+
 def check_told_apart(config: MMConfig, media: dict[str, torch.Tensor | None]) -> None:
-    """Refuse encoded media whose slots could be of sound, unless every picture and clip has as many slots.
+    """Refuse encoded media whose slots could be of sound or video, unless all media have as many slots.
 
     Without a resampler a picture has other slots than a clip, and those in a clip's padding must stay unseen.
 
     Raises:
-        ValueError: the index of the sound came and there is no resampler, or no index at all.
+        ValueError: the index of sound or video came and there is no resampler, or no index at all.
     """
-    if config.audio_config is None:
-        return
-    if media.get("audio_index") is not None and config.num_latents is None:
+    takes = {"image": True, "audio": config.audio_config is not None, "video": config.num_frames is not None}
+    names = [name for name, taken in takes.items() if taken]
+    came = [name for name in names if media.get(f"{name}_index") is not None]
+    if len(names) > 1 and not came:
+        expected = " and ".join(f"`{name}_index`" for name in names)
         raise ValueError(
-            "encoded media with sound need the `media_start` (B, S) that goes with the text, which `media_starts` "
-            "gives for the memories of `project_media`; only with `num_latents` do the indices suffice"
+            f"encoded media came to a model that takes {', '.join(names)}; pass the {expected} (B, N) that they were "
+            "encoded with, or `media_start` (B, S)"
         )
-    if media.get("audio_index") is None and media.get("image_index") is None:
+    if came[-1:] not in ([], ["image"]) and config.num_latents is None:
+        what = {"audio": "sound", "video": "video"}[came[-1]]
         raise ValueError(
-            "encoded media came to a model that sees and hears; pass the `image_index` and `audio_index` (B, N) "
-            "that they were encoded with, or `media_start` (B, S)"
+            f"encoded media with {what} need the `media_start` (B, S) that goes with the text, which `media_starts` "
+            "gives for the memories of `project_media`; only with `num_latents` do the indices suffice"
         )
 
 
@@ -205,7 +232,7 @@ def check_markers(
     Raises:
         ValueError: names the first such row.
     """
-    items = {"image": "images", "audio": "sounds"}[modality]
+    items = ITEMS[modality]
     for row, (markers, own) in enumerate(
         zip(marker_mask.sum(dim=1).tolist(), (index >= 0).sum(dim=1).tolist(), strict=True)
     ):

@@ -22,7 +22,7 @@ class Without(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Row:
         row = self.dataset[index]
-        for modality, cells in (("image", "images"), ("audio", "audio")):
+        for modality, cells in (("image", "images"), ("audio", "audio"), ("video", "videos")):
             if modality in self.left_out:
                 row = replace(row, text=row.text.replace(self.markers[modality], ""), **{cells: []})
         return replace(row, text="") if "text" in self.left_out else row

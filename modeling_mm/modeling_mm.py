@@ -88,9 +88,9 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, MMResampler):
             init.normal_(module.latents, mean=0.0, std=self.config.initializer_range)
-        for gate in ("cross_attn_gate", "mlp_gate", "modality_logits"):
-            if gate in module._parameters:
-                init.zeros_(module._parameters[gate])
+        for name in ("cross_attn_gate", "mlp_gate", "modality_logits", "frame_embedding"):
+            if name in module._parameters:
+                init.zeros_(module._parameters[name])
 
     @classmethod
     def from_towers(cls, vision, text, audio=None, **config):
@@ -156,6 +156,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         input_features: torch.Tensor | None = None,
         audio_index: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_index: torch.Tensor | None = None,
+        video_mask: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         output_attentions: bool | None = None,
@@ -165,8 +168,8 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
 
         Args:
             pixel_values, image_index, pixel_attention_mask, spatial_shapes, input_features, audio_index,
-            input_features_mask: media, as `encode_media` takes them. With `past_key_values`, those of the whole
-                conversation: a row's last images belong to the new markers.
+            input_features_mask, pixel_values_videos, video_index, video_mask: media, as `encode_media` takes them.
+                With `past_key_values`, those of the whole conversation: a row's last images belong to the new markers.
             media_key_values: media encoded before, (B, L, 2, K, S, E), in place of pixels.
             media_start: (B, S), the text column from which each slot may be seen; by default from the markers.
             The others are the text backbone's own.
@@ -189,6 +192,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             input_features=input_features,
             audio_index=audio_index,
             input_features_mask=input_features_mask,
+            pixel_values_videos=pixel_values_videos,
+            video_index=video_index,
+            video_mask=video_mask,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         call = None

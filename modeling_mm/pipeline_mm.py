@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`pipeline("multimodal-classification")`: labels and scores for texts with pictures.
+"""`pipeline("multimodal-classification")`: labels and scores for texts with pictures and videos.
 
 It is the library's text classification with another input. A batch is prepared as a whole, so that a picture which
 stands in several of its rows is encoded once.
@@ -10,11 +10,14 @@ from typing import Any
 from transformers import TextClassificationPipeline
 from transformers.image_utils import is_valid_image
 
+from .video_mm import videos_per_row
+
 
 class MultimodalClassificationPipeline(TextClassificationPipeline):
     """Labels `{"image": ..., "text": ...}`, a list of them, or a data set or generator of them.
 
-    `image` is a picture (PIL, path or URL), a list of pictures or None; `text` a string or None. `top_k`,
+    `image` is a picture (PIL, path or URL), a list of pictures or None; `video`, which may be left out, a path, a list
+    of frames or what else `video_mm.read_video` takes, or several in a list; `text` a string or None. `top_k`,
     `function_to_apply`, `batch_size` and the tokenizer's own arguments are as in text classification.
     """
 
@@ -34,28 +37,32 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
         return [result] if isinstance(result, dict) else result
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """One row: its pictures, as a list, and its text.
+        """One row: its pictures and videos, as lists, and its text.
 
         Raises:
-            ValueError: the input is not a dict of `image` and `text`.
+            ValueError: the input is not a dict of `image`, `text` and `video`.
         """
-        if not isinstance(inputs, dict) or not inputs or not inputs.keys() <= {"image", "text"}:
-            raise ValueError(f"the input is {str(inputs)[:80]!r}; expected a dict with 'image', 'text' or both")
+        if not isinstance(inputs, dict) or not inputs or not inputs.keys() <= {"image", "text", "video"}:
+            raise ValueError(
+                f"the input is {str(inputs)[:80]!r}; expected a dict with 'image', 'text' or both, or with 'video'"
+            )
         image = inputs.get("image")
         single = isinstance(image, str) or is_valid_image(image)
         images = [] if image is None else [image] if single else list(image)
-        return {"images": images, "text": self.processor.with_markers(inputs.get("text") or "", len(images))}
+        (videos,) = videos_per_row([inputs.get("video")], 1)
+        text = self.processor.with_markers(inputs.get("text") or "", len(images), 0, len(videos))
+        return {"images": images, "videos": videos, "text": text}
 
     def _forward(self, model_inputs: dict[str, Any], **tokenizer_kwargs) -> dict[str, Any]:
-        images, texts = model_inputs["images"], model_inputs["text"]
+        images, videos, texts = model_inputs["images"], model_inputs["videos"], model_inputs["text"]
         if isinstance(texts, str):
-            images, texts = [images], [texts]
+            images, videos, texts = [images], [videos], [texts]
         tokenizer = self.processor.tokenizer
         first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
         texts = [text or first for text in texts]  # as in training: a row is never empty
         longest = min(2**20, tokenizer.model_max_length)
         options = {"padding": True, "truncation": True, "max_length": longest, **tokenizer_kwargs}
-        batch = self.processor(images=images, text=texts, return_tensors="pt", **options)
+        batch = self.processor(images=images, videos=videos, text=texts, return_tensors="pt", **options)
         return {"logits": self.model(**batch.to(self.device)).logits}
 
     def save_pretrained(self, save_directory: Any, **kwargs) -> None:

@@ -31,7 +31,8 @@ class PredictArguments:
     model: str = field(metadata={"help": "trained folder or Hub id"})
     image: list[str] = field(default_factory=list, metadata={"help": "one or more pictures"})
     audio: list[str] = field(default_factory=list, metadata={"help": "one or more sounds"})
-    text: list[str] = field(default_factory=list, metadata={"help": "one or more texts, each about all the pictures"})
+    video: list[str] = field(default_factory=list, metadata={"help": "one or more videos, files or folders of frames"})
+    text: list[str] = field(default_factory=list, metadata={"help": "one or more texts, each about all of these"})
     explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
     max_new_tokens: int = 64
     quantization: str | None = field(
@@ -108,10 +109,10 @@ def seen_picture(processor: MMProcessor, pixel_values: torch.Tensor) -> Image.Im
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Run the verb; returns its results."""
     (args,) = MMParser(PredictArguments, prog="modeling-mm predict").parse(argv)
-    if not (args.image or args.text or args.audio):
-        raise ValueError("give --image, --audio, --text or several of them")
-    if args.explain and args.audio:
-        raise ValueError("--explain draws over one picture; leave --audio out")
+    if not (args.image or args.text or args.audio or args.video):
+        raise ValueError("give --image, --audio, --video, --text or several of them")
+    if args.explain and (args.audio or args.video):
+        raise ValueError(f"--explain draws over one picture; leave {'--audio' if args.audio else '--video'} out")
     if args.explain and len(args.image) != 1:
         raise ValueError(f"--explain draws over one picture, but {len(args.image)} were given with --image")
     attention = {"attn_implementation": "eager"} if args.explain else {}
@@ -122,15 +123,19 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
     if args.explain and not model.config.cross_attention:
         raise ValueError("--explain draws cross-attention, of which this model with `late_fusion` has none")
-    sounds = list(args.audio)
-    rows = [Row(number + 1, list(args.image), text, None, sounds) for number, text in enumerate(args.text or [""])]
+    sounds, videos = list(args.audio), list(args.video)
+    rows = [
+        Row(number + 1, list(args.image), text, None, sounds, videos) for number, text in enumerate(args.text or [""])
+    ]
     for row in rows:
         processor.check_markers([row.text], [row.images])
         processor.check_marker_count(0, row.text, processor.audio_token, len(row.audio), "sounds")
+        processor.check_marker_count(0, row.text, processor.video_token, len(row.videos), "videos")
     collator = MMCollator(processor, task, max_length=2**20)
     batch = BatchFeature(collator(rows)).to(model.device)
     results = answer(model, processor, batch, args.max_new_tokens) if task == "generation" else classify(model, batch)
     output: dict[str, Any] = {"model": args.model, "image": args.image, **({"audio": sounds} if sounds else {})}
+    output |= {"video": videos} if videos else {}
     output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
     if args.explain:
         batch = BatchFeature(collator(rows[:1])).to(model.device)

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMProcessor: texts, images and sound in, tensors out.
+"""MMProcessor: texts, images, sound and video in, tensors out.
 
 - An image is one marker token (`<image>`) in the text, never expanded: its states stay outside the sequence.
 - Images are flat, `pixel_values` (I, C, H, W), with `image_index` (B, N) that says which of them a row has (-1: none).
   The same image object given twice is prepared once.
-- Every tokenizer gets a chat template that understands parts of image and sound, so that chat, training and answering
+- Every tokenizer gets a chat template that understands parts of all of these, so that chat, training and answering
   share one way to write a prompt.
 """
 
@@ -18,32 +18,10 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
 from .audio_mm import MAX_SECONDS, audio_features, clips_per_row, read_audio, told_rate, with_sounds_read
+from .chat_mm import multimodal_chat_template
+from .video_mm import video_features, videos_per_row
 
 AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
-
-# Rewrites each message's content list to a string, each image a marker, for a template that knows strings only.
-FLATTEN_CONTENT = (
-    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
-    "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
-    "{%- set parts = namespace(text='') -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'text' -%}{%- set parts.text = parts.text + part['text'] -%}"
-    "{%- elif part['type'] == 'image' -%}{%- set parts.text = parts.text + 'IMAGE_TOKEN' -%}"
-    "{%- elif part['type'] == 'audio' -%}{%- set parts.text = parts.text + 'AUDIO_TOKEN' -%}{%- endif -%}"
-    "{%- endfor -%}{%- set text = parts.text -%}{%- endif -%}"
-    "{%- set flat.messages = flat.messages + [dict(message, content=text)] -%}{%- endfor -%}"
-    "{%- set messages = flat.messages -%}"
-)
-# For tokenizers without a template of their own: what the user says, a new line, the answer, the end token.
-PLAIN_TEMPLATE = (
-    "{%- for message in messages -%}{{- message['content'] -}}"
-    "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- else -%}{{- '\n' -}}{%- endif -%}{%- endfor -%}"
-)
-
-
-def multimodal_chat_template(template: str | None, image_token: str, audio_token: str) -> str:
-    """A chat template that takes parts of image and sound, made from one that takes strings (None: a plain one)."""
-    flatten = FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token).replace("AUDIO_TOKEN", audio_token)
-    return flatten + (template or PLAIN_TEMPLATE)
 
 
 def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
@@ -87,6 +65,8 @@ class MMProcessor(ProcessorMixin):
         audio (*optional*): a feature extractor for sound, or the dict it is saved as.
         max_seconds (`float`): what is heard of a clip; every clip is padded to it where the audio tower has no window
             of its own.
+        video_token (`str`): the marker of one video.
+        num_frames (`int`, *optional*): the frames taken of a video, spread evenly over it; None takes no video.
 
     Raises:
         ValueError: the tokenizer does not know the marker.
@@ -101,22 +81,26 @@ class MMProcessor(ProcessorMixin):
         audio_token="<audio>",
         audio=None,
         max_seconds=MAX_SECONDS,
+        video_token="<video>",
+        num_frames=None,
         **kwargs,
     ):
         self.audio_token, self._feature_extractor, self.max_seconds = audio_token, audio, max_seconds
+        self.video_token, self.num_frames = video_token, num_frames
         if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
             self._feature_extractor = getattr(transformers, audio["feature_extractor_type"])(**audio)
         self.auto_map = dict(AUTO_MAP)  # as in the config: the library's loading drops it, and saving needs it
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
-            raise ValueError(
-                f"the tokenizer does not know the marker '{image_token}'; use MMProcessor.from_towers, which adds it"
-            )
+        for token in (image_token, video_token)[: 1 if num_frames is None else 2]:
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise ValueError(
+                    f"the tokenizer does not know the marker '{token}'; use MMProcessor.from_towers, which adds it"
+                )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if chat_template is None:
-            chat_template = multimodal_chat_template(tokenizer.chat_template, image_token, audio_token)
+            chat_template = multimodal_chat_template(tokenizer.chat_template, image_token, audio_token, video_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
@@ -145,6 +129,7 @@ class MMProcessor(ProcessorMixin):
         text: TextInput | list[TextInput] | None = None,
         *,
         audio: Any = None,
+        videos: Any = None,
         **kwargs,
     ) -> BatchFeature:
         """Tensors for the model.
@@ -155,24 +140,27 @@ class MMProcessor(ProcessorMixin):
             text: one string or a list; may hold markers of images and sound. Without it, media alone are prepared.
             audio: one clip, one per text (None: no sound), a list of clips for each text, or a flat list with one clip
                 per marker; a path, `(array, sampling rate)` or what else `audio_mm.read_audio` takes.
+            videos: one video, one per text (None: no video), or a list of videos for each text; a path, a list of
+                frames, an array (F, H, W, C) or what else `video_mm.read_video` takes.
             kwargs: the tokenizer's and image processor's, for instance `padding`, `return_tensors`; `sampling_rate`
                 is that of arrays of sound that come without one, by default the feature extractor's.
 
         Returns:
             `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W) of the distinct images and
             `image_index` (B, N), -1 where a row has fewer than N; with sound `input_features` (A, ...) of the distinct
-            clips, `input_features_mask` where the extractor makes one, and `audio_index` (B, N).
+            clips, `input_features_mask` where the extractor makes one, and `audio_index` (B, N); with video
+            `pixel_values_videos` (V, num_frames, C, H, W), `video_mask` (V, num_frames) where a video has fewer
+            frames, and `video_index` (B, N).
 
         Raises:
             ValueError: media and texts do not match in number, a text has another number of markers than media, or
-                sound came to a processor without a feature extractor.
+                sound came to a processor without a feature extractor, or video to one without `num_frames`.
         """
-        if kwargs.get("videos") is not None:
-            raise ValueError("this processor takes images, text and sound; video is not supported yet")
-        sounds = {} if audio is None else self.sounds_of(text, audio, told_rate(kwargs))
-        alone = audio is not None and images is None and text is None
+        media = {} if audio is None else self.sounds_of(text, audio, told_rate(kwargs))
+        media |= {} if videos is None else self.videos_of(text, videos)
+        alone = images is None and text is None and not (audio is None and videos is None)
         batch = BatchFeature() if alone else super().__call__(images=images, text=text, **kwargs)
-        batch.update(sounds)
+        batch.update(media)
         if kwargs.get("return_tensors") == "np":
             batch.update({name: value.numpy() for name, value in batch.items() if torch.is_tensor(value)})
         return batch
@@ -185,6 +173,14 @@ class MMProcessor(ProcessorMixin):
         for row, one in enumerate(texts or []):
             self.check_marker_count(row, one, self.audio_token, len(clips[row]), "sounds")
         return self.flat_audio(clips, rate)
+
+    def videos_of(self, text: TextInput | list[TextInput] | None, videos: Any) -> dict[str, Any]:
+        """The tensors of the videos in a call."""
+        texts = [text] if isinstance(text, str) else text
+        videos = videos_per_row(videos, None if texts is None else len(texts))
+        for row, one in enumerate(texts or []):
+            self.check_marker_count(row, one, self.video_token, len(videos[row]), "videos")
+        return self.flat_videos(videos)
 
     def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
         """As the library's; sound in it is what a call takes as `audio`, and read as there, each file once."""
@@ -247,22 +243,25 @@ class MMProcessor(ProcessorMixin):
                 f"marker for each of the {kind}, or none at all"
             )
 
-    def with_markers(self, text: str, images: int, sounds: int = 0) -> str:
-        """The text with one marker per image and clip in front, unless it says itself where they go."""
+    def with_markers(self, text: str, images: int, sounds: int = 0, videos: int = 0) -> str:
+        """The text with one marker per image, clip and video in front, unless it says itself where they go."""
+        text = text if self.video_token in text else self.video_token * videos + text
         text = text if self.audio_token in text else self.audio_token * sounds + text
         return text if self.image_token in text else self.image_token * images + text
 
-    def encode_prompts(self, texts: list[str], images: list[int], sounds: list[int] | None = None) -> list[list[int]]:
+    def encode_prompts(
+        self, texts: list[str], images: list[int], sounds: list[int] | None = None, videos: list[int] | None = None
+    ) -> list[list[int]]:
         """Token ids of single-turn prompts, exactly those that `apply_chat_template(..., tokenize=True)` gives.
 
         Args:
             texts: what the user says; may hold image markers, otherwise the images come first.
-            images, sounds: how many of them each text has.
+            images, sounds, videos: how many of them each text has.
         """
-        sounds = sounds or [0] * len(texts)
+        sounds, videos = sounds or [0] * len(texts), videos or [0] * len(texts)
         turns = [
             [{"role": "user", "content": [{"type": "text", "text": self.with_markers(text, *counts)}]}]
-            for text, *counts in zip(texts, images, sounds, strict=True)
+            for text, *counts in zip(texts, images, sounds, videos, strict=True)
         ]
         prompts = self.apply_chat_template(turns, add_generation_prompt=True)
         start = self.tokenizer.bos_token
@@ -297,6 +296,21 @@ class MMProcessor(ProcessorMixin):
         sounds = {"input_features": features, "audio_index": index}
         return sounds if mask is None else {**sounds, "input_features_mask": mask}
 
+    def flat_videos(self, videos: list[list]) -> dict[str, torch.Tensor]:
+        """`pixel_values_videos` of the distinct videos, their mask and `video_index` (B, N), for videos of each row.
+
+        Raises:
+            ValueError: the processor takes no video, or one cannot be read.
+        """
+        distinct, index = distinct_items(videos)
+        if not distinct:
+            return {}
+        if self.num_frames is None:
+            raise ValueError("video came to a processor without `num_frames`; compose it, and its model, with one")
+        pixels, mask = video_features(self.image_processor, distinct, self.num_frames)
+        seen = {"pixel_values_videos": pixels, "video_index": index}
+        return seen if mask is None else {**seen, "video_mask": mask}
+
     def to_dict(self) -> dict[str, Any]:
         """As the library's; the feature extractor is a dict in it."""
         audio = None if self._feature_extractor is None else self._feature_extractor.to_dict()
@@ -305,7 +319,9 @@ class MMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         sound = [] if self._feature_extractor is None else ["input_features", "input_features_mask", "audio_index"]
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "image_index", *sound]
+        video = [] if self.num_frames is None else ["pixel_values_videos", "video_index", "video_mask"]
+        images = [*self.image_processor.model_input_names, "image_index"]
+        return [*self.tokenizer.model_input_names, *images, *sound, *video]
 
 
 def distinct_items(rows: list[list]) -> tuple[list[Any], torch.Tensor]:

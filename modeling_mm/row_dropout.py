@@ -10,7 +10,11 @@ import numpy as np
 
 from .data import Row
 
-CELLS = {"image": "images", "audio": "audio"}  # the field of a row for each modality beside the text
+CELLS = {
+    "image": "images",
+    "audio": "audio",
+    "video": "videos",
+}  # fields of a row
 
 
 def present_modalities(row: Row, markers: Mapping[str, str]) -> list[str]:

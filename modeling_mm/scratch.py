@@ -22,7 +22,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-PAD, START, END, IMAGE, AUDIO = "<pad>", "<s>", "</s>", "<image>", "<audio>"
+PAD, START, END, IMAGE, AUDIO, VIDEO = "<pad>", "<s>", "</s>", "<image>", "<audio>", "<video>"
 
 SIZES: dict[str, dict[str, Any]] = {
     "scratch-tiny": {
@@ -54,17 +54,22 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def train_tokenizer(texts: Iterable[str], size: str, audio: bool = False) -> PreTrainedTokenizerBase:
+def train_tokenizer(
+    texts: Iterable[str], size: str, audio: bool = False, video: bool = False
+) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer learnt from `texts`, that starts encoded text with <s>.
 
-    It knows the marker of images, and that of `audio` where asked.
+    It knows the marker of images, and those of `audio` and `video` where asked.
     """
+    markers = {"image_token": IMAGE}
+    markers |= {"audio_token": AUDIO} if audio else {}
+    markers |= {"video_token": VIDEO} if video else {}
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=SIZES[size]["vocab_size"],
-        special_tokens=[PAD, START, END, IMAGE, *([AUDIO] if audio else [])],
+        special_tokens=[PAD, START, END, *markers.values()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -77,7 +82,7 @@ def train_tokenizer(texts: Iterable[str], size: str, audio: bool = False) -> Pre
         pad_token=PAD,
         bos_token=START,
         eos_token=END,
-        extra_special_tokens={"image_token": IMAGE, **({"audio_token": AUDIO} if audio else {})},
+        extra_special_tokens=markers,
         model_max_length=512,
     )
 

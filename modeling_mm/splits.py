@@ -11,7 +11,7 @@ from .data import Columns, MMDataset
 from .processing_mm import MMProcessor
 from .tables import read_table
 from .targets import COLUMNS, known_names
-from .train_arguments import DataArguments
+from .train_arguments import DataArguments, ModelArguments
 
 
 @dataclass
@@ -42,7 +42,16 @@ def seconds_heard(source: str | None) -> float:
     return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source).max_seconds
 
 
-def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None) -> Splits:
+def frames_of(args: ModelArguments) -> int | None:
+    """How many frames of a video the model will take: those asked for, or those that the model to go on from takes."""
+    if args.num_frames is not None or args.model is None:
+        return args.num_frames
+    return read_config(args.model if not Path(args.model, BASE).is_dir() else str(Path(args.model, BASE))).num_frames
+
+
+def load_splits(
+    data: DataArguments, seed: int, labels: list[str] | None = None, num_frames: int | None = None
+) -> Splits:
     """Read and check all rows before anything is trained; `labels` are those a trained model already has.
 
     Raises:
@@ -51,12 +60,12 @@ def load_splits(data: DataArguments, seed: int, labels: list[str] | None = None)
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
     target = data.label_column or COLUMNS[data.task]
-    columns = Columns(data.image_column, data.text_column, target, data.audio_column)
+    columns = Columns(data.image_column, data.text_column, target, data.audio_column, data.video_column)
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
         dataset = MMDataset(source, *read_table(source, split), columns, labels, task=data.task)
-        return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS)
+        return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS, num_frames=num_frames)
 
     train = read(data.train_file or str(data.dataset), "train", labels)
     if labels is None:

@@ -32,7 +32,7 @@ from .matching import MatchingPairs
 from .metrics import MAIN, in_words
 from .retrieval import RetrievalArguments, evaluate_retrieval
 from .retrieval_trainer import RetrievalTrainer
-from .splits import Splits, known_labels, load_splits, seconds_heard
+from .splits import Splits, frames_of, known_labels, load_splits, seconds_heard
 from .train_arguments import DataArguments, ModelArguments, augmentation_of, check_task
 from .trainer import MMTrainer, freeze_unused, trainable_parameters
 
@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     check_task(model_args, data_args)
     augmented = augmentation_of(data_args, args.seed) is not None
     data_args.max_seconds = data_args.max_seconds or seconds_heard(model_args.model)
-    splits = load_splits(data_args, args.seed, known_labels(model_args.model, data_args.task))
+    labels, num_frames = known_labels(model_args.model, data_args.task), frames_of(model_args)
+    splits = load_splits(data_args, args.seed, labels, num_frames)
     model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
     choose_trainable(model, model_args)
     collator = build_collator(model, processor, data_args)
@@ -118,25 +119,26 @@ def write_history(history: list[dict[str, float]], report: dict[str, Any], outpu
 
 
 def rows_with_media(dataset: MMDataset) -> list[Any]:
-    """A first row with a picture and a first one with sound, where there are any: of rows without, fusion and towers
-    would seem unused."""
-    rows = [dataset.row(number) for number in dataset.kept]
-    image = next((i for i, row in enumerate(rows) if row.images), 0)
-    audio = next((i for i, row in enumerate(rows) if row.audio), image)
-    return [dataset[index] for index in dict.fromkeys((image, audio))]
+    """A first row with a picture, one with sound and one with video, where there are any: of rows without, fusion and
+    towers would seem unused."""
+    media = [dataset.row(number).media for number in dataset.kept]
+    firsts = [next((i for i, own in enumerate(media) if own[kind]), None) for kind in range(3)]
+    return [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)] or [dataset[0]]
 
 
 def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
     """Print what the model says to a few rows about one picture, and how to open it."""
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = max(dataset.groups(), key=len)
-    picture = dataset.row(dataset.kept[rows[0]]).images
-    print("\nPicture:", picture[0] if picture and isinstance(picture[0], str) else "(embedded)")
+    row = dataset.row(dataset.kept[rows[0]])
+    kind, media = ("Video", row.videos) if row.videos and not row.images else ("Picture", row.images)
+    print(f"\n{kind}:", media[0] if media and isinstance(media[0], str) else "(embedded)")
     by_truth = {in_words(said["truth"]): said for said in (json.loads(lines[i]) for i in rows)}
     for said in list(by_truth.values())[:count]:
         print(f"  {said['text']}  ->  {in_words(said['prediction'])}  (truth: {in_words(said['truth'])})")
     print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
-    print(f'  modeling-mm predict --model {output} --image PICTURE --text "..." --explain look.png\n')
+    asked = "--video VIDEO" if kind == "Video" else "--image PICTURE --explain look.png"
+    print(f'  modeling-mm predict --model {output} {asked} --text "..."\n')
 
 
 def calibrate(trainer: MMTrainer, task: str, base: Path | None) -> None:

@@ -18,6 +18,7 @@ class ModelArguments:
     fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
     fusion_mlp: bool = field(default=True, metadata={"help": "gated MLP in each fusion layer"})
     num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
+    num_frames: int | None = field(default=None, metadata={"help": "frames taken of a video; default: takes no video"})
     late_fusion: str | None = field(
         default=None,
         metadata={
@@ -61,6 +62,7 @@ class DataArguments:
     )
     calibrate: bool = field(default=False, metadata={"help": "fit a temperature to the validation rows"})
     audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
+    video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
     validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
     group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
@@ -89,14 +91,20 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     """
     if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
         raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
-    if data.task == "retrieval" and (model.late_fusion or data.audio_column):
-        raise ValueError("--task retrieval is about pictures and texts; leave out --late_fusion and --audio_column")
+    if data.task == "retrieval" and (model.late_fusion or data.audio_column or data.video_column):
+        raise ValueError(
+            "--task retrieval is about pictures and texts; leave out --late_fusion, --audio_column and --video_column"
+        )
     if data.calibrate and data.task in ("generation", "regression", "retrieval"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
     if data.task in ("matching", "retrieval") and data.modality_dropout:
         raise ValueError(f"--modality_dropout empties cells, but {data.task} needs a picture and a text in each row")
     if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
         raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
+    if (model.num_frames is None) != (data.video_column == "") and model.model is None:
+        raise ValueError(
+            "video needs both: --video_column for where it is and --num_frames for how much of it is seen"
+        )
     if model.model is not None and (model.late_fusion or model.cross_attention is not None):
         raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
 

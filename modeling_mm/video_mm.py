@@ -1,0 +1,222 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Video from any kind of source: a few frames, spread evenly over it, as RGB pictures; then the pixels of a tower.
+
+- A source is a file that FFmpeg reads (through PyAV), such a file's bytes, a folder of pictures, a list of frames, or
+  an array (F, H, W, C). Of a video with fewer frames than wanted, each is taken once.
+- Of a file, time stamps are read first, without decoding; then only what lies between a wanted frame and the key frame
+  before it is decoded. No more than the wanted frames are ever held.
+
+Shapes: V videos, F frames, H height, W width, C channels.
+"""
+
+import importlib
+import io
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def library() -> Any:
+    """PyAV, which is not needed until a video file is read.
+
+    Raises:
+        ImportError: says what to install.
+    """
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        raise ImportError('reading video needs av: pip install "modeling-mm[video]"') from error
+
+
+def is_frame(source: Any) -> bool:
+    """Whether something is one picture: of PIL, an array of two or three dimensions, a file or its bytes.
+
+    A GIF is a video.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return os.path.splitext(source)[1].lower() in PICTURES
+    if isinstance(source, bytes):
+        try:
+            return Image.open(io.BytesIO(source)).format != "GIF"
+        except OSError:
+            return False
+    return isinstance(source, Image.Image) or (hasattr(source, "__array__") and np.asarray(source).ndim in (2, 3))
+
+
+def is_video(source: Any) -> bool:
+    """Whether something is one video, and not a list of them: a list of pictures, or no list at all."""
+    return not isinstance(source, (list, tuple)) or len(source) > 0 and all(is_frame(part) for part in source)
+
+
+def videos_per_row(videos: Any, rows: int | None) -> list[list]:
+    """One list of videos for each row, from a single video, one video (or None) per row, or lists of them.
+
+    Raises:
+        ValueError: they are not as many as the rows.
+    """
+    videos = [videos] if is_video(videos) else videos
+    nested = [[] if own is None else [own] if is_video(own) else list(own) for own in videos]
+    if rows is not None and len(nested) != rows:
+        raise ValueError(f"{len(nested)} videos or lists of videos came with {rows} texts; give one or None for each")
+    return nested
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Which of `count` frames are taken: the middle one of each of `wanted` equal parts, or all of fewer frames."""
+    return [(2 * part + 1) * count // (2 * wanted) for part in range(wanted)] if count > wanted else list(range(count))
+
+
+def read_video(source: Any, num_frames: int) -> list[Image.Image]:
+    """At most `num_frames` RGB pictures, spread evenly over a video, in their order.
+
+    Args:
+        source: the path of a file or of a folder of pictures, a file's bytes, a list of frames (PIL, arrays, paths or
+            bytes), or an array (F, H, W, C) of integers up to 255 or floats up to 1.
+
+    Raises:
+        ValueError: names the source that is missing, unreadable, without frames or of another kind.
+        ImportError: PyAV is needed and not installed.
+    """
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        files = sorted((name for name in os.listdir(source) if is_frame(name)), key=by_number)
+        if not files:
+            raise ValueError(f"the folder '{os.fspath(source)}' of a video holds no pictures; expected PNG, JPEG, ...")
+        source = [os.path.join(source, name) for name in files]
+    if isinstance(source, (str, os.PathLike, bytes)):
+        return read_file(source, num_frames)
+    frames: Any = source if isinstance(source, (list, tuple)) else np.asarray(source)
+    if not isinstance(frames, (list, tuple)) and frames.ndim != 4:
+        what = f"an array of shape {frames.shape}" if hasattr(source, "__array__") else type(source).__name__
+        raise ValueError(f"{what} is no video; expected a path, bytes, a list of frames or an array (F, H, W, C)")
+    if len(frames) == 0:
+        raise ValueError("a video has no frames; expected at least one")
+    return [open_frame(frames[number]) for number in evenly(len(frames), num_frames)]
+
+
+def by_number(name: str) -> list[tuple[int, str]]:
+    """Sorts 2.png before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def open_frame(frame: Any) -> Image.Image:
+    """One picture of a list or array as RGB.
+
+    Raises:
+        ValueError: it cannot be read, or is of another kind.
+    """
+    if isinstance(frame, Image.Image):
+        return frame.convert("RGB")
+    if not isinstance(frame, (str, os.PathLike, bytes)):
+        return picture_of(np.asarray(frame))
+    name = "in embedded bytes" if isinstance(frame, bytes) else f"'{os.fspath(frame)}'"
+    try:
+        with Image.open(io.BytesIO(frame) if isinstance(frame, bytes) else frame) as file:
+            return ImageOps.exif_transpose(file).convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"the video's frame {name} does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the video's frame {name} cannot be read ({error})") from None
+
+
+def picture_of(array: np.ndarray) -> Image.Image:
+    """An array (H, W) or (H, W, 1, 3 or 4) as RGB.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype.kind == "f" and array.max(initial=0) <= 1:
+        array = (array * 255).round()
+    fits = array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)
+    if not fits or not array.size or array.dtype.kind not in "iuf" or not ((array >= 0) & (array <= 255)).all():
+        raise ValueError(
+            f"a video's frame is an array of {array.dtype} of shape {array.shape}; expected (H, W) or (H, W, 3) of "
+            "integers up to 255 or floats up to 1"
+        )
+    return Image.fromarray(array.astype(np.uint8)).convert("RGB")
+
+
+def read_file(source: str | os.PathLike | bytes, num_frames: int) -> list[Image.Image]:
+    """At most `num_frames` pictures of a video file or of such a file's bytes."""
+    av = library()
+    name = "in its embedded bytes" if isinstance(source, bytes) else f"'{os.fspath(source)}'"
+    if not isinstance(source, bytes) and not os.path.isfile(source):
+        raise ValueError(f"the video {name} does not exist")
+
+    def opened() -> Any:
+        return av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source))
+
+    try:
+        with opened() as container:
+            if not container.streams.video:
+                raise ValueError(f"the video {name} has no frames, only sound or text")
+            stamps, keys = time_stamps(container)
+            frames = list(stamped_frames(container, [stamps[i] for i in evenly(len(stamps), num_frames)], keys))
+        if not keys:
+            with opened() as container:
+                numbers = evenly(sum(1 for _ in container.decode(video=0)), num_frames)
+            with opened() as container:
+                frames = [picture(frame) for i, frame in enumerate(container.decode(video=0)) if i in numbers]
+    except (av.FFmpegError, OSError) as error:
+        reason = str(error.strerror or error).rstrip(".")
+        raise ValueError(f"the video {name} cannot be read ({reason}); expected MP4, WebM, AVI, GIF, ...") from None
+    if not frames:
+        raise ValueError(f"the video {name} has no frames; expected at least one")
+    return frames
+
+
+def time_stamps(container: Any) -> tuple[list[int], list[int]]:
+    """The times of all frames of an open file and those of its key frames, in order; none where it tells none."""
+    packets = [(p.pts, p.is_keyframe) for p in container.demux(video=0) if p.size and not p.is_discard]
+    if any(stamp is None for stamp, _ in packets):  # AVI, raw streams
+        return [], []
+    return sorted(stamp for stamp, _ in packets), sorted(stamp for stamp, is_key in packets if is_key)
+
+
+def stamped_frames(container: Any, stamps: list[int], keys: list[int]) -> Iterator[Image.Image]:
+    """The frames at these times; each is reached from the key frame before it, or from the frame decoded last."""
+    decoded: Iterator[Any] = iter(())
+    reached = None
+    for stamp in stamps if keys else []:
+        key = keys[max(0, bisect_right(keys, stamp) - 1)]
+        if reached is None or key > reached:  # rather than decode all that lies between
+            container.seek(key, stream=container.streams.video[0])
+            decoded = container.decode(video=0)
+        frame = next((frame for frame in decoded if frame.pts is None or frame.pts >= stamp), None)
+        reached = stamp
+        if frame is not None:
+            yield picture(frame)
+
+
+def picture(frame: Any) -> Image.Image:
+    """A decoded frame as RGB, turned the way the camera was held."""
+    return Image.fromarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def video_features(
+    image_processor: Any, videos: list[Any], num_frames: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a vision tower takes of videos (V, num_frames, C, H, W), and (V, num_frames), 1 where a frame is real.
+
+    The mask is None where all are. Frames that are not real are zeros, behind the others.
+
+    Raises:
+        ValueError: a video cannot be read, or the image processor gives more than pixels of one size.
+    """
+    clips = [read_video(video, num_frames) for video in videos]
+    prepared = image_processor([frame for clip in clips for frame in clip], return_tensors="pt")
+    if set(prepared) != {"pixel_values"}:
+        kind = type(image_processor).__name__
+        raise ValueError(f"{kind} gives {', '.join(prepared)}; video needs frames that are pixels of one size alone")
+    real = torch.arange(num_frames) < torch.tensor([len(clip) for clip in clips])[:, None]
+    pixels = prepared["pixel_values"].new_zeros(*real.shape, *prepared["pixel_values"].shape[1:])
+    pixels[real] = prepared["pixel_values"]
+    return pixels, None if real.all() else real.long()
