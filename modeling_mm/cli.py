@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """`modeling-mm <verb>`: one command each.
 
-The last line on standard output is one line of JSON with the results (of `search`, a table or a line for each hit); all
-else goes to standard error. Bad input is one clear sentence and exit code 2. `MODELING_MM_TRACEBACK=1` shows where it
-was raised.
+The last line on standard output is one line of JSON with the results; `search` prints a table there, or a line for
+each picture found. All else goes to standard error. Bad input is one clear sentence and exit code 2.
+`MODELING_MM_TRACEBACK=1` shows where it was raised.
 """
 
 import contextlib

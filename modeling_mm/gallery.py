@@ -208,11 +208,12 @@ class Gallery:
         columns = ["id", "image", *self.metadata_columns, "_distance"]
         search = self.table.search(query, vector_column_name="vector").distance_type("cosine").limit(count)
         search = search.select(columns)
-        ann = self.note(ANN)
-        if exact or ann is None:
+        if effort is None and (ann := self.note(ANN)):
+            effort = ann["effort"]
+        if exact or effort is None:
             search = search.bypass_vector_index()
         else:
-            for name, value in (effort or ann["effort"]).items():
+            for name, value in effort.items():
                 search = getattr(search, name)(value)
         try:
             rows = (search.where(where) if where else search).to_list()

@@ -16,16 +16,14 @@ from conftest import SENTENCES, drawing
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from modeling_mm import cli, index, search
-from modeling_mm.scratch import train_tokenizer
-
 pytest.importorskip("lancedb")
 
-from modeling_mm import ann  # noqa: E402
+from modeling_mm import ann, cli, index, search  # noqa: E402
 from modeling_mm.ann import build_ann  # noqa: E402
 from modeling_mm.dual_encoder import DualEncoder  # noqa: E402
 from modeling_mm.gallery import ANN, Gallery, only_writer  # noqa: E402
 from modeling_mm.picture_rows import read_pictures  # noqa: E402
+from modeling_mm.scratch import train_tokenizer  # noqa: E402
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
