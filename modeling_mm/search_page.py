@@ -19,12 +19,11 @@ STYLE = """
 .picture {{ display: grid; place-items: center; aspect-ratio: 1; border: 1px solid var(--line); border-radius: 8px;
   overflow: hidden; background: color-mix(in srgb, var(--line) 30%, var(--ground)); color: var(--soft);
   font-size: .85rem; text-align: center; }}
-.picture img, .query img {{ width: 100%; height: 100%; object-fit: contain; padding: 0; border-radius: 0;
-  background: none; }}
+.picture img {{ width: 100%; height: 100%; object-fit: contain; padding: 0; border-radius: 0; background: none; }}
 .query {{ width: 8rem; margin: 1rem 0; }}
 .scores {{ margin: .4rem 0 .1rem; color: var(--ink); font-variant-numeric: tabular-nums; }}
 .scores span {{ color: var(--soft); font-size: .85rem; }}
-.name {{ margin: 0; font-size: .85rem; }}
+.name {{ margin: 0; font-size: .85rem; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }}
 dl {{ margin: .25rem 0 0; font-size: .85rem; }}
 dt {{ display: inline; color: var(--soft); }}
 dt::after {{ content: ": "; }}
@@ -47,7 +46,7 @@ def thumbnail(path: str, said: str) -> str:
 
 def card(hit: dict[str, Any]) -> str:
     """One picture found."""
-    score = f"{hit['rank']} <span>similarity</span> {hit['score']:.3f}"
+    score = f"<strong>{hit['rank']}.</strong> <span>similarity</span> {hit['score']:.3f}"
     if hit.get("matching") is not None:
         score += f" <span>matching</span> {hit['matching']:.3f}"
     shown = [(name, value) for name, value in hit["metadata"].items() if value is not None]
@@ -55,7 +54,7 @@ def card(hit: dict[str, Any]) -> str:
     parts = [
         thumbnail(hit["image"], hit["id"]),
         f'<p class="scores">{score}</p>',
-        f'<p class="name">{escape(hit["id"])}</p>',
+        f'<p class="name" title="{escape(hit["id"])}">{escape(hit["id"].rpartition("/")[2] or hit["id"])}</p>',
     ]
     return f"<li>{''.join(parts)}{f'<dl>{own}</dl>' if own else ''}</li>"
 
