@@ -61,7 +61,8 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 def rows_in(index: Path) -> int:
     """How many rows are written by now."""
-    return len(Gallery.open(str(index))) if Gallery.exists(str(index)) else 0
+    gallery = Gallery.find(str(index))
+    return 0 if gallery is None else len(gallery)
 
 
 def survive(folder: Path, count: int) -> list[str]:

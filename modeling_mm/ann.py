@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 FEWEST = 1000  # rows; below, there is nothing to train an index on, and exact search takes milliseconds
 NEIGHBOURS = 10
+FILTERED = {"maximum_nprobes": 0}  # where a filter leaves too few rows of the nearest parts, all others are searched
 EFFORTS = {
-    "IVF_PQ": [{"nprobes": probes, "refine_factor": probes} for probes in (10, 20, 50, 100)],
-    "IVF_HNSW_SQ": [{"nprobes": 4, "ef": ef, "refine_factor": 2} for ef in (50, 150, 450)],
+    "IVF_PQ": [{"minimum_nprobes": parts, **FILTERED, "refine_factor": parts} for parts in (10, 20, 50, 100)],
+    "IVF_HNSW_SQ": [{"minimum_nprobes": 4, **FILTERED, "ef": ef, "refine_factor": 2} for ef in (50, 150, 450)],
 }
 
 

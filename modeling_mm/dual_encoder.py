@@ -63,12 +63,22 @@ class DualEncoder:
         """The tensors of one picture."""
         return self.processor.image_processor(images=[picture], return_tensors="pt")
 
+    def batch(self, prepared: Sequence[BatchFeature]) -> BatchFeature:
+        """The tensors of pictures that `prepare` has seen, as the model takes them."""
+        tensors = {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
+        return BatchFeature(tensors).to(self.model.device, self.model.dtype)
+
+    def tokens(self, texts: Sequence[str]) -> BatchFeature:
+        """The tensors of texts, as the model takes them."""
+        # SigLIP was trained on texts of 64 tokens, padding and all, and has no mask to leave it out
+        fixed = {"padding": "max_length", "max_length": 64} if "siglip" in self.model.config.model_type else {}
+        options = {"padding": True, "truncation": True, "return_tensors": "pt", **fixed}
+        return self.processor.tokenizer(list(texts), **options).to(self.model.device)
+
     @torch.no_grad()
     def embed_prepared(self, prepared: Sequence[BatchFeature]) -> np.ndarray:
         """Normalised embeddings (B, E) of pictures that `prepare` has seen."""
-        batch = BatchFeature({name: torch.cat([one[name] for one in prepared]) for name in prepared[0]})
-        batch = batch.to(self.model.device, self.model.dtype)
-        return self.normalised(self.model.get_image_features(**batch).pooler_output)
+        return self.normalised(self.model.get_image_features(**self.batch(prepared)).pooler_output)
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Normalised embeddings (B, E)."""
@@ -77,11 +87,7 @@ class DualEncoder:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Normalised embeddings (B, E)."""
-        # SigLIP was trained on texts of 64 tokens, padding and all, and has no mask to leave it out
-        fixed = {"padding": "max_length", "max_length": 64} if "siglip" in self.model.config.model_type else {}
-        options = {"padding": True, "truncation": True, "return_tensors": "pt", **fixed}
-        batch = self.processor.tokenizer(list(texts), **options).to(self.model.device)
-        return self.normalised(self.model.get_text_features(**batch).pooler_output)
+        return self.normalised(self.model.get_text_features(**self.tokens(texts)).pooler_output)
 
     def normalised(self, embeddings: torch.Tensor) -> np.ndarray:
         """Embeddings (B, E) of length one, on the CPU.
@@ -105,15 +111,18 @@ class DualEncoder:
 
     @torch.no_grad()
     def matching_scores(self, text: str, pictures: Sequence[Image.Image], batch_size: int = 16) -> list[float]:
-        """How probably each picture belongs to the text, by the model's matching head, which sees both at once."""
-        scores: list[float] = []
+        """How well each picture goes with the text, by the matching head, which sees both at once.
+
+        It is the log-odds of a match and the logit of the similarity together, as `evaluate --rerank` has it.
+        """
+        text_embeds, scores = self.model.get_text_features(**self.tokens([text])).pooler_output, list[float]()
         for start in range(0, len(pictures), batch_size):
-            some = pictures[start : start + batch_size]
-            batch = self.processor(
-                images=[[picture] for picture in some], text=[text] * len(some), return_tensors="pt"
-            )
-            logits = self.model.match(**batch.to(self.model.device, self.model.dtype))  # (B, 2): apart, together
-            scores += logits.float().softmax(dim=-1)[:, 1].tolist()
+            batch = self.batch([self.prepare(picture) for picture in pictures[start : start + batch_size]])
+            tokens = self.tokens([text] * len(batch["pixel_values"]))
+            logits = self.model.match(**tokens, **batch)  # (B, 2): apart, together
+            image_embeds = self.model.get_image_features(**batch).pooler_output
+            similar = self.model.similarities(text_embeds, image_embeds)[0]
+            scores += (logits[:, 1] - logits[:, 0] + similar).float().tolist()
         return scores
 
     def fingerprint(self) -> Fingerprint:

@@ -71,32 +71,36 @@ class Gallery:
     def __init__(self, index: str, table: Any):
         self.index, self.table = index, table
 
-    @staticmethod
-    def exists(index: str) -> bool:
-        """Whether an index has a table; the folder that a kill left before its first commit is none."""
+    @classmethod
+    def find(cls, index: str) -> "Gallery | None":
+        """The gallery of an index; None where there is none, or only what a kill left before its first commit.
+
+        Raises:
+            ValueError: its table was not made by this command.
+        """
         if is_local(index) and not Path(index).is_dir():
-            return False  # connecting would make the folder
+            return None  # connecting would make the folder
         try:
-            lancedb.connect(index).open_table(TABLE)
+            table = lancedb.connect(index).open_table(TABLE)
         except ValueError as error:
             if "not found" in str(error):
-                return False
+                return None
             raise
-        return True
+        if "vector" not in table.schema.names or MADE_BY.encode() not in (table.schema.field("vector").metadata or {}):
+            raise ValueError(f"the table '{TABLE}' in '{index}' does not say which model made it; expected an index")
+        return cls(index, table)
 
     @classmethod
     def open(cls, index: str) -> "Gallery":
         """The gallery of an index that has been written to.
 
         Raises:
-            ValueError: there is none, or its table was not made by this command.
+            ValueError: there is none.
         """
-        if not cls.exists(index):
+        gallery = cls.find(index)
+        if gallery is None:
             raise ValueError(f"'{index}' is no index; fill one with modeling-mm index --images")
-        table = lancedb.connect(index).open_table(TABLE)
-        if "vector" not in table.schema.names or MADE_BY.encode() not in (table.schema.field("vector").metadata or {}):
-            raise ValueError(f"the table '{TABLE}' in '{index}' does not say which model made it; expected an index")
-        return cls(index, table)
+        return gallery
 
     @classmethod
     def create(cls, index: str, made_by: Fingerprint, metadata: dict[str, pa.ChunkedArray]) -> "Gallery":

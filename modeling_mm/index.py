@@ -177,7 +177,7 @@ def add_pictures(args: IndexArguments) -> dict[str, Any]:
         ValueError: there is no model, or another one made the index.
     """
     assert args.images is not None
-    gallery = Gallery.open(args.index) if Gallery.exists(args.index) else None
+    gallery = Gallery.find(args.index)
     source = args.model or (gallery.made_by["model"] if gallery else None)
     if source is None:
         raise ValueError(f"'{args.index}' is no index yet; give the --model that should make it")

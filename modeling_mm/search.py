@@ -61,7 +61,7 @@ def query_vector(encoder: DualEncoder, text: str | None, image: str | None, imag
 
 
 def reranked(encoder: DualEncoder, text: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by what the matching head says of text and picture; those whose pictures cannot be read come last."""
+    """Rows by how well text and picture match; those whose pictures cannot be read come last."""
     readable, pictures = [], []
     for row in rows:
         try:

@@ -7,13 +7,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from conftest import mm_model
 from galleries import clip, pictures, refused, rows_of, run_index, run_search, table  # noqa: F401
+from lancedb.index import IvfPq
 from PIL import Image
 
 from modeling_mm import ann, cli, search
 from modeling_mm.ann import build_ann
 from modeling_mm.dual_encoder import DualEncoder
-from modeling_mm.gallery import ANN, Gallery
+from modeling_mm.gallery import ANN, Gallery, quoted
 
 
 def test_search_ranks_as_brute_force_does(clip, pictures, tmp_path):
@@ -41,7 +44,8 @@ def test_filters_look_at_columns_before_pictures_are_ranked(clip, table, tmp_pat
     run_index(model=clip, images=table, index=folder)
     hits = run_search(index=folder, text="red", where="price >= 2 AND price < 5", top_k=10)
     assert sorted(hit["metadata"]["price"] for hit in hits) == [2, 3, 4]
-    assert [hit["metadata"]["code"] for hit in run_search(index=folder, text="red", where="code = '007'")] == ["007"]
+    (hit,) = run_search(index=folder, text="red", where="code = '007'", top_k=1)
+    assert hit["metadata"]["code"] == "007"
     assert run_search(index=folder, text="red", where="price > 100") == []
     for bad in ("colour = 1", "price <", "price = 'x' OR"):
         assert "price" in refused(capsys, "search", "--index", folder, "--text", "red", "--where", bad)
@@ -72,6 +76,28 @@ def test_the_page_holds_its_pictures_and_escapes_what_it_shows(clip, table, pict
     assert not re.search(r'(src|href)="(?!data:)', text)
 
 
+def test_reranking_is_by_the_matching_head(pictures, processor, tmp_path):
+    heads = pytest.importorskip("modeling_mm.retrieval_mm")
+    model = mm_model(head=heads.MMForImageTextRetrieval, image_token_id=processor.image_token_id)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    folder, tokens = str(tmp_path / "i"), processor.tokenizer(["a red square"], return_tensors="pt")
+    run_index(model=tmp_path / "model", images=pictures, index=folder)
+    (pictures / "06.png").unlink()
+    hits = run_search(index=folder, text="a red square", rerank=12, top_k=12)
+    assert hits[-1]["id"] == "06.png" and hits[-1]["matching"] is None
+    for hit in hits[:-1]:
+        pixels = processor.image_processor(images=[Image.open(hit["image"])], return_tensors="pt")
+        with torch.no_grad():
+            apart, together = model.match(**tokens, **pixels)[0].tolist()
+            similar = model(**tokens, **pixels).logits_per_text.item()
+        assert hit["matching"] == pytest.approx(together - apart + similar, abs=1e-3)
+    scores = [hit["matching"] for hit in hits[:-1]]
+    assert scores == sorted(scores, reverse=True) and scores[0] - scores[-1] > 0.1
+    assert [hit["score"] for hit in hits] != sorted((hit["score"] for hit in hits), reverse=True)
+
+
 def synthetic(folder, count=1200, width=32):
     """A gallery of clustered embeddings, without pictures."""
     numbers = np.random.default_rng(0)
@@ -100,9 +126,17 @@ def test_an_ann_index_says_its_recall_and_exact_search_stays(tmp_path, caplog):
     assert gallery.nearest(-vectors[0], 1)[0]["id"] == "late" and gallery.note(ANN) == built
 
 
+def test_a_narrow_filter_finds_rows_in_far_parts_of_an_ann_index(tmp_path):
+    gallery, vectors = synthetic(tmp_path / "i")
+    gallery.table.create_index("vector", config=IvfPq(distance_type="cosine", num_partitions=16))
+    far = sorted(map(str, np.argsort(vectors @ vectors[0])[:10]))
+    where, effort = f"id IN ({quoted(far)})", ann.EFFORTS["IVF_PQ"][0] | {"minimum_nprobes": 1}
+    assert sorted(row["id"] for row in gallery.nearest(vectors[0], 10, where, effort=effort)) == far
+
+
 def test_an_ann_index_that_misses_too_much_is_dropped(tmp_path, monkeypatch):
     gallery, vectors = synthetic(tmp_path / "i")
-    monkeypatch.setattr(ann, "EFFORTS", {"IVF_PQ": [{"nprobes": 1}]})
+    monkeypatch.setattr(ann, "EFFORTS", {"IVF_PQ": [{"minimum_nprobes": 1, "maximum_nprobes": 1}]})
     with pytest.raises(ValueError, match="no ANN index reached a recall of 1.0, the best 0"):
         build_ann(gallery, wanted=1.0, sample=30)
     assert gallery.note(ANN) is None and gallery.table.list_indices() == []
