@@ -1,6 +1,7 @@
 """What an index survives, what a search costs: kills while indexing, latency, recall; writes benchmarks/SEARCH.md.
 
-    python benchmarks/search.py      # minutes on a CPU; about 3 GB of disk for the while
+    python benchmarks/search.py                     # minutes on a CPU; about 3 GB of disk for the while
+    python benchmarks/search.py --parts latency     # one part; the other stays in SEARCH.md as it was
 
 - Pictures are drawn, indexed by `modeling-mm index` with a tiny random CLIP, and the command is killed by SIGKILL at
   three shares of its work; the last run is left to end.
@@ -153,32 +154,27 @@ def measure(folder: Path, count: int) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=20_000)
-    parser.add_argument("--vectors", type=int, nargs="+", default=[20_000, 1_000_000])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "SEARCH.md")
-    args = parser.parse_args()
+def conditions() -> str:
+    """Where and among what a part was measured."""
     load = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the start"
-    with tempfile.TemporaryDirectory() as folder:
-        survived = survive(Path(folder), args.pictures)
-        rows = [row for count in args.vectors for row in measure(Path(folder), count)]
+    versions = f"lancedb {lancedb.__version__}, torch {torch.__version__}"
+    return f"On a CPU ({platform.machine()}, {load}, nice {os.nice(0)}), {versions}."
+
+
+def kills(folder: Path, pictures: int, vectors: list[int]) -> list[str]:
+    return ["## Killed three times", "", conditions(), "", *survive(folder, pictures)]
+
+
+def latency(folder: Path, pictures: int, vectors: list[int]) -> list[str]:
+    told = conditions()
+    rows = [row for count in vectors for row in measure(folder, count)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    lines = [
-        "# Index and search",
+    return [
+        "## Latency and recall",
         "",
-        f"`python benchmarks/search.py` on a CPU ({platform.machine()}, {load}), nice {os.nice(0)}, lancedb "
-        f"{lancedb.__version__}, torch {torch.__version__}.",
-        "",
-        "## Killed three times",
-        "",
-        *survived,
-        "",
-        "## Latency",
-        "",
-        f"Synthetic vectors {WIDTH} wide: {CLUSTERS:,} cluster centres in {LATENT} dimensions, 0.5 of noise around "
-        f"them there, a random linear map to {WIDTH}, 0.1 of noise in all of those, normalised. {QUERIES} queries "
-        "drawn likewise, one after another, from the query's vector to ten rows; recall@10 is on these queries. "
+        f"{told} Synthetic vectors {WIDTH} wide: {CLUSTERS:,} cluster centres in {LATENT} dimensions, 0.5 of noise "
+        f"around them there, a random linear map to {WIDTH}, 0.1 of noise in all of those, normalised. {QUERIES} "
+        "queries drawn likewise, one after another, from the query's vector to ten rows; recall@10 is on these queries. "
         "Building time holds the exact searches that `--ann` compares with.",
         "",
         "| rows | search | built in, s | p50, ms | p95, ms | recall@10 |",
@@ -187,7 +183,28 @@ def main() -> None:
         "",
         f"The process that searched held {peak:.1f} GB at most, the drawing of vectors included.",
     ]
-    args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+PARTS = {"kills": kills, "latency": latency}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--vectors", type=int, nargs="+", default=[20_000, 1_000_000])
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "SEARCH.md")
+    args = parser.parse_args()
+    for part in args.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            lines = PARTS[part](Path(folder), args.pictures, args.vectors)
+        known = args.output.read_text(encoding="utf-8") if args.output.is_file() else ""
+        sections = {text.split("\n")[0]: text.strip() for text in known.split("\n## ")[1:]}
+        sections[lines[0].removeprefix("## ")] = "\n".join(lines).removeprefix("## ")
+        text = "\n\n".join(
+            ["# Index and search", "`python benchmarks/search.py`"] + [f"## {own}" for own in sections.values()]
+        )
+        args.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
