@@ -174,7 +174,7 @@ def latency(folder: Path, pictures: int, vectors: list[int]) -> list[str]:
         "",
         f"{told} Synthetic vectors {WIDTH} wide: {CLUSTERS:,} cluster centres in {LATENT} dimensions, 0.5 of noise "
         f"around them there, a random linear map to {WIDTH}, 0.1 of noise in all of those, normalised. {QUERIES} "
-        "queries drawn likewise, one after another, from the query's vector to ten rows; recall@10 is on these queries. "
+        "queries drawn likewise, one after another, from the query's vector to ten rows; recall@10 is on these. "
         "Building time holds the exact searches that `--ann` compares with.",
         "",
         "| rows | search | built in, s | p50, ms | p95, ms | recall@10 |",
