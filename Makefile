@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-all conformance check format bench laws clean
+.PHONY: help demo test test-lowest test-all conformance check format bench laws bench-search clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,6 +45,9 @@ bench: $(READY)  ## side by side with LLaVA on the same towers; writes benchmark
 
 laws: $(READY)  ## what the nearest models get wrong and ours right; writes benchmarks/LAWS.md
 	$(BIN)/python benchmarks/laws.py
+
+bench-search: $(READY)  ## kills while indexing, latency and recall of search; writes benchmarks/SEARCH.md (minutes)
+	$(BIN)/python benchmarks/search.py
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) $(VENV)-lowest runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,8 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """`modeling-mm <verb>`: one command each.
 
-The last line on standard output is one line of JSON with the results; all else goes to standard error. Bad input is
-one clear sentence and exit code 2. `MODELING_MM_TRACEBACK=1` shows where it was raised.
+The last line on standard output is one line of JSON with the results; `search` prints a table there, or a line for
+each picture found. All else goes to standard error. Bad input is one clear sentence and exit code 2.
+`MODELING_MM_TRACEBACK=1` shows where it was raised.
 """
 
 import contextlib
@@ -16,6 +17,8 @@ VERBS = {
     "train": "train a model on a CSV, a folder or a data set",
     "evaluate": "metrics, a picture report and predictions of a trained model on a test file",
     "predict": "answer or label for one picture and text; --explain draws where the model looked",
+    "index": "embed a folder or a table of pictures, to be searched; resumes after a kill",
+    "search": "pictures of an index by text, by picture or by both",
     "export": "ONNX or torch.export graphs of a trained model, checked against it",
 }
 
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"modeling-mm {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if result is not None:
-        print(json.dumps(result), flush=True)
+        print(result if isinstance(result, str) else json.dumps(result), flush=True)
     return 0
 
 

@@ -13,7 +13,9 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, HfArgumentParser,
 from modeling_mm import cli
 from modeling_mm.evaluate import EvaluateArguments
 from modeling_mm.export import ExportArguments
+from modeling_mm.index import IndexArguments
 from modeling_mm.predict import PredictArguments
+from modeling_mm.search import SearchArguments
 from modeling_mm.train_arguments import DataArguments, ModelArguments
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,8 @@ VERBS = {
     "evaluate": EvaluateArguments,
     "predict": PredictArguments,
     "export": ExportArguments,
+    "index": IndexArguments,
+    "search": SearchArguments,
 }
 
 
@@ -75,7 +79,7 @@ def commands():
     ]
     for path in sources:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ").replace("\n#  ", " ")
-        for line in re.findall(r"^[ #]*modeling-mm ((?:train|evaluate|predict|export) --.*)$", text, re.MULTILINE):
+        for line in re.findall(rf"^[ #]*modeling-mm ((?:{'|'.join(VERBS)}) --.*)$", text, re.MULTILINE):
             yield pytest.param(line, id=f"{path.name}: {line[:40]}")
 
 

@@ -1,0 +1,229 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""A gallery: one LanceDB table of picture embeddings on disk, with the columns of the pictures' rows.
+
+- Every write is one commit of LanceDB, whole or not there at all, however the process ends; rows are written by id, so
+  that writing them twice changes nothing.
+- What model made the table, and how its ANN index is to be searched, are metadata of the column `vector`.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from .dual_encoder import Fingerprint, disagreement
+
+try:
+    import lancedb
+except ImportError as error:
+    raise ValueError("index and search need LanceDB: pip install 'modeling-mm[search]'") from error
+
+TABLE = "pictures"
+MADE_BY, ANN = "modeling_mm:made_by", "modeling_mm:ann"  # keys of the metadata
+OWN = ["id", "image", "_source", "_stamp", "_details"]  # besides the vector; the others are the rows' own
+SOME = 1000  # ids in one filter
+LOCK_SECONDS = 10
+OLD = timedelta(hours=1)  # versions that no search can still be reading
+
+
+def is_local(index: str) -> bool:
+    """Whether an index is a folder, not an address of object storage such as s3://bucket/pictures."""
+    return "://" not in index
+
+
+@contextlib.contextmanager
+def only_writer(index: str) -> Iterator[None]:
+    """Keep other writers out of a local index; the lock ends with the process, even a killed one.
+
+    Raises:
+        ValueError: there is another writer.
+    """
+    if not is_local(index):
+        yield
+        return
+    Path(index).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(Path(index) / ".lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise ValueError(f"another process is writing to the index '{index}'; wait for it to end") from None
+
+
+def quoted(values: Sequence[str]) -> str:
+    """Strings as an SQL list."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+
+
+class Gallery:
+    """The table of an index.
+
+    Args:
+        index: its folder or address, for messages.
+        table: the open table.
+    """
+
+    def __init__(self, index: str, table: Any):
+        self.index, self.table = index, table
+
+    @classmethod
+    def find(cls, index: str) -> "Gallery | None":
+        """The gallery of an index; None where there is none, or only what a kill left before its first commit.
+
+        Raises:
+            ValueError: its table was not made by this command.
+        """
+        if is_local(index) and not Path(index).is_dir():
+            return None  # connecting would make the folder
+        try:
+            table = lancedb.connect(index).open_table(TABLE)
+        except ValueError as error:
+            if "not found" in str(error):
+                return None
+            raise
+        if "vector" not in table.schema.names or MADE_BY.encode() not in (table.schema.field("vector").metadata or {}):
+            raise ValueError(f"the table '{TABLE}' in '{index}' does not say which model made it; expected an index")
+        return cls(index, table)
+
+    @classmethod
+    def open(cls, index: str) -> "Gallery":
+        """The gallery of an index that has been written to.
+
+        Raises:
+            ValueError: there is none.
+        """
+        gallery = cls.find(index)
+        if gallery is None:
+            raise ValueError(f"'{index}' is no index; fill one with modeling-mm index --images")
+        return gallery
+
+    @classmethod
+    def create(cls, index: str, made_by: Fingerprint, metadata: dict[str, pa.ChunkedArray]) -> "Gallery":
+        """A new gallery without rows, with columns for the pictures' metadata."""
+        kind, made = pa.list_(pa.float32(), made_by["width"]), {MADE_BY: json.dumps(made_by)}
+        own = [pa.field(name, pa.string(), nullable=name != "id") for name in OWN]
+        others = [pa.field(name, column.type) for name, column in metadata.items()]
+        schema = pa.schema([*own, pa.field("vector", kind, metadata=made), *others])
+        return cls(index, lancedb.connect(index).create_table(TABLE, schema=schema))
+
+    def __len__(self) -> int:
+        return self.table.count_rows()
+
+    def note(self, key: str) -> Any:
+        """Metadata of the column `vector`, None where there is none under this key."""
+        found = (self.table.schema.field("vector").metadata or {}).get(key.encode())
+        return None if found is None else json.loads(found)
+
+    def take_note(self, key: str, value: Any) -> None:
+        """Keep `value` as metadata; None forgets it."""
+        text = None if value is None else json.dumps(value)
+        self.table.update_field_metadata({"path": "vector", "metadata": {key: text}})
+
+    @property
+    def made_by(self) -> Fingerprint:
+        """The fingerprint of the model whose embeddings are here."""
+        return self.note(MADE_BY)
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        return [name for name in self.table.schema.names if name not in (*OWN, "vector")]
+
+    def check(self, given: Fingerprint) -> None:
+        """Refuse a model whose embeddings cannot be compared with those here.
+
+        Raises:
+            ValueError: says how they differ.
+        """
+        if difference := disagreement(self.made_by, given):
+            raise ValueError(
+                f"the index '{self.index}' was made by '{self.made_by['model']}', which differs from "
+                f"'{given['model']}': {difference}; give the model that made it, or index into another folder"
+            )
+
+    def fit_columns(self, metadata: dict[str, pa.ChunkedArray], rows: int) -> dict[str, pa.Array]:
+        """The metadata of so many rows with the table's columns and types; the table gains columns it does not have.
+
+        Raises:
+            ValueError: a column holds what the table's column of this name cannot.
+        """
+        own = set(self.table.schema.names)
+        if new := [pa.field(name, column.type) for name, column in metadata.items() if name not in own]:
+            self.table.add_columns(new)
+        columns = dict[str, pa.Array]()
+        for name in self.metadata_columns:
+            kind = self.table.schema.field(name).type
+            try:
+                columns[name] = metadata[name].cast(kind) if name in metadata else pa.nulls(rows, kind)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                raise ValueError(
+                    f"column '{name}' holds {metadata[name].type}, but in the index '{self.index}' it is {kind}"
+                ) from None
+        return columns
+
+    def known(self) -> dict[str, dict[str, str]]:
+        """The index's own columns of every row, by id."""
+        return {row["id"]: row for row in self.table.search().select(OWN).to_arrow().to_pylist()}
+
+    def put(self, own: dict[str, list[str]], vectors: np.ndarray, metadata: dict[str, pa.Array]) -> None:
+        """Write rows, in the place of those with the same ids, in one commit."""
+        kind = pa.float32()
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), kind), vectors.shape[1])
+        table = pa.table({**own, "vector": column, **metadata})
+        writer = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        writer.execute(table.select(self.table.schema.names))
+
+    def vectors(self, ids: Sequence[str]) -> np.ndarray:
+        """The embeddings (B, E) of rows that are there."""
+        found: dict[str, np.ndarray] = {}
+        for start in range(0, len(ids), SOME):
+            rows = self.table.search().where(f"id IN ({quoted(ids[start : start + SOME])})").select(["id", "vector"])
+            rows = rows.to_arrow()
+            vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+            found.update(zip(rows["id"].to_pylist(), vectors, strict=True))
+        return np.stack([found[own] for own in ids])
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Delete rows by id."""
+        for start in range(0, len(ids), SOME):
+            self.table.delete(f"id IN ({quoted(ids[start : start + SOME])})")
+
+    def tidy(self) -> None:
+        """Join small files, take new rows into an ANN index, and delete versions that no one reads any more."""
+        self.table.optimize(cleanup_older_than=OLD)
+
+    def nearest(
+        self, query: np.ndarray, count: int, where: str | None = None, exact: bool = False, effort: dict | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows most similar to a query (E,), each with its cosine as `score`.
+
+        Args:
+            where: an SQL condition on the columns that rows must fulfil.
+            exact: compare with every row, even where there is an ANN index.
+            effort: how hard to search the ANN index, by default as was found when it was built.
+
+        Raises:
+            ValueError: the condition cannot be used.
+        """
+        columns = ["id", "image", *self.metadata_columns, "_distance"]
+        search = self.table.search(query, vector_column_name="vector").distance_type("cosine").limit(count)
+        search = search.select(columns)
+        if effort is None and (ann := self.note(ANN)):
+            effort = ann["effort"]
+        if exact or effort is None:
+            search = search.bypass_vector_index()
+        else:
+            for name, value in effort.items():
+                search = getattr(search, name)(value)
+        try:
+            rows = (search.where(where) if where else search).to_list()
+        except (ValueError, RuntimeError) as error:
+            if where is None:
+                raise
+            said, names = str(error).strip().splitlines()[0], ", ".join(columns[:-1])
+            raise ValueError(f'the filter "{where}" cannot be used: {said} (the columns are {names})') from None
+        return [{"score": 1 - row.pop("_distance"), **row} for row in rows]
