@@ -180,9 +180,9 @@ def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:
 
 
 def modality_markers(processor: MMProcessor, columns: Columns) -> dict[str, str]:
-    """The marker of each modality beside the text that a table has a column for, images always being one."""
-    used = {"image": True, "audio": bool(columns.audio), "video": bool(columns.video)}
-    return {name: getattr(processor, f"{name}_token") for name, wanted in used.items() if wanted}
+    """The marker of each modality beside the text that there is a column for."""
+    used = {"image": columns.image, "audio": columns.audio, "video": columns.video}
+    return {name: getattr(processor, f"{name}_token") for name, column in used.items() if column}
 
 
 def draw_some(dataset: Any, evaluation: Evaluation, path: Path, count: int = 12) -> None:
