@@ -127,7 +127,8 @@ class MMEmbeddingMixin:
 
     def hear(self, input_features: torch.Tensor, mask: torch.Tensor | None, index: torch.Tensor | None) -> Medium:
         """Sounds through the audio tower, once for embeddings and fusion."""
-        states, present = self.model.hear(input_features, mask)
+        heard = self.model.get_audio_features(input_features, mask, return_dict=True)
+        states, present = heard.pooler_output, heard.attention_mask
         embeds = self.embed(masked_mean(states, present), self.audio_projection)
         return Medium("audio", embeds, states, present, index)
 

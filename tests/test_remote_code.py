@@ -32,8 +32,8 @@ from modeling_mm.scratch import train_tokenizer
 
 PACKAGE = Path(modeling_mm.__file__).parent
 TRAVELLING = sorted(path.name for path in PACKAGE.glob("*_mm.py"))
-# these travel with the processor, the others with the model
-PROCESSOR_FILES = ["audio_mm.py", "chat_mm.py", "processing_mm.py", "video_mm.py"]
+# these travel with the processor, the others with the model (its pipeline reads video)
+PROCESSOR_FILES = ["audio_mm.py", "chat_mm.py", "processing_mm.py"]
 CLASSES = {
     "base": MMModel,
     "generation": MMForConditionalGeneration,
