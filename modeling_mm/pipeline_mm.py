@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`pipeline("multimodal-classification")`: labels and scores for texts with pictures and videos.
+"""`pipeline("multimodal-classification")`: labels and scores for texts with pictures, sounds and videos.
 
 It is the library's text classification with another input. A batch is prepared as a whole, so that a picture which
 stands in several of its rows is encoded once.
@@ -10,15 +10,17 @@ from typing import Any
 from transformers import TextClassificationPipeline
 from transformers.image_utils import is_valid_image
 
+from .audio_mm import clips_per_row
 from .video_mm import videos_per_row
 
 
 class MultimodalClassificationPipeline(TextClassificationPipeline):
     """Labels `{"image": ..., "text": ...}`, a list of them, or a data set or generator of them.
 
-    `image` is a picture (PIL, path or URL), a list of pictures or None; `video`, which may be left out, a path, a list
-    of frames or what else `video_mm.read_video` takes, or several in a list; `text` a string or None. `top_k`,
-    `function_to_apply`, `batch_size` and the tokenizer's own arguments are as in text classification.
+    `image` is a picture (PIL, path or URL) or a list of them; `audio` a path, an array with its rate or what else
+    `audio_mm.read_audio` takes, or a list of them; `video` a path, a list of frames or what else `video_mm.read_video`
+    takes, or several in a list; `text` a string. Each may be None or left out. `top_k`, `function_to_apply`,
+    `batch_size` and the tokenizer's own arguments are as in text classification.
     """
 
     _load_processor = True
@@ -37,32 +39,33 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
         return [result] if isinstance(result, dict) else result
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """One row: its pictures and videos, as lists, and its text.
+        """One row: its pictures, sounds and videos, as lists, and its text.
 
         Raises:
-            ValueError: the input is not a dict of `image`, `text` and `video`.
+            ValueError: the input is not a dict of `image`, `text`, `audio` and `video`.
         """
-        if not isinstance(inputs, dict) or not inputs or not inputs.keys() <= {"image", "text", "video"}:
+        if not isinstance(inputs, dict) or not inputs or not inputs.keys() <= {"image", "text", "audio", "video"}:
             raise ValueError(
-                f"the input is {str(inputs)[:80]!r}; expected a dict with 'image', 'text' or both, or with 'video'"
+                f"the input is {str(inputs)[:80]!r}; expected a dict with any of 'image', 'text', 'audio' and 'video'"
             )
         image = inputs.get("image")
         single = isinstance(image, str) or is_valid_image(image)
         images = [] if image is None else [image] if single else list(image)
+        (sounds,) = clips_per_row([inputs.get("audio")], 1, [])
         (videos,) = videos_per_row([inputs.get("video")], 1)
-        text = self.processor.with_markers(inputs.get("text") or "", len(images), 0, len(videos))
-        return {"images": images, "videos": videos, "text": text}
+        text = self.processor.with_markers(inputs.get("text") or "", len(images), len(sounds), len(videos))
+        return {"images": images, "sounds": sounds, "videos": videos, "text": text}
 
     def _forward(self, model_inputs: dict[str, Any], **tokenizer_kwargs) -> dict[str, Any]:
-        images, videos, texts = model_inputs["images"], model_inputs["videos"], model_inputs["text"]
-        if isinstance(texts, str):
-            images, videos, texts = [images], [videos], [texts]
+        rows = [model_inputs[name] for name in ("images", "sounds", "videos", "text")]
+        images, sounds, videos, texts = [[own] for own in rows] if isinstance(rows[-1], str) else rows
         tokenizer = self.processor.tokenizer
         first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
         texts = [text or first for text in texts]  # as in training: a row is never empty
         longest = min(2**20, tokenizer.model_max_length)
         options = {"padding": True, "truncation": True, "max_length": longest, **tokenizer_kwargs}
-        batch = self.processor(images=images, videos=videos, text=texts, return_tensors="pt", **options)
+        media = {"images": images, "audio": sounds if any(sounds) else None, "videos": videos}
+        batch = self.processor(**media, text=texts, return_tensors="pt", **options)
         return {"logits": self.model(**batch.to(self.device)).logits}
 
     def save_pretrained(self, save_directory: Any, **kwargs) -> None:

@@ -119,7 +119,7 @@ def test_scores_follow_the_kind_of_problem(processor, tmp_path):
     "given", ["picture.png", {}, {"image": RED, "question": "what?"}], ids=["text", "none", "key"]
 )
 def test_an_input_of_another_form_is_named(classify, given):
-    with pytest.raises(ValueError, match="expected a dict with 'image', 'text' or both"):
+    with pytest.raises(ValueError, match="expected a dict with any of 'image', 'text'"):
         classify(given)
 
 

@@ -8,6 +8,8 @@ from conftest import drawing
 from test_hearing import hearing, hearing_processor, tone
 from transformers import pipeline
 
+from modeling_mm import MMForSequenceClassification
+
 soundfile = pytest.importorskip("soundfile")
 
 
@@ -138,3 +140,20 @@ def test_a_processor_without_ears_says_so(processor):
     assert not hasattr(processor, "feature_extractor")
     with pytest.raises(ValueError, match="without a feature extractor"):
         tokens(processor, [said("user", {"audio": tone(220)[0]})])
+
+
+@pytest.mark.filterwarnings("ignore:the sound .* lasts")
+def test_our_pipeline_takes_sound_in_any_row(listener, files):
+    model = hearing(head=MMForSequenceClassification, text="bert")
+    model.resize_token_embeddings(len(listener.tokenizer))
+    ids = (listener.tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "audio"))
+    model.config.image_token_id, model.config.audio_token_id = ids
+    classify = pipeline("multimodal-classification", model=model, processor=listener)
+    low, high = files
+    rows = [{"audio": low, "text": "a tone"}, {"text": "a tone"}, {"audio": [tone(880), high], "image": drawing(9)}]
+    together = classify(rows, batch_size=3, top_k=None)
+    for row, scores in zip(rows, together, strict=True):
+        (alone,) = classify([row], top_k=None)
+        assert [score["label"] for score in alone] == [score["label"] for score in scores]
+        assert [score["score"] for score in alone] == pytest.approx([score["score"] for score in scores], abs=1e-5)
+    assert abs(together[0][0]["score"] - together[1][0]["score"]) > 1e-4
