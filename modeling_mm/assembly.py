@@ -72,7 +72,7 @@ def build_model(
     if audio in scratch.SIZES:
         audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)
     sources, seconds = (image_processor or vision, tokenizer or text, extractor or audio), data.max_seconds
-    processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, num_frames=args.num_frames)
+    processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, max_frames=args.num_frames)
     options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents, "num_frames": args.num_frames}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:

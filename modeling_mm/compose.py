@@ -171,7 +171,7 @@ def add_video(model: PreTrainedModel, processor: MMProcessor, num_frames: int) -
     add_markers(processor.tokenizer, [processor.video_token])
     if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(processor.tokenizer))
-    config.num_frames = processor.num_frames = num_frames
+    config.num_frames = processor.max_frames = num_frames
     config.video_token_id = processor.tokenizer.convert_tokens_to_ids(processor.video_token)
     projected = fusion.image_projector[1].weight
     fusion.frame_embedding = nn.Parameter(projected.new_zeros(num_frames, projected.shape[0]))
@@ -290,7 +290,7 @@ def processor_from_towers(cls: type[MMProcessor], vision: Any, text: Any, audio:
         vision: Hub id or folder with an image processor, or the image processor itself.
         text: Hub id or folder with a tokenizer, or a tokenizer that knows the image marker.
         audio: Hub id or folder with a feature extractor, or the feature extractor itself.
-        kwargs: for `cls`, for instance `num_frames` where the model takes video.
+        kwargs: for `cls`, for instance `max_frames` where the model takes video.
 
     Raises:
         ValueError: an unknown source.
@@ -301,7 +301,7 @@ def processor_from_towers(cls: type[MMProcessor], vision: Any, text: Any, audio:
         image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil")
     if isinstance(text, str):
         half_config(text, "text_config")
-        tokenizer = load_tokenizer(text, audio is not None, kwargs.get("num_frames") is not None)
+        tokenizer = load_tokenizer(text, audio is not None, kwargs.get("max_frames") is not None)
     if isinstance(audio, str):
         half_config(audio, None)
         audio = AutoFeatureExtractor.from_pretrained(audio)

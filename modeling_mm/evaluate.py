@@ -319,7 +319,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         processor.max_seconds = args.max_seconds
     if model.config.audio_config is not None and not args.audio_column:
         logger.warning("this model hears, but without --audio_column it is evaluated without sound")
-    options = {"max_seconds": processor.max_seconds, "num_frames": processor.num_frames}
+    options = {"max_seconds": processor.max_seconds, "num_frames": processor.max_frames}
     dataset = dataset.check(args.on_bad_row == "skip", processor.image_token, **options)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
     if task == "retrieval":

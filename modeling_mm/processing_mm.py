@@ -66,7 +66,7 @@ class MMProcessor(ProcessorMixin):
         max_seconds (`float`): what is heard of a clip; every clip is padded to it where the audio tower has no window
             of its own.
         video_token (`str`): the marker of one video.
-        num_frames (`int`, *optional*): the frames taken of a video, spread evenly over it; None takes no video.
+        max_frames (`int`, *optional*): the frames taken of a video, spread evenly over it; None takes no video.
 
     Raises:
         ValueError: the tokenizer does not know the marker.
@@ -82,17 +82,17 @@ class MMProcessor(ProcessorMixin):
         audio=None,
         max_seconds=MAX_SECONDS,
         video_token="<video>",
-        num_frames=None,
+        max_frames=None,
         **kwargs,
     ):
         self.audio_token, self._feature_extractor, self.max_seconds = audio_token, audio, max_seconds
-        self.video_token, self.num_frames = video_token, num_frames
+        self.video_token, self.max_frames = video_token, max_frames
         if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
             self._feature_extractor = getattr(transformers, audio["feature_extractor_type"])(**audio)
         self.auto_map = dict(AUTO_MAP)  # as in the config: the library's loading drops it, and saving needs it
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        for token in (image_token, video_token)[: 1 if num_frames is None else 2]:
+        for token in (image_token, video_token)[: 1 if max_frames is None else 2]:
             if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
                 raise ValueError(
                     f"the tokenizer does not know the marker '{token}'; use MMProcessor.from_towers, which adds it"
@@ -149,12 +149,12 @@ class MMProcessor(ProcessorMixin):
             `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W) of the distinct images and
             `image_index` (B, N), -1 where a row has fewer than N; with sound `input_features` (A, ...) of the distinct
             clips, `input_features_mask` where the extractor makes one, and `audio_index` (B, N); with video
-            `pixel_values_videos` (V, num_frames, C, H, W), `video_mask` (V, num_frames) where a video has fewer
+            `pixel_values_videos` (V, max_frames, C, H, W), `video_mask` (V, max_frames) where a video has fewer
             frames, and `video_index` (B, N).
 
         Raises:
             ValueError: media and texts do not match in number, a text has another number of markers than media, or
-                sound came to a processor without a feature extractor, or video to one without `num_frames`.
+                sound came to a processor without a feature extractor, or video to one without `max_frames`.
         """
         media = {} if audio is None else self.sounds_of(text, audio, told_rate(kwargs))
         media |= {} if videos is None else self.videos_of(text, videos)
@@ -305,9 +305,11 @@ class MMProcessor(ProcessorMixin):
         distinct, index = distinct_items(videos)
         if not distinct:
             return {}
-        if self.num_frames is None:
-            raise ValueError("video came to a processor without `num_frames`; compose it, and its model, with one")
-        pixels, mask = video_features(self.image_processor, distinct, self.num_frames)
+        if self.max_frames is None:
+            raise ValueError(
+                "video came to a processor without `max_frames`; give it the `num_frames` of its model"
+            )
+        pixels, mask = video_features(self.image_processor, distinct, self.max_frames)
         seen = {"pixel_values_videos": pixels, "video_index": index}
         return seen if mask is None else {**seen, "video_mask": mask}
 
@@ -319,7 +321,7 @@ class MMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         sound = [] if self._feature_extractor is None else ["input_features", "input_features_mask", "audio_index"]
-        video = [] if self.num_frames is None else ["pixel_values_videos", "video_index", "video_mask"]
+        video = [] if self.max_frames is None else ["pixel_values_videos", "video_index", "video_mask"]
         images = [*self.image_processor.model_input_names, "image_index"]
         return [*self.tokenizer.model_input_names, *images, *sound, *video]
 

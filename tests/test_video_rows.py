@@ -79,7 +79,7 @@ def watcher():
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     tokenizer = train_tokenizer(["which way does it move", "left", "right"], "scratch-tiny", video=True)
-    return MMProcessor(image_processor=images, tokenizer=tokenizer, num_frames=4)
+    return MMProcessor(image_processor=images, tokenizer=tokenizer, max_frames=4)
 
 
 def write_csv(folder, *rows, header=HEADER):
@@ -315,7 +315,7 @@ def test_a_processor_prepares_video_and_comes_back(watcher, folder, tmp_path):
     assert (batch["input_ids"] == marker).sum(dim=1).tolist() == [1, 0, 2]
     watcher.save_pretrained(tmp_path / "saved")
     again = AutoProcessor.from_pretrained(tmp_path / "saved")
-    assert (type(again), again.num_frames) == (MMProcessor, 4)
+    assert (type(again), again.max_frames) == (MMProcessor, 4)
     for own in (again, watcher):
         alone = own(videos=list(bar(32)))
         assert alone["video_index"].tolist() == [[0]] and "video_mask" not in alone
@@ -328,10 +328,10 @@ def test_a_processor_prepares_video_and_comes_back(watcher, folder, tmp_path):
 
 
 def test_a_processor_without_frames_or_marker_says_so(processor, folder):
-    with pytest.raises(ValueError, match="a processor without `num_frames`"):
+    with pytest.raises(ValueError, match="a processor without `max_frames`"):
         processor(text="hm", videos=str(folder / "long.mp4"))
     with pytest.raises(ValueError, match="does not know the marker '<video>'"):
-        MMProcessor(processor.image_processor, processor.tokenizer, num_frames=4)
+        MMProcessor(processor.image_processor, processor.tokenizer, max_frames=4)
 
 
 def test_a_chat_about_a_video_is_its_text_processed(watcher, folder):
