@@ -306,9 +306,7 @@ class MMProcessor(ProcessorMixin):
         if not distinct:
             return {}
         if self.max_frames is None:
-            raise ValueError(
-                "video came to a processor without `max_frames`; give it the `num_frames` of its model"
-            )
+            raise ValueError("video came to a processor without `max_frames`; give it the `num_frames` of its model")
         pixels, mask = video_features(self.image_processor, distinct, self.max_frames)
         seen = {"pixel_values_videos": pixels, "video_index": index}
         return seen if mask is None else {**seen, "video_mask": mask}

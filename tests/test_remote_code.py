@@ -33,9 +33,7 @@ from modeling_mm.scratch import train_tokenizer
 PACKAGE = Path(modeling_mm.__file__).parent
 TRAVELLING = sorted(path.name for path in PACKAGE.glob("*_mm.py"))
 PROCESSOR_FILES = ["audio_mm.py", "chat_mm.py", "processing_mm.py", "video_mm.py"]
-MODEL_FILES = [
-    file for file in TRAVELLING if file not in ("chat_mm.py", "processing_mm.py")
-]  # for its pipeline
+MODEL_FILES = [file for file in TRAVELLING if file not in ("chat_mm.py", "processing_mm.py")]  # for its pipeline
 CLASSES = {
     "base": MMModel,
     "generation": MMForConditionalGeneration,
