@@ -170,20 +170,28 @@ def embed(
     return skipped
 
 
-def add_pictures(args: IndexArguments) -> dict[str, Any]:
+def open_inputs(args: IndexArguments, images: str) -> tuple[PictureRows, DualEncoder]:
+    """The pictures and the model, before anything is written.
+
+    Raises:
+        ValueError: there are none.
+    """
+    gallery = Gallery.find(args.index)
+    source = args.model or (None if gallery is None else gallery.made_by["model"])
+    if source is None:
+        raise ValueError(f"'{args.index}' is no index yet; give the --model that should make it")
+    rows = read_pictures(images, args.image_column, args.id_column).stamped()
+    return rows, DualEncoder.load(source, args.device)
+
+
+def add_pictures(args: IndexArguments, rows: PictureRows, encoder: DualEncoder) -> dict[str, Any]:
     """Bring the index up to what `--images` holds now; returns what was done.
 
     Raises:
-        ValueError: there is no model, or another one made the index.
+        ValueError: another model made the index.
     """
-    assert args.images is not None
-    gallery = Gallery.find(args.index)
-    source = args.model or (gallery.made_by["model"] if gallery else None)
-    if source is None:
-        raise ValueError(f"'{args.index}' is no index yet; give the --model that should make it")
-    rows = read_pictures(args.images, args.image_column, args.id_column).stamped()
-    encoder = DualEncoder.load(source, args.device)
     made_by = encoder.fingerprint()
+    gallery = Gallery.find(args.index)
     if gallery is None:
         gallery = Gallery.create(args.index, made_by, rows.metadata)
     gallery.check(made_by)
@@ -237,11 +245,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Run the verb; returns its results."""
     (args,) = MMParser(IndexArguments, prog="modeling-mm index").parse(argv)
     result: dict[str, Any] = {"index": args.index}
-    if not args.images:
-        Gallery.open(args.index)  # or it is said before a folder is made
+    inputs = open_inputs(args, args.images) if args.images else None
+    if inputs is None:
+        Gallery.open(args.index)  # what is wrong is said before a folder is made
     with only_writer(args.index):
-        if args.images:
-            result |= add_pictures(args)
+        if inputs is not None:
+            result |= add_pictures(args, *inputs)
         gallery = Gallery.open(args.index)
         if args.remove:
             result["removed"] = remove(gallery, args.remove)

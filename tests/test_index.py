@@ -178,9 +178,10 @@ def test_another_model_or_revision_is_refused(clip, pictures, tmp_path, capsys):
         (["index", "--index", "{i}", "--ann"], "at least 1000 pictures"),
     ],
 )
-def test_bad_input_gets_one_sentence(indexed, capsys, argv, said):
+def test_bad_input_gets_one_sentence_and_leaves_nothing(indexed, capsys, argv, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, *[str(indexed.get(word.strip("{}"), word)) for word in argv])
-    assert not Path("none").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +193,11 @@ def indexed(clip, tmp_path_factory):
     return {"i": folder / "i", "pictures": folder / "pictures", "empty": folder / "empty"}
 
 
-def test_an_emptied_gallery_says_so(clip, pictures, tmp_path, capsys):
+def test_an_emptied_gallery_says_so_and_can_be_filled_again(clip, pictures, tmp_path, capsys):
     run_index(model=clip, images=pictures, index=tmp_path / "i")
     run_index(index=tmp_path / "i", remove=list(rows_of(tmp_path / "i")))
     assert "holds no pictures" in refused(capsys, "search", "--index", tmp_path / "i", "--text", "red")
+    assert run_index(index=tmp_path / "i", images=pictures)["rows"] == 12
 
 
 def test_ids_stand_for_one_picture(clip, pictures, tmp_path, capsys):
