@@ -70,7 +70,7 @@ def found(work):
         start_new_session=True,
     )
     try:
-        code = process.wait(timeout=300)
+        code = process.wait(timeout=600)  # a minute and a half on two free cores
     except subprocess.TimeoutExpired:
         code = "hanging"
     finally:  # with its workers, which a hanging launcher would leave behind

@@ -149,7 +149,7 @@ def test_the_folder_is_a_model_and_a_processor_without_the_package(trained, fusi
         capture_output=True,
         text=True,
         env={**os.environ, "HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"},
-        timeout=180,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said, results = json.loads(done.stdout.splitlines()[-1]), load_file(folder / "results.safetensors")
