@@ -11,10 +11,12 @@ from conftest import causal_model, tokenizer_folder, vision_model  # noqa: F401
 from transformers import AutoTokenizer, CLIPImageProcessorPil, HfArgumentParser, TrainingArguments
 
 from modeling_mm import cli
+from modeling_mm.arguments import MMParser
 from modeling_mm.evaluate import EvaluateArguments
 from modeling_mm.export import ExportArguments
 from modeling_mm.index import IndexArguments
 from modeling_mm.predict import PredictArguments
+from modeling_mm.retrieval import RetrievalArguments
 from modeling_mm.search import SearchArguments
 from modeling_mm.train_arguments import DataArguments, ModelArguments
 
@@ -127,3 +129,10 @@ def test_export_document_runs_from_top_to_bottom(workplace, monkeypatch, capsys)
         else:
             few = ["--test_file", "t.csv"] if "--dataset" in command else []
             assert cli.main([*shlex.split(command.replace("--dataset easy-vqa", "")), *few]) == 0
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_hold_arguments_of_train(recipe):
+    parser = MMParser((ModelArguments, DataArguments, RetrievalArguments, TrainingArguments), prog="train")
+    _, data, _, args = parser.parse(["--config", str(recipe)])
+    assert (data.train_file or data.dataset) and args.output_dir == f"runs/{recipe.stem}"
