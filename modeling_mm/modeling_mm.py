@@ -200,10 +200,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         call = None
         if media_key_values is not None:
             tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            visible = visible_slots(media_start, tokens, before)
-            attentions: list | None = [] if output_attentions else None
-            layers = tuple(self.config.fusion_layers)
-            call = FusionCall(self.fusion, self.text_model, layers, media_key_values, visible, attentions)
+            call = self.fusion_call(media_key_values, visible_slots(media_start, tokens, before), output_attentions)
         return self.run_text_model(
             call,
             input_ids=input_ids,
@@ -214,6 +211,12 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             output_attentions=output_attentions or None,
             **kwargs,
         )
+
+    def fusion_call(self, key_values: torch.Tensor, visible: torch.Tensor, output_attentions: bool) -> FusionCall:
+        """What the text backbone's layers need to attend to media (B, L, 2, K, S, E) that are visible (B, 1, T, S)."""
+        attentions: list | None = [] if output_attentions else None
+        layers = tuple(self.config.fusion_layers)
+        return FusionCall(self.fusion, self.text_model, layers, key_values, visible, attentions)
 
     def run_text_model(self, call: FusionCall | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
         """The text backbone's states, fused with the media of the call; inputs that are None are left out."""

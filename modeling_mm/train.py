@@ -26,10 +26,12 @@ from .card import write_card
 from .checkpoint import BASE, last_checkpoint
 from .contact_sheet import draw_augmented
 from .data import MMDataset
-from .evaluate import draw_some, evaluate_rows, write_bad_rows, write_predictions
+from .evaluate import write_bad_rows
+from .evaluation import evaluate_rows, write_predictions
 from .lora import add_lora, lora_pattern
 from .matching import MatchingPairs
 from .metrics import MAIN, in_words
+from .report_sections import draw_some
 from .retrieval import RetrievalArguments, evaluate_retrieval
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits, frames_of, known_labels, load_splits, seconds_heard
