@@ -8,9 +8,6 @@ shows that a modality can be read in unseen pictures and voices, and what it is 
 On the test rows:
 
     digits_avt                        image 0.496, audio 0.532, text 0.375, all 0.798
-    interaction                       image 0.103, audio 0.098, text 0.107, all 0.097
-    interaction --target sentence     audio 0.979, which of ten words is spoken
-    spoken_vqa --target sentence      audio 0.936, which of 107 questions is spoken
 """
 
 import argparse
