@@ -90,7 +90,9 @@ def train_tokenizer(
 def text_config(size: str, tokenizer: PreTrainedTokenizerBase, decoder: bool) -> PreTrainedConfig:
     """A Llama decoder or a BERT encoder that fits the tokenizer."""
     config_class = LlamaConfig if decoder else BertConfig
-    extra = {"tie_word_embeddings": True} if decoder else {}
+    # BERT's dropout of 0.1 is for long training on much text; here it only delays what is learnt from the other towers
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    extra = {"tie_word_embeddings": True} if decoder else no_dropout
     return config_class(
         vocab_size=len(tokenizer),
         max_position_embeddings=512,

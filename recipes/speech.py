@@ -23,6 +23,7 @@ RATE = 16000
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029")
 SPEEDS = range(140, 201, 10)  # words per minute; 175 is espeak-ng's own
 PITCHES = range(35, 66, 5)  # of 0 to 99 within the voice's own range; 50 is espeak-ng's own
+WIDE_SPEEDS, WIDE_PITCHES = range(120, 221, 10), range(10, 91, 5)  # to train on: they stand in for voices not heard
 LOUDNESS = 40  # of 0 to 200; at espeak-ng's own 100 the loudest voices run into the limit
 # Many voices to train on, because what carries over to a new voice is learnt from their variety. Left out are robots,
 # whispers and what cannot be told apart by ear or by machine; variants that nearly repeat another (klatt and adam, m3
@@ -57,11 +58,16 @@ class Utterance:
         return f"{words}_{self.accent}+{self.voice}_{self.speed}_{self.pitch}.flac"
 
 
-def utterance(text: str, split: str, take: int, seed: int) -> Utterance:
-    """Take `take` (0, 1, ...) of a sentence: the split's voices in turn, at random accents, speeds and pitches."""
+def utterance(text: str, split: str, take: int, seed: int, wide: bool = False) -> Utterance:
+    """Take `take` (0, 1, ...) of a sentence: the split's voices in turn, at random accents, speeds and pitches.
+
+    Args:
+        wide: from the wide ranges of speed and pitch.
+    """
     chance = random.Random(f"{seed} {split} {text} {take}")
     voice = VOICES[split][take % len(VOICES[split])]
-    return Utterance(text, voice, chance.choice(ACCENTS), chance.choice(SPEEDS), chance.choice(PITCHES))
+    speeds, pitches = (WIDE_SPEEDS, WIDE_PITCHES) if wide else (SPEEDS, PITCHES)
+    return Utterance(text, voice, chance.choice(ACCENTS), chance.choice(speeds), chance.choice(pitches))
 
 
 def require_espeak() -> None:
