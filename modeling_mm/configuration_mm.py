@@ -67,7 +67,7 @@ def tower_width(config: PreTrainedConfig) -> int:
 
 def sentence_transformers_files(modalities: list[str]) -> dict[str, Any]:
     """What sentence-transformers looks for beside a model that embeds "text", "image" or "audio", by file name."""
-    # their module asks for `AutoModel`, which has no embeddings; for it alone, that name stands for the retrieval model
+    # their module asks for `AutoModel`, which has no embeddings; for it alone, that is the retrieval model
     auto_map = {**AUTO_MAP, "AutoModel": AUTO_MAP["AutoModelForZeroShotImageClassification"]}
     calls = {name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"} for name in modalities}
     transformer = {
