@@ -228,13 +228,17 @@ class MMConfig(PreTrainedConfig):
         return super().to_dict()
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As usual, and for a retrieval model the files of sentence-transformers; its own saving comes by here before
-        it pushes what is new in the folder."""
+        """As usual, and with the files of sentence-transformers; a model's own saving comes by here before it pushes
+        what is new in the folder."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        self.save_for_sentence_transformers(save_directory)
+
+    def save_for_sentence_transformers(self, folder: str | Path) -> None:
+        """Of a retrieval model or an adapter over one, what `SentenceTransformer(folder)` needs beside the weights."""
         if "MMForImageTextRetrieval" in (self.architectures or []):
             modalities = ["text", "image"] if self.audio_config is None else ["text", "image", "audio"]
             for name, content in sentence_transformers_files(modalities).items():
-                Path(save_directory, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @property
     def custom_pipelines(self) -> dict[str, dict]:

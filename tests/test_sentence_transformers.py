@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import SENTENCES, drawing, mm_model
 from test_hearing import hearing, hearing_processor, tone
+from test_retrieval_training import COLOURS, command, train
 from transformers import Siglip2ImageProcessorPil
 
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMProcessor
+from modeling_mm.checkpoint import load_checkpoint
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
@@ -94,6 +96,23 @@ def test_sounds_are_encoded_as_by_the_model(tmp_path):
         heard = model.get_audio_features(**processor(audio=sounds, return_tensors="pt")).pooler_output
     given = [{"array": array, "sampling_rate": rate} for array, rate in sounds]
     np.testing.assert_allclose(encoder.encode(given), heard.numpy(), atol=1e-6)
+
+
+def test_a_trained_adapter_encodes_over_its_base(tmp_path, capsys):
+    lines = ["image,caption"]
+    for i, colour in enumerate(COLOURS.values()):
+        drawing(colour, 64).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,number {i}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    command(capsys, *train(tmp_path, "--use_peft", "true", "--lora_r", 4, "--learning_rate", "0.1"))
+    model, processor = load_checkpoint(str(tmp_path / "out"))
+    base, _ = load_checkpoint(str(tmp_path / "out/base"))
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    texts, pictures = ["number 1", "3"], some_pictures()
+    merged, plain = features(model, processor, texts, pictures), features(base, processor, texts, pictures)
+    for found, own, other in zip((encoder.encode(texts), encoder.encode(pictures)), merged, plain, strict=True):
+        np.testing.assert_allclose(found, own, atol=1e-6)
+        assert np.abs(own - other).max() > 1e-2
 
 
 @pytest.mark.slow
