@@ -36,9 +36,7 @@ class PredictArguments:
     video: list[str] = field(default_factory=list, metadata={"help": "one or more videos, files or folders of frames"})
     text: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "one or more texts, each about all of these; a retrieval model ranks them for each of these"
-        },
+        metadata={"help": "one or more texts, each about all of these; a retrieval model ranks them for each"},
     )
     explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
     max_new_tokens: int = 64
@@ -79,11 +77,9 @@ def rank(
     What orders them is the logit of the similarity, with the log-odds of a match where there is a matching head, as in
     `evaluate --rerank`.
     """
-    collator, media = (
-        RetrievalCollator(processor, "retrieval", max_length=2**20),
-        BatchFeature(medium).to(model.device),
-    )
-    tokens = BatchFeature(collator.texts([Row(i, [], text) for i, text in enumerate(texts)])).to(model.device)
+    rows, media = [Row(i, [], text) for i, text in enumerate(texts)], BatchFeature(medium).to(model.device)
+    tokens = RetrievalCollator(processor, "retrieval", max_length=2**20).texts(rows)
+    tokens = BatchFeature(tokens).to(model.device)
     embed = model.get_image_features if "pixel_values" in media else model.get_audio_features
     said, seen = model.get_text_features(**tokens).pooler_output, embed(**media).pooler_output
     scores = model.similarities(said, seen)[:, 0].float()
