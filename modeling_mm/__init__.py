@@ -13,7 +13,10 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_RETRIEVAL_MAPPING,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .classification_mm import MMForSequenceClassification
@@ -34,6 +37,8 @@ AutoModelForZeroShotImageClassification.register(MMConfig, MMForImageTextRetriev
 AutoProcessor.register(MMConfig, MMProcessor, exist_ok=True)
 # the pipeline looks here, where `register` does not write, before it says that a model is not supported
 MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(MMConfig.model_type, "MMForImageTextRetrieval")
+# no Auto class has this one; sentence-transformers looks here
+MODEL_FOR_RETRIEVAL_MAPPING.register(MMConfig, MMForImageTextRetrieval, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     "multimodal-classification", MultimodalClassificationPipeline, AutoModelForSequenceClassification
 )

@@ -24,6 +24,7 @@ SCORES = {
 }
 
 PIPELINE_TAGS = {"generation": "image-text-to-text", "retrieval": "zero-shot-image-classification"}
+LIBRARIES = {"retrieval": ["sentence-transformers"]}  # that open the folder too
 
 ASK = """import modeling_mm  # or pass trust_remote_code=True and do without the package
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -82,7 +83,7 @@ def write_card(
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=PIPELINE_TAGS.get(task, "text-classification"),
-        tags=["modeling_mm", "multimodal", "cross-attention"],
+        tags=["modeling_mm", "multimodal", "cross-attention", *LIBRARIES.get(task, [])],
         base_model=[tower for tower in towers if not tower.startswith("scratch") and not Path(tower).exists()] or None,
     )
     figures = "\n".join(f"| {name} | {value} |" for name, value in report.items() if name != "output_dir")

@@ -5,10 +5,14 @@
 - Fields left at None are filled in at construction, so that a saved config.json says everything.
 - `auto_map` always names every class, so that a folder saved from one head loads through every Auto class.
 - peft looks up LoRA's default layers by a config's model type; `to_dict` sees to it that it finds ours.
+- A retrieval model is saved with the files by which `SentenceTransformer(folder)` opens it: their own module, told
+  what to call.
 """
 
+import json
 import math
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -59,6 +63,25 @@ def tower_width(config: PreTrainedConfig) -> int:
         f"a tower of type '{config.model_type}' tells its width by none of {', '.join(WIDTH_FIELDS)}; use a CLIP, "
         "SigLIP, ViT, DINOv2, Swin, ResNet or ConvNeXt tower"
     )
+
+
+def sentence_transformers_files(modalities: list[str]) -> dict[str, Any]:
+    """What sentence-transformers looks for beside a model that embeds "text", "image" or "audio", by file name."""
+    # their module asks for `AutoModel`, which has no embeddings; for it alone, that is the retrieval model
+    auto_map = {**AUTO_MAP, "AutoModel": AUTO_MAP["AutoModelForZeroShotImageClassification"]}
+    calls = {name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"} for name in modalities}
+    transformer = {
+        "transformer_task": "retrieval",
+        "modality_config": calls,
+        "module_output_name": "sentence_embedding",
+        "config_kwargs": {"auto_map": auto_map},
+    }
+    module = "sentence_transformers.base.modules.transformer.Transformer"
+    return {
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": module}],
+        "sentence_bert_config.json": transformer,
+        "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    }
 
 
 @strict
@@ -119,6 +142,7 @@ class MMConfig(PreTrainedConfig):
     """
 
     model_type = "modeling_mm"
+    attribute_map = {"projection_dim": "embedding_size"}  # as CLIP calls it, for who asks how wide embeddings are
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
@@ -202,6 +226,19 @@ class MMConfig(PreTrainedConfig):
             table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
             table.setdefault(self.model_type, DEFAULT_LORA_TARGETS)
         return super().to_dict()
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As usual, and with the files of sentence-transformers; a model's own saving comes by here before it pushes
+        what is new in the folder."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self.save_for_sentence_transformers(save_directory)
+
+    def save_for_sentence_transformers(self, folder: str | Path) -> None:
+        """Of a retrieval model or an adapter over one, what `SentenceTransformer(folder)` needs beside the weights."""
+        if "MMForImageTextRetrieval" in (self.architectures or []):
+            modalities = ["text", "image"] if self.audio_config is None else ["text", "image", "audio"]
+            for name, content in sentence_transformers_files(modalities).items():
+                Path(folder, name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @property
     def custom_pipelines(self) -> dict[str, dict]:

@@ -233,6 +233,8 @@ class MMDataset(torch.utils.data.Dataset):
         columns = self.columns
         if not row.text.strip() and not any(row.media):
             names = [f"'{name}'" for name in (columns.image, columns.text, columns.audio, columns.video) if name]
+            if len(names) == 1:
+                return f"{names[0]} is empty"
             if len(names) > 2:
                 return f"{', '.join(names[:-1])} and {names[-1]} are all empty; expected at least one"
             return f"{' and '.join(names)} are both empty; expected at least one of them"

@@ -56,6 +56,19 @@ class Medium:
         return Pairs(texts, keys, torch.where(first < 0, NO_MEDIUM, keys[first.clamp(min=0)]))
 
 
+def per_row(embeds: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings (B, E) of rows that have one of the distinct media (I, E) each, by their index (B, 1).
+
+    Raises:
+        ValueError: a row has none, or several.
+    """
+    if index is None:
+        return embeds
+    if index.shape[1:] != (1,) or (index < 0).any():
+        raise ValueError(f"an embedding is of one picture or sound, but rows have {(index >= 0).sum(1).tolist()}")
+    return embeds[index[:, 0]]
+
+
 class MMEmbeddingMixin:
     """`get_text_features`, `get_image_features` and `get_audio_features` of a model over `MMModel`."""
 
@@ -94,23 +107,39 @@ class MMEmbeddingMixin:
         )
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: torch.Tensor, **vision_inputs) -> BaseModelOutputWithPooling:
-        """Distinct images (I, C, H, W); `pooler_output` are their normalised embeddings (I, E)."""
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        **vision_inputs,
+    ) -> BaseModelOutputWithPooling:
+        """Distinct images (I, C, H, W); `pooler_output` are their normalised embeddings (I, E).
+
+        With the processor's `image_index` (B, 1) they are (B, E), one for each picture that it was given.
+        """
+        vision_inputs |= {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         output = self.model.get_image_features(pixel_values, return_dict=True, **vision_inputs)
         return BaseModelOutputWithPooling(
             last_hidden_state=output.last_hidden_state,
-            pooler_output=self.image_embeds(output, vision_inputs.get("pixel_attention_mask")),
+            pooler_output=per_row(self.image_embeds(output, pixel_attention_mask), image_index),
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
 
     @can_return_tuple
     def get_audio_features(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Distinct clips (A, ...); `pooler_output` are their normalised embeddings (A, E)."""
+        """Distinct clips (A, ...); `pooler_output` are their normalised embeddings (A, E), with `audio_index` (B, 1)
+        one for each clip that the processor was given (B, E)."""
         heard = self.hear(input_features, input_features_mask, None)
-        return BaseModelOutputWithPooling(last_hidden_state=heard.states, pooler_output=heard.embeds)
+        embeds = per_row(heard.embeds, audio_index)
+        return BaseModelOutputWithPooling(last_hidden_state=heard.states, pooler_output=embeds)
 
     def see(
         self,

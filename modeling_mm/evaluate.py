@@ -2,6 +2,8 @@
 """`modeling-mm evaluate`: metrics as JSON, report.html, its pictures and predictions.jsonl of a trained model.
 
 modeling-mm evaluate --model DIR --test_file test.csv
+
+Of a retrieval model, recall both ways, or with --label_column how well it tells pictures apart by the labels' names.
 """
 
 import json
@@ -33,6 +35,7 @@ from .retrieval_trainer import RetrievalTrainer
 from .tables import read_table
 from .targets import COLUMNS
 from .trainer import MMTrainer
+from .zero_shot import TEMPLATE, check_templates, evaluate_zero_shot, labelled_pictures, zero_shot_sections
 
 logger = logging.getLogger(__name__)
 LISTED = 20  # bad rows that a warning lists; the file has all
@@ -49,7 +52,13 @@ class EvaluateArguments:
     output_dir: str | None = field(default=None, metadata={"help": "where results go, default MODEL/evaluation"})
     image_column: str = "image"
     text_column: str = "text"
-    label_column: str | None = field(default=None, metadata={"help": "default: answer of a generation, else label"})
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "default: answer of a generation, else label; of a retrieval: zero-shot classes"},
+    )
+    prompt_templates: list[str] | None = field(
+        default=None, metadata={"help": f"zero-shot: sentences with {{}} for a class's name; default: '{TEMPLATE}'"}
+    )
     audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
     video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
     batch_size: int = 32
@@ -114,6 +123,46 @@ def retrieval_results(
     return result
 
 
+def zero_shot_results(
+    args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor
+) -> dict[str, Any] | None:
+    """How well a retrieval model tells pictures apart by the names of their labels; the first process does it all."""
+    output, templates = output_folder(args), args.prompt_templates or [TEMPLATE]
+    arguments = trainer_arguments(args, output)
+    if arguments.process_index:
+        return None
+    source = args.test_file or str(args.dataset)
+    rows = labelled_pictures(source, args.split, args.image_column, str(args.label_column), args.on_bad_row == "skip")
+    collator = RetrievalCollator(processor, "retrieval", args.max_length)
+    evaluation = evaluate_zero_shot(model.to(arguments.device), collator, rows, templates, args.batch_size)
+    write_predictions(rows, evaluation, output / "predictions.jsonl")
+    draw_some(rows, evaluation, output / "samples.png")
+    sections = zero_shot_sections(evaluation, rows.labels or [], templates, output) + skipped_section(rows.bad_rows)
+    said = f"{len(rows)} rows of {source}, {len(rows.bad_rows)} bad ones left out"
+    write_report(output / "report.html", f"{Path(args.model).name}: zero-shot", said, sections)
+    write_bad_rows(rows.bad_rows, output)
+    result = results("classification", evaluation, []) | {"classes": len(rows.labels or []), "templates": templates}
+    result |= {"skipped_rows": len(rows.bad_rows), "output_dir": str(output)}
+    (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return result
+
+
+def check_flags(args: EvaluateArguments, task: str) -> None:
+    """Refuse what the model's task has no use for.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    zero_shot = task == "retrieval" and args.label_column is not None
+    if args.prompt_templates is not None and not zero_shot:
+        raise ValueError("--prompt_templates is for a retrieval model with a --label_column, whose values it names")
+    check_templates(args.prompt_templates or [])
+    if zero_shot and args.rerank:
+        raise ValueError("--rerank looks again at texts and pictures; with --label_column leave it out")
+    if task == "retrieval" and (args.audio_column or args.video_column):
+        raise ValueError("a retrieval is of pictures and texts; leave out --audio_column and --video_column")
+
+
 def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str) -> MMDataset:
     """The rows to evaluate, each looked at.
 
@@ -141,6 +190,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     model, processor = load_checkpoint(args.model, **quantized(args.quantization))
     model.is_quantized = False  # Trainer would refuse int8 weights, though an evaluation trains nothing
     task = task_of(model)
+    check_flags(args, task)
+    if task == "retrieval" and args.label_column is not None:
+        return zero_shot_results(args, model, processor)
     dataset = checked_rows(args, model, processor, task)
     collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
     if task == "retrieval":

@@ -1,7 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm predict`: ask a trained model about pictures, or have them classified.
+"""`modeling-mm predict`: ask a trained model about pictures, or have them classified; rank texts for a picture.
 
 modeling-mm predict --model DIR --image a.png --text "what is the blue shape?" --explain look.png
+modeling-mm predict --model RETRIEVAL --image a.png --text "a red circle" "a blue square"
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from .data import Row
 from .images import open_image
 from .processing_mm import MMProcessor
 from .quantization import QUANTIZATIONS, quantized
+from .retrieval import RetrievalCollator
 
 
 @dataclass
@@ -32,7 +34,10 @@ class PredictArguments:
     image: list[str] = field(default_factory=list, metadata={"help": "one or more pictures"})
     audio: list[str] = field(default_factory=list, metadata={"help": "one or more sounds"})
     video: list[str] = field(default_factory=list, metadata={"help": "one or more videos, files or folders of frames"})
-    text: list[str] = field(default_factory=list, metadata={"help": "one or more texts, each about all of these"})
+    text: list[str] = field(
+        default_factory=list,
+        metadata={"help": "one or more texts, each about all of these; a retrieval model ranks them for each"},
+    )
     explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
     max_new_tokens: int = 64
     quantization: str | None = field(
@@ -61,6 +66,56 @@ def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
         likely = [[names[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
         return [{"labels": own, "probabilities": row} for own, row in zip(likely, probabilities, strict=True)]
     return [{"label": max(row, key=row.__getitem__), "probabilities": row} for row in probabilities]
+
+
+@torch.no_grad()
+def rank(
+    model: PreTrainedModel, processor: MMProcessor, medium: dict[str, torch.Tensor], texts: list[str]
+) -> list[dict]:
+    """Texts beside one picture or sound, the best first: the cosine of their embeddings, the probability of a match.
+
+    What orders them is the logit of the similarity, with the log-odds of a match where there is a matching head, as in
+    `evaluate --rerank`.
+    """
+    rows, media = [Row(i, [], text) for i, text in enumerate(texts)], BatchFeature(medium).to(model.device)
+    tokens = RetrievalCollator(processor, "retrieval", max_length=2**20).texts(rows)
+    tokens = BatchFeature(tokens).to(model.device)
+    embed = model.get_image_features if "pixel_values" in media else model.get_audio_features
+    said, seen = model.get_text_features(**tokens).pooler_output, embed(**media).pooler_output
+    scores = model.similarities(said, seen)[:, 0].float()
+    results = [
+        {"text": text, "cosine": round(c, 4)} for text, c in zip(texts, (said @ seen.T)[:, 0].tolist(), strict=True)
+    ]
+    if model.matching_head is not None:
+        shared = {name: value.expand(len(texts), 1) for name, value in media.items() if name.endswith("_index")}
+        logits = model.match(**tokens, **{**media, **shared}).float()  # (B, 2): apart, together
+        scores = scores + logits[:, 1] - logits[:, 0]
+        for result, share in zip(results, logits.softmax(dim=-1)[:, 1].tolist(), strict=True):
+            result["match"] = round(share, 4)
+    order = scores.argsort(descending=True, stable=True).tolist()
+    return [{"rank": place, **results[index]} for place, index in enumerate(order, start=1)]
+
+
+def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProcessor) -> dict[str, Any]:
+    """The texts ranked for each picture and each sound.
+
+    Raises:
+        ValueError: there is nothing to compare, or a flag that retrieval has no use for.
+    """
+    compares = "a retrieval model compares texts with pictures or sounds"
+    if args.explain or args.video:
+        raise ValueError(f"{compares}; leave out {'--explain' if args.explain else '--video'}")
+    if not args.text or not (args.image or args.audio):
+        raise ValueError(f"{compares}; give --text, and --image or --audio")
+    if not all(text.strip() for text in args.text):
+        raise ValueError(f"{compares}; expected words in each --text, but one is empty")
+    media = [("image", path, processor.flat_images([[open_image(path)]])) for path in args.image]
+    media += [("audio", path, processor.flat_audio([[path]])) for path in args.audio]
+    results = [
+        {kind: path, **own} for kind, path, medium in media for own in rank(model, processor, medium, args.text)
+    ]
+    heard = {"audio": args.audio} if args.audio else {}
+    return {"model": args.model, "image": args.image, **heard, "results": results}
 
 
 def attention_grid(weights: torch.Tensor) -> torch.Tensor:
@@ -119,6 +174,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     model, processor = load_checkpoint(args.model, **attention, **quantized(args.quantization))
     model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task = task_of(model)
+    if task == "retrieval":
+        return rankings(args, model, processor)
     if args.explain and model.config.num_latents:
         raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
     if args.explain and not model.config.cross_attention:

@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         if args.should_save:
             model.save_pretrained(output / BASE)
             processor.save_pretrained(output / BASE)
+            model.config.save_for_sentence_transformers(output)
         model = add_lora(model, model_args, targets, output)
     if not any((counts := trainable_parameters(model)).values()):
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")

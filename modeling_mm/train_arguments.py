@@ -91,10 +91,15 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     """
     if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
         raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
-    if data.task == "retrieval" and (model.late_fusion or data.audio_column or data.video_column):
-        raise ValueError(
-            "--task retrieval is about pictures and texts; leave out --late_fusion, --audio_column and --video_column"
-        )
+    others: dict[str, object] = {
+        "--late_fusion": model.late_fusion,
+        "--audio_column": data.audio_column,
+        "--audio_tower": model.audio_tower,
+        "--video_column": data.video_column,
+        "--num_frames": model.num_frames,
+    }
+    if data.task == "retrieval" and (given := [flag for flag, value in others.items() if value]):
+        raise ValueError(f"--task retrieval learns from pictures and texts alone; leave out {' and '.join(given)}")
     if data.calibrate and data.task in ("generation", "regression", "retrieval"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
     if data.task in ("matching", "retrieval") and data.modality_dropout:

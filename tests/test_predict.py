@@ -7,9 +7,18 @@ import pytest
 import torch
 from conftest import drawing, mm_model
 from PIL import Image
+from test_hearing import hearing, hearing_processor, tone
 from transformers import CLIPImageProcessorPil
 
-from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMProcessor, cli, figures, predict
+from modeling_mm import (
+    MMForConditionalGeneration,
+    MMForImageTextRetrieval,
+    MMForSequenceClassification,
+    MMProcessor,
+    cli,
+    figures,
+    predict,
+)
 from modeling_mm.checkpoint import load_checkpoint
 from modeling_mm.collator import MMCollator
 from modeling_mm.data import Row
@@ -207,3 +216,67 @@ def test_a_folder_opens_with_its_own_head(generator, classifier):
     model, processor = load_checkpoint(classifier)
     assert type(model) is MMForSequenceClassification and type(processor) is MMProcessor
     assert isinstance(processor.image_processor, CLIPImageProcessorPil)
+
+
+TEXTS = ["is there a red square", "yes", "a small green triangle"]
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_texts_are_ranked_for_each_picture(tmp_path, processor, pictures, capsys, weight):
+    folder = save(tmp_path / "finder", processor, MMForImageTextRetrieval, matching_weight=weight)
+    found = ask(capsys, "--model", folder, "--image", *pictures, "--text", *TEXTS)
+    model, _ = load_checkpoint(folder)
+    tokens = dict(processor.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    for path in pictures:
+        own = [result for result in found if result["image"] == path]
+        shown = processor(images=[Image.open(path)], return_tensors="pt")["pixel_values"].expand(3, -1, -1, -1)
+        with torch.no_grad():
+            output = model(**tokens, pixel_values=shown)
+            logits = model.match(**tokens, pixel_values=shown) if weight else torch.zeros(3, 2)
+        scores = output.logits_per_text[:, 0] + logits[:, 1] - logits[:, 0]
+        order = scores.argsort(descending=True).tolist()
+        assert [(result["rank"], result["text"]) for result in own] == [(n + 1, TEXTS[i]) for n, i in enumerate(order)]
+        cosines = (output.text_embeds @ output.image_embeds[0])[order].tolist()
+        assert [result["cosine"] for result in own] == pytest.approx(cosines, abs=1e-4)
+        if weight:
+            shares = logits.softmax(dim=1)[order, 1].tolist()
+            assert [result["match"] for result in own] == pytest.approx(shares, abs=1e-4)
+        assert all(("match" in result) == bool(weight) for result in own)
+    assert len(found) == 6 and found[0]["cosine"] != found[3]["cosine"]
+
+
+@torch.no_grad()
+def test_texts_are_ranked_for_a_sound(tmp_path, capsys):
+    soundfile = pytest.importorskip("soundfile")
+    processor, model = hearing_processor(), hearing(head=MMForImageTextRetrieval)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    array, rate = tone(440)
+    soundfile.write(tmp_path / "a.wav", array, rate)
+    found = ask(capsys, "--model", tmp_path, "--audio", tmp_path / "a.wav", "--text", "a tone", "what do you hear")
+    heard = model.get_audio_features(**processor(audio=str(tmp_path / "a.wav"), return_tensors="pt")).pooler_output[0]
+    for result in found:
+        tokens = processor.tokenizer(result["text"], return_tensors="pt")
+        said = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output[0]
+        assert result["cosine"] == pytest.approx(float(said @ heard), abs=1e-4)
+    assert [result["rank"] for result in found] == [1, 2] and all(0 < result["match"] < 1 for result in found)
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        (["--image", "PICTURE"], "give --text, and --image or --audio"),
+        (["--text", "yes"], "give --text, and --image or --audio"),
+        (["--image", "PICTURE", "--text", "yes", " "], "expected words in each --text, but one is empty"),
+        (["--image", "PICTURE", "--text", "yes", "--explain", "x.png"], "leave out --explain"),
+        (["--video", "PICTURE", "--text", "yes"], "leave out --video"),
+        (["--audio", "PICTURE", "--text", "yes"], "sound came to a processor without a feature extractor"),
+        (["--image", "gone.png", "--text", "yes"], "the image 'gone.png' does not exist"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(tmp_path, processor, pictures, capsys, asked, said):
+    folder = save(tmp_path / "finder", processor, MMForImageTextRetrieval)
+    asked = [pictures[0] if word == "PICTURE" else word for word in asked]
+    assert said in refuse(capsys, "--model", folder, *asked)

@@ -80,6 +80,16 @@ def test_pictures_are_pooled_as_the_config_says(vision, how):
 
 
 @torch.no_grad()
+def test_each_picture_given_to_the_processor_has_an_embedding(processor):
+    model, shown = retriever(), [drawing((200, 30, 30)), drawing((30, 30, 200))]
+    distinct = model.get_image_features(processor(images=shown, return_tensors="pt")["pixel_values"]).pooler_output
+    given = processor(images=[shown[1], shown[0], shown[1]], return_tensors="pt")  # the same object twice
+    torch.testing.assert_close(model.get_image_features(**given).pooler_output, distinct[[1, 0, 1]])
+    with pytest.raises(ValueError, match=r"of one picture or sound, but rows have \[2, 0\]"):
+        model.get_image_features(**processor(images=[shown, []], return_tensors="pt"))
+
+
+@torch.no_grad()
 def test_with_closed_gates_the_matching_head_reads_the_backbone_s_own_states():
     model, batch = retriever(gate=0.0), four_texts_of_three_pictures()
     fused = model.match(**batch)

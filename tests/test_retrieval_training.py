@@ -281,3 +281,15 @@ def test_rows_without_a_picture_are_refused(folder, capsys):
         file.write(",nothing\n")
     assert cli.main([*map(str, train(folder))]) == 2
     assert "row 33: 'image' is empty; retrieval needs a picture and a text" in capsys.readouterr().err
+
+
+def test_what_retrieval_does_not_learn_from_is_named(folder, capsys):
+    for flags, named in (
+        (["--audio_column", "caption", "--audio_tower", "scratch-tiny"], "--audio_column and --audio_tower"),
+        (["--audio_tower", "scratch-tiny"], "--audio_tower"),
+        (["--video_column", "caption", "--num_frames", 2], "--video_column and --num_frames"),
+        (["--late_fusion", "sum"], "--late_fusion"),
+    ):
+        assert cli.main([*map(str, train(folder, *flags))]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.endswith(f"--task retrieval learns from pictures and texts alone; leave out {named}")
