@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """What the models return.
 
-Shapes: B rows, I distinct images, P states per image, A clips of sound, Q states per clip, T text tokens, S memory
-slots, D text width, V tower width, L fusion layers, H query heads, K key/value heads, E head or embedding width.
+Shapes: B rows, I distinct images, P states per image, F frames, A clips of sound, Q states per clip, T text tokens,
+S memory slots, D text width, V tower width, L fusion layers, H query heads, K key/value heads, E head or embedding width.
 """
 
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ class MMAudioOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class MMImageOutput(BaseModelOutputWithPooling):
-    """What the vision tower sees: `pooler_output` (I, P, V) is what fusion attends to, `pooled` (I, V) the one vector
-    that some towers make of a picture themselves."""
+    """What the vision tower sees: `pooler_output` (I, P, V), of videos (I, F * P, V), is what fusion attends to,
+    `pooled` (I, V) the one vector that some towers make of a picture themselves."""
 
     pooled: torch.Tensor | None = None
 
