@@ -37,6 +37,7 @@ modeling_auto.MODEL_MAPPING_NAMES["modeling_mm"] = "MMModel"
 modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["modeling_mm"] = "MMForConditionalGeneration"
 modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["modeling_mm"] = "MMForSequenceClassification"
 
+
 def prepare_for_retrieval(self, inputs_dict, model_class, return_labels=False):
     """The inputs as the suite prepares them; where it wants a loss, retrieval needs no labels but to be asked."""
     inputs = ModelTesterMixin._prepare_for_class(self, inputs_dict, model_class, return_labels)
