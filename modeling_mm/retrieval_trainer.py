@@ -95,7 +95,7 @@ class RetrievalTrainer(MMTrainer):
                 parts.append(embedded(inputs, output, parts))
         loss, gradients = whole_batch(head, parts)
         # the Trainer will divide each loss by the number of batches; what they share they share in the gradient too
-        shared = {name: gradients.pop(name) for name in ("scale", "bias") if name in gradients}
+        shared = {name: gradients.pop(name) for name in list(gradients) if name in ("scale", "bias")}
         own = {
             name: iter((gradient * len(parts)).split([len(part.embeds.get(name, ())) for part in parts]))
             for name, gradient in gradients.items()

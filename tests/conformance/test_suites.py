@@ -41,7 +41,8 @@ modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["modeling_mm"] = "
 def prepare_for_retrieval(self, inputs_dict, model_class, return_labels=False):
     """The inputs as the suite prepares them; where it wants a loss, retrieval needs no labels but to be asked."""
     inputs = ModelTesterMixin._prepare_for_class(self, inputs_dict, model_class, return_labels)
-    return {**inputs, "return_loss": True} if return_labels else inputs
+    asked = return_labels and model_class is MMForImageTextRetrieval
+    return {**inputs, "return_loss": True} if asked else inputs
 
 
 GROUPS = {
@@ -49,7 +50,7 @@ GROUPS = {
     "LlamaClassifier": (LlamaTester, (MMModel, MMForSequenceClassification), {}),
     "Hearing": (HearingTester, (MMModel, MMForConditionalGeneration, MMForSequenceClassification), {}),
     "Watching": (WatchingTester, (MMModel, MMForConditionalGeneration, MMForSequenceClassification), {}),
-    "Retrieval": (HearingTester, (MMForImageTextRetrieval,), {"_prepare_for_class": prepare_for_retrieval}),
+    "Retrieval": (HearingTester, (MMModel, MMForImageTextRetrieval), {"_prepare_for_class": prepare_for_retrieval}),
     # BERT's pooler reads the states behind those that we use, so it has no gradient; MMTrainer freezes it
     "Bert": (BertTester, (MMModel, MMForSequenceClassification), {"test_all_params_have_gradient": False}),
     "ModernBert": (ModernBertTester, (MMModel, MMForSequenceClassification), {}),
@@ -87,7 +88,8 @@ def suites(group, tester, classes, attributes):
     yield suite(f"{group}__parallel_plans", (*plans, ModelTesterMixin), names_of(*plans), tester, **attributes)
     if generates:
         mixins, kept = (TrainingTesterMixin, ModelTesterMixin), names_of(TrainingTesterMixin)
-        yield suite(f"{group}__training", mixins, kept, OverfittingTester, **attributes)
+        overfitting = type("Overfitting", (OverfittingTester, tester), {})
+        yield suite(f"{group}__training", mixins, kept, overfitting, **attributes)
 
 
 for group, specification in GROUPS.items():

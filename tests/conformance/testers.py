@@ -106,7 +106,8 @@ class WatchingTester(LlamaTester):
 
 
 class OverfittingTester(LlamaTester):
-    """As the overfitting test reads it: the class to train, and the vocabulary's size in the outer config."""
+    """In front of another tester, what the overfitting test reads: the class to train, the vocabulary's size in the
+    outer config."""
 
     causal_lm_class = MMForConditionalGeneration
 
