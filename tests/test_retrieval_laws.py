@@ -167,3 +167,26 @@ def test_rows_about_one_picture_cost_one_encoding(text, dataset, processor, tmp_
     seen.clear()
     rank_again(model.eval(), of, dataset, collator, 12, batch_size=2)
     assert seen == [2, 1]
+
+
+@torch.no_grad()
+def test_states_are_returned_where_they_are_asked_for():
+    model = hearing()
+    _, batch, media = batch_of("clip_vision_model")
+    assert model(**batch, **media).hidden_states is None
+    output = model(**batch, **media, output_hidden_states=True)
+    assert len(output.hidden_states) == 4
+    sounds = torch.randn(2, 8, 16)
+    plain, asked = (model.get_audio_features(sounds, output_hidden_states=flag) for flag in (False, True))
+    assert plain.hidden_states is None and len(asked.hidden_states) == 3
+    assert torch.equal(plain.pooler_output, asked.pooler_output)
+
+
+def test_evaluation_without_pictures_is_refused(tmp_path):
+    arguments = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": [], "disable_tqdm": True}
+    trainer = RetrievalTrainer(model=hearing(), args=TrainingArguments(**arguments))
+    batch = {"input_ids": torch.arange(12).view(2, 6), "input_features": torch.randn(2, 8, 16), "return_loss": True}
+    loss, *rest = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
+    assert loss.isfinite() and rest == [None, None]
+    with pytest.raises(ValueError, match="evaluation ranks pictures, and this batch has none"):
+        trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)
