@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-all conformance check format bench laws bench-search clean
+.PHONY: help demo test test-lowest test-all conformance check format bench laws bench-search bench-memory clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -48,6 +48,9 @@ laws: $(READY)  ## what the nearest models get wrong and ours right; writes benc
 
 bench-search: $(READY)  ## kills while indexing, latency and recall of search; writes benchmarks/SEARCH.md (minutes)
 	$(BIN)/python benchmarks/search.py
+
+bench-memory: $(READY)  ## memory of one contrastive step over 4,096 pairs; writes benchmarks/GRAD_CACHE.md (8 GB)
+	$(BIN)/python benchmarks/grad_cache.py
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) $(VENV)-lowest runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -19,6 +19,7 @@ from .configuration_mm import MMConfig
 from .encoding_mm import Memory
 from .losses_mm import NO_MEDIUM, Pairs, local_keys
 from .modeling_mm import MMModel
+from .outputs_mm import MMAudioOutput
 from .pooling_mm import masked_mean, pool_tokens
 
 
@@ -134,12 +135,17 @@ class MMEmbeddingMixin:
         input_features: torch.Tensor,
         input_features_mask: torch.Tensor | None = None,
         audio_index: torch.Tensor | None = None,
+        **flags,
     ) -> BaseModelOutputWithPooling:
         """Distinct clips (A, ...); `pooler_output` are their normalised embeddings (A, E), with `audio_index` (B, 1)
         one for each clip that the processor was given (B, E)."""
-        heard = self.hear(input_features, input_features_mask, None)
-        embeds = per_row(heard.embeds, audio_index)
-        return BaseModelOutputWithPooling(last_hidden_state=heard.states, pooler_output=embeds)
+        output = self.model.get_audio_features(input_features, input_features_mask, return_dict=True, **flags)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=per_row(self.audio_embeds(output), audio_index),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
 
     def see(
         self,
@@ -154,12 +160,16 @@ class MMEmbeddingMixin:
         embeds = self.image_embeds(seen, present)
         return Medium("image", embeds, seen.pooler_output, None if present is None else present.bool(), index, keys)
 
-    def hear(self, input_features: torch.Tensor, mask: torch.Tensor | None, index: torch.Tensor | None) -> Medium:
+    def hear(
+        self,
+        input_features: torch.Tensor,
+        mask: torch.Tensor | None,
+        index: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> Medium:
         """Sounds through the audio tower, once for embeddings and fusion."""
         heard = self.model.get_audio_features(input_features, mask, return_dict=True)
-        states, present = heard.pooler_output, heard.attention_mask
-        embeds = self.embed(masked_mean(states, present), self.audio_projection)
-        return Medium("audio", embeds, states, present, index)
+        return Medium("audio", self.audio_embeds(heard), heard.pooler_output, heard.attention_mask, index, keys)
 
     def memory(self, medium: Medium) -> Memory:
         """What fusion attends to of a medium."""
@@ -181,6 +191,10 @@ class MMEmbeddingMixin:
             return self.embed(seen.pooled.flatten(1), self.image_projection)
         pooled = states[:, 0] if self.config.image_pooling == "first" else masked_mean(states, pixel_attention_mask)
         return self.embed(pooled, self.image_projection)
+
+    def audio_embeds(self, heard: MMAudioOutput) -> torch.Tensor:
+        """(A, E) of what the audio tower heard."""
+        return self.embed(masked_mean(heard.pooler_output, heard.attention_mask), self.audio_projection)
 
 
 __all__ = ["MMEmbeddingMixin", "Medium"]

@@ -115,21 +115,22 @@ class MMEncodingMixin:
             video_mask: (I, F), 1 where a frame is real.
 
         Returns:
-            the tower's output for the real frames; `pooler_output` are the states (I, F, P, V), zero of unreal ones.
+            `last_hidden_state` and `pooler_output`, both the states (I, F * P, V) frame by frame, zero of unreal ones;
+            `pooled`, `hidden_states` and `attentions` are the tower's own of the real frames.
 
         Raises:
             ValueError: the model takes no video, fewer frames, or frames of another shape.
         """
         check_videos(self.config, pixel_values_videos, video_mask)
-        shape = pixel_values_videos.shape[:2]
         if video_mask is None:  # the only way that compiles: how many frames are real is data
             output = self.get_image_features(pixel_values_videos.flatten(0, 1), return_dict=True, **vision_inputs)
-            output.pooler_output = output.pooler_output.unflatten(0, shape)
-            return output
-        real = video_mask.bool()
-        output = self.get_image_features(pixel_values_videos[real], return_dict=True, **vision_inputs)
-        states = output.pooler_output
-        output.pooler_output = states.new_zeros(*shape, *states.shape[1:]).index_put((real,), states)
+            states = output.pooler_output.unflatten(0, pixel_values_videos.shape[:2])  # (I, F, P, V)
+        else:
+            real = video_mask.bool()
+            output = self.get_image_features(pixel_values_videos[real], return_dict=True, **vision_inputs)
+            seen = output.pooler_output
+            states = seen.new_zeros(*real.shape, *seen.shape[1:]).index_put((real,), seen)
+        output.last_hidden_state = output.pooler_output = states.flatten(1, 2)
         return output
 
     @can_return_tuple
@@ -207,6 +208,7 @@ class MMEncodingMixin:
     ) -> Memory:
         """The memory of videos: F * P states each, or as many as the resampler's latents."""
         states = self.get_video_features(pixel_values_videos, video_mask, return_dict=True).pooler_output
+        states = states.unflatten(1, (pixel_values_videos.shape[1], -1))  # (I, F, P, V)
         present = None if video_mask is None else video_mask.bool().repeat_interleave(states.shape[2], dim=1)
         if video_index is None:  # one video per row
             video_index = torch.arange(states.shape[0], device=states.device)[:, None]

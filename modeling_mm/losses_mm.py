@@ -166,6 +166,23 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return GatheredRows.apply(rows, [int(count) for count in counts])
 
 
+def with_absent_modalities(
+    compared: dict[str, torch.Tensor], pairs: dict[str, Pairs]
+) -> tuple[dict[str, torch.Tensor], dict[str, Pairs]]:
+    """Embeddings and pairs by modality, and none of a modality that only other processes have.
+
+    Each process takes part in every exchange, of gradients too, which is why nothing is a slice of the texts.
+    """
+    texts, keys = compared["text"], next(iter(pairs.values())).texts
+    names = ("image", "audio")
+    held = torch.tensor([name in pairs for name in names], dtype=torch.long, device=texts.device)
+    dist.all_reduce(held)
+    absent = Pairs(keys, keys[:0], torch.full_like(keys, NO_MEDIUM))
+    of_any = [name for name, processes in zip(names, held.tolist(), strict=True) if processes]
+    compared = {**compared, **{name: texts[:0] for name in of_any if name not in pairs}}
+    return compared, {name: pairs.get(name, absent) for name in of_any}
+
+
 def hard_negatives(logits: torch.Tensor, true: torch.Tensor, sample: bool) -> torch.Tensor:
     """For each query (Q,) the index of a wrong candidate, the likelier the more similar; -1 where all are right.
 
@@ -183,4 +200,4 @@ def hard_negatives(logits: torch.Tensor, true: torch.Tensor, sample: bool) -> to
     return torch.where(some, chosen, -1)
 
 
-__all__ = ["Pairs", "contrastive_loss", "hard_negatives", "text_keys"]
+__all__ = ["Pairs", "contrastive_loss", "hard_negatives", "text_keys", "with_absent_modalities"]

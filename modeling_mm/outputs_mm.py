@@ -1,8 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """What the models return.
 
-Shapes: B rows, I distinct images, P states per image, A clips of sound, Q states per clip, T text tokens, S memory
-slots, D text width, V tower width, L fusion layers, H query heads, K key/value heads, E head or embedding width.
+Shapes: B rows, I distinct images, P states per image, F frames, A clips of sound, Q states per clip, T text tokens,
+S memory slots, D text width, V tower width, L fusion layers, H query heads, K key/value heads, E head or embedding
+width.
 """
 
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ class MMAudioOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class MMImageOutput(BaseModelOutputWithPooling):
-    """What the vision tower sees: `pooler_output` (I, P, V) is what fusion attends to, `pooled` (I, V) the one vector
-    that some towers make of a picture themselves."""
+    """What the vision tower sees: `pooler_output` (I, P, V), of videos (I, F * P, V), is what fusion attends to,
+    `pooled` (I, V) the one vector that some towers make of a picture themselves."""
 
     pooled: torch.Tensor | None = None
 
@@ -68,7 +69,7 @@ class MMRetrievalOutput(ModelOutput):
 
     loss: the weighted sum of the parts below, with `return_loss=True`. logits_per_image (I, B), logits_per_text
     (B, I), logits_per_audio (A, B): scaled similarities, without `return_loss`. text_embeds (B, E), image_embeds
-    (I, E), audio_embeds (A, E): normalised.
+    (I, E), audio_embeds (A, E): normalised. hidden_states, attentions: of the text backbone, which sees no media here.
     """
 
     loss: torch.Tensor | None = None
@@ -81,6 +82,8 @@ class MMRetrievalOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     audio_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor) -> MMOutput:

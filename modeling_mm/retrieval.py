@@ -46,7 +46,11 @@ class RetrievalArguments:
         metadata={"help": "default: first of an encoder, last of a decoder", "choices": ["first", "mean", "last"]},
     )
     contrastive_batch_size: int | None = field(
-        default=None, metadata={"help": "rows compared with each other, a multiple of the batch size (GradCache)"}
+        default=None,
+        metadata={
+            "help": "rows compared with each other, a multiple of the batch size (GradCache); batch norms that train, "
+            "as those of scratch towers, still normalise by the batch size"
+        },
     )
     rerank: int = field(default=0, metadata={"help": "also score the best k candidates ranked by the matching head"})
 

@@ -27,7 +27,14 @@ from .configuration_mm import MMConfig, tower_width
 from .embedding_mm import Medium, MMEmbeddingMixin
 from .encoding_mm import Memory
 from .generation_mm import scaled_logits
-from .losses_mm import Pairs, contrastive_loss, hard_negatives, local_keys, text_keys
+from .losses_mm import (
+    Pairs,
+    contrastive_loss,
+    hard_negatives,
+    local_keys,
+    text_keys,
+    with_absent_modalities,
+)
 from .media_mm import check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMRetrievalOutput
@@ -149,6 +156,7 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         audio_index: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         image_keys: torch.Tensor | None = None,
+        audio_keys: torch.Tensor | None = None,
         caption_ids: torch.Tensor | None = None,
         caption_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -161,42 +169,37 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         Args:
             image_index, audio_index: (B, N), which media belong to each text, the first of them counts here; where a
                 loss is wanted, by default one per text.
-            image_keys: (I,) integers from 0, equal where pictures are the same, for losses across processes.
+            image_keys, audio_keys: (I,) integers from 0, equal where pictures or sounds are the same, for losses over
+                several batches or processes; by default all differ.
             caption_ids, caption_mask: (B, T) prompt and caption as `MMForConditionalGeneration` takes them, with
                 `labels` (B, T); without them, the labels are of `input_ids`.
-            embed_gradients: of a larger batch's contrastive loss, by the names that `contrastive` has; they take the
+            embed_gradients: of a larger batch's contrastive loss, by the names that `compared` has; they take the
                 place of this batch's (GradCache).
             The others are `MMModel.forward`'s.
         """
         check_text(input_ids, inputs_embeds)
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
-        texts = self.get_text_features(**{**text, "return_dict": True}).pooler_output
+        read = self.get_text_features(**{**text, "return_dict": True})
         patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         media = dict[str, Medium]()
         if pixel_values is not None:
             media["image"] = self.see(pixel_values, patches, image_index, image_keys)
         if input_features is not None:
-            media["audio"] = self.hear(input_features, input_features_mask, audio_index)
+            media["audio"] = self.hear(input_features, input_features_mask, audio_index, audio_keys)
         embeds = {f"{name}_embeds": medium.embeds for name, medium in media.items()}
-        output = MMRetrievalOutput(text_embeds=texts, **embeds)
+        output = MMRetrievalOutput(text_embeds=read.pooler_output, **embeds)
+        output.hidden_states, output.attentions = read.hidden_states, read.attentions
         if not return_loss:
             return self.with_logits(output)
-        keys = local_keys(texts) if input_ids is None else text_keys(input_ids, attention_mask)
+        keys = local_keys(read.pooler_output) if input_ids is None else text_keys(input_ids, attention_mask)
         pairs = {name: medium.pairs(keys) for name, medium in media.items()}
-        compared = {"text": texts, **{name: medium.embeds for name, medium in media.items()}}
-        compared |= dict(zip(("scale", "bias"), self.temperature(), strict=True))
-        if embed_gradients is None:
-            output.contrastive_loss = self.contrastive(compared, pairs)
-        else:
-            products = [(compared[name] * gradient).sum() for name, gradient in embed_gradients.items()]
-            output.contrastive_loss = torch.stack(products).sum()
+        output.contrastive_loss = self.contrastive(self.compared(output), pairs, embed_gradients)
         memories = {name: self.memory(medium) for name, medium in media.items()} if self.is_fused else {}
         if self.matching_head is not None:
             output.matching_loss = self.matching(text, output, pairs, memories)
         if self.lm_head is not None and labels is not None:
-            if caption_ids is not None:
-                text = {"input_ids": caption_ids, "attention_mask": caption_mask}
-            output.language_loss = self.language(text, memories, labels)
+            caption = text if caption_ids is None else {"input_ids": caption_ids, "attention_mask": caption_mask}
+            output.language_loss = self.language(caption, memories, labels)
         output.loss = self.weighted_sum(output)
         return output
 
@@ -209,37 +212,72 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
             output.logits_per_audio = self.similarities(output.audio_embeds, output.text_embeds)
         return output
 
-    def contrastive(self, compared: dict[str, torch.Tensor], pairs: dict[str, Pairs]) -> torch.Tensor:
+    def compared(self, output: MMRetrievalOutput) -> dict[str, torch.Tensor]:
+        """What the contrastive loss is of: embeddings by "text" and modality, "scale" and "bias" of their logits."""
+        scale, bias = self.temperature()
+        compared = {"text": output.text_embeds, "image": output.image_embeds, "audio": output.audio_embeds}
+        return {name: one for name, one in {**compared, "scale": scale, "bias": bias}.items() if one is not None}
+
+    def contrastive(
+        self,
+        compared: dict[str, torch.Tensor],
+        pairs: dict[str, Pairs],
+        gradients: dict[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """The contrastive loss, averaged over modalities; in training, across processes.
 
         Args:
-            compared: embeddings by "text" and modality, and "scale" and "bias" of their logits.
+            compared: as `compared` gives them.
             pairs: for each modality what belongs together.
+            gradients: by names of `compared`; the result is then of no meaning but has these gradients.
 
         Raises:
             ValueError: there are no media.
         """
+        if gradients is not None:
+            return torch.stack([(compared[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
         if not pairs:
             raise ValueError("a loss needs media beside the texts: give `pixel_values` or `input_features`")
-        across = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        across = self.is_trained_across_processes()
+        if across and self.config.audio_config is not None:
+            compared, pairs = with_absent_modalities(compared, pairs)
         kind, texts, scale, bias = self.config.contrastive_loss, *(compared.get(k) for k in ("text", "scale", "bias"))
         losses = [
             contrastive_loss(kind, texts, compared[name], own, scale, bias, across) for name, own in pairs.items()
         ]
         return torch.stack(losses).mean()
 
+    def is_trained_across_processes(self) -> bool:
+        """Whether other processes train on other rows of the same batch."""
+        return self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
     def matching(
         self, text: dict[str, Any], output: MMRetrievalOutput, pairs: dict[str, Pairs], memories: dict[str, Memory]
     ) -> torch.Tensor:
-        """The matching loss: true pairs, each text with a wrong picture, each picture with a wrong text.
+        """The matching loss, averaged over modalities, of which text meets one at a time.
 
-        It is learnt for pictures, or for sounds where the batch has none. `text` are the arguments of its rows.
+        `text` are the arguments of its rows.
         """
-        modality, memory = next(iter(memories.items()))
+        losses = [
+            self.matching_of(name, text, output.text_embeds, output[f"{name}_embeds"], pairs[name], memory)
+            for name, memory in memories.items()
+        ]
+        return torch.stack(losses).mean()
+
+    def matching_of(
+        self,
+        modality: str,
+        text: dict[str, Any],
+        texts: torch.Tensor,
+        media: torch.Tensor,
+        pairs: Pairs,
+        memory: Memory,
+    ) -> torch.Tensor:
+        """Of one modality: true pairs, each text with a wrong medium, each medium with a wrong text."""
         own, device = memory.index[:, 0], memory.index.device
         with torch.no_grad():
-            logits = self.similarities(output.text_embeds, output[f"{modality}_embeds"]).float()  # (B, I)
-            true = pairs[modality].true_pairs()
+            logits = self.similarities(texts, media).float()  # (B, I)
+            true = pairs.true_pairs()
             wrong_media = hard_negatives(logits, true, self.training)  # (B,)
             wrong_texts = hard_negatives(logits.T, true.T, self.training)  # (I,)
         rows, items = torch.arange(len(own), device=device), torch.arange(len(wrong_texts), device=device)
@@ -264,13 +302,19 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         return ForCausalLMLoss(logits, labels, self.config.text_config.vocab_size)
 
     def weighted_sum(self, output: MMRetrievalOutput) -> torch.Tensor:
-        """The losses of an output by the config's weights."""
+        """The losses of an output by the config's weights.
+
+        Among processes the head for sound always gets a gradient, zero where a batch has none: the others wait for it.
+        """
         parts = [
             (self.config.contrastive_weight, output.contrastive_loss),
             (self.config.matching_weight, output.matching_loss),
             (self.config.language_weight, output.language_loss),
         ]
-        return torch.stack([weight * loss for weight, loss in parts if loss is not None]).sum()
+        total = torch.stack([weight * loss for weight, loss in parts if loss is not None]).sum()
+        if self.config.audio_config is not None and self.is_trained_across_processes():
+            total = total + self.audio_projection.weight.flatten()[:0].sum()
+        return total
 
 
 __all__ = ["MMForImageTextRetrieval"]

@@ -17,6 +17,8 @@ from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMF
 from modeling_mm.losses_mm import NO_MEDIUM, Pairs, contrastive_loss, hard_negatives, text_keys
 
 BACKBONES = ["llama", "gpt2", "bert", "modernbert"]
+EARS = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "num_mel_bins": 8}
+EARS["max_source_positions"] = 8
 
 
 def retriever(text="llama", **fields):
@@ -381,8 +383,7 @@ def contrastive_of(model, texts, media):
 
 
 def test_sound_is_embedded_compared_and_matched():
-    sizes = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
-    ears = AutoConfig.for_model("whisper", **sizes, num_mel_bins=8, max_source_positions=8)
+    ears = AutoConfig.for_model("whisper", **EARS)
     model, batch = retriever(audio_config=ears, audio_token_id=97), four_texts_of_three_pictures()
     heard = {"input_features": torch.randn(3, 8, 16), "audio_index": batch.pop("image_index")}
     batch = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -149,6 +149,19 @@ def test_the_order_of_frames_is_seen_only_through_their_embedding(fields):
     torch.testing.assert_close(model(row, **media).logits, model(row, **backwards).logits, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("vision", ["clip_vision_model", "resnet"])
+def test_a_video_s_features_are_its_frames_one_after_another(vision):
+    model, media = seeing(vision=vision), videos(2)
+    output = model.get_video_features(**media)
+    frames = model.get_image_features(media["pixel_values_videos"].flatten(0, 1)).pooler_output  # (6, P, V)
+    expected = (frames.unflatten(0, (2, FRAMES)) * media["video_mask"][..., None, None]).flatten(1, 2)
+    torch.testing.assert_close(output.pooler_output, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(output.last_hidden_state, output.pooler_output)
+    whole = model.get_video_features(media["pixel_values_videos"][:1]).pooler_output
+    torch.testing.assert_close(whole, expected[:1], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("fields", [*KINDS, {"late_fusion": "gated", "cross_attention": True}], ids=str)
 def test_frames_that_are_not_real_never_matter(fields):
     model = seeing(MMForSequenceClassification, **fields).train()  # also in the statistics of batch norms

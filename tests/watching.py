@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import distributed
 
-from modeling_mm import train
+from modeling_mm import assembly, train
 from modeling_mm.trainer import MMTrainer
 
 FOUND = {}
@@ -60,7 +60,7 @@ class WatchedTrainer(MMTrainer):
         return result
 
 
-train.MMTrainer = WatchedTrainer
+assembly.MMTrainer = WatchedTrainer
 for NAME, argv in json.loads(Path(sys.argv[1]).read_text()).items():
     print(f"--- {NAME}", file=sys.stderr, flush=True)
     report = train.main(argv)

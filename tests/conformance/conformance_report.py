@@ -11,7 +11,8 @@ import transformers
 MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "generate")
 MARKS += ("is_expert_parallel_test", "is_fsdp_test", "is_tensor_parallel_test", "is_training_test")
 MARKS += ("torch_compile_test",)
-COLUMNS = ("Llama", "LlamaClassifier", "Hearing", "Bert", "ModernBert", "Processor", "HearingProcessor")
+COLUMNS = ("Llama", "LlamaClassifier", "Hearing", "Watching", "Retrieval", "Bert", "ModernBert")
+COLUMNS += ("Processor", "HearingProcessor")
 SUITES = ("modeling", "config", "training", "parallel_plans", "generation", "processing")
 PAGE = """# Conformance with transformers' own test suites
 
@@ -30,7 +31,9 @@ Cells: passed / failed / skipped; "-": does not apply, or would repeat the colum
 
 - Llama: `MMModel` and `MMForConditionalGeneration` on a Llama backbone with a SigLIP tower; LlamaClassifier: `MMModel`
   and `MMForSequenceClassification` on the same; Hearing: all three with a Whisper encoder beside, and sound in every
-  row; Bert, ModernBert: `MMModel` and `MMForSequenceClassification` on these encoders.
+  row; Watching: all three with a video of two frames in every row; Retrieval: `MMModel` and
+  `MMForImageTextRetrieval`, its loss asked for by `return_loss`, on what Hearing has; Bert, ModernBert: `MMModel` and
+  `MMForSequenceClassification` on these encoders.
 - `modeling` is ModelTesterMixin, `config` ConfigTester, `training` TrainingTesterMixin (one batch is learned by
   heart), `parallel_plans` FSDPTesterMixin and TensorParallelTesterMixin, `processing` ProcessorTesterMixin.
 - `generation` are 28 checks of our own: the library's GenerationTesterMixin is not part of its source distribution.

@@ -7,13 +7,20 @@ Their names, `Llama__modeling` and the like, are the rows and columns of docs/co
 import unittest
 
 import pytest
-from testers import BertTester, HearingTester, LlamaTester, ModernBertTester, OverfittingTester
+from testers import BertTester, HearingTester, LlamaTester, ModernBertTester, OverfittingTester, WatchingTester
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast, WhisperFeatureExtractor
 from transformers.models.auto import modeling_auto
 from upstream import GenerationTesterMixin
 
-from modeling_mm import MMConfig, MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor
+from modeling_mm import (
+    MMConfig,
+    MMForConditionalGeneration,
+    MMForImageTextRetrieval,
+    MMForSequenceClassification,
+    MMModel,
+    MMProcessor,
+)
 
 # isort: split
 from tests.test_configuration_common import ConfigTester
@@ -30,10 +37,20 @@ modeling_auto.MODEL_MAPPING_NAMES["modeling_mm"] = "MMModel"
 modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["modeling_mm"] = "MMForConditionalGeneration"
 modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["modeling_mm"] = "MMForSequenceClassification"
 
+
+def prepare_for_retrieval(self, inputs_dict, model_class, return_labels=False):
+    """The inputs as the suite prepares them; where it wants a loss, retrieval needs no labels but to be asked."""
+    inputs = ModelTesterMixin._prepare_for_class(self, inputs_dict, model_class, return_labels)
+    asked = return_labels and model_class is MMForImageTextRetrieval
+    return {**inputs, "return_loss": True} if asked else inputs
+
+
 GROUPS = {
     "Llama": (LlamaTester, (MMModel, MMForConditionalGeneration), {}),
     "LlamaClassifier": (LlamaTester, (MMModel, MMForSequenceClassification), {}),
     "Hearing": (HearingTester, (MMModel, MMForConditionalGeneration, MMForSequenceClassification), {}),
+    "Watching": (WatchingTester, (MMModel, MMForConditionalGeneration, MMForSequenceClassification), {}),
+    "Retrieval": (HearingTester, (MMModel, MMForImageTextRetrieval), {"_prepare_for_class": prepare_for_retrieval}),
     # BERT's pooler reads the states behind those that we use, so it has no gradient; MMTrainer freezes it
     "Bert": (BertTester, (MMModel, MMForSequenceClassification), {"test_all_params_have_gradient": False}),
     "ModernBert": (ModernBertTester, (MMModel, MMForSequenceClassification), {}),
@@ -64,13 +81,15 @@ def suites(group, tester, classes, attributes):
     kept = names_of(ModelTesterMixin)
     if tester.audio_config is None:
         kept = {name for name in kept if not name.startswith("test_get_audio_features")}
-    kept = {name for name in kept if not name.startswith("test_get_video_features")}  # no group takes video
+    if tester.num_frames is None:
+        kept = {name for name in kept if not name.startswith("test_get_video_features")}
     yield suite(f"{group}__modeling", common, kept, tester, **attributes)
     plans = (FSDPTesterMixin, TensorParallelTesterMixin)
     yield suite(f"{group}__parallel_plans", (*plans, ModelTesterMixin), names_of(*plans), tester, **attributes)
     if generates:
         mixins, kept = (TrainingTesterMixin, ModelTesterMixin), names_of(TrainingTesterMixin)
-        yield suite(f"{group}__training", mixins, kept, OverfittingTester, **attributes)
+        overfitting = type("Overfitting", (OverfittingTester, tester), {})
+        yield suite(f"{group}__training", mixins, kept, overfitting, **attributes)
 
 
 for group, specification in GROUPS.items():

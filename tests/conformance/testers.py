@@ -11,7 +11,7 @@ import torch
 
 from modeling_mm import MMConfig, MMForConditionalGeneration
 
-IMAGE_ID, AUDIO_ID = 23, 20
+IMAGE_ID, AUDIO_ID, VIDEO_ID = 23, 20, 20
 TEXT = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -47,6 +47,7 @@ class LlamaTester:
     }
 
     audio_config: dict | None = None
+    num_frames: int | None = None
 
     def __init__(self, parent=None):
         self.parent = parent
@@ -88,8 +89,25 @@ class HearingTester(LlamaTester):
         return config, {**inputs, "input_features": torch.rand(self.batch_size, 8, 16)}
 
 
+class WatchingTester(LlamaTester):
+    """The same with one video of two frames per row beside its picture."""
+
+    num_frames = 2
+
+    def get_config(self):
+        config = super().get_config().to_dict()
+        return MMConfig(**{**config, "num_frames": self.num_frames, "video_token_id": VIDEO_ID})
+
+    def prepare_config_and_inputs_for_common(self):
+        """Each row begins with the markers of its picture and of its video."""
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        inputs["input_ids"][:, 1] = VIDEO_ID
+        return config, {**inputs, "pixel_values_videos": torch.rand(self.batch_size, self.num_frames, 3, 8, 8)}
+
+
 class OverfittingTester(LlamaTester):
-    """As the overfitting test reads it: the class to train, and the vocabulary's size in the outer config."""
+    """In front of another tester, what the overfitting test reads: the class to train, the vocabulary's size in the
+    outer config."""
 
     causal_lm_class = MMForConditionalGeneration
 
