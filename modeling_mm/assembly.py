@@ -65,9 +65,8 @@ def build_model(
         rows = [train.row(number) for number in train.kept]
         words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
         tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
-        text = scratch.text_config(
-            text, tokenizer, decoder=data.task == "generation" or bool(retrieval.language_weight)
-        )
+        decoder = data.task == "generation" or bool(retrieval.language_weight)
+        text = scratch.text_config(text, tokenizer, decoder, args.text_layers)
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
         audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)

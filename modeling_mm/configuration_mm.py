@@ -133,6 +133,8 @@ class MMConfig(PreTrainedConfig):
             for "infonce", ln(1 / 0.07), and of SigLIP for "sigmoid", ln(10).
         contrastive_weight, matching_weight, language_weight (`float`): of the parts of the retrieval loss. With 0,
             there is no matching head and no language modelling head.
+        matching_rows (`int`, *optional*): of a batch's texts and media, how many the matching loss takes in training,
+            at random; wrong partners still come from the whole batch. Default all.
         initializer_range (`float`, *optional*): standard deviation of fusion and head weights at random
             initialisation, default the backbone's.
 
@@ -181,6 +183,7 @@ class MMConfig(PreTrainedConfig):
     logit_scale_init: float | None = None
     contrastive_weight: float | int = 1.0
     matching_weight: float | int = 1.0
+    matching_rows: int | None = None
     language_weight: float | int = 0.0
     initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
@@ -308,6 +311,8 @@ class MMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_frames` is {self.num_frames}; expected 1 or more, or None for a model without video"
             )
+        if self.matching_rows is not None and self.matching_rows < 1:
+            raise ValueError(f"`matching_rows` is {self.matching_rows}; expected 1 or more, or None for all")
         if self.fusion_num_attention_heads % self.fusion_num_key_value_heads:
             raise ValueError(
                 f"`fusion_num_attention_heads` ({self.fusion_num_attention_heads}) must be a multiple of "

@@ -38,6 +38,9 @@ class RetrievalArguments:
     )
     contrastive_weight: float = 1.0
     matching_weight: float = field(default=1.0, metadata={"help": "of the head that ranks again; 0: none"})
+    matching_rows: int | None = field(
+        default=None, metadata={"help": "of a batch that this head learns from, at random; default: all"}
+    )
     language_weight: float = field(default=0.0, metadata={"help": "of captioning, by a decoder; 0: none"})
     embedding_size: int | None = field(default=None, metadata={"help": "default: the text backbone's width, or 512"})
     image_pooling: str = field(default="mean", metadata={"help": "of states", "choices": ["mean", "first", "tower"]})

@@ -273,24 +273,34 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         pairs: Pairs,
         memory: Memory,
     ) -> torch.Tensor:
-        """Of one modality: true pairs, each text with a wrong medium, each medium with a wrong text."""
-        own, device = memory.index[:, 0], memory.index.device
+        """Of one modality: true pairs, each text with a wrong medium, each medium with a wrong text.
+
+        In training these are `matching_rows` texts and as many media; the wrong ones come from the whole batch.
+        """
         with torch.no_grad():
             logits = self.similarities(texts, media).float()  # (B, I)
             true = pairs.true_pairs()
-            wrong_media = hard_negatives(logits, true, self.training)  # (B,)
-            wrong_texts = hard_negatives(logits.T, true.T, self.training)  # (I,)
-        rows, items = torch.arange(len(own), device=device), torch.arange(len(wrong_texts), device=device)
+            rows, items = self.drawn(texts), self.drawn(media)  # (R,), (M,)
+            own = memory.index[rows, 0]
+            wrong_media = hard_negatives(logits[rows], true[rows], self.training)  # (R,)
+            wrong_texts = hard_negatives(logits.T[items], true.T[items], self.training)  # (M,)
+        labels = torch.arange(2 * len(rows) + len(items), device=rows.device) < len(rows)
         rows = torch.cat([rows, rows, wrong_texts])
         items = torch.cat([own, torch.where(own < 0, own, wrong_media), items])
         kept = (rows >= 0) & (items >= 0)
-        labels = (torch.arange(len(rows), device=device) < len(own)).long()[kept]
+        labels = labels.long()[kept]
         rows, items = rows[kept], items[kept]
         batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
         chosen = Memory(memory.states, items[:, None], memory.present)
         key_values, start = self.model.attended({modality: chosen}, batch["input_ids"], batch["inputs_embeds"])
         logits = self.match(**batch, media_key_values=key_values, media_start=start)
         return functional.cross_entropy(logits.float(), labels)
+
+    def drawn(self, candidates: torch.Tensor) -> torch.Tensor:
+        """Which of the candidates (n, E) the matching loss takes: in training `matching_rows`, else all."""
+        if self.config.matching_rows is None or not self.training:
+            return torch.arange(len(candidates), device=candidates.device)
+        return torch.randperm(len(candidates), device=candidates.device)[: self.config.matching_rows]
 
     def language(self, text: dict[str, Any], memories: dict[str, Memory], labels: torch.Tensor) -> torch.Tensor:
         """The loss of captions (B, T) read with all their media in sight, as `MMForConditionalGeneration` has it."""

@@ -87,8 +87,10 @@ def train_tokenizer(
     )
 
 
-def text_config(size: str, tokenizer: PreTrainedTokenizerBase, decoder: bool) -> PreTrainedConfig:
-    """A Llama decoder or a BERT encoder that fits the tokenizer."""
+def text_config(
+    size: str, tokenizer: PreTrainedTokenizerBase, decoder: bool, layers: int | None = None
+) -> PreTrainedConfig:
+    """A Llama decoder or a BERT encoder that fits the tokenizer; `layers` other than the size's own where given."""
     config_class = LlamaConfig if decoder else BertConfig
     # BERT's dropout of 0.1 is for long training on much text; here it only delays what is learnt from the other towers
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -99,7 +101,7 @@ def text_config(size: str, tokenizer: PreTrainedTokenizerBase, decoder: bool) ->
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **SIZES[size]["text"],
+        **SIZES[size]["text"] | ({} if layers is None else {"num_hidden_layers": layers}),
         **extra,
     )
 

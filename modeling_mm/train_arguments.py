@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from .augmentation import Augmentation
 from .checkpoint import TASKS
+from .scratch import SIZES
 
 
 @dataclass
@@ -14,6 +15,7 @@ class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "trained folder to go on from, in place of towers"})
     vision_tower: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
     text_model: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
+    text_layers: int | None = field(default=None, metadata={"help": "of a scratch text model; default: 2 or 6"})
     audio_tower: str | None = field(default=None, metadata={"help": "the same, for rows with sound; default: none"})
     fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
     fusion_mlp: bool = field(default=True, metadata={"help": "gated MLP in each fusion layer"})
@@ -89,6 +91,8 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     Raises:
         ValueError: names the flag.
     """
+    if model.text_layers is not None and model.text_model not in SIZES:
+        raise ValueError(f"--text_layers is for a scratch text model, but --text_model is {model.text_model}")
     if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
         raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
     others: dict[str, object] = {

@@ -17,7 +17,7 @@ from conftest import (
 )
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from modeling_mm import MMConfig, MMForConditionalGeneration, MMForSequenceClassification, MMModel
+from modeling_mm import MMConfig, MMForConditionalGeneration, MMForSequenceClassification, MMModel, scratch
 
 
 @pytest.mark.parametrize("kind,groups", [("albert", 1), ("xlm", None)])
@@ -107,3 +107,10 @@ def test_proposals_to_a_recurrent_backbone_are_refused_as_the_library_does():
     model = MMForConditionalGeneration.from_towers(vision=vision_model(), text=text).eval()
     with pytest.raises(ValueError, match="stateful"):
         model.generate(torch.randint(5, 90, (1, 6)), prompt_lookup_num_tokens=2, max_new_tokens=3)
+
+
+def test_a_scratch_backbone_has_the_layers_asked_for(tokenizer):
+    for decoder in (False, True):
+        deep = scratch.text_config("scratch-tiny", tokenizer, decoder, layers=5)
+        assert (deep.num_hidden_layers, deep.hidden_size) == (5, 96)
+        assert scratch.text_config("scratch-tiny", tokenizer, decoder).num_hidden_layers == 2

@@ -340,6 +340,21 @@ def test_one_pass_gives_the_weighted_sum_and_its_parts():
     assert all("post_layernorm" in name for name in silent)  # CLIP's pooled output, which the mean passes by
 
 
+def test_matching_learns_from_as_many_rows_as_asked_for_and_is_scored_on_all():
+    model, some = retriever(), retriever(matching_rows=1)
+    some.load_state_dict(model.state_dict())
+    batch = four_texts_of_three_pictures()
+    assert torch.equal(model(**batch, return_loss=True).matching_loss, some(**batch, return_loss=True).matching_loss)
+    seen = []
+    some.match = lambda input_ids, **rest: (
+        seen.append(len(input_ids)) or MMForImageTextRetrieval.match(some, input_ids, **rest)
+    )
+    some.train()(**batch, return_loss=True).loss.backward()
+    with pytest.raises(ValueError, match="`matching_rows` is 0; expected 1 or more"):
+        retriever(matching_rows=0)
+    assert seen == [3]  # a true pair, its text with a wrong picture, a picture with a wrong text
+
+
 def test_what_a_model_cannot_learn_is_refused():
     with pytest.raises(ValueError, match="captions are learnt by a decoder"):
         retriever("bert", language_weight=1.0)
