@@ -158,7 +158,17 @@ def test_unknown_tower(folder, capsys):
 
 def test_layers_of_a_pretrained_text_model(folder, capsys):
     path = write_csv(folder, *GOOD)
-    argv = ("train", "--train_file", path, "--vision_tower", "scratch-tiny", "--text_model", "bert", "--text_layers", 3)
+    argv = (
+        "train",
+        "--train_file",
+        path,
+        "--vision_tower",
+        "scratch-tiny",
+        "--text_model",
+        "bert",
+        "--text_layers",
+        3,
+    )
     said = refuse(capsys, *argv, "--output_dir", folder / "out", "--use_cpu")
     assert "--text_layers is for a scratch text model, but --text_model is bert" in said
 
