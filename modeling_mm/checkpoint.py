@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .classification_mm import MMForSequenceClassification
 from .configuration_mm import MMConfig
@@ -38,21 +39,33 @@ def task_of(model: PreTrainedModel) -> str:
     return kinds.get(model.config.problem_type, "classification")
 
 
+def is_adapter(source: str) -> bool:
+    """Whether a folder or Hub id holds an adapter; False where nothing can be found at all."""
+    if Path(source).is_dir():
+        return (Path(source) / "adapter_config.json").is_file()
+    try:
+        return find_adapter_config_file(source) is not None
+    except (OSError, ValueError):
+        return False
+
+
 def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProcessor]:
     """The model, in evaluation mode, and the processor of a folder or Hub id; an adapter is loaded over its base.
 
     Raises:
         ValueError: there is no model, one of another kind, or an adapter that does not fit its base.
     """
-    if (Path(source) / "adapter_config.json").is_file():
-        base, processor = load_checkpoint(str(Path(source) / BASE), **kwargs)
-        return merge_adapter(base, source).eval(), processor
-    config = read_config(source)
+    adapter = is_adapter(source)
+    base = {"subfolder": BASE} if adapter else {}
+    config = read_config(source, **base)
     head = next((head for head in TASKS.values() if head.__name__ in (config.architectures or [])), None)
     if head is None:
         expected = " or ".join(dict.fromkeys(head.__name__ for head in TASKS.values()))
         raise ValueError(f"'{source}' holds {config.architectures}; expected {expected}")
-    return head.from_pretrained(source, **kwargs).eval(), MMProcessor.from_pretrained(source)
+    model = head.from_pretrained(source, **base, **kwargs)
+    if adapter:
+        model = merge_adapter(model, source)
+    return model.eval(), MMProcessor.from_pretrained(source)
 
 
 @torch.no_grad()
@@ -108,21 +121,21 @@ def check_adapter(adapted: torch.nn.Module, weights: dict[str, torch.Tensor], fo
             raise ValueError(f"the adapter in '{folder}' has '{name}' of shape {came}; its base expects {expected}")
 
 
-def read_config(source: str) -> MMConfig:
-    """The config of a folder or Hub id, refused when it is another kind of model's.
+def read_config(source: str, **where: Any) -> MMConfig:
+    """The config of a folder or Hub id, or of its `subfolder`, refused when it is another kind of model's.
 
     Raises:
         ValueError: there is none, or it is of another model type.
     """
     try:
-        values, _ = MMConfig.get_config_dict(source)
+        values, _ = MMConfig.get_config_dict(source, **where)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"'{source}' is neither a folder with a model nor a known Hub id ({reason})") from error
     if values.get("model_type") != MMConfig.model_type:
         kind = values.get("model_type", "unknown")
         raise ValueError(f"'{source}' is a checkpoint of type '{kind}'; expected '{MMConfig.model_type}'")
-    return MMConfig.from_pretrained(source)
+    return MMConfig.from_pretrained(source, **where)
 
 
 def last_checkpoint(folder: str) -> str | None:

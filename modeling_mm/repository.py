@@ -1,0 +1,108 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The folder of a Hub repository, written anew from a trained folder: what is not on the list does not get there.
+
+An adapter stays an adapter: its weights lie at the top, the composed model that it is loaded over in `base/`.
+"""
+
+import fnmatch
+import json
+import re
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from .card import card_of
+from .checkpoint import BASE, TASKS, is_adapter, read_config
+from .processing_mm import MMProcessor
+
+MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+SENTENCE_TRANSFORMERS = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "[0-9]_*/config.json",
+)
+REPLACED = (
+    *MODEL,
+    *(f"{BASE}/{name}" for name in MODEL),
+    *("adapter_config.json", "adapter_model.safetensors", "*_mm.py"),
+    *("processor_config.json", "preprocessor_config.json", "feature_extractor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *SENTENCE_TRANSFORMERS,
+    "README.md",
+)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+
+def is_replaced(path: str) -> bool:
+    """Whether a file of a repository is one that pushing writes, and takes away when it is no longer needed."""
+    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in REPLACED)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """The size of every file of a folder, by its path in there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def open_whole(source: Path) -> tuple[PreTrainedModel, MMProcessor]:
+    """Model and processor of a trained folder, in evaluation mode; of an adapter, its base without it.
+
+    Raises:
+        ValueError: there is no model with a head, or the weights of an adapter are a pickle.
+    """
+    adapter = is_adapter(str(source))
+    if adapter and not (source / "adapter_model.safetensors").is_file():
+        raise ValueError(f"'{source}' has no adapter_model.safetensors; pickled adapters are not pushed")
+    if adapter and not (source / BASE).is_dir():
+        raise ValueError(f"the adapter in '{source}' has no folder '{BASE}' with the model that it was trained over")
+    folder = source / BASE if adapter else source
+    names = read_config(str(folder)).architectures or []
+    head = next((head for head in TASKS.values() if head.__name__ in names), None)
+    if head is None:
+        raise ValueError(f"'{folder}' holds {names}; expected a model with a head, as training leaves it")
+    return head.from_pretrained(folder, use_safetensors=True).eval(), MMProcessor.from_pretrained(source)
+
+
+def stage(source: Path, folder: Path, repo_id: str) -> tuple[PreTrainedModel, MMProcessor]:
+    """Write what is to be pushed into an empty folder; returns what the trained folder holds, an adapter in its place.
+
+    Raises:
+        ValueError: the folder cannot be opened.
+    """
+    model, processor = open_whole(source)
+    processor.save_pretrained(folder)
+    if is_adapter(str(source)):
+        model.save_pretrained(folder / BASE)
+        for path in (folder / BASE).glob("*.py"):  # the library looks for code at the top alone
+            path.replace(folder / path.name)
+        shutil.copy(source / "adapter_model.safetensors", folder)
+        adapter = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+        adapter["base_model_name_or_path"] = repo_id  # was a folder on this machine
+        (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2), encoding="utf-8")
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(source)).eval()
+    else:
+        model.save_pretrained(folder)
+    for pattern in SENTENCE_TRANSFORMERS:
+        for path in source.glob(pattern):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
+    pictures = add_card(source, folder, repo_id, model)
+    if strangers := [path for path in files_of(folder) if not is_replaced(path) and path not in pictures]:
+        raise ValueError(f"saving '{source}' wrote '{strangers[0]}', which is not on the list of what is pushed")
+    return model, processor
+
+
+def add_card(source: Path, folder: Path, repo_id: str, model: PreTrainedModel) -> list[str]:
+    """The card, whose code opens the repository from anywhere, and the pictures that it shows, which are returned."""
+    card = card_of(source, repo_id, model)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    shown = [name for name in re.findall(r"!\[[^\]]*\]\(([^)/\\]+)\)", card) if (source / name).is_file()]
+    pictures = [name for name in dict.fromkeys(shown) if name.lower().endswith(PICTURES)]
+    for name in pictures:
+        shutil.copy(source / name, folder)
+    return pictures
