@@ -48,13 +48,8 @@ def main(task_file: str) -> None:
         task = json.load(file)
     torch.set_num_threads(task["threads"])
     where = {"revision": task["revision"], "trust_remote_code": True}
-    base = {"subfolder": task["base"]} if task["base"] else {}
-    model = getattr(transformers, task["auto_class"]).from_pretrained(task["source"], **where, **base)
+    model = getattr(transformers, task["auto_class"]).from_pretrained(task["source"], **where)
     processor = transformers.AutoProcessor.from_pretrained(task["source"], **where)
-    if base:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, task["source"], revision=task["revision"])
     found = outputs(model.eval(), processor, task["sample"])
     save_file({name: value.contiguous() for name, value in found.items()}, task["found"])
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever it
 from transformers import PreTrainedModel
 
 from .card_code import SOURCE, usage
-from .checkpoint import is_adapter, task_of
+from .checkpoint import is_adapter
 from .metrics import MAIN
 from .version import __version__
 
@@ -191,17 +191,20 @@ modeling-mm train {shlex.join(without_token(argv))}
     (output / "README.md").write_text(card, encoding="utf-8")
 
 
-def card_of(folder: Path, repo_id: str, model: PreTrainedModel) -> str:
+def card_of(folder: Path, repo_id: str, task: str) -> str:
     """The card of a trained folder for the repository it goes to: its code opens it from there.
 
     A folder without a card gets a short one.
     """
-    path = folder / "README.md"
+    path, adapter = folder / "README.md", is_adapter(str(folder))
     if path.is_file():
-        return path.read_text(encoding="utf-8").replace(SOURCE.format("."), SOURCE.format(repo_id))
-    task = task_of(model)
-    tag = PIPELINE_TAGS.get(task, "text-classification")
-    data = ModelCardData(library_name="transformers", pipeline_tag=tag, tags=["modeling_mm", "multimodal"])
-    code = usage(task, is_adapter(str(folder)), repo_id)
+        card = path.read_text(encoding="utf-8").replace(usage(task, adapter), usage(task, adapter, repo_id))
+        return card.replace(SOURCE.format("."), SOURCE.format(repo_id))
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAGS.get(task, "text-classification"),
+        tags=["modeling_mm", "multimodal", "cross-attention"],
+    )
     what = f"A {task} model by modeling_mm {__version__}. Nothing is recorded of its data, figures and limits."
+    code = usage(task, adapter, repo_id)
     return f"---\n{data.to_yaml()}\n---\n\n# {repo_id}\n\n{what}\n\n```python\n{code}\n```\n"

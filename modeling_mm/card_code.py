@@ -30,15 +30,19 @@ AUTO_CLASSES = {"generation": "AutoModelForImageTextToText", "retrieval": "AutoM
 
 
 def usage(task: str, adapter: bool, source: str = ".") -> str:
-    """Python that opens a model of this task, or an adapter, and asks it about a picture."""
+    """Python that opens a model of this task and asks it about a picture.
+
+    An adapter's base lies in a sub-folder where it was trained, and beside the adapter in a repository.
+    """
     auto = AUTO_CLASSES.get(task, "AutoModelForSequenceClassification")
-    opened = f"{auto}.from_pretrained(source, trust_remote_code=True)"
-    if adapter:
-        opened = f'{auto}.from_pretrained(source, subfolder="base", trust_remote_code=True)'
-    lines = ["from peft import PeftModel"] if adapter else []
+    apart = adapter and source == "."
+    opened = "source" if not apart else 'f"{source}/base"'
+    lines = ["import peft  # noqa: F401, from_pretrained finds the adapter by it"] if adapter and not apart else []
+    lines += ["from peft import PeftModel"] if apart else []
     lines += ["from PIL import Image", f"from transformers import {', '.join(sorted([auto, 'AutoProcessor']))}", ""]
-    lines += [SOURCE.format(source), f"model = {opened}  # code: *_mm.py, in there"]
-    lines += ["model = PeftModel.from_pretrained(model, source)"] if adapter else []
+    lines += [SOURCE.format(source)]
+    lines += [f"model = {auto}.from_pretrained({opened}, trust_remote_code=True)  # the code beside the weights"]
+    lines += ["model = PeftModel.from_pretrained(model, source)"] if apart else []
     lines += ["processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)"]
     lines += ['picture = Image.new("RGB", (224, 224), "red")  # or Image.open("yours.jpg")']
     asked = {"generation": GENERATION, "retrieval": RETRIEVAL}.get(task, CLASSIFY + SAY.get(task, BEST))

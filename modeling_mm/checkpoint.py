@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from .classification_mm import MMForSequenceClassification
 from .configuration_mm import MMConfig
@@ -40,32 +39,37 @@ def task_of(model: PreTrainedModel) -> str:
 
 
 def is_adapter(source: str) -> bool:
-    """Whether a folder or Hub id holds an adapter; False where nothing can be found at all."""
-    if Path(source).is_dir():
-        return (Path(source) / "adapter_config.json").is_file()
-    try:
-        return find_adapter_config_file(source) is not None
-    except (OSError, ValueError):
-        return False
+    """Whether a folder is that of a LoRA training, with the model that it was trained over in its sub-folder."""
+    return (Path(source) / "adapter_config.json").is_file() and (Path(source) / BASE).is_dir()
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The status code of the Hub's answer behind an error; None where none came."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return response.status_code
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProcessor]:
     """The model, in evaluation mode, and the processor of a folder or Hub id; an adapter is loaded over its base.
 
+    A pushed adapter lies beside its base, where the library finds it by itself.
+
     Raises:
         ValueError: there is no model, one of another kind, or an adapter that does not fit its base.
     """
-    adapter = is_adapter(source)
-    base = {"subfolder": BASE} if adapter else {}
-    config = read_config(source, **base)
+    if is_adapter(source):
+        base, processor = load_checkpoint(str(Path(source) / BASE), **kwargs)
+        return merge_adapter(base, source).eval(), processor
+    config = read_config(source)
     head = next((head for head in TASKS.values() if head.__name__ in (config.architectures or [])), None)
     if head is None:
         expected = " or ".join(dict.fromkeys(head.__name__ for head in TASKS.values()))
         raise ValueError(f"'{source}' holds {config.architectures}; expected {expected}")
-    model = head.from_pretrained(source, **base, **kwargs)
-    if adapter:
-        model = merge_adapter(model, source)
-    return model.eval(), MMProcessor.from_pretrained(source)
+    return head.from_pretrained(source, **kwargs).eval(), MMProcessor.from_pretrained(source)
 
 
 @torch.no_grad()
@@ -121,21 +125,23 @@ def check_adapter(adapted: torch.nn.Module, weights: dict[str, torch.Tensor], fo
             raise ValueError(f"the adapter in '{folder}' has '{name}' of shape {came}; its base expects {expected}")
 
 
-def read_config(source: str, **where: Any) -> MMConfig:
-    """The config of a folder or Hub id, or of its `subfolder`, refused when it is another kind of model's.
+def read_config(source: str) -> MMConfig:
+    """The config of a folder or Hub id, refused when it is another kind of model's.
 
     Raises:
         ValueError: there is none, or it is of another model type.
     """
     try:
-        values, _ = MMConfig.get_config_dict(source, **where)
+        values, _ = MMConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if (status := status_of(error)) in (401, 403):
+            reason = "the Hub does not know the token" if status == 401 else "the token may not read it"
         raise ValueError(f"'{source}' is neither a folder with a model nor a known Hub id ({reason})") from error
     if values.get("model_type") != MMConfig.model_type:
         kind = values.get("model_type", "unknown")
         raise ValueError(f"'{source}' is a checkpoint of type '{kind}'; expected '{MMConfig.model_type}'")
-    return MMConfig.from_pretrained(source, **where)
+    return MMConfig.from_pretrained(source)
 
 
 def last_checkpoint(folder: str) -> str | None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from . import bare
-from .checkpoint import BASE, task_of
+from .checkpoint import task_of
 from .configuration_mm import AUTO_MAP
 from .processing_mm import MMProcessor
 
@@ -26,12 +26,10 @@ from .processing_mm import MMProcessor
 class Proof:
     """A sample, what the trained model makes of it, and how others open such a model.
 
-    `folder` holds the sample's files; `base` is the sub-folder of what an adapter is loaded over, "" without one.
+    The sample names files, which must outlive the proof.
     """
 
-    folder: Path
     auto_class: str
-    base: str
     sample: dict[str, Any]
     expected: dict[str, torch.Tensor]
 
@@ -50,7 +48,7 @@ class Proof:
 
     def load(self, source: str, revision: str | None, work: Path, what: str) -> dict[str, torch.Tensor]:
         """What the process without the package makes of the sample; `work` holds its caches."""
-        task: dict[str, Any] = {"source": source, "revision": revision, "auto_class": self.auto_class, "base": self.base}
+        task: dict[str, Any] = {"source": source, "revision": revision, "auto_class": self.auto_class}
         task |= {"sample": self.sample, "threads": torch.get_num_threads(), "found": str(work / "found.safetensors")}
         (work / "task.json").write_text(json.dumps(task), encoding="utf-8")
         caches = {"HF_HUB_CACHE": str(work / "hub"), "HF_MODULES_CACHE": str(work / "modules")}
@@ -70,7 +68,10 @@ class Proof:
 
 
 def make_proof(model: PreTrainedModel, processor: MMProcessor, folder: Path) -> Proof:
-    """The proof of a model, or of an adapter over one, on a sample of all the modalities that it takes."""
+    """The proof of a model, or of an adapter over one, on a sample of all the modalities that it takes.
+
+    The sample's files are written to `folder`.
+    """
     whole = model.get_base_model() if hasattr(model, "peft_config") else model
     config, generator = whole.config, np.random.default_rng(0)
     noise = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -89,5 +90,4 @@ def make_proof(model: PreTrainedModel, processor: MMProcessor, folder: Path) -> 
     else:
         sample["text"] = processor.image_token + text
     names = {reference.split(".")[1]: auto for auto, reference in reversed(AUTO_MAP.items())}
-    base = BASE if whole is not model else ""
-    return Proof(folder, names[type(whole).__name__], base, sample, bare.outputs(model, processor, sample))
+    return Proof(names[type(whole).__name__], sample, bare.outputs(model, processor, sample))

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
-from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever it uses
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # the first is of httpx or httpx2
 from huggingface_hub.utils import validate_repo_id
 
 from .arguments import MMParser
+from .checkpoint import status_of
 from .proof import make_proof
 from .repository import PICKLES, files_of, is_replaced, stage
 from .version import __version__
@@ -47,16 +48,6 @@ class PushArguments:
     space_folder: str = field(default=str(SPACE), metadata={"help": "folder with app.py, requirements.txt, README.md"})
 
 
-def status_of(error: BaseException | None) -> int | None:
-    """The status code of the answer behind an error; None where none came."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if response is not None:
-            return response.status_code
-        error = error.__cause__ or error.__context__
-    return None
-
-
 def sentence(error: BaseException, repo_id: str) -> str:
     """What went wrong in one sentence, with what to do."""
     status = status_of(error)
@@ -70,7 +61,9 @@ def sentence(error: BaseException, repo_id: str) -> str:
     }
     if status in known:
         return f"{known[status]} (HTTP {status})"
-    reason = " ".join(str(error.__cause__ or error).split())[:200]
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token to push with; give one by `hf auth login` or HF_TOKEN"
+    reason = " ".join(str(error.__cause__ or error).split()).partition(" for url")[0]
     code = "no answer" if status is None else f"HTTP {status}"
     return (
         f"pushing to '{repo_id}' failed ({code}: {reason}); the repository is as it was, push again: what is up is "

@@ -1,7 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The folder of a Hub repository, written anew from a trained folder: what is not on the list does not get there.
 
-An adapter stays an adapter: its weights lie at the top, the composed model that it is loaded over in `base/`.
+An adapter stays an adapter: it lies beside the composed model that it is loaded over, and peft joins the two when
+`from_pretrained` is called.
 """
 
 import fnmatch
@@ -13,17 +14,15 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from .card import card_of
-from .checkpoint import BASE, TASKS, is_adapter, read_config
+from .checkpoint import BASE, TASKS, is_adapter, read_config, task_of
 from .processing_mm import MMProcessor
 
-MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 SENTENCE_TRANSFORMERS = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
     "[0-9]_*/config.json",
 )
 REPLACED = (
-    *MODEL,
-    *(f"{BASE}/{name}" for name in MODEL),
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
     *("adapter_config.json", "adapter_model.safetensors", "*_mm.py"),
     *("processor_config.json", "preprocessor_config.json", "feature_extractor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -55,8 +54,6 @@ def open_whole(source: Path) -> tuple[PreTrainedModel, MMProcessor]:
     adapter = is_adapter(str(source))
     if adapter and not (source / "adapter_model.safetensors").is_file():
         raise ValueError(f"'{source}' has no adapter_model.safetensors; pickled adapters are not pushed")
-    if adapter and not (source / BASE).is_dir():
-        raise ValueError(f"the adapter in '{source}' has no folder '{BASE}' with the model that it was trained over")
     folder = source / BASE if adapter else source
     names = read_config(str(folder)).architectures or []
     head = next((head for head in TASKS.values() if head.__name__ in names), None)
@@ -72,34 +69,31 @@ def stage(source: Path, folder: Path, repo_id: str) -> tuple[PreTrainedModel, MM
         ValueError: the folder cannot be opened.
     """
     model, processor = open_whole(source)
+    task = task_of(model)
     processor.save_pretrained(folder)
+    model.save_pretrained(folder)
     if is_adapter(str(source)):
-        model.save_pretrained(folder / BASE)
-        for path in (folder / BASE).glob("*.py"):  # the library looks for code at the top alone
-            path.replace(folder / path.name)
         shutil.copy(source / "adapter_model.safetensors", folder)
         adapter = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-        adapter["base_model_name_or_path"] = repo_id  # was a folder on this machine
+        adapter["base_model_name_or_path"] = repo_id  # where `from_pretrained` looks for the base
         (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2), encoding="utf-8")
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(source)).eval()
-    else:
-        model.save_pretrained(folder)
     for pattern in SENTENCE_TRANSFORMERS:
         for path in source.glob(pattern):
             target = folder / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copy(path, target)
-    pictures = add_card(source, folder, repo_id, model)
+    pictures = add_card(source, folder, repo_id, task)
     if strangers := [path for path in files_of(folder) if not is_replaced(path) and path not in pictures]:
         raise ValueError(f"saving '{source}' wrote '{strangers[0]}', which is not on the list of what is pushed")
     return model, processor
 
 
-def add_card(source: Path, folder: Path, repo_id: str, model: PreTrainedModel) -> list[str]:
+def add_card(source: Path, folder: Path, repo_id: str, task: str) -> list[str]:
     """The card, whose code opens the repository from anywhere, and the pictures that it shows, which are returned."""
-    card = card_of(source, repo_id, model)
+    card = card_of(source, repo_id, task)
     (folder / "README.md").write_text(card, encoding="utf-8")
     shown = [name for name in re.findall(r"!\[[^\]]*\]\(([^)/\\]+)\)", card) if (source / name).is_file()]
     pictures = [name for name in dict.fromkeys(shown) if name.lower().endswith(PICTURES)]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments, set_seed
-from transformers.dynamic_module_utils import custom_object_save
 
 from . import figures
 from .arguments import MMParser
@@ -84,7 +83,6 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         if args.should_save:
             model.save_pretrained(output / BASE)
             processor.save_pretrained(output / BASE)
-            custom_object_save(model, output)  # where the library looks for the code of a sub-folder
         model = add_lora(model, model_args, targets, output)
     if not any((counts := trainable_parameters(model)).values()):
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")

@@ -142,6 +142,7 @@ class LoopbackHub:
         self.tokens = {"write": ("alice", True), "read": ("alice", False), "other": ("bob", True)}
         self.log: list[tuple[str, str, int]] = []  # method, path, status; 0 where the connection was cut
         self.faults: list[Fault] = []
+        self.validated: list[dict] = []  # what was answered about the metadata of cards
         with closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -378,6 +379,7 @@ class LoopbackHub:
         except yaml.YAMLError as error:
             errors = [str(error)]
         said = {"errors": [{"message": error} for error in errors], "warnings": []}
+        self.validated.append(said)
         return JSONResponse(said, 400 if errors else 200)
 
     async def preupload(self, request, kinds, user, repo, revision):

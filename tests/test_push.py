@@ -5,6 +5,7 @@ The client reads the Hub's address when it is imported, so that everything that 
 its own, against one `LoopbackHub` for all tests.
 """
 
+import hashlib
 import json
 import re
 import subprocess
@@ -12,15 +13,18 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import SENTENCES, drawing, mm_model, open_gates
+import torch
+from conftest import SENTENCES, drawing, mm_model
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 from test_remote_code import LOAD_WITHOUT_THE_PACKAGE
 from transformers import CLIPImageProcessorPil
 
-from modeling_mm import MMForImageTextRetrieval, MMForSequenceClassification, MMProcessor, cli
-from modeling_mm.repository import PICKLES, is_replaced
+from modeling_mm import MMForSequenceClassification, MMProcessor, cli
+from modeling_mm.configuration_mm import AUTO_MAP
+from modeling_mm.proof import make_proof
+from modeling_mm.repository import PICKLES, files_of, is_replaced, stage
 from modeling_mm.scratch import train_tokenizer
 
 ABSENT = LOAD_WITHOUT_THE_PACKAGE.partition("import torch")[0]  # blocks the package
@@ -85,7 +89,6 @@ def check_repository(hub, name, revision):
     assert not any(path.endswith(PICKLES) or path == "training_args.bin" for path in files)
     data = ModelCard(card).data
     assert data.library_name == "transformers" and data.pipeline_tag
-    assert card == str(ModelCard(card)) or data.to_dict()  # parses
     return files, card, data
 
 
@@ -109,8 +112,254 @@ def test_a_trained_folder_is_pushed_in_one_commit_and_its_card_runs_anywhere(hub
     assert scores == {name: report[name] for name in ("accuracy", "loss", "blind_accuracy")}
     assert str(tmp_path / "out") not in code_of(card) and "alice/answers" in code_of(card)
     check_card_runs(hub, tmp_path, card)
-    # the same again: no commit, nothing sent
+    assert not [body for body in hub.validated if body["errors"]] and hub.validated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task",
+    [["classification", "--label_column", "answer"], ["retrieval", "--text_column", "caption"]],
+    ids=lambda t: t[0],
+)
+def test_other_heads_go_the_same_way_and_twice_is_once(hub, tmp_path, task):
+    name = f"alice/{task[0]}"
+    train(tmp_path, "--task", *task, *SCRATCH, "--output_dir", tmp_path / "out")
+    result = push(hub, tmp_path, "--model", tmp_path / "out", "--repo_id", name)
+    assert result["pushed"]
+    _, card, _ = check_repository(hub, name, result["revision"])
+    check_card_runs(hub, tmp_path, card)
     before = len(hub.log)
-    again = push(hub, tmp_path, "--model", tmp_path / "out", "--repo_id", "alice/answers")
+    again = push(hub, tmp_path, "--model", tmp_path / "out", "--repo_id", name)
     assert again["revision"] == result["revision"] and not again["pushed"]
     assert not [path for method, path, _ in hub.log[before:] if method == "PUT" or "/commit/" in path]
+    assert len(hub.repositories["model", name].commits) == 2
+
+
+@pytest.mark.slow
+def test_an_adapter_is_pushed_as_one(hub, tmp_path):
+    train(
+        tmp_path,
+        "--task",
+        "generation",
+        *SCRATCH,
+        "--use_peft",
+        "true",
+        "--learning_rate",
+        "1e-2",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    result = push(hub, tmp_path, "--model", tmp_path / "out", "--repo_id", "alice/adapter", "--revision", "second")
+    repository = hub.repositories["model", "alice/adapter"]
+    assert set(repository.branches) == {"main", "second"} and list(repository.at().files) == [".gitattributes"]
+    files, card, _ = check_repository(hub, "alice/adapter", result["revision"])
+    assert {"adapter_model.safetensors", "model.safetensors", "modeling_mm.py"} <= set(files)
+    assert str(tmp_path) not in files["adapter_config.json"].data.decode()
+    repository.branches["main"] = result["revision"]
+    check_card_runs(hub, tmp_path, card)
+    asked = ["--image", tmp_path / "0.png", "--text", "what is it?", "--device", "cpu", "--max_new_tokens", "3"]
+    said = [
+        python(hub, tmp_path, "-m", "modeling_mm.cli", "predict", "--model", source, *asked)
+        for source in ("alice/adapter", tmp_path / "out")
+    ]
+    assert [done.returncode for done in said] == [0, 0], said[0].stderr[-2000:]
+    results = [json.loads(done.stdout.splitlines()[-1])["results"] for done in said]
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_a_space_goes_beside_a_private_model(hub, tmp_path):
+    make_model(tmp_path / "model")
+    space = tmp_path / "hub_space"
+    (space / "__pycache__").mkdir(parents=True)
+    (space / "__pycache__" / "app.pyc").write_bytes(b"no")
+    (space / "app.py").write_text("print()\n")
+    (space / "requirements.txt").write_text("gradio\n")
+    (space / "README.md").write_text("---\nsdk: gradio\ntitle: t\n---\n")
+    argv = ["--model", tmp_path / "model", "--repo_id", "alice/secret", "--private"]
+    argv += ["--space", "alice/secret-demo", "--space_folder", space]
+    result = push(hub, tmp_path, *argv)
+    shown = hub.repositories["space", "alice/secret-demo"]
+    assert shown.private and hub.repositories["model", "alice/secret"].private
+    assert shown.variables == {"MM_MODEL_ID": "alice/secret", "MM_MODEL_REVISION": result["revision"]}
+    assert set(shown.at().files) == {".gitattributes", "app.py", "requirements.txt", "README.md"}
+    assert push(hub, tmp_path, *argv)["space_revision"] == result["space_revision"]
+    assert len(shown.commits) == 2
+
+
+def make_model(folder, head=MMForSequenceClassification):
+    """A model with a processor, as saved without training: it has no card."""
+    size = {"height": 16, "width": 16}
+    tokenizer = train_tokenizer(SENTENCES, "scratch-tiny")
+    processor = MMProcessor(CLIPImageProcessorPil(size=size, crop_size=size), tokenizer)
+    model = mm_model("bert", head=head)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A saved model, and a folder to stage it in."""
+    make_model(tmp_path / "model")
+    (tmp_path / "staged").mkdir()
+    return tmp_path
+
+
+def test_what_is_not_on_the_list_does_not_travel(work):
+    for name in ("training_args.bin", "optimizer.pt", "predictions.jsonl", "notes.txt", "secret.png", "own.py"):
+        (work / "model" / name).write_bytes(b"not for others")
+    (work / "model" / "modules.json").write_text("[]")
+    (work / "model" / "1_Pooling").mkdir()
+    (work / "model" / "1_Pooling" / "config.json").write_text("{}")
+    (work / "model" / "README.md").write_text(
+        '![a](curves.png) ![b](/etc/x.png) ![c](training_args.bin)\nsource = "."\n'
+    )
+    (work / "model" / "curves.png").write_bytes(b"png")
+    stage(work / "model", work / "staged", "alice/x")
+    paths = set(files_of(work / "staged"))
+    assert {"modules.json", "1_Pooling/config.json", "curves.png", "model.safetensors", "modeling_mm.py"} <= paths
+    assert all(is_replaced(path) or path == "curves.png" for path in paths)
+    assert 'source = "alice/x"' in (work / "staged" / "README.md").read_text()
+    assert json.loads((work / "staged" / "config.json").read_text())["auto_map"] == AUTO_MAP
+
+
+def test_pickled_weights_are_refused(work):
+    weights = load_file(work / "model" / "model.safetensors")
+    torch.save(weights, work / "model" / "pytorch_model.bin")
+    (work / "model" / "model.safetensors").unlink()
+    with pytest.raises((ValueError, OSError), match="safetensors"):
+        stage(work / "model", work / "staged", "alice/x")
+
+
+@pytest.mark.slow
+def test_a_staged_folder_that_is_not_the_model_is_found_out(work):
+    model, processor = stage(work / "model", work / "staged", "alice/x")
+    proof = make_proof(model, processor, work)
+    proof.check(str(work / "staged"))
+    weights = load_file(work / "staged" / "model.safetensors")
+    weights["classifier.bias"] += 1e-3
+    save_file(weights, work / "staged" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="loaded without this package, gives another 'logits' than the model itself"):
+        proof.check(str(work / "staged"))
+    (work / "staged" / "fusion_mm.py").unlink()
+    with pytest.raises(ValueError, match="does not load without this package: .*fusion_mm"):
+        proof.check(str(work / "staged"))
+
+
+# What each fault does: the end of the sentence, or None where the push ends well; how many tries of which request
+FAULTS = {
+    "500-once-in-a-put": ({"method": "PUT", "path": "/lfs/", "status": 500}, None),
+    "500-once-in-the-commit": ({"path": "/commit/", "status": 500}, None),
+    "500-always-in-the-commit": ({"path": "/commit/", "status": 500, "times": 9}, "HTTP 500"),
+    "answer-lost-after-the-commit": ({"path": "/commit/", "status": 500, "after": True}, None),
+    "cut-in-the-middle-of-a-put": ({"method": "PUT", "path": "/lfs/", "breaks": True}, None),
+    "cut-in-the-middle-of-the-commit": ({"path": "/commit/", "breaks": True}, None),
+    "wrong-sha": ({"method": "PUT", "path": "/lfs/", "corrupts": True}, None),
+    "wrong-sha-always": ({"method": "PUT", "path": "/lfs/", "corrupts": True, "times": 9}, "HTTP 400"),
+    "stale-parent": ({"path": "/commit/", "intrudes": True}, "changed by somebody else meanwhile"),
+    "slow": ({"path": "/preupload/", "slow": 2.0}, None),
+    "401": ({"path": "/commit/", "status": 401}, "does not know the token"),
+    "403": ({"path": "/commit/", "status": 403}, "may not write to 'alice/403'"),
+    "404": ({"path": "/commit/", "status": 404}, "'alice/404', or the branch in it, does not exist"),
+    "409": ({"path": "/commit/", "status": 409}, "is being changed by somebody else"),
+    "412": ({"path": "/commit/", "status": 412}, "was changed by somebody else meanwhile"),
+    "429-once": ({"path": "/commit/", "status": 429}, None),
+    "429-always": ({"path": "/commit/", "status": 429, "times": 9}, "takes no more requests"),
+}
+UPLOAD_ALL = """
+import json, os, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+from modeling_mm import push
+from modeling_mm.checkpoint import load_checkpoint
+
+push.PAUSE = 0.1
+said = {}
+
+def told(name, do):
+    try:
+        with push.in_one_sentence(f"alice/{name}"):
+            said[name] = do()
+    except ValueError as error:
+        said[name] = f"sentence: {error}"
+
+for name in json.loads(sys.argv[1]):
+    told(name, lambda: push.upload(HfApi(), f"alice/{name}", Path(name)))
+folder = Path("slow")
+told("read token", lambda: push.upload(HfApi(token="read"), "alice/slow", folder))
+told("of somebody else", lambda: push.upload(HfApi(token="other"), "alice/slow", folder))
+told("unknown token", HfApi(token="nonsense").whoami)
+token = os.environ.pop("HF_TOKEN")
+told("no token", HfApi().whoami)
+os.environ["HF_TOKEN"] = token
+told("public", lambda: push.upload(HfApi(), "alice/slow", folder, private=True))
+told("pickled", lambda: push.upload(HfApi(), "alice/pickled", folder))
+told("branch", lambda: push.upload(HfApi(), "alice/slow", folder, branch="other"))
+(folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+told("fewer", lambda: push.upload(HfApi(), "alice/slow", folder))
+for name, source, token in [("missing", "alice/none", "write"), ("private", "alice/closed", "other"),
+                            ("wrong token", "alice/closed", "nonsense")]:
+    os.environ["HF_TOKEN"] = token
+    told(f"load {name}", lambda: load_checkpoint(source))
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def uploads(hub, tmp_path_factory):
+    """What became of an upload under each fault, and of those that may not be; all in one process."""
+    work = tmp_path_factory.mktemp("faults")
+    for name, (fault, _) in FAULTS.items():
+        (work / name).mkdir()
+        weights = np.random.default_rng(list(FAULTS).index(name)).bytes(300_000)
+        (work / name / "model.safetensors").write_bytes(weights)
+        (work / name / "config.json").write_text("{}")
+        where = hashlib.sha256(weights).hexdigest() if fault["path"] == "/lfs/" else f"alice/{name}{fault['path']}"
+        hub.fail(**{"method": "POST", **fault, "path": where})
+    hub.add("alice/pickled", {"pytorch_model.bin": b"pickle"})
+    hub.add("alice/closed", private=True)
+    done = python(hub, work, "-c", UPLOAD_ALL, json.dumps(list(FAULTS)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_ends_well_or_in_a_sentence_and_never_in_between(hub, uploads, name):
+    sentence = FAULTS[name][1]
+    repository = hub.repositories["model", f"alice/{name}"]
+    ours = [commit for commit in repository.commits.values() if commit.title.startswith("modeling-mm push")]
+    if sentence is None:
+        assert uploads[name] == [ours[0].oid, True]
+        assert len(ours) == (2 if name == "slow" else 1)  # another is pushed to this one below
+        assert set(ours[0].files) == {".gitattributes", "config.json", "model.safetensors"}
+    else:
+        assert uploads[name].startswith("sentence: ") and sentence in uploads[name] and "\n" not in uploads[name]
+        assert not ours
+        assert set(repository.at().files) - {"theirs.txt"} == {".gitattributes"}
+
+
+REFUSED = {
+    "read token": "may not write to 'alice/read token'",
+    "of somebody else": "may not write",
+    "unknown token": "does not know the token",
+    "no token": "there is no token to push with",
+    "public": "'alice/slow' is public; make it private on the Hub, or leave --private out",
+    "pickled": "'alice/pickled' holds the pickle 'pytorch_model.bin'",
+    "load missing": "'alice/none' is neither a folder with a model nor a known Hub id",
+    "load private": "'alice/closed' is neither a folder with a model nor a known Hub id",
+    "load wrong token": "'alice/closed' is neither a folder with a model nor a known Hub id (the Hub does not know",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_may_not_be_is_one_sentence(uploads, name):
+    assert uploads[name].startswith("sentence: ") and REFUSED[name] in uploads[name], uploads[name]
+
+
+def test_a_branch_is_made_and_files_no_longer_needed_go(hub, uploads):
+    repository = hub.repositories["model", "alice/slow"]
+    assert uploads["branch"][0] == repository.branches["other"] and not uploads["branch"][1]
+    expected = {".gitattributes", "config.json", "model-00001-of-00001.safetensors"}
+    assert set(repository.at().files) == expected and "model.safetensors" in repository.at("other").files
