@@ -110,6 +110,10 @@ class MMConfig(PreTrainedConfig):
             for "infonce", ln(1 / 0.07), and of SigLIP for "sigmoid", ln(10).
         contrastive_weight, matching_weight, language_weight (`float`): of the parts of the retrieval loss. With 0,
             there is no matching head and no language modelling head.
+        tower_sources (`dict[str, dict[str, str]]`, *optional*): Hub `id` and `revision` of the towers that came from
+            there, by their names in the model.
+        fetched_towers (`list[str]`, *optional*): towers whose weights are not in the checkpoint but fetched from their
+            source when it is loaded, see `towers_mm`.
         initializer_range (`float`, *optional*): standard deviation of fusion and head weights at random
             initialisation, default the backbone's.
 
@@ -158,6 +162,8 @@ class MMConfig(PreTrainedConfig):
     contrastive_weight: float | int = 1.0
     matching_weight: float | int = 1.0
     language_weight: float | int = 0.0
+    tower_sources: dict[str, dict[str, str]] | None = None
+    fetched_towers: list[str] | None = None
     initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
     auto_map: dict[str, str] | None = None

@@ -33,7 +33,7 @@ class Proof:
     sample: dict[str, Any]
     expected: dict[str, torch.Tensor]
 
-    def check(self, source: str, revision: str | None = None) -> None:
+    def check(self, source: str, revision: str | None = None, offline: bool = False) -> None:
         """Load a folder, or a Hub id at a revision, in a process without this package and with empty caches.
 
         Raises:
@@ -41,23 +41,23 @@ class Proof:
         """
         what = f"'{source}'" if revision is None else f"'{source}' at revision {revision}"
         with tempfile.TemporaryDirectory() as work:
-            found = self.load(source, revision, Path(work), what)
+            found = self.load(source, revision, offline, Path(work), what)
         for name, expected in self.expected.items():
             if name not in found or not torch.equal(found[name], expected):
                 raise ValueError(f"{what}, loaded without this package, gives another '{name}' than the model itself")
 
-    def load(self, source: str, revision: str | None, work: Path, what: str) -> dict[str, torch.Tensor]:
+    def load(self, source: str, revision: str | None, offline: bool, work: Path, what: str) -> dict[str, torch.Tensor]:
         """What the process without the package makes of the sample; `work` holds its caches."""
         task: dict[str, Any] = {"source": source, "revision": revision, "auto_class": self.auto_class}
         task |= {"sample": self.sample, "threads": torch.get_num_threads(), "found": str(work / "found.safetensors")}
         (work / "task.json").write_text(json.dumps(task), encoding="utf-8")
         caches = {"HF_HUB_CACHE": str(work / "hub"), "HF_MODULES_CACHE": str(work / "modules")}
-        offline = {"HF_HUB_OFFLINE": "1"} if revision is None else {}
+        caches |= {"HF_HUB_OFFLINE": "1"} if offline else {}
         program = Path(bare.__file__).read_text(encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-c", program, str(work / "task.json")],
             cwd=work,
-            env={**os.environ, **caches, **offline},
+            env={**os.environ, **caches},
             capture_output=True,
             text=True,
         )

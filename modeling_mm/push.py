@@ -43,6 +43,9 @@ class PushArguments:
     repo_id: str = field(metadata={"help": "where to: user/name; made if it does not exist"})
     private: bool = field(default=False, metadata={"help": "make the repositories private; a public one is refused"})
     revision: str = field(default="main", metadata={"help": "branch to push to; made if it does not exist"})
+    fusion_only: bool = field(
+        default=False, metadata={"help": "leave out frozen towers of the Hub; loading fetches them at their revision"}
+    )
     dry_run: bool = field(default=False, metadata={"help": "prove the repository and list its files, push nothing"})
     space: str | None = field(default=None, metadata={"help": "user/name of a Space that shows the model"})
     space_folder: str = field(default=str(SPACE), metadata={"help": "folder with app.py, requirements.txt, README.md"})
@@ -182,9 +185,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "repository")
         folder.mkdir()
-        model, processor = stage(Path(args.model), folder, args.repo_id)
+        model, processor = stage(Path(args.model), folder, args.repo_id, args.fusion_only)
         proof = make_proof(model, processor, Path(work))
-        proof.check(str(folder))
+        proof.check(str(folder), offline=not args.fusion_only)
         files = files_of(folder)
         for path, size in files.items():
             logger.warning(f"{size:>12,}  {path}")

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from .card import card_of
 from .checkpoint import BASE, TASKS, is_adapter, read_config, task_of
+from .fusion_only import save_fusion_only
 from .processing_mm import MMProcessor
+from .towers_mm import CHANGES
 
 SENTENCE_TRANSFORMERS = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
@@ -23,6 +25,7 @@ SENTENCE_TRANSFORMERS = (
 )
 REPLACED = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    CHANGES,
     *("adapter_config.json", "adapter_model.safetensors", "*_mm.py"),
     *("processor_config.json", "preprocessor_config.json", "feature_extractor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -62,16 +65,21 @@ def open_whole(source: Path) -> tuple[PreTrainedModel, MMProcessor]:
     return head.from_pretrained(folder, use_safetensors=True).eval(), MMProcessor.from_pretrained(source)
 
 
-def stage(source: Path, folder: Path, repo_id: str) -> tuple[PreTrainedModel, MMProcessor]:
+def stage(source: Path, folder: Path, repo_id: str, fusion_only: bool = False) -> tuple[PreTrainedModel, MMProcessor]:
     """Write what is to be pushed into an empty folder; returns what the trained folder holds, an adapter in its place.
 
     Raises:
-        ValueError: the folder cannot be opened.
+        ValueError: the folder cannot be opened, or `fusion_only` is asked of an adapter or of towers not from the Hub.
     """
+    if fusion_only and is_adapter(str(source)):
+        raise ValueError(f"'{source}' is an adapter, which is pushed beside its whole base; leave --fusion_only out")
     model, processor = open_whole(source)
     task = task_of(model)
     processor.save_pretrained(folder)
-    model.save_pretrained(folder)
+    if fusion_only:
+        save_fusion_only(model, folder)
+    else:
+        model.save_pretrained(folder)
     if is_adapter(str(source)):
         shutil.copy(source / "adapter_model.safetensors", folder)
         adapter = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
