@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCardData, model_info
 from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever it uses
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .card_code import SOURCE, usage
 from .checkpoint import is_adapter
@@ -75,7 +75,15 @@ def hardware() -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), {processes} process{'es' if processes > 1 else ''}"
 
 
-def metadata(name: str, task: str, report: dict[str, Any], settings: dict[str, Any]) -> ModelCardData:
+def towers_of(config: PreTrainedConfig, settings: dict[str, Any]) -> dict[str, str]:
+    """Where each tower comes from: as this training was told, or as the model that it went on from remembers."""
+    known = {part: source["id"] for part, source in (config.tower_sources or {}).items()}
+    return {part: tower for part in TOWERS if (tower := settings[part] or known.get(part))}
+
+
+def metadata(
+    name: str, task: str, report: dict[str, Any], settings: dict[str, Any], towers: list[str]
+) -> ModelCardData:
     """The front matter: what the Hub sorts models by, and every score with the rows that it is of."""
     tag = PIPELINE_TAGS.get(task, "text-classification")
     own_data = settings["dataset"] is None
@@ -98,23 +106,22 @@ def metadata(name: str, task: str, report: dict[str, Any], settings: dict[str, A
         library_name="transformers",
         pipeline_tag=tag,
         tags=["modeling_mm", "multimodal", "cross-attention"],
-        base_model=[settings[tower] for tower in TOWERS if settings[tower] and on_hub(settings[tower])] or None,
+        base_model=[tower for tower in towers if on_hub(tower)] or None,
         eval_results=results or None,
     )
 
 
-def towers_table(model: PreTrainedModel, settings: dict[str, Any]) -> str:
-    """Each tower with its licence and whether its weights were trained."""
-    if settings["model"]:
-        return f"Trained on from the model in `{Path(settings['model']).name}`."
+def towers_table(model: PreTrainedModel, towers: dict[str, str]) -> str:
+    """Each tower with its revision, its licence and whether its weights were trained."""
     lines = ["| tower | from | licence | its weights |", "| --- | --- | --- | --- |"]
-    for part in (part for part in TOWERS if settings[part]):
+    for part, tower in towers.items():
         own = [p for name, p in model.named_parameters() if f".{part}." in f".{name}"]
         share = "trained" if any(p.requires_grad for p in own) else "frozen"
-        tower = settings[part]
-        where = f"[{tower}](https://huggingface.co/{tower})" if on_hub(tower) else f"`{Path(tower).name}`"
+        source = (model.config.tower_sources or {}).get(part)
+        revision = f"/tree/{source['revision']}" if source else ""
+        where = f"[{tower}](https://huggingface.co/{tower}{revision})" if on_hub(tower) else f"`{Path(tower).name}`"
         lines.append(f"| {part.replace('_', ' ')} | {where} | {licence_of(tower)} | {share} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if towers else ""
 
 
 def limits(task: str, media: str, report: dict[str, Any]) -> str:
@@ -146,17 +153,18 @@ def write_card(
         samples = "![samples](samples.png)"
     ways = ["gated cross-attention"] if model.config.cross_attention else []
     ways += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
-    towers = [settings[tower] for tower in TOWERS if settings[tower]]
+    towers = towers_of(model.config, settings)
+    origin = " + ".join(towers.values()) if settings["model"] is None else f"trained on from {settings['model']}"
     card = f"""---
-{metadata(output.name, task, report, settings).to_yaml()}
+{metadata(output.name, task, report, settings, list(towers.values())).to_yaml()}
 ---
 
 # {output.name}
 
-A {task} model over {modalities} by modeling_mm {__version__}: {" + ".join(towers) or settings["model"]},
+A {task} model over {modalities} by modeling_mm {__version__}: {origin},
 joined by {" and ".join(ways)}; {parameters / 1e6:.1f} million parameters, {trained / 1e6:.1f} of them trained.
 
-{towers_table(model, settings)}
+{towers_table(model, towers)}
 
 ## Use
 

@@ -100,7 +100,7 @@ def check_card_runs(hub, folder, card):
     assert done.stdout  # a line at least: an answer may be empty
 
 
-def test_a_trained_folder_is_pushed_in_one_commit_and_its_card_runs_anywhere(hub, tmp_path):
+def test_a_trained_folder_is_pushed_in_one_commit_and_loads_back(hub, tmp_path):
     train(tmp_path, "--task", "generation", *SCRATCH, "--max_new_tokens", "2", "--output_dir", tmp_path / "out")
     result = push(hub, tmp_path, "--model", tmp_path / "out", "--repo_id", "alice/answers")
     repository = hub.repositories["model", "alice/answers"]
@@ -112,17 +112,16 @@ def test_a_trained_folder_is_pushed_in_one_commit_and_its_card_runs_anywhere(hub
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert scores == {name: report[name] for name in ("accuracy", "loss", "blind_accuracy")}
     assert str(tmp_path / "out") not in code_of(card) and "alice/answers" in code_of(card)
-    check_card_runs(hub, tmp_path, card)
     assert not [body for body in hub.validated if body["errors"]] and hub.validated
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "task",
-    [["classification", "--label_column", "answer"], ["retrieval", "--text_column", "caption"]],
+    [["generation"], ["classification", "--label_column", "answer"], ["retrieval", "--text_column", "caption"]],
     ids=lambda t: t[0],
 )
-def test_other_heads_go_the_same_way_and_twice_is_once(hub, tmp_path, task):
+def test_each_head_s_card_runs_anywhere_and_pushing_twice_is_once(hub, tmp_path, task):
     name = f"alice/{task[0]}"
     train(tmp_path, "--task", *task, *SCRATCH, "--output_dir", tmp_path / "out")
     result = push(hub, tmp_path, "--model", tmp_path / "out", "--repo_id", name)
@@ -253,7 +252,7 @@ def test_a_staged_folder_that_is_not_the_model_is_found_out(work):
 FAULTS = {
     "500-once-in-a-put": ({"method": "PUT", "path": "/lfs/", "status": 500}, None),
     "500-once-in-the-commit": ({"path": "/commit/", "status": 500}, None),
-    "500-always-in-the-commit": ({"path": "/commit/", "status": 500, "times": 9}, "HTTP 500"),
+    "500-always-in-the-commit": ({"path": "/commit/", "status": 500, "times": 3}, "HTTP 500"),
     "answer-lost-after-the-commit": ({"path": "/commit/", "status": 500, "after": True}, None),
     "cut-in-the-middle-of-a-put": ({"method": "PUT", "path": "/lfs/", "breaks": True}, None),
     "cut-in-the-middle-of-the-commit": ({"path": "/commit/", "breaks": True}, None),
@@ -297,6 +296,7 @@ told("no token", HfApi().whoami)
 os.environ["HF_TOKEN"] = token
 told("public", lambda: push.upload(HfApi(), "alice/slow", folder, private=True))
 told("pickled", lambda: push.upload(HfApi(), "alice/pickled", folder))
+told("again", lambda: push.upload(HfApi(), "alice/500-always-in-the-commit", Path("500-always-in-the-commit")))
 told("branch", lambda: push.upload(HfApi(), "alice/slow", folder, branch="other"))
 (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
 told("fewer", lambda: push.upload(HfApi(), "alice/slow", folder))
@@ -331,6 +331,7 @@ def test_a_fault_ends_well_or_in_a_sentence_and_never_in_between(hub, uploads, n
     sentence = FAULTS[name][1]
     repository = hub.repositories["model", f"alice/{name}"]
     ours = [commit for commit in repository.commits.values() if commit.title.startswith("modeling-mm push")]
+    ours = [commit for commit in ours if commit.oid != uploads["again"][0]]
     if sentence is None:
         assert uploads[name] == [ours[0].oid, True]
         assert len(ours) == (2 if name == "slow" else 1)  # another is pushed to this one below
@@ -338,6 +339,8 @@ def test_a_fault_ends_well_or_in_a_sentence_and_never_in_between(hub, uploads, n
     else:
         assert uploads[name].startswith("sentence: ") and sentence in uploads[name] and "\n" not in uploads[name]
         assert not ours
+        if name == "500-always-in-the-commit":
+            return  # pushed once more below
         assert set(repository.at().files) - {"theirs.txt"} == {".gitattributes"}
 
 
@@ -357,6 +360,13 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_may_not_be_is_one_sentence(uploads, name):
     assert uploads[name].startswith("sentence: ") and REFUSED[name] in uploads[name], uploads[name]
+
+
+def test_pushed_again_after_a_fault_nothing_is_sent_twice(hub, uploads):
+    repository = hub.repositories["model", "alice/500-always-in-the-commit"]
+    assert uploads["again"] == [repository.at().oid, True] and len(repository.commits) == 2
+    sent = hashlib.sha256(repository.at().files["model.safetensors"].data).hexdigest()
+    assert [own[2] for own in hub.log if sent in own[1]] == [200]
 
 
 def test_a_branch_is_made_and_files_no_longer_needed_go(hub, uploads):
