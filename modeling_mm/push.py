@@ -68,10 +68,7 @@ def sentence(error: BaseException, repo_id: str) -> str:
         return "there is no token to push with; give one by `hf auth login` or HF_TOKEN"
     reason = " ".join(str(error.__cause__ or error).split()).partition(" for url")[0]
     code = "no answer" if status is None else f"HTTP {status}"
-    return (
-        f"pushing to '{repo_id}' failed ({code}: {reason}); the repository is as it was, push again: what is up is "
-        "not sent twice"
-    )
+    return f"pushing to '{repo_id}' failed ({code}: {reason}); nothing is half there, push again"
 
 
 @contextlib.contextmanager
@@ -93,7 +90,8 @@ def persistently(do: Callable[[], Any]) -> Any:
         try:
             return do()
         except (HTTPError, OSError, RuntimeError) as error:
-            if status_of(error) in FINAL or attempt == ATTEMPTS:
+            hopeless = status_of(error) in FINAL or isinstance(error, LocalTokenNotFoundError)
+            if hopeless or attempt == ATTEMPTS:
                 raise
             logger.warning(f"attempt {attempt} of {ATTEMPTS} failed ({error}); trying again")
             time.sleep(PAUSE)

@@ -41,8 +41,8 @@ def tower_weights(part: str, source: dict[str, str], with_head: bool, **where: A
         tower = auto_class.from_pretrained(source["id"], config=config, dtype="auto", **place)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"this checkpoint does not hold its {part}, and '{source['id']}' at revision {source['revision']} could "
-            f"not be fetched: {str(error).strip().splitlines()[0]}"
+            f"the {part} of this model is that of '{source['id']}' at revision {source['revision']}, which could not "
+            f"be fetched: {str(error).strip().splitlines()[0]}"
         ) from error
     finally:
         logging.set_verbosity(verbosity)

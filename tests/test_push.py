@@ -14,19 +14,19 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, causal_model, drawing, mm_model, vision_model
+from conftest import SENTENCES, causal_model, drawing, mm_model, text_config, vision_config, vision_model
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 from test_remote_code import LOAD_WITHOUT_THE_PACKAGE
 from tokenizers import Tokenizer
-from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from modeling_mm import MMForSequenceClassification, MMProcessor, cli
 from modeling_mm.configuration_mm import AUTO_MAP
 from modeling_mm.proof import make_proof
 from modeling_mm.repository import PICKLES, files_of, is_replaced, stage
-from modeling_mm.scratch import train_tokenizer
+from modeling_mm.scratch import audio_config, feature_extractor, train_tokenizer
 
 ABSENT = LOAD_WITHOUT_THE_PACKAGE.partition("import torch")[0]  # blocks the package
 
@@ -41,7 +41,7 @@ def python(hub, folder, *argv, token="write"):
     """A process of its own that talks to the Hub."""
     environment = hub.environment(folder, token)
     done = [sys.executable, *map(str, argv)]
-    return subprocess.run(done, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(done, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def push(hub, folder, *argv, token="write"):
@@ -124,6 +124,7 @@ def test_a_trained_folder_is_pushed_in_one_commit_and_loads_back(hub, tmp_path):
 def test_each_head_s_card_runs_anywhere_and_pushing_twice_is_once(hub, tmp_path, task):
     name = f"alice/{task[0]}"
     train(tmp_path, "--task", *task, *SCRATCH, "--output_dir", tmp_path / "out")
+    check_card_runs(hub, tmp_path / "out", (tmp_path / "out" / "README.md").read_text())
     result = push(hub, tmp_path, "--model", tmp_path / "out", "--repo_id", name)
     assert isinstance(result, dict) and result["pushed"], result
     _, card, _ = check_repository(hub, name, result["revision"])
@@ -231,6 +232,26 @@ def test_pickled_weights_are_refused(work):
     (work / "model" / "model.safetensors").unlink()
     with pytest.raises((ValueError, OSError), match="safetensors"):
         stage(work / "model", work / "staged", "alice/x")
+
+
+@pytest.mark.slow
+def test_the_proof_asks_about_sound_and_video_too(tmp_path):
+    size = {"height": 16, "width": 16}
+    tokenizer = train_tokenizer(SENTENCES, "scratch-tiny", audio=True, video=True)
+    parts = {"image_processor": CLIPImageProcessorPil(size=size, crop_size=size), "tokenizer": tokenizer}
+    processor = MMProcessor(**parts, audio=feature_extractor(1.0), max_seconds=1.0, max_frames=2)
+    markers = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("image", "audio", "video")
+    }
+    model = mm_model("llama", audio_config=audio_config("scratch-tiny"), num_frames=2, **markers)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "staged").mkdir()
+    proof = make_proof(*stage(tmp_path / "model", tmp_path / "staged", "alice/x"), tmp_path)
+    asked = {"input pixel_values", "input input_features", "input pixel_values_videos", "logits"}
+    assert asked <= set(proof.expected)
+    proof.check(str(tmp_path / "staged"), offline=True)
 
 
 @pytest.mark.slow
@@ -451,7 +472,7 @@ def test_fusion_only_holds_what_was_trained_and_loads_to_equal_logits(hub, compo
     tower.commits, tower.branches = commits, branches
     last = told.stderr.strip().splitlines()[-1]
     where = f"'towers/text' at revision {sources['text_model']['revision']}"
-    assert f"this checkpoint does not hold its text_model, and {where} could not be fetched" in last
+    assert f"the text_model of this model is that of {where}, which could not be fetched: " in last
 
 
 SAVE_AGAIN = """
@@ -469,3 +490,57 @@ model.save_pretrained("again")
 def test_fusion_only_is_refused_where_there_is_nothing_to_leave_out(hub, work):
     argv = ["--model", work / "model", "--repo_id", "alice/x", "--fusion_only", "--dry_run"]
     assert "the config of this model names none that are" in push(hub, work, *argv)
+
+
+EVERY_KIND = """
+import json, torch
+from pathlib import Path
+from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMModel
+from modeling_mm.fusion_only import save_fusion_only
+
+said = {}
+for name, head, text, audio, options in [
+    ("whole clip, tied head", MMForConditionalGeneration, "towers/tied", "towers/whisper", {}),
+    ("encoder", MMForSequenceClassification, "towers/bert", None, {"num_labels": 3}),
+    ("retrieval that writes", MMForImageTextRetrieval, "towers/text", None, {"language_weight": 1.0}),
+    ("half precision", MMForConditionalGeneration, "towers/text", None, {"dtype": torch.bfloat16}),
+]:
+    model = head.from_towers("towers/clip", text, audio, **options)
+    save_fusion_only(model, Path(name))
+    again = head.from_pretrained(name, dtype=model.dtype)
+    own, other = model.state_dict(), again.state_dict()
+    base = MMModel.from_pretrained(name, dtype=model.dtype).state_dict()
+    parts = {"vision_tower", "text_model"} | ({"audio_tower"} if audio else set())
+    said[name] = {
+        "fetched": set(json.loads(Path(name, "config.json").read_text())["fetched_towers"]) == parts,
+        "equal": own.keys() == other.keys() and all(torch.equal(own[n], other[n]) for n in own),
+        "base": all(torch.equal(value, base[n]) for n, value in model.model.state_dict().items()),
+        "tied": (again.get_output_embeddings() is not None
+                 and again.get_output_embeddings().weight is again.get_input_embeddings().weight),
+    }
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.slow
+def test_fusion_only_leaves_out_towers_of_every_kind(hub, towers):
+    """Half of a CLIP, the encoder of a Whisper, heads tied and not; the base model loads from the same checkpoint."""
+    whisper = {"d_model": 24, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    whisper |= {"decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "num_mel_bins": 8}
+    whisper |= {"vocab_size": 99, "max_source_positions": 20, "pad_token_id": 0, "decoder_start_token_id": 1}
+    halves = {"text_config": text_config("bert").to_dict() | {"projection_dim": 16}, "projection_dim": 16}
+    made = {
+        "clip": AutoModel.from_config(CLIPConfig(vision_config=vision_config().to_dict(), **halves)),
+        "whisper": AutoModel.from_config(AutoConfig.for_model("whisper", **whisper)),
+        "tied": causal_model("llama", tie_word_embeddings=True, vocab_size=270),
+        "bert": AutoModel.from_config(text_config("bert", vocab_size=270)),
+    }
+    tokenizer = {path.name: path.read_bytes() for path in (towers / "text").glob("token*.json")}
+    for name, model in made.items():
+        model.save_pretrained(towers / name)
+        hub.add(f"towers/{name}", tokenizer | {path.name: path.read_bytes() for path in (towers / name).iterdir()})
+    done = python(hub, towers, "-c", EVERY_KIND)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert {name: own["tied"] for name, own in said.items()} == {name: "tied" in name for name in said}
+    assert all(own["fetched"] and own["equal"] and own["base"] for own in said.values()), said
