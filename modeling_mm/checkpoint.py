@@ -38,13 +38,30 @@ def task_of(model: PreTrainedModel) -> str:
     return kinds.get(model.config.problem_type, "classification")
 
 
+def is_adapter(source: str) -> bool:
+    """Whether a folder is that of a LoRA training, with the model that it was trained over in its sub-folder."""
+    return (Path(source) / "adapter_config.json").is_file() and (Path(source) / BASE).is_dir()
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The status code of the Hub's answer behind an error; None where none came."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return response.status_code
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProcessor]:
     """The model, in evaluation mode, and the processor of a folder or Hub id; an adapter is loaded over its base.
+
+    A pushed adapter lies beside its base, where the library finds it by itself.
 
     Raises:
         ValueError: there is no model, one of another kind, or an adapter that does not fit its base.
     """
-    if (Path(source) / "adapter_config.json").is_file():
+    if is_adapter(source):
         base, processor = load_checkpoint(str(Path(source) / BASE), **kwargs)
         return merge_adapter(base, source).eval(), processor
     config = read_config(source)
@@ -118,6 +135,8 @@ def read_config(source: str) -> MMConfig:
         values, _ = MMConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
+        if (status := status_of(error)) in (401, 403):
+            reason = "the Hub does not know the token" if status == 401 else "the token may not read it"
         raise ValueError(f"'{source}' is neither a folder with a model nor a known Hub id ({reason})") from error
     if values.get("model_type") != MMConfig.model_type:
         kind = values.get("model_type", "unknown")

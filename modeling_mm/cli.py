@@ -19,6 +19,7 @@ VERBS = {
     "predict": "answer or label for one picture and text; --explain draws where the model looked",
     "index": "embed a folder or a table of pictures, to be searched; resumes after a kill",
     "search": "pictures of an index by text, by picture or by both",
+    "push": "a trained folder to the Hub, proved before and after, with a Space if wanted",
     "export": "ONNX or torch.export graphs of a trained model, checked against it",
 }
 

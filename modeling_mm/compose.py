@@ -6,9 +6,11 @@ is taken. Model and processor add the image marker to the tokenizer in the same 
 """
 
 import copy
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -177,6 +179,18 @@ def add_video(model: PreTrainedModel, processor: MMProcessor, num_frames: int) -
     fusion.frame_embedding = nn.Parameter(projected.new_zeros(num_frames, projected.shape[0]))
 
 
+def hub_sources(**towers: Any) -> dict[str, dict[str, str]] | None:
+    """Id and revision of the towers that were loaded from the Hub; None where there are none."""
+    sources = {}
+    for part, tower in towers.items():
+        if isinstance(tower, str) and not Path(tower).exists():
+            # the library tells the revision of what it has loaded by the place of the file alone
+            file = try_to_load_from_cache(tower, "config.json")
+            if isinstance(file, str):
+                sources[part] = {"id": tower, "revision": Path(file).parent.name}
+    return sources or None
+
+
 def model_from_towers(
     cls: type[PreTrainedModel],
     vision: Tower,
@@ -226,6 +240,7 @@ def model_from_towers(
         towers["audio_tower"] = tower = load_audio_tower(audio, dtype or text_model.dtype)
         config |= {"audio_config": tower.config}
         config["attn_implementation"]["audio_config"] = tower.config._attn_implementation
+    config.setdefault("tower_sources", hub_sources(vision_tower=vision, text_model=text, audio_tower=audio))
     experts = text_model.config._experts_implementation
     mm_config = MMConfig(vision_config=vision_tower.config, text_config=text_model.config, **config)
     text_model.config._experts_implementation = experts

@@ -135,6 +135,10 @@ class MMConfig(PreTrainedConfig):
             there is no matching head and no language modelling head.
         matching_rows (`int`, *optional*): of a batch's texts and media, how many the matching loss takes in training,
             at random; wrong partners still come from the whole batch. Default all.
+        tower_sources (`dict[str, dict[str, str]]`, *optional*): Hub `id` and `revision` of the towers that came from
+            there, by their names in the model.
+        fetched_towers (`list[str]`, *optional*): towers whose weights are not in the checkpoint but fetched from their
+            source when it is loaded, see `towers_mm`.
         initializer_range (`float`, *optional*): standard deviation of fusion and head weights at random
             initialisation, default the backbone's.
 
@@ -185,6 +189,8 @@ class MMConfig(PreTrainedConfig):
     matching_weight: float | int = 1.0
     matching_rows: int | None = None
     language_weight: float | int = 0.0
+    tower_sources: dict[str, dict[str, str]] | None = None
+    fetched_towers: list[str] | None = None
     initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
     auto_map: dict[str, str] | None = None

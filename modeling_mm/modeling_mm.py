@@ -30,6 +30,7 @@ from .encoding_mm import MMEncodingMixin
 from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
+from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
 
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
@@ -93,6 +94,16 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
                 init.zeros_(module._parameters[name])
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As usual; towers that the checkpoint names but does not hold are fetched."""
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.fetched_towers:
+            fetch_towers(model, pretrained_model_name_or_path, **where)
+        return loaded
+
+    @classmethod
     def from_towers(cls, vision, text, audio=None, **config):
         """Compose a model from pretrained towers; see `modeling_mm.compose.model_from_towers`."""
         try:
@@ -128,6 +139,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         self.audio_tower = audio_tower
         self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
         self.fusion = MMFusion(config)
+        self._keys_to_ignore_on_load_missing = patterns_of(config.fetched_towers or [])
         add_fusion_hooks(self.text_model)
         parameters = inspect.signature(self.text_model.forward).parameters.values()
         self.text_model_takes_keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

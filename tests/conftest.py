@@ -243,6 +243,15 @@ def drawing(colour, size=20):
     return Image.fromarray(np.full((size, size, 3), colour, dtype=np.uint8))
 
 
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub on loopback, for processes of their own to talk to."""
+    from loopback_hub import LoopbackHub
+
+    with LoopbackHub() as hub:
+        yield hub
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     """A saved tokenizer that knows `<image>`."""

@@ -16,6 +16,7 @@ from modeling_mm.evaluate import EvaluateArguments
 from modeling_mm.export import ExportArguments
 from modeling_mm.index import IndexArguments
 from modeling_mm.predict import PredictArguments
+from modeling_mm.push import PushArguments
 from modeling_mm.retrieval import RetrievalArguments
 from modeling_mm.search import SearchArguments
 from modeling_mm.train_arguments import DataArguments, ModelArguments
@@ -29,6 +30,7 @@ VERBS = {
     "export": ExportArguments,
     "index": IndexArguments,
     "search": SearchArguments,
+    "push": PushArguments,
 }
 
 
