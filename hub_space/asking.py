@@ -2,6 +2,7 @@
 """Ask: chat about pictures and sounds. Each is encoded when it is first asked about, and then asked many times."""
 
 import hashlib
+import queue
 import threading
 import time
 from collections import OrderedDict
@@ -26,20 +27,47 @@ from limits import (
     visits,
 )
 from loading import Shown
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 Messages = list[dict[str, Any]]  # {"role", "text", "files"}
 
 
+class Reader(BaseStreamer):
+    """An answer as it grows: the whole text so far with every token, also in languages without spaces.
+
+    left: set when nobody reads any more.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.ids, self.texts = tokenizer, None, queue.Queue()
+        self.left = threading.Event()
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.ids is None:  # the prompt comes first
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).strip()
+        if text and not text.endswith("\ufffd"):  # half a letter
+            self.texts.put(text)
+
+    def end(self) -> None:
+        self.texts.put(None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(lambda: self.texts.get(timeout=2 * ANSWER_SECONDS), None)
+
+
 class Until(StoppingCriteria):
     """Stops an answer when nobody reads it any more, or when it takes too long."""
 
-    def __init__(self):
-        self.left, self.deadline = threading.Event(), time.monotonic() + ANSWER_SECONDS
+    def __init__(self, reader: Reader):
+        self.reader, self.deadline = reader, time.monotonic() + ANSWER_SECONDS
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
-        over = self.left.is_set() or time.monotonic() > self.deadline
+        over = self.reader.left.is_set() or time.monotonic() > self.deadline
         return torch.full((len(input_ids),), over, device=input_ids.device)
 
 
@@ -86,7 +114,7 @@ class Asker:
                 joined[modality] = type(some[0])(torch.cat([memory.states for memory in some]), index, present)
         return joined
 
-    def prompt(self, messages: Messages, new_tokens: int) -> torch.Tensor:
+    def prompt(self, messages: Messages) -> torch.Tensor:
         """Token ids (1, T) of a conversation, by the model's own chat template."""
         turns = []
         for message in messages:
@@ -98,49 +126,46 @@ class Asker:
         start = processor.tokenizer.bos_token
         special = start is None or not text.startswith(start)
         ids = processor.tokenizer(text, add_special_tokens=special, return_tensors="pt")["input_ids"]
-        if ids.shape[1] + new_tokens > self.shown.longest:
+        if ids.shape[1] >= self.shown.longest:
             raise Refused("The conversation is longer than the model can read; start a new one or ask more briefly.")
         return ids.to(self.shown.model.device)
 
     def answer(self, messages: Messages, new_tokens: int) -> Iterator[str]:
-        """The answer to the last message, longer with every word."""
-        ids, model = self.prompt(messages, new_tokens), self.shown.model
+        """The answer to the last message, longer with every token."""
+        ids, model = self.prompt(messages), self.shown.model
+        new_tokens = min(new_tokens, self.shown.longest - ids.shape[1])
         options: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
             memories = self.joined([path for message in messages for path in message["files"]])
             if memories:
                 options["media_key_values"], options["media_start"] = model.attended(memories, ids)
-        streamer = TextIteratorStreamer(
-            self.shown.processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=2 * ANSWER_SECONDS
-        )
-        until, failures = Until(), list[Exception]()
+        reader = Reader(self.shown.processor.tokenizer)
+        failures = list[Exception]()
 
         def generate() -> None:
             try:
                 model.generate(
                     ids,
-                    streamer=streamer,
+                    streamer=reader,
                     do_sample=False,
                     max_new_tokens=new_tokens,
-                    stopping_criteria=StoppingCriteriaList([until]),
+                    stopping_criteria=StoppingCriteriaList([Until(reader)]),
                     **options,
                 )
             except Exception as error:
                 failures.append(error)
-                streamer.end()
+                reader.end()
 
         threading.Thread(target=generate, daemon=True).start()
         text = ""
         try:
-            for piece in streamer:
-                text += piece
-                if text.strip():
-                    yield text.strip()
-        finally:  # also where the reader went away in the middle
-            until.left.set()
+            for text in reader:
+                yield text
+        finally:  # also where the person went away in the middle
+            reader.left.set()
         if failures:
             raise failures[0]
-        if not text.strip():
+        if not text:
             yield "(the model says nothing)"
 
 

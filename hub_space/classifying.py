@@ -59,8 +59,10 @@ def classified(shown: Shown, given: dict[str, Any]) -> tuple[dict[str, float], d
     return labels, {"answer": names[best], "score": labels[names[best]], "brought": brought}
 
 
-def bars(found: dict[str, Any]) -> str:
-    """What each modality brought, as bars; nothing in it is anyone's own text but the label, which is escaped."""
+def bars(found: dict[str, Any] | None) -> str:
+    """What each modality brought, as bars; it comes from a browser, so that names are escaped and numbers checked."""
+    if not found:
+        return ""
     most = max(1e-9, *(abs(change) for change in found["brought"].values()))
     rows = []
     for name, change in found["brought"].items():
@@ -88,7 +90,7 @@ def examples_of(shown: Shown) -> list[list[Any]]:
 def classify_tab(shown: Shown) -> None:
     """The tab."""
 
-    def classify(picture: Any, text: str, *sound_and_request: Any) -> tuple[Any, dict, str]:
+    def classify(picture: Any, text: str, *sound_and_request: Any) -> tuple[Any, dict]:
         sound = sound_and_request[0] if shown.hears else None
         visits.admit(sound_and_request[-1])
         given: dict[str, Any] = {}
@@ -101,7 +103,7 @@ def classify_tab(shown: Shown) -> None:
         if not given:
             raise Refused(f"Give a picture, a text{', a sound' if shown.hears else ''} or several of them.")
         labels, found = classified(shown, given)
-        return shown_labels(shown, labels), found, bars(found)
+        return shown_labels(shown, labels), found
 
     def classify_seen(picture: Any = None, text: str = "", request: gr.Request | None = None):
         """Classify a picture, a text or both: scores of all labels, and what each input brought to the answer.
@@ -140,7 +142,8 @@ def classify_tab(shown: Shown) -> None:
     button.click(
         classify_heard if shown.hears else classify_seen,
         inputs,
-        [label, numbers, brought],
+        [label, numbers],
         api_name="classify",
         preprocess=False,
     )
+    numbers.change(bars, numbers, brought, api_visibility="private", queue=False, show_progress="hidden")

@@ -58,9 +58,15 @@ class Shown:
 
 
 def fetch(model_id: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a model, and the commit it was fetched from if it is on the Hub."""
+    """The folder of a model, and the commit it was fetched from if it is on the Hub.
+
+    Raises:
+        ValueError: it is a path, and nothing is there.
+    """
     if Path(model_id).is_dir():
         return Path(model_id), None
+    if model_id.startswith((".", "/", "~")):
+        raise ValueError(f"there is no folder '{model_id}'; expected one with a trained model, or a Hub id")
     commit = revision or "main"
     if not re.fullmatch(r"[0-9a-f]{40}", commit):  # a branch moves; what it is now is what stays
         commit = HfApi().model_info(model_id, revision=commit).sha

@@ -90,7 +90,7 @@ def maps(shown: Shown, picture: Image.Image, text: str, tokens: int) -> tuple[st
         ids = torch.tensor(processor.encode_prompts([text], [1]))
     else:
         ids = processor.tokenizer(processor.with_markers(text, 1), return_tensors="pt")["input_ids"]
-    if ids.shape[1] + tokens > shown.longest:
+    if ids.shape[1] >= shown.longest:
         raise Refused("The text is longer than the model can read.")
     ids = ids.to(model.device)
     media = {name: value.to(model.device) for name, value in processor.flat_images([[picture]]).items()}
@@ -98,7 +98,13 @@ def maps(shown: Shown, picture: Image.Image, text: str, tokens: int) -> tuple[st
     if generates:
         start, chosen_at = ids.shape[1], -1  # a token is chosen one column before it stands
         mask = torch.ones_like(ids)
-        ids = model.generate(ids, attention_mask=mask, **media, max_new_tokens=tokens, do_sample=False)
+        ids = model.generate(
+            ids,
+            attention_mask=mask,
+            **media,
+            max_new_tokens=min(tokens, shown.longest - ids.shape[1]),
+            do_sample=False,
+        )
     attentions = model(
         input_ids=ids, attention_mask=torch.ones_like(ids), **media, output_attentions=True
     ).cross_attentions
