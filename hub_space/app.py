@@ -32,26 +32,24 @@ A vision tower turns each picture into a grid of states{hears}; layers of **gate
 model look at these states while it reads. Pictures stay outside the text, so one is encoded once, however often it is
 asked about. The gates start at zero: before training the text model is exactly what it was.
 
-| | |
-| --- | --- |
 {facts}
 """
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
 footer { opacity: .7; }
 @media (max-width: 480px) { .gradio-container { padding: 8px !important; } }
 """
 
 
 def facts(shown: Shown) -> str:
-    """Lines of a table about the model."""
+    """Lines about the model."""
     config = shown.model.config
     towers = {"vision": config.vision_config, "sound": config.audio_config, "text": config.text_config}
     names = {name: tower.model_type for name, tower in towers.items() if tower is not None}
     millions = sum(parameter.numel() for parameter in shown.model.parameters()) / 1e6
-    lines = [f"| {name} tower | {kind} |" for name, kind in names.items()]
-    lines.append(f"| parameters | {millions:,.1f} million |")
-    return "\n".join([*lines, *([f"| commit | `{shown.commit[:12]}` |"] if shown.commit else [])])
+    lines = [f"- {name} tower: {kind}" for name, kind in names.items()]
+    lines.append(f"- {millions:,.1f} million parameters")
+    return "\n".join([*lines, *([f"- commit `{shown.commit[:12]}`"] if shown.commit else [])])
 
 
 def limits_text(shown: Shown) -> str:

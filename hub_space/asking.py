@@ -2,6 +2,7 @@
 """Ask: chat about pictures and sounds. Each is encoded when it is first asked about, and then asked many times."""
 
 import hashlib
+import html
 import queue
 import threading
 import time
@@ -69,6 +70,27 @@ class Until(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
         over = self.reader.left.is_set() or time.monotonic() > self.deadline
         return torch.full((len(input_ids),), over, device=input_ids.device)
+
+
+class PlainChatbot(gr.Chatbot):
+    """Shows every text letter by letter; Gradio's own renders HTML that is harmless, as <img> of any address."""
+
+    def get_block_name(self) -> str:
+        return "chatbot"
+
+    def postprocess(self, value: Any) -> Any:
+        shown = super().postprocess(value)
+        for content in (content for message in shown.root for content in message.content):
+            if content.type == "text":
+                content.text = html.escape(content.text, quote=False)
+        return shown
+
+    def preprocess(self, payload: Any) -> Any:
+        messages = super().preprocess(payload)
+        for content in (content for message in messages for content in message["content"]):
+            if content["type"] == "text":
+                content["text"] = html.unescape(content["text"])
+        return messages
 
 
 class Asker:
@@ -248,7 +270,7 @@ def ask_tab(asker: Asker) -> None:
     gr.ChatInterface(
         ask,
         multimodal=True,
-        chatbot=gr.Chatbot(
+        chatbot=PlainChatbot(
             height=420,
             label="Conversation",
             render_markdown=False,
@@ -268,7 +290,7 @@ def ask_tab(asker: Asker) -> None:
             stop_btn=True,
         ),
         additional_inputs=[follow_up, new_tokens],
-        additional_inputs_accordion="Settings",
+        additional_inputs_accordion=gr.Accordion("Settings", open=False, render=False),
         examples=[[example] for example in examples],
         run_examples_on_click=True,
         cache_examples=False,

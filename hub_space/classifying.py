@@ -69,7 +69,7 @@ def bars(found: dict[str, Any] | None) -> str:
         kind = "bar" if change >= 0 else "bar against"
         bar = f'<div class="{kind}" style="width: {100 * abs(change) / most:.1f}%"></div>'
         rows.append(f'<span>{escape(name)}</span>{bar}<span class="number">{change:+.3f}</span>')
-    told = f"<p>How the score of <b>{escape(found['answer'])}</b> ({found['score']:.3f}) changes by each input:</p>"
+    told = f"<p>What each input brought to <b>{escape(found['answer'])}</b> ({found['score']:.3f}):</p>"
     return f'{told}<div class="brought">{"".join(rows)}</div>'
 
 
@@ -135,7 +135,7 @@ def classify_tab(shown: Shown) -> None:
             button = gr.Button("Classify", variant="primary")
         with gr.Column(min_width=280):
             label = gr.Label(label="Scores", num_top_classes=8)
-            brought = gr.HTML(label="What each input brought", show_label=True, container=True, padding=True)
+            brought = gr.HTML(show_label=False, container=True, padding=True)
             with gr.Accordion("As numbers", open=False):
                 numbers = gr.JSON(show_label=False)
     gr.Examples(examples_of(shown), inputs, label="Examples", cache_examples=False)

@@ -52,11 +52,9 @@ class GuardedBlocks(gr.Blocks):
         refuse_addresses(inputs)
         try:
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
-        except gr.Error:
-            raise
-        except Exception as error:
+        except Exception as error:  # Gradio's own sentences too: they print a traceback, and quote
             logger.info("refused an input: %s", error)
-            raise Refused("An input is not of the kind expected here; see the API page for what each takes.") from None
+            raise Refused("An input is not of the kind or size expected; see the API page for what each is.") from None
 
     async def process_api(self, *args, **kwargs) -> dict[str, Any]:
         """As Gradio's, for all requests of browsers, clients and MCP."""

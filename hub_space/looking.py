@@ -161,7 +161,13 @@ def look_tab(shown: Shown) -> None:
         with gr.Column(scale=3, min_width=280):
             answer = gr.Textbox(label="Answer" if generates else "Text as read", interactive=False)
             found = gr.Gallery(
-                label="Maps", columns=3, height="auto", object_fit="contain", interactive=False, buttons=["fullscreen"]
+                label="Maps",
+                show_label=False,
+                columns=3,
+                height="auto",
+                object_fit="contain",
+                interactive=False,
+                buttons=["fullscreen"],
             )
     examples = [
         [drawn.shape("red", "circle"), "what shape is in the image?"],

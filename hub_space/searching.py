@@ -99,9 +99,8 @@ def gallery_files(given: Any) -> list[Path]:
 
 
 def caption(rank: int, hit: dict) -> str:
-    """What stands below a picture found."""
-    match = f" · match {hit['match']:.2f}" if "match" in hit else ""
-    return f"{rank}. similarity {hit['similarity']:.2f}{match}"
+    """What stands below a picture found, short enough for a phone."""
+    return f"{rank}. match {hit['match']:.2f}" if "match" in hit else f"{rank}. {hit['similarity']:.2f}"
 
 
 def search_tab(searcher: Searcher) -> None:
@@ -148,8 +147,10 @@ def search_tab(searcher: Searcher) -> None:
             most = gr.Slider(1, 12, 6, step=1, label="Show")
             button = gr.Button("Search", variant="primary")
         with gr.Column(scale=3, min_width=280):
+            gr.Markdown("**Found**: the most similar first (cosine), or what matches best")
             found = gr.Gallery(
                 label="Found",
+                show_label=False,
                 columns=3,
                 height="auto",
                 object_fit="contain",
@@ -158,9 +159,11 @@ def search_tab(searcher: Searcher) -> None:
             )
             with gr.Accordion("As numbers", open=False):
                 numbers = gr.JSON(show_label=False)
+    gr.Markdown("**Gallery**, drawn by code. Clear it to put your own pictures in its place.")
     gallery = gr.Gallery(
         drawn.gallery(),
-        label="Gallery: drawn by code; put your own pictures in its place",
+        label="Gallery",
+        show_label=False,
         type="filepath",
         columns=6,
         height=220,

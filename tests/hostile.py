@@ -170,11 +170,11 @@ def pictures(files):
 def calls(good, sound=False):
     """For each endpoint that takes a picture, or a sound, and a text: what it is called with."""
     if sound:
-        yield "classified", lambda file, text: ("classify", (None, text, file))
-        yield "asked", lambda file, text: ("ask", ({"text": text, "files": [file]}, False, 4))
+        yield "classified", lambda file, text: ("classify", None, text, file)
+        yield "asked", lambda file, text: ("ask", {"text": text, "files": [file]}, False, 4)
         return
-    yield "asked", lambda file, text: ("ask", ({"text": text, "files": [file]}, False, 4))
-    yield "asked", lambda file, text: ("look", (file, text))
-    yield "classified", lambda file, text: ("classify", (file, text, None))
-    yield "found", lambda file, text: ("search", (text, file, pictures([good["found"]]), False, 4))
-    yield "found", lambda file, text: ("search", (text, None, pictures([file]), False, 4))
+    yield "asked", lambda file, text: ("ask", {"text": text, "files": [file]}, False, 4)
+    yield "asked", lambda file, text: ("look", file, text)
+    yield "classified", lambda file, text: ("classify", file, text, None)
+    yield "found", lambda file, text: ("search", text, file, pictures([good["found"]]), False, 4)
+    yield "found", lambda file, text: ("search", text, None, pictures([file]), False, 4)

@@ -84,8 +84,26 @@ def test_a_question_without_files_is_about_the_latest_ones(client, media):
     talk.predict({"text": "yes", "files": as_files(media, "blue")}, False, 4, api_name="/ask")
     again = talk.predict({"text": "what is it", "files": []}, False, 4, api_name="/ask")
     assert again == other.predict({"text": "what is it", "files": as_files(media, "blue")}, False, 4, api_name="/ask")
-    followed = talk.predict({"text": "what is it", "files": []}, True, 4, api_name="/ask")
-    assert followed != again  # it read more
+    assert talk.predict({"text": "is it", "files": []}, True, 4, api_name="/ask")
+
+
+def test_following_up_sends_all_turns_and_otherwise_the_question_stands_alone(modules, folders, media, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(modules["limits"], "get_upload_folder", lambda: str(media["red"].parent))
+    asker = modules["asking"].Asker(modules["loading"].load(str(folders[0])))
+    file = {"type": "file", "file": {"path": str(media["red"])}}
+    history = [
+        {"role": "user", "content": [file]},
+        {"role": "user", "content": [{"type": "text", "text": "what <image> is it"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a square"}]},
+    ]
+    message = {"text": "is it red", "files": []}
+    alone = {"role": "user", "text": "is it red", "files": [media["red"]]}
+    assert modules["asking"].conversation(asker, message, history, False) == [alone]
+    assert modules["asking"].conversation(asker, message, history, True) == [
+        {"role": "user", "text": "what   is it", "files": [media["red"]]},
+        {"role": "assistant", "text": "a square", "files": []},
+        {"role": "user", "text": "is it red", "files": []},
+    ]
 
 
 def test_the_answer_is_the_model_s_own_and_a_picture_is_encoded_once(modules, folders, media):  # noqa: F811
@@ -181,8 +199,8 @@ def hostile(server, every):  # noqa: F811
     for title, name, data in all_cases[::every]:
         value, error = server.call(name, *data())
         assert SECRET not in f"{value} {error}", title
-        if error is None:
-            assert value is not None, title
+        if error is None:  # texts are harmless where nothing renders them, and so are a few files and numbers
+            assert value is not None and title.startswith(("text", "length", "most", "sound", "message")), title
             told["answered"] += 1
             continue
         assert re.fullmatch(r"[A-Z][^\n<>/\\]{10,200}\.", error), (title, error)  # one sentence: no path, no markup
@@ -196,14 +214,14 @@ def hostile(server, every):  # noqa: F811
 
 def test_hostile_inputs_get_a_sentence_each(server):  # noqa: F811
     _, told = hostile(server, every=10)
-    assert told["refused"] > 25
+    assert told["refused"] > 20 and told["answered"]
 
 
 @pytest.mark.slow
 def test_all_hostile_inputs_get_a_sentence_each(server):  # noqa: F811
     count, told = hostile(server, every=1)
-    print(count, told)
-    assert count >= 200
+    print(f"{count} hostile inputs: {told}")
+    assert count >= 200 and told["refused"] > 200 and told["answered"] > 20
 
 
 def test_nothing_but_uploads_can_be_fetched(server):  # noqa: F811
