@@ -36,7 +36,7 @@ asked about. The gates start at zero: before training the text model is exactly 
 """
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
-footer { opacity: .7; }
+footer .divider { display: none; }
 @media (max-width: 480px) { .gradio-container { padding: 8px !important; } }
 """
 
@@ -108,9 +108,19 @@ def signed_in(password: str) -> Callable[[str, str], bool]:
 def launch_options() -> dict[str, Any]:
     """How the page is served: nothing of other hosts, no stack traces, no files but uploads."""
     system = ["ui-sans-serif", "system-ui", "sans-serif"]
+    theme = gr.themes.Soft(font=system, font_mono=["ui-monospace", "monospace"]).set(
+        checkbox_border_color="*neutral_400",  # white on white otherwise
+        checkbox_border_width="1px",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_600",
+        input_border_width="1px",
+        block_border_width="1px",
+        block_border_color="*neutral_200",
+        block_border_color_dark="*neutral_700",
+    )
     password = os.environ.get("MM_PASSWORD")
     return {
-        "theme": gr.themes.Soft(font=system, font_mono=["ui-monospace", "monospace"]),
+        "theme": theme,
         "css": CSS + STYLE,
         "auth": signed_in(password) if password else None,
         "max_file_size": FILE_BYTES,
@@ -118,7 +128,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "share": False,
         "enable_monitoring": False,
-        "footer_links": ["api", "settings"],
+        "footer_links": ["api"],
         "blocked_paths": [str(Path(__file__).parent)],
     }
 

@@ -164,6 +164,7 @@ def look_tab(shown: Shown) -> None:
                 label="Maps",
                 show_label=False,
                 columns=3,
+                fit_columns=False,
                 height="auto",
                 object_fit="contain",
                 interactive=False,

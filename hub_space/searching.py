@@ -166,7 +166,7 @@ def search_tab(searcher: Searcher) -> None:
         show_label=False,
         type="filepath",
         columns=6,
-        height=220,
+        height="auto",
         object_fit="contain",
         file_types=["image"],
         interactive=True,

@@ -24,10 +24,11 @@ from modeling_mm import (
 from modeling_mm.scratch import feature_extractor, train_tokenizer
 
 SPACE = Path(__file__).parent.parent / "hub_space"
-# One process for all folders, as importing takes longest; it ends when its input does, so also when the tests die.
+# One process for all folders, as importing takes longest; it ends with its input, so when the tests die.
 SERVE = """
 import importlib.abc
 import json
+import os
 import sys
 
 
@@ -51,6 +52,7 @@ for folder in sys.argv[1:]:
     urls[shown.name] = url
 print(json.dumps(urls), flush=True)
 sys.stdin.read()
+os._exit(0)
 """
 
 
@@ -109,8 +111,8 @@ def serve(*folders, **environment):
 
 
 def stop(server):
-    server.process.stdin.close()
-    server.process.wait(timeout=30)
+    server.process.terminate()
+    server.process.wait(timeout=60)
 
 
 def see_and_hear(audio):
