@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest test-all conformance check format bench laws bench-search bench-memory clean
+.PHONY: help demo space test test-lowest test-all conformance check format bench laws bench-search bench-memory clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -18,6 +18,9 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 
 demo: $(READY)  ## train on easy-VQA, evaluate on its test split, answer three questions (about 8 minutes on two cores)
 	$(BIN)/modeling-mm train --config recipes/easy_vqa.yaml
+
+space: $(READY)  ## open the Space on the model that make demo trained
+	cd hub_space && MM_MODEL_ID=$(abspath runs/easy_vqa) $(abspath $(BIN)/python) app.py
 
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile

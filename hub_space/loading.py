@@ -1,0 +1,106 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The model that the Space shows, from a folder or from one commit on the Hub, by transformers alone.
+
+Of a Hub repository only safetensors, configuration and code are fetched, all of the same commit: code that is
+committed while the Space runs does not run in it.
+"""
+
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import HfApi, snapshot_download
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md"]
+HEADS = {
+    "MMForConditionalGeneration": ("generation", "AutoModelForImageTextToText"),
+    "MMForSequenceClassification": ("classification", "AutoModelForSequenceClassification"),
+    "MMForImageTextRetrieval": ("retrieval", "AutoModelForZeroShotImageClassification"),
+}
+
+
+@dataclass
+class Shown:
+    """A model, its processor, and what people are told of it.
+
+    kind: "generation", "classification" or "retrieval". commit: on the Hub; None of a folder. card: the model card.
+    """
+
+    name: str
+    kind: str
+    model: PreTrainedModel
+    processor: Any
+    commit: str | None = None
+    card: str = field(default="", repr=False)
+
+    @property
+    def hears(self) -> bool:
+        return self.model.config.audio_config is not None
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether cross-attention has weights for places of a picture: a resampler mixes them."""
+        config = self.model.config
+        return config.cross_attention and config.num_latents is None and self.kind != "retrieval"
+
+    @property
+    def longest(self) -> int:
+        """How many tokens a text may have."""
+        positions = self.model.config.text_config.to_dict().get("max_position_embeddings") or 2**20
+        return min(positions, self.processor.tokenizer.model_max_length)
+
+
+def fetch(model_id: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder of a model, and the commit it was fetched from if it is on the Hub.
+
+    Raises:
+        ValueError: it is a path, and nothing is there.
+    """
+    if Path(model_id).is_dir():
+        return Path(model_id), None
+    if model_id.startswith((".", "/", "~")):
+        raise ValueError(f"there is no folder '{model_id}'; expected one with a trained model, or a Hub id")
+    commit = revision or "main"
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):  # a branch moves; what it is now is what stays
+        commit = HfApi().model_info(model_id, revision=commit).sha
+        logger.warning("MM_MODEL_REVISION is no commit; this run stays with %s@%s", model_id, commit)
+    return Path(snapshot_download(model_id, revision=commit, allow_patterns=WANTED)), commit
+
+
+def load(model_id: str, revision: str | None = None) -> Shown:
+    """The model of a folder or Hub id, in evaluation mode, on a GPU where there is one.
+
+    Raises:
+        ValueError: it has none of the heads known here.
+    """
+    folder, commit = fetch(model_id, revision)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    architecture = (config.architectures or ["no architecture"])[0]
+    if architecture not in HEADS:
+        raise ValueError(f"'{model_id}' holds {architecture}; this Space shows {', '.join(HEADS)}")
+    kind, auto_class = HEADS[architecture]
+    model = getattr(transformers, auto_class).from_pretrained(
+        folder,
+        trust_remote_code=True,
+        use_safetensors=True,
+        attn_implementation={"": "eager"},  # of fusion only, as maps are drawn from its weights
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    name = model_id if commit else folder.resolve().name
+    return Shown(name, kind, model.eval().to(device), processor, commit, text)
+
+
+def section(card: str, word: str) -> str:
+    """The first section of a model card whose heading has the word; '' where there is none."""
+    found = re.search(rf"(?im)^(#+)[^\n]*{word}[^\n]*\n(.*?)(?=^#{{1,6}} |\Z)", card, re.S)
+    return found[2].strip() if found else ""
