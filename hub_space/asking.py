@@ -3,6 +3,7 @@
 
 import hashlib
 import html
+import logging
 import queue
 import threading
 import time
@@ -17,6 +18,7 @@ import torch
 from limits import (
     ANSWER_SECONDS,
     CHARACTERS,
+    FAILED,
     NEW_TOKENS,
     PICTURES,
     Refused,
@@ -30,6 +32,8 @@ from limits import (
 from loading import Shown
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
+
+logger = logging.getLogger(__name__)
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 Messages = list[dict[str, Any]]  # {"role", "text", "files"}
@@ -250,14 +254,23 @@ def ask_tab(asker: Asker) -> None:
     ) -> Iterator[str]:
         """Ask about pictures (and sounds, if the model hears). Later questions go to the same ones.
 
+        What cannot be answered is said in one sentence in place of the answer.
+
         Args:
             message: the question as `text` and uploaded `files`; without files, it is about the latest ones.
             follow_up: whether the model also reads the earlier questions and answers.
             new_tokens: how long the answer may become.
         """
-        visits.admit(request)
-        tokens = checked_number(new_tokens, 1, NEW_TOKENS, "The length of the answer")
-        yield from asker.answer(conversation(asker, message, history, bool(follow_up)), tokens)
+        try:
+            visits.admit(request)
+            tokens = checked_number(new_tokens, 1, NEW_TOKENS, "The length of the answer")
+            yield from asker.answer(conversation(asker, message, history, bool(follow_up)), tokens)
+        except Exception as error:  # said, not raised: after an error Gradio 6.31 takes no further message
+            if not isinstance(error, Refused):
+                logger.exception("a question failed")
+                error = Refused(FAILED)
+            gr.Warning(error.message, title=error.title)
+            yield error.message
 
     what = "pictures or sounds" if hears else "one or several pictures"
     examples = [

@@ -31,6 +31,7 @@ GALLERY = 60  # pictures to search in
 NEW_TOKENS = 256  # of an answer
 ANSWER_SECONDS = 60
 REQUESTS_PER_MINUTE = 30  # of one session; ten times as many from one address, behind which many people may be
+FAILED = "Something went wrong on the server; its log has the details."
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SOUND_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 
@@ -64,7 +65,7 @@ class GuardedBlocks(gr.Blocks):
             raise
         except Exception:
             logger.exception("a request failed")
-            raise Refused("Something went wrong on the server; its log has the details.") from None
+            raise Refused(FAILED) from None
 
 
 def refuse_addresses(value: Any) -> None:

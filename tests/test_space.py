@@ -24,6 +24,7 @@ from spaces import SPACE, folders, given, serve, server, stop  # noqa: E402, F40
 
 from modeling_mm.checkpoint import load_checkpoint  # noqa: E402
 
+SENTENCE = r"[A-Z][^\n<>/\\]{10,200}\."  # one, without paths and markup
 ENDPOINTS = {"asked": ["/ask", "/look"], "classified": ["/classify", "/look"], "found": ["/search"]}
 
 
@@ -198,12 +199,14 @@ def hostile(server, every):  # noqa: F811
     all_cases = cases(server)
     for title, name, data in all_cases[::every]:
         value, error = server.call(name, *data())
+        if value and re.fullmatch(SENTENCE, str(value[0])):  # a conversation goes on: it is said in the answer's place
+            value, error = None, value[0]
         assert SECRET not in f"{value} {error}", title
         if error is None:  # texts are harmless where nothing renders them, and so are a few files and numbers
             assert value is not None and title.startswith(("text", "length", "most", "sound", "message")), title
             told["answered"] += 1
             continue
-        assert re.fullmatch(r"[A-Z][^\n<>/\\]{10,200}\.", error), (title, error)  # one sentence: no path, no markup
+        assert re.fullmatch(SENTENCE, error), (title, error)
         assert "Something went wrong" not in error, title  # it was foreseen
         told["refused"] += 1
     assert server.process.poll() is None
