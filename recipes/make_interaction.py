@@ -9,7 +9,7 @@ modalities (`recipes/additive.py`) gets chance when trained by likelihood, and 0
 Without the text 0.44 can be right, as a sum and a difference agree where an operand is 0 or 5.
 
 - train: 12,000 rows with all 400 combinations of operation and digits equally often, in any of 1,197 pictures and 48
-  voices, and 4,000 that ask for one digit alone ("name what you hear"). Without those no learning starts: as long as
+  voices, and 8,000 that ask for one digit alone ("name what you hear"). Without those no learning starts: as long as
   nothing is known of one operand, the other tells nothing
 - validation, test: arithmetic only, combinations equally often too, in other pictures and voices
 """

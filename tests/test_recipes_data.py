@@ -141,13 +141,13 @@ def test_in_an_interaction_added_scores_stay_below_one_half():
 
 def test_training_rows_of_an_interaction_are_balanced(tmp_path, monkeypatch):
     monkeypatch.setattr(make_interaction, "side_by_side", lambda *arguments: 0)  # the table only
-    make_interaction.make(tmp_path, 0, 1600, 400, 500)
+    make_interaction.make(tmp_path, 0, 2000, 400, 500)
     for split in SPLITS:
         rows = rows_of(tmp_path, split)
         counts = Counter(row["label"] for row in rows)
         assert len(counts) == 10 and (split == "test" or len(set(counts.values())) == 1)
         naming = {phrase for phrases in make_interaction.NAMING.values() for phrase in phrases}
-        assert sum(row["text"] in naming for row in rows) == (400 if split == "train" else 0)
+        assert sum(row["text"] in naming for row in rows) == (800 if split == "train" else 0)
 
 
 def test_digits_need_more_than_one_modality():

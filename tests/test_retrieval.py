@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from conftest import drawing, mm_config, mm_model, open_gates, padded, pictures, text_inputs, token_row
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForZeroShotImageClassification, pipeline
@@ -350,7 +351,7 @@ def test_matching_learns_from_as_many_rows_as_asked_for_and_is_scored_on_all():
         seen.append(len(input_ids)) or MMForImageTextRetrieval.match(some, input_ids, **rest)
     )
     some.train()(**batch, return_loss=True).loss.backward()
-    with pytest.raises(ValueError, match="`matching_rows` is 0; expected 1 or more"):
+    with pytest.raises(StrictDataclassError, match="`matching_rows` is 0; expected 1 or more"):
         retriever(matching_rows=0)
     assert seen == [3]  # a true pair, its text with a wrong picture, a picture with a wrong text
 
