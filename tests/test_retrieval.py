@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from conftest import drawing, mm_config, mm_model, open_gates, padded, pictures, text_inputs, token_row
+from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForZeroShotImageClassification, pipeline
 
