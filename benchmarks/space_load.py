@@ -50,7 +50,7 @@ def visit(number: int, url: str, folder: Path, end: list[float], ready: threadin
     picture = Image.new("RGB", (64, 64), (240, 240 - number % 10, 245))
     ImageDraw.Draw(picture).ellipse((10, 10, 40, 40), ("red", "blue", "green")[number % 3])
     picture.save(path)
-    client = Client(url, verbose=False)
+    client = Client(url, verbose=False, httpx_kwargs={"timeout": 60})  # of 5 seconds otherwise; browsers wait longer
     ready.wait()
     turn = number
     while time.monotonic() < end[0]:
