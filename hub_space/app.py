@@ -37,7 +37,11 @@ asked about. The gates start at zero: before training the text model is exactly 
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
 footer .divider { display: none; }
-@media (max-width: 480px) { .gradio-container { padding: 8px !important; } }
+@media (max-width: 480px) {
+  .gradio-container { padding: 8px !important; }
+  .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+  .grid-container > *, .grid-container button { min-width: 0 !important; }
+}
 """
 
 

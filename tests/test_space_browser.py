@@ -170,6 +170,8 @@ def test_search(visit, spaces, files):
     page.get_by_role("button", name="Search").click()
     page.get_by_text(re.compile(r"1\. [01]\.")).first.wait_for(timeout=LONG)
     keep(visit, page, "search")
+    right = "[...document.querySelectorAll('.grid-container img')].map(one => one.getBoundingClientRect().right)"
+    assert max(page.evaluate(right)) <= page.viewport_size["width"], "a picture is cut off"
     page.get_by_label("Look again").click()
     page.get_by_role("button", name="Search").click()
     page.get_by_text(re.compile(r"1\. match")).first.wait_for(timeout=LONG)
