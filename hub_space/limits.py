@@ -135,10 +135,10 @@ def uploaded_file(given: Any, what: str) -> Path | None:
     Raises:
         Refused: it is no upload, or too large.
     """
-    if isinstance(given, dict):
-        given = given.get("path")
     if given is None:
         return None
+    if isinstance(given, dict):
+        given = given.get("path")
     if not isinstance(given, (str, Path)) or "\0" in str(given):
         raise Refused(f"The {what} is not an uploaded file.")
     path = Path(given).resolve()  # links and ".." followed, before asking where it is

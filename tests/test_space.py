@@ -194,24 +194,23 @@ def test_there_is_a_map_for_each_word(client, media, name):
 
 
 def hostile(server, every):  # noqa: F811
-    """Put every so-manieth hostile input to the Spaces; how many were refused, and answered."""
-    told = {"refused": 0, "answered": 0}
+    """Put every so-manieth hostile input to the Spaces; how many there are, were refused, and answered."""
+    told, wrong = {"refused": 0, "answered": 0}, []
     all_cases = cases(server)
     for title, name, data in all_cases[::every]:
         value, error = server.call(name, *data())
         if value and re.fullmatch(SENTENCE, str(value[0])):  # a conversation goes on: it is said in the answer's place
             value, error = None, value[0]
-        assert SECRET not in f"{value} {error}", title
-        if error is None:  # texts are harmless where nothing renders them, and so are a few files and numbers
-            assert value is not None and title.startswith(("text", "length", "most", "sound", "message")), title
-            told["answered"] += 1
-            continue
-        assert re.fullmatch(SENTENCE, error), (title, error)
-        assert "Something went wrong" not in error, title  # it was foreseen
-        told["refused"] += 1
-    assert server.process.poll() is None
+        told["answered" if error is None else "refused"] += 1
+        if error is None:  # texts are harmless where nothing renders them, and so are a few sounds and numbers
+            well = value is not None and title.startswith(("text", "length", "most", "sound", "message"))
+        else:
+            well = re.fullmatch(SENTENCE, error) and "Something went wrong" not in error  # it was foreseen
+        if not well or SECRET in f"{value} {error}":
+            wrong.append((title, value, error))
+    assert wrong == []
     value, error = server.call("classified", "classify", None, "is it red", None)  # and goes on as if nothing was
-    assert error is None and value[1]["answer"]
+    assert error is None and value[1]["answer"] and server.process.poll() is None
     return len(all_cases), told
 
 
