@@ -146,7 +146,7 @@ def push_space(api: HfApi, space: str, folder: Path, repo_id: str, revision: str
         api.create_repo(space, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
         for name, value in {"MM_MODEL_ID": repo_id, "MM_MODEL_REVISION": revision}.items():
             api.add_space_variable(space, name, value)
-        left_out = ["**/__pycache__/**", "__pycache__/**", "*.pyc", ".*"]
+        left_out = ["**/__pycache__/**", "__pycache__/**", "*.pyc", "*.pyi", ".*"]  # gradio writes the last but one
         message = f"modeling-mm push {__version__}"
         commit = api.upload_folder(
             repo_id=space, folder_path=folder, repo_type="space", ignore_patterns=left_out, commit_message=message

@@ -18,7 +18,7 @@ from recipes.tables import save
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD = {"test": 40, "validation": 20}  # per digit: 400 and 200 pictures, enough for 1,000 rows in other combinations
-TAKES = {"train": 16, "validation": 4, "test": 4}  # of a word by each voice; with 48 voices 768 for training
+TAKES = 4  # of a word by each voice, in different accents, speeds and pitches, for validation and test
 SIDE = 32  # pixels; the originals are 8 x 8
 
 
@@ -57,7 +57,7 @@ def digit_name(number: int) -> str:
     return f"digit{number}.png"
 
 
-def spoken_digit(digit: int, split: str, chance: random.Random, seed: int) -> Utterance:
-    """The digit's name, in any of the takes of the split."""
-    take = chance.randrange(TAKES[split] * len(VOICES[split]))
+def spoken_digit(digit: int, split: str, chance: random.Random, seed: int, train_takes: int = 16) -> Utterance:
+    """The digit's name, in any of the takes of the split: for training, `train_takes` by each voice."""
+    take = chance.randrange((train_takes if split == "train" else TAKES) * len(VOICES[split]))
     return utterance(WORDS[digit], split, take, seed, wide=split == "train")
