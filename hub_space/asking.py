@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +241,8 @@ def conversation(asker: Asker, message: Any, history: Any, follow_up: bool) -> M
     return merged
 
 
-def ask_tab(asker: Asker) -> None:
-    """The tab."""
-    hears = asker.shown.hears
+def endpoint(asker: Asker) -> Callable[..., Iterator[str]]:
+    """What the tab and the API call."""
 
     def ask(
         message: dict,
@@ -272,6 +271,12 @@ def ask_tab(asker: Asker) -> None:
             gr.Warning(error.message, title=error.title)
             yield error.message
 
+    return ask
+
+
+def ask_tab(asker: Asker) -> None:
+    """The tab."""
+    hears = asker.shown.hears
     what = "pictures or sounds" if hears else "one or several pictures"
     examples = [
         {"text": "what shape is in the image?", "files": [drawn.shape("red", "circle")]},
@@ -281,7 +286,7 @@ def ask_tab(asker: Asker) -> None:
     follow_up = gr.Checkbox(False, label="Follow up: the model also reads earlier questions and answers", render=False)
     new_tokens = gr.Slider(1, NEW_TOKENS, 64, step=1, label="Longest answer, in tokens", render=False)
     gr.ChatInterface(
-        ask,
+        endpoint(asker),
         multimodal=True,
         chatbot=PlainChatbot(
             height=420,

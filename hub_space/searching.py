@@ -7,6 +7,7 @@ Shapes: G pictures of a gallery, E embedding width.
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def caption(rank: int, hit: dict) -> str:
     return f"{rank}. match {hit['match']:.2f}" if "match" in hit else f"{rank}. {hit['similarity']:.2f}"
 
 
-def search_tab(searcher: Searcher) -> None:
-    """The tab."""
+def endpoint(searcher: Searcher) -> Callable[..., tuple[list, list[dict]]]:
+    """What the tab and the API call."""
 
     def search(
         text: str = "",
@@ -137,6 +138,11 @@ def search_tab(searcher: Searcher) -> None:
         found = [(str(files[hit["picture"]]), caption(rank, hit)) for rank, hit in enumerate(hits, start=1)]
         return found, hits
 
+    return search
+
+
+def search_tab(searcher: Searcher) -> None:
+    """The tab."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             text = gr.Textbox(label="Text", max_length=CHARACTERS, placeholder="a red circle")
@@ -174,7 +180,7 @@ def search_tab(searcher: Searcher) -> None:
     gr.Examples([["a red circle"], ["a blue triangle"], ["yellow"]], [text], label="Examples", cache_examples=False)
     gr.on(
         [button.click, text.submit],
-        search,
+        endpoint(searcher),
         [text, like, gallery, rerank, most],
         [found, numbers],
         api_name="search",

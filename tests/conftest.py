@@ -25,6 +25,21 @@ from modeling_mm.scratch import train_tokenizer
 
 torch.set_num_threads(1)
 
+# begins a program in which this package cannot be imported
+ABSENT = """
+import importlib.abc
+import sys
+
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "modeling_mm":
+            raise ImportError(f"{name} is not installed here")
+
+
+sys.meta_path.insert(0, Absent())
+"""
+
 OLD_LIBRARY = Version(transformers.__version__) < Version("5.23")
 REENTRANT = pytest.mark.skipif(
     OLD_LIBRARY,
@@ -273,3 +288,13 @@ def processor(tokenizer):
     return MMProcessor(
         image_processor=CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True), tokenizer=tokenizer
     )
+
+
+def save_with_processor(model, processor, folder):
+    """A tiny model in a folder with the processor, room for its tokens, and where answers end."""
+    model.resize_token_embeddings(len(processor.tokenizer))
+    if isinstance(model, MMForConditionalGeneration):
+        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

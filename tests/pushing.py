@@ -10,16 +10,13 @@ import re
 import subprocess
 import sys
 
-from conftest import SENTENCES, drawing, mm_model
+from conftest import ABSENT, SENTENCES, drawing, mm_model
 from huggingface_hub import ModelCard
-from test_remote_code import LOAD_WITHOUT_THE_PACKAGE
 from transformers import CLIPImageProcessorPil
 
 from modeling_mm import MMForSequenceClassification, MMProcessor, cli
 from modeling_mm.repository import PICKLES, is_replaced
 from modeling_mm.scratch import train_tokenizer
-
-ABSENT = LOAD_WITHOUT_THE_PACKAGE.partition("import torch")[0]  # blocks the package
 
 
 def python(hub, folder, *argv, token="write"):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 import torch
-from conftest import SENTENCES, mm_model
+from conftest import ABSENT, SENTENCES, mm_model, save_with_processor
 from test_hearing import ears
 from transformers import CLIPImageProcessorPil
 
@@ -25,20 +25,11 @@ from modeling_mm.scratch import feature_extractor, train_tokenizer
 
 SPACE = Path(__file__).parent.parent / "hub_space"
 # One process for all folders, as importing takes longest; it ends with its input, so when the tests die.
-SERVE = """
-import importlib.abc
+SERVE = (
+    ABSENT
+    + """
 import json
 import os
-import sys
-
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_mm":
-            raise ImportError(f"{name} is not installed here")
-
-
-sys.meta_path.insert(0, Absent())
 import torch
 
 torch.set_num_threads(1)
@@ -54,6 +45,7 @@ print(json.dumps(urls), flush=True)
 sys.stdin.read()
 os._exit(0)
 """
+)
 
 
 class Server(NamedTuple):
@@ -132,12 +124,7 @@ def save_tiny(folder, head, text="llama", audio=False, **fields):
         audio_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
         fields |= {"audio_config": ears("resnet"), "audio_token_id": audio_id}
     model = mm_model(text, head=head, image_token_id=processor.image_token_id, **fields)
-    model.resize_token_embeddings(len(processor.tokenizer))
-    if head is MMForConditionalGeneration:
-        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_with_processor(model, processor, folder)
     return folder
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import drawing, mm_model
+from conftest import drawing, mm_model, save_with_processor
 from PIL import Image
 from test_hearing import hearing, hearing_processor, tone
 from transformers import CLIPImageProcessorPil
@@ -29,12 +29,7 @@ LABELS = {0: "blue", 1: "no", 2: "yes"}
 def save(folder, processor, head=MMForConditionalGeneration, text="llama", vision="clip_vision_model", **fields):
     """A tiny model and its processor in a folder; its gates are open."""
     model = mm_model(text, vision, head=head, image_token_id=processor.image_token_id, **fields)
-    model.resize_token_embeddings(len(processor.tokenizer))
-    if head is MMForConditionalGeneration:
-        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_with_processor(model, processor, folder)
     return str(folder)
 
 

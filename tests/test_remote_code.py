@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMAGE_ID, SENTENCES, drawing, mm_config, mm_model
+from conftest import ABSENT, IMAGE_ID, SENTENCES, drawing, mm_config, mm_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, pipeline
 
@@ -41,19 +41,10 @@ CLASSES = {
     "retrieval": MMForImageTextRetrieval,
 }
 
-LOAD_WITHOUT_THE_PACKAGE = """
-import importlib.abc
+LOAD_WITHOUT_THE_PACKAGE = (
+    ABSENT
+    + """
 import json
-import sys
-
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_mm":
-            raise ImportError(f"{name} is not installed here")
-
-
-sys.meta_path.insert(0, Absent())
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -132,6 +123,7 @@ said["finder"] = [type(find.model).__module__.split(".")[0], find(drawn, ["red",
 save_file({name: value.contiguous() for name, value in results.items()}, "results.safetensors")
 print(json.dumps(said))
 """
+)
 
 
 def files_in(folder):

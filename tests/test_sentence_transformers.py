@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, drawing, mm_model
+from conftest import ABSENT, SENTENCES, drawing, mm_model
 from test_hearing import hearing, hearing_processor, tone
 from test_retrieval_training import COLOURS, command, train
 from transformers import Siglip2ImageProcessorPil
@@ -21,19 +21,9 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 FILES = ["config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"]
 WIDTH = 12  # of the embeddings, unlike any other width here
 
-WITHOUT_THE_PACKAGE = """
-import importlib.abc
-import sys
-
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_mm":
-            raise ImportError(f"{name} is not installed here")
-
-
-sys.meta_path.insert(0, Absent())
-
+WITHOUT_THE_PACKAGE = (
+    ABSENT
+    + """
 import numpy as np
 from PIL import Image
 from sentence_transformers import SentenceTransformer
@@ -43,6 +33,7 @@ assert type(encoder[0].model).__module__.startswith("transformers_modules.")
 pictures = [Image.open(name) for name in ("a.png", "b.png", "a.png")]
 np.savez("found.npz", texts=encoder.encode(sys.argv[1:]), pictures=encoder.encode(pictures))
 """
+)
 
 
 def some_pictures():

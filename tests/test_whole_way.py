@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import drawing
+from conftest import ABSENT, drawing
 from safetensors.torch import load_file, save_file
-from test_remote_code import LOAD_WITHOUT_THE_PACKAGE
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from modeling_mm import MMForSequenceClassification, MMProcessor, cli
@@ -24,10 +23,10 @@ from modeling_mm.tables import read_table
 
 MODALITIES = ("image", "text", "audio")
 SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(MODALITIES, count)]
-ABSENT = LOAD_WITHOUT_THE_PACKAGE.partition("import torch")[0]  # blocks the package
 BARE = (
     ABSENT
     + """
+import json
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
