@@ -58,7 +58,7 @@ def visit(number: int, url: str, folder: Path, end: list[float], ready: threadin
         try:
             if number % 2:
                 message = {"text": question, "files": [handle_file(str(path))]}
-                said = client.predict(message, False, 16, api_name="/ask")
+                said = client.predict(message, False, 16, api_name="/chat")
             else:
                 said = client.predict(handle_file(str(path)), question, api_name="/look")[0]
             outcome = "answered" if said else "empty"

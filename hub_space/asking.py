@@ -241,10 +241,24 @@ def conversation(asker: Asker, message: Any, history: Any, follow_up: bool) -> M
     return merged
 
 
-def endpoint(asker: Asker) -> Callable[..., Iterator[str]]:
-    """What the tab and the API call."""
+def said(asker: Asker, words: Callable[[], tuple[Messages, Any]], request: gr.Request | None) -> Iterator[str]:
+    """The answer to what `words` gives, messages and how long it may become; what is wrong with them, as an answer."""
+    try:
+        visits.admit(request)
+        messages, new_tokens = words()
+        yield from asker.answer(messages, checked_number(new_tokens, 1, NEW_TOKENS, "The length of the answer"))
+    except Exception as error:  # said, not raised: after an error Gradio 6.31 takes no further message
+        if not isinstance(error, Refused):
+            logger.exception("a question failed")
+            error = Refused(FAILED)
+        gr.Warning(error.message, title=error.title)
+        yield error.message
 
-    def ask(
+
+def endpoints(asker: Asker) -> tuple[Callable[..., Iterator[str]], Callable[..., Iterator[str]]]:
+    """What the tab calls, and what programs do."""
+
+    def chat(
         message: dict,
         history: list,
         follow_up: bool = False,
@@ -260,18 +274,25 @@ def endpoint(asker: Asker) -> Callable[..., Iterator[str]]:
             follow_up: whether the model also reads the earlier questions and answers.
             new_tokens: how long the answer may become.
         """
-        try:
-            visits.admit(request)
-            tokens = checked_number(new_tokens, 1, NEW_TOKENS, "The length of the answer")
-            yield from asker.answer(conversation(asker, message, history, bool(follow_up)), tokens)
-        except Exception as error:  # said, not raised: after an error Gradio 6.31 takes no further message
-            if not isinstance(error, Refused):
-                logger.exception("a question failed")
-                error = Refused(FAILED)
-            gr.Warning(error.message, title=error.title)
-            yield error.message
+        yield from said(asker, lambda: (conversation(asker, message, history, bool(follow_up)), new_tokens), request)
 
-    return ask
+    def ask(
+        question: str, picture: Any = None, sound: Any = None, new_tokens: Any = 64, request: gr.Request | None = None
+    ) -> Iterator[str]:
+        """Ask a question about a picture (or a sound, if the model hears).
+
+        What cannot be answered is said in one sentence in place of the answer.
+
+        Args:
+            question: what to ask, in words.
+            picture: an uploaded picture, or none.
+            sound: an uploaded sound, or none.
+            new_tokens: how long the answer may become.
+        """
+        message = {"text": question, "files": [file for file in (picture, sound) if file]}
+        yield from said(asker, lambda: (conversation(asker, message, [], False), new_tokens), request)
+
+    return chat, ask
 
 
 def ask_tab(asker: Asker) -> None:
@@ -285,8 +306,9 @@ def ask_tab(asker: Asker) -> None:
     ]
     follow_up = gr.Checkbox(False, label="Follow up: the model also reads earlier questions and answers", render=False)
     new_tokens = gr.Slider(1, NEW_TOKENS, 64, step=1, label="Longest answer, in tokens", render=False)
+    chat, ask = endpoints(asker)
     gr.ChatInterface(
-        endpoint(asker),
+        chat,
         multimodal=True,
         chatbot=PlainChatbot(
             height=420,
@@ -315,6 +337,14 @@ def ask_tab(asker: Asker) -> None:
         flagging_mode="never",
         analytics_enabled=False,
         fill_height=False,
-        api_name="ask",
+        api_name="chat",
+        api_visibility="undocumented",  # the schema of its message is not one that MCP clients accept
         show_progress="minimal",
     )
+    with gr.Column(visible=False):  # the same for programs, an input for each thing
+        question = gr.Textbox(label="question")
+        picture, sound = gr.Image(label="picture", type="filepath"), gr.Audio(label="sound", type="filepath")
+        length = gr.Number(64, label="new_tokens")
+        gr.Button().click(
+            ask, [question, picture, sound, length], gr.Textbox(label="answer"), api_name="ask", preprocess=False
+        )

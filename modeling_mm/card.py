@@ -175,6 +175,8 @@ joined by {" and ".join(ways)}; {parameters / 1e6:.1f} million parameters, {trai
 {usage(task, (output / "adapter_config.json").is_file())}
 ```
 
+## Intended use and limits
+
 {limits(task, media, report)}
 
 ## Results

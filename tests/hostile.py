@@ -149,15 +149,21 @@ def cases(server):
         for text in [*MARKUP, *NO_TEXTS]:
             add(f"text {text!r}", name, call, good[name], text)
     for number in (-1, 0, 257, 1e9, float("nan"), "8", "x", [8], {}, True):
-        add(f"length {number!r}", "asked", plain("ask"), {"text": "yes", "files": []}, False, number)
+        add(f"length {number!r}", "asked", plain("chat"), {"text": "yes", "files": []}, False, number)
         add(f"most {number!r}", "found", plain("search"), "yes", None, pictures([good["found"]]), False, number)
     for message in (5, "text", [], {}, {"text": None}, {"files": [good["asked"]]}, {"text": "a", "files": 5}):
-        add(f"message {message!r}", "asked", plain("ask"), message, False, 4)
-    add("nine pictures", "asked", plain("ask"), {"text": "yes", "files": [good["asked"]] * 9}, False, 4)
+        add(f"message {message!r}", "asked", plain("chat"), message, False, 4)
+    add("nine pictures", "asked", plain("chat"), {"text": "yes", "files": [good["asked"]] * 9}, False, 4)
     add("61 pictures", "found", plain("search"), "yes", None, pictures([good["found"]] * 61), False, 4)
     for gallery in (5, "x", [5], [{}], [{"image": None}], [[]], {"image": good["found"]}):
         add(f"gallery {gallery!r}", "found", plain("search"), "yes", None, gallery, False, 4)
-    for name, endpoint in (("asked", "look"), ("classified", "classify"), ("found", "search"), ("asked", "ask")):
+    for name, endpoint in (
+        ("asked", "look"),
+        ("classified", "classify"),
+        ("found", "search"),
+        ("asked", "chat"),
+        ("asked", "ask"),
+    ):
         add("nothing", name, plain(endpoint))
         add("too much", name, plain(endpoint), *(None,) * 12)
     return found
@@ -171,9 +177,11 @@ def calls(good, sound=False):
     """For each endpoint that takes a picture, or a sound, and a text: what it is called with."""
     if sound:
         yield "classified", lambda file, text: ("classify", None, text, file)
-        yield "asked", lambda file, text: ("ask", {"text": text, "files": [file]}, False, 4)
+        yield "asked", lambda file, text: ("chat", {"text": text, "files": [file]}, False, 4)
+        yield "asked", lambda file, text: ("ask", text, None, file, 4)
         return
-    yield "asked", lambda file, text: ("ask", {"text": text, "files": [file]}, False, 4)
+    yield "asked", lambda file, text: ("chat", {"text": text, "files": [file]}, False, 4)
+    yield "asked", lambda file, text: ("ask", text, file, None, 4)
     yield "asked", lambda file, text: ("look", file, text)
     yield "classified", lambda file, text: ("classify", file, text, None)
     yield "found", lambda file, text: ("search", text, file, pictures([good["found"]]), False, 4)

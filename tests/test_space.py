@@ -71,21 +71,23 @@ def test_the_page_offers_what_the_model_can_do(client):
 
 def test_answers_come_word_by_word_about_one_picture_or_several(client, media):
     one = client("asked")
-    job = one.submit({"text": "what is it", "files": as_files(media, "red")}, False, 24, api_name="/ask")
+    job = one.submit({"text": "what is it", "files": as_files(media, "red")}, False, 24, api_name="/chat")
     job.result()
     pieces = job.outputs()
     assert len(pieces) > 1 and all(later.startswith(sooner) for sooner, later in zip(pieces, pieces[1:], strict=False))
-    both = client("asked").predict({"text": "what is it", "files": as_files(media, "red", "blue")}, api_name="/ask")
-    heard = client("asked").predict({"text": "what is it", "files": as_files(media, "red", "tone")}, api_name="/ask")
-    assert isinstance(both, str) and both and isinstance(heard, str) and heard
+    asked = one.predict("what is it", *as_files(media, "red"), None, 24, api_name="/ask")
+    assert asked == pieces[-1]
+    for names in (("red", "blue"), ("red", "tone")):
+        message = {"text": "what is it", "files": as_files(media, *names)}
+        assert client("asked").predict(message, False, 24, api_name="/chat")
 
 
 def test_a_question_without_files_is_about_the_latest_ones(client, media):
     talk, other = client("asked"), client("asked")
-    talk.predict({"text": "yes", "files": as_files(media, "blue")}, False, 4, api_name="/ask")
-    again = talk.predict({"text": "what is it", "files": []}, False, 4, api_name="/ask")
-    assert again == other.predict({"text": "what is it", "files": as_files(media, "blue")}, False, 4, api_name="/ask")
-    assert talk.predict({"text": "is it", "files": []}, True, 4, api_name="/ask")
+    talk.predict({"text": "yes", "files": as_files(media, "blue")}, False, 4, api_name="/chat")
+    again = talk.predict({"text": "what is it", "files": []}, False, 4, api_name="/chat")
+    assert again == other.predict({"text": "what is it", "files": as_files(media, "blue")}, False, 4, api_name="/chat")
+    assert talk.predict({"text": "is it", "files": []}, True, 4, api_name="/chat")
 
 
 def test_following_up_sends_all_turns_and_otherwise_the_question_stands_alone(modules, folders, media, monkeypatch):  # noqa: F811
