@@ -8,6 +8,7 @@ committed while the Space runs does not run in it.
 import logging
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,11 @@ def load(model_id: str, revision: str | None = None) -> Shown:
     """The model of a folder or Hub id, in evaluation mode, on a GPU where there is one.
 
     Raises:
-        ValueError: it has none of the heads known here.
+        ValueError: it has none of the heads known here, or is an adapter and `peft` is not installed.
     """
     folder, commit = fetch(model_id, revision)
+    if (folder / "adapter_config.json").is_file() and not find_spec("peft"):  # the base would open, untrained
+        raise ValueError(f"'{model_id}' is an adapter; add `peft` to requirements.txt")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     architecture = (config.architectures or ["no architecture"])[0]
     if architecture not in HEADS:

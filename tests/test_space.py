@@ -4,6 +4,7 @@
 import ast
 import io
 import re
+import shutil
 import sys
 import time
 
@@ -20,8 +21,10 @@ soundfile = pytest.importorskip("soundfile")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 from hostile import SECRET, cases  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
 from spaces import SPACE, folders, given, serve, server, stop  # noqa: E402, F401
 
+from modeling_mm import MMForSequenceClassification  # noqa: E402
 from modeling_mm.checkpoint import load_checkpoint  # noqa: E402
 
 SENTENCE = r"[A-Z][^\n<>/\\]{10,200}\."  # one, without paths and markup
@@ -297,6 +300,20 @@ def test_a_model_without_places_offers_no_look(modules, tmp_path):
 
     shown = modules["loading"].load(str(save_tiny(tmp_path / "m", MMForConditionalGeneration, num_latents=4)))
     assert not shown.has_maps
+
+
+def test_an_adapter_is_shown_as_trained_or_not_at_all(modules, folders, tmp_path, monkeypatch):  # noqa: F811
+    folder = shutil.copytree(folders[1], tmp_path / "adapted")
+    model = MMForSequenceClassification.from_pretrained(folder)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["query"], init_lora_weights=False))
+    adapted.save_pretrained(folder)
+    loading = modules["loading"]
+    shown = dict(loading.load(str(folder)).model.named_parameters())
+    name = next(name for name in shown if "lora_B" in name)
+    assert shown[name].abs().sum() > 0
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="is an adapter; add `peft` to requirements.txt"):
+        loading.load(str(folder))
 
 
 def test_the_limits_of_the_card_are_found(modules):

@@ -50,7 +50,8 @@ def test_a_csv_becomes_a_model_that_evaluates_and_predicts(digits, tmp_path, cap
     for name in ("curves.png", "samples.png"):
         Image.open(out / name).verify()
     assert json.loads((out / "report.json").read_text())["accuracy"] == report["accuracy"]
-    assert "pipeline_tag" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag" in card and "\n## Intended use and limits\n" in card  # the Space shows that section
 
     again = run(capsys, "evaluate", "--model", out, "--test_file", digits / f"test_{kind}.csv", "--device", "cpu")
     assert again["accuracy"] == report["accuracy"]
