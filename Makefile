@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space test test-lowest test-all conformance check format bench laws bench-search bench-memory clean
+.PHONY: help demo space test test-lowest test-all conformance check format bench bench-quick laws bench-search bench-memory clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -43,8 +43,11 @@ format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## side by side with LLaVA on the same towers; writes benchmarks/RESULTS.md
+bench: $(READY)  ## side by side with LLaVA, Mllama, BLIP-2 and dual encoders; writes benchmarks/RESULTS.md (half an hour)
 	$(BIN)/python benchmarks/run.py
+
+bench-quick: $(READY)  ## the same with small pictures, to see that each row is there; writes nothing that is kept
+	$(BIN)/python benchmarks/run.py --quick --output $(shell mktemp -d)/RESULTS.md
 
 laws: $(READY)  ## what the nearest models get wrong and ours right; writes benchmarks/LAWS.md
 	$(BIN)/python benchmarks/laws.py
