@@ -37,6 +37,7 @@ from .version import __version__
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+MADE_BY = "made_by.json"  # the fingerprint, for people
 TOWERS = {"image": "vision_tower", "audio": "audio_tower"}
 WORDS = {"image": ("vision", "pictures"), "audio": ("audio", "sounds")}
 SHARD_BYTES = 128 * 2**20
@@ -83,6 +84,7 @@ class FrozenTower:
     autocast: Any
     precision: str
     pooled: bool = False
+    sizes: list[tuple[int, ...]] | None = None  # of the tensors of the first medium
 
     def fingerprint(self) -> dict[str, Any]:
         """All that entries depend on beside the media, as JSON can hold it."""
@@ -118,12 +120,13 @@ class FrozenTower:
         Raises:
             ValueError: they are prepared in different sizes.
         """
-        shapes = {tuple(tensor.shape for tensor in one.values()) for one in prepared}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"--cache_features needs {WORDS[self.modality][1]} that are prepared in one size, but this processor "
-                f"gives {' and '.join(str([tuple(s) for s in sizes]) for sizes in sorted(shapes)[:2])}"
-            )
+        for sizes in ([tuple(tensor.shape) for tensor in one.values()] for one in prepared):
+            self.sizes = self.sizes or sizes
+            if sizes != self.sizes:
+                raise ValueError(
+                    f"--cache_features needs {WORDS[self.modality][1]} that are prepared in one size, but this "
+                    f"processor gives {self.sizes[0]} and {sizes[0]}"
+                )
         device = getattr(self.model, TOWERS[self.modality]).device
         inputs = {name: torch.cat([one[name] for one in prepared]).to(device) for name in prepared[0]}
         with self.autocast():
@@ -223,10 +226,10 @@ def build_cache(
         ValueError: the disk is or will be full, or what the tower says of a medium cannot be kept.
     """
     getattr(tower.model, TOWERS[tower.modality]).eval()
-    print_of = tower.fingerprint()
-    text = json.dumps(print_of, sort_keys=True, indent=1, default=str)
-    store = FeatureStore(folder / f"{tower.modality}-{hashlib.sha256(text.encode()).hexdigest()[:16]}")
-    (store.folder / "made_by.json").write_text(text, encoding="utf-8")
+    made_by = json.dumps(tower.fingerprint(), sort_keys=True, indent=1, default=str).encode()
+    store = FeatureStore(folder / f"{tower.modality}-{hashlib.sha256(made_by).hexdigest()[:16]}")
+    if not (store.folder / MADE_BY).exists():
+        store.put(MADE_BY, made_by)
     words = WORDS[tower.modality][1]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = tqdm(pool.map(Source.content_key, sources.values()), "Hashing " + words, len(sources), disable=quiet)

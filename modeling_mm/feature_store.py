@@ -91,8 +91,18 @@ class FeatureStore:
             ValueError: the disk is full.
         """
         name = f"{bucket}-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}.safetensors"
-        part = self.folder / f"{name}.part"
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"keys": " ".join(keys)})
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        self.put(name, save(tensors, {"keys": " ".join(keys)}))
+        self.known.add(name)
+        self.places.update((key, (name, row)) for row, key in enumerate(keys))
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file whole.
+
+        Raises:
+            ValueError: the disk is full.
+        """
+        part = self.folder / f"{name}.{os.getpid()}.part"
         try:
             with part.open("wb") as file:
                 file.write(content)
@@ -108,8 +118,6 @@ class FeatureStore:
             ) from error
         finally:
             part.unlink(missing_ok=True)
-        self.known.add(name)
-        self.places.update((key, (name, row)) for row, key in enumerate(keys))
 
     def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
         """The tensors (n, ...) of n keys, in memory of their own."""
