@@ -20,6 +20,7 @@ from .configuration_mm import MMConfig, tower_width
 from .fusion_mm import MMFusion
 from .media_mm import (
     NEVER,
+    RAW,
     check_media,
     check_states,
     check_told_apart,
@@ -99,9 +100,8 @@ class MMEncodingMixin:
             return MMImageOutput(image_states, image_states, pooled=image_pooled)
         vision_inputs = {name: value for name, value in vision_inputs.items() if value is not None}
         with torch.set_grad_enabled(self.needs_grad(self.vision_tower, pixel_values)):
-            output = self.vision_tower(
-                pixel_values=pixel_values.to(self.vision_tower.dtype), return_dict=True, **vision_inputs
-            )
+            pixels = pixel_values.to(self.vision_tower.dtype)
+            output = self.vision_tower(pixel_values=pixels, return_dict=True, **vision_inputs)
         states = output.last_hidden_state
         flat = states.flatten(2).transpose(1, 2) if states.dim() == 4 else states  # (I, P, V)
         images, width = pixel_values.shape[0], tower_width(self.config.vision_config)
@@ -110,13 +110,8 @@ class MMEncodingMixin:
                 f"the vision tower '{self.config.vision_config.model_type}' gives states of shape "
                 f"{tuple(states.shape)} for {images} images, where fusion expects ({images}, states, {width})"
             )
-        return MMImageOutput(
-            last_hidden_state=states,
-            pooler_output=flat,
-            pooled=output.get("pooler_output"),
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-        )
+        asked = {name: output.get(name) for name in ("hidden_states", "attentions")}
+        return MMImageOutput(states, flat, pooled=output.get("pooler_output"), **asked)
 
     @can_return_tuple
     def get_video_features(
@@ -250,8 +245,7 @@ class MMEncodingMixin:
                 input_features_mask: (I, T), 1 where the sound is real.
             pixel_values_videos: (I, F, C, H, W) frames of videos, with video_index (B, N), by default one video per
                 row; video_mask: (I, F), 1 where a frame is real.
-            image_states, audio_states: (I, P, V) what the tower gave before for images or clips, in place of these;
-                the masks are then (I, P), 1 where a state is real.
+            image_states, audio_states: (I, P, V) of the towers, in place of images and clips; masks are (I, P) then.
 
         Returns:
             `media_key_values` (B, L, 2, K, S, E), the images' slots, then those of sound, then those of video.
@@ -332,8 +326,7 @@ class MMEncodingMixin:
             ValueError: text and media differ in rows, pixels came beside encoded media, or it cannot be told from
                 which column encoded media are to be seen.
         """
-        names = ("pixel_values", "input_features", "pixel_values_videos", "image_states", "audio_states")
-        raw = [name for name in names if media.get(name) is not None]
+        raw = [name for name in RAW if media.get(name) is not None]
         if not raw and media_key_values is None:
             return None, None
         check_media(self.config, raw, media, media_key_values, media_start)

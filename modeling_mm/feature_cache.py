@@ -42,6 +42,7 @@ TOWERS = {"image": "vision_tower", "audio": "audio_tower"}
 WORDS = {"image": ("vision", "pictures"), "audio": ("audio", "sounds")}
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 30  # of work, at most, are lost with a kill
+HASHED = 512  # media at a time, so that an interruption waits for no more
 TOLERANCE = 0.05  # of the states' spread, by which they may differ beside another medium; rounding is far below
 
 
@@ -152,7 +153,7 @@ class FrozenTower:
         alone, beside = self.run(prepared[:1]), self.run(prepared)
         name = f"{self.modality}_states"
         first, again = alone[name].float(), beside[name][:1].float()
-        if first.shape != again.shape or (first - again).abs().max() > TOLERANCE * first.std():
+        if first.shape != again.shape or (first - again).square().mean().sqrt() > TOLERANCE * first.std():
             kind = getattr(self.model, TOWERS[self.modality]).config.model_type
             raise ValueError(
                 f"the {WORDS[self.modality][0]} tower '{kind}' gives other states for the same medium beside another "
@@ -187,6 +188,17 @@ def sources_of(datasets: Sequence[MMDataset], kind: int) -> dict[str, Source]:
             for place, medium in enumerate(dataset.row(number).media[kind]):
                 sources.setdefault(image_key(medium), Source(dataset, number, kind, place))
     return sources
+
+
+def content_keys(sources: Mapping[str, Source], pool: ThreadPoolExecutor, bar: tqdm) -> dict[str, str]:
+    """The digest of each medium's bytes."""
+    names, keys = list(sources), dict[str, str]()
+    with bar:
+        for start in range(0, len(names), HASHED):
+            some = names[start : start + HASHED]
+            keys.update(zip(some, pool.map(lambda name: sources[name].content_key(), some), strict=True))
+            bar.update(len(some))
+    return keys
 
 
 def check_cacheable(
@@ -232,8 +244,7 @@ def build_cache(
         store.put(MADE_BY, made_by)
     words = WORDS[tower.modality][1]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = tqdm(pool.map(Source.content_key, sources.values()), "Hashing " + words, len(sources), disable=quiet)
-        keys = dict(zip(sources, digests, strict=True))
+        keys = content_keys(sources, pool, tqdm(desc=f"Hashing {words}", total=len(sources), disable=quiet))
         by_key = {key: sources[name] for name, key in keys.items()}
         store.look()
         missing = [key for key in by_key if key not in store.places]

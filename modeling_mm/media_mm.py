@@ -29,6 +29,7 @@ MEDIA = (
     "media_key_values",
     "media_start",
 )
+RAW = ("pixel_values", "input_features", "pixel_values_videos", "image_states", "audio_states")  # not yet projected
 ITEMS = {"image": "images", "audio": "sounds", "video": "videos"}  # of each modality, in the order of their slots
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 

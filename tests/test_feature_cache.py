@@ -1,8 +1,8 @@
 """The feature cache: training from it is training without it, and nothing stale, broken or half done is ever used."""
 
 import json
-import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from caching import build, picture_rows, small_parts, tiny_model, tiny_processor, tower_of
 from conftest import VISION, drawing, mm_model, pictures, token_row, vision_model
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil
 
@@ -74,12 +76,15 @@ WAYS = {
     "classification, grid": ["--task", "classification", "--vision_tower", "scratch-tiny"],
     "late fusion": ["--task", "classification", "--late_fusion", "gated"],
     "sound": ["--audio_column", "audio", "--audio_tower", "scratch-tiny", "--audio_trainable", "false",
-              "--max_seconds", "0.5"],
+              "--max_seconds", "0.5", "--dataloader_num_workers", "2"],
     "retrieval, pooled": ["--task", "retrieval", "--image_pooling", "tower", "--rerank", "2"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS)
+FAST = ("generation", "classification, grid")
+
+
+@pytest.mark.parametrize("way", [way if way in FAST else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_trained_with_the_cache_is_trained_without_it(work, tmp_path, way):
     table = "pairs.csv" if "retrieval" in way else "t.csv"
     own = [*WAYS[way], "--train_file", work / table]
@@ -210,8 +215,6 @@ def test_killed_half_way_nothing_is_computed_again(rows, tmp_path, how, monkeypa
 
 
 def load_keys(path):
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as shard:
         return shard.metadata()["keys"].split()
 
@@ -262,7 +265,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_there_is_whole(rows, tmp_path, 
 
 
 def test_what_will_not_fit_is_refused_before_it_is_computed(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: os.statvfs_result and type("usage", (), {"free": 5000}))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
     tower = tower_of(tiny_model(), tiny_processor())
     with pytest.raises(ValueError, match=r"of 23 pictures takes 11 kB in .* 5 kB are free; .* --cache_dtype bfloat16"):
         build(tower, rows, tmp_path / "cache")
@@ -304,7 +307,5 @@ def test_what_cannot_be_kept_is_refused_in_one_sentence(work, tmp_path, capsys, 
     argv = ["train", "--train_file", work / "t.csv", "--vision_tower", work / "clip", *FROZEN, *STEPS, *QUIET]
     argv += [*flags, "--output_dir", tmp_path / "out", "--cache_features", tmp_path / "features"]
     assert cli.main(list(map(str, argv))) == 2
-    import re
-
     assert re.search(reason, capsys.readouterr().err.strip().splitlines()[-1])
     assert not (tmp_path / "features").exists()
