@@ -21,7 +21,9 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil
 
 from modeling_mm import cli
+from modeling_mm.assembly import use_cached_features
 from modeling_mm.collator import MMCollator
+from modeling_mm.feature_cache import TOWERS
 
 CACHING = Path(__file__).parent / "caching.py"
 COUNT, DISTINCT = 24, 23
@@ -84,8 +86,24 @@ WAYS = {
 FAST = ("generation", "classification, grid")
 
 
+@pytest.fixture
+def towers_at_rest(monkeypatch):
+    """Once there is a cache, no tower may run."""
+
+    def refuse(tower, given):
+        raise AssertionError("a tower ran beside its cache")
+
+    def then_rest(trainer, *arguments):
+        use_cached_features(trainer, *arguments)
+        for name in TOWERS.values():
+            if (tower := getattr(trainer.model.base_model, name)) is not None:
+                tower.register_forward_pre_hook(refuse)
+
+    monkeypatch.setattr("modeling_mm.train.use_cached_features", then_rest)
+
+
 @pytest.mark.parametrize("way", [way if way in FAST else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
-def test_trained_with_the_cache_is_trained_without_it(work, tmp_path, way):
+def test_trained_with_the_cache_is_trained_without_it(work, tmp_path, way, towers_at_rest):
     table = "pairs.csv" if "retrieval" in way else "t.csv"
     own = [*WAYS[way], "--train_file", work / table]
     own += ["--validation_file", work / ("pairs.csv" if "retrieval" in way else "v.csv")]
@@ -102,6 +120,23 @@ def test_trained_with_the_cache_is_trained_without_it(work, tmp_path, way):
     timings = ("train_seconds", "output_dir", "loss_history")
     numbers = {name: value for name, value in plain.items() if name not in timings and isinstance(value, float)}
     assert numbers and {name: cached[name] for name in numbers} == pytest.approx(numbers, abs=2e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_from_one_cache_as_they_do_without(work, tmp_path):
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    argv = ["train", "--train_file", work / "t.csv", "--validation_file", work / "v.csv", *STEPS, *QUIET, *FROZEN]
+    argv = [*started, "-m", "modeling_mm.cli", *map(str, [*argv, "--vision_tower", work / "clip"])]
+    flags = {"plain": [], "cached": ["--cache_features", str(tmp_path / "features")]}
+    for name, own in flags.items():
+        done = subprocess.run(
+            [*argv, "--output_dir", str(tmp_path / name), *own], capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    keys = [key for path in shards(tmp_path, "features") for key in load_keys(path)]
+    assert len(keys) == len(set(keys)) == 8  # each picture was computed by one of the two
+    plain, cached = (load_file(tmp_path / name / "model.safetensors") for name in flags)
+    assert max(float((plain[name].float() - cached[name].float()).abs().max()) for name in plain) < 1e-5
 
 
 @pytest.mark.parametrize("vision", VISION)
@@ -188,8 +223,8 @@ def start(tmp_path, log, seconds):
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def shards(tmp_path):
-    return sorted((tmp_path / "cache").glob("*/*.safetensors"))
+def shards(tmp_path, name="cache"):
+    return sorted((tmp_path / name).glob("*/*.safetensors"))
 
 
 @pytest.mark.slow
