@@ -18,7 +18,7 @@ from caching import build, picture_rows, small_parts, tiny_model, tiny_processor
 from conftest import VISION, drawing, mm_model, pictures, token_row, vision_model
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.assembly import use_cached_features
@@ -162,8 +162,11 @@ def test_states_beside_pictures_or_of_another_width_are_refused():
         model(input_ids=ids, image_states=torch.zeros(1, 5, 7))
 
 
-def test_entries_are_what_the_tower_gives_and_the_same_content_is_computed_once(rows, tmp_path):
-    model, processor = tiny_model(), tiny_processor()
+@pytest.mark.parametrize("vision", ["clip_vision_model", "resnet", "siglip2_vision_model"])
+def test_entries_are_what_the_tower_gives_and_the_same_content_is_computed_once(rows, tmp_path, vision):
+    model, processor = tiny_model(vision), tiny_processor()
+    if vision == "siglip2_vision_model":
+        processor.image_processor = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=9)
     tower = tower_of(model, processor)
     cached = build(tower, rows, tmp_path / "cache")
     assert tower.count == DISTINCT
@@ -173,6 +176,9 @@ def test_entries_are_what_the_tower_gives_and_the_same_content_is_computed_once(
     pixels = MMCollator(processor, "generation").flat_images([rows.row(i) for i in (3, 0, 3, 1)])
     assert torch.equal(batch["image_index"], pixels.pop("image_index"))
     torch.testing.assert_close(batch["image_states"], model.get_image_features(**pixels).pooler_output)
+    mask = {name: pixels[name] for name in pixels if name == "pixel_attention_mask"}
+    assert batch.keys() == {"image_states", "image_index", *mask}
+    assert all(torch.equal(batch[name], own) for name, own in mask.items())
     with pytest.raises(ValueError, match=r"'other.png' is not in the cache"):
         cached.batch([["other.png"]])
 
