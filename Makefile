@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space test test-lowest test-all conformance check format bench bench-quick laws bench-search bench-memory clean
+.PHONY: help demo space test test-lowest test-all conformance check format bench bench-quick laws bench-search \
+  bench-memory bench-cache clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -57,6 +58,9 @@ bench-search: $(READY)  ## kills while indexing, latency and recall of search; w
 
 bench-memory: $(READY)  ## memory of one contrastive step over 4,096 pairs; writes benchmarks/GRAD_CACHE.md (8 GB)
 	$(BIN)/python benchmarks/grad_cache.py
+
+bench-cache: $(READY)  ## epochs with and without the cache of a frozen tower; writes benchmarks/FEATURE_CACHE.md
+	$(BIN)/python benchmarks/feature_cache.py
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) $(VENV)-lowest runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .checkpoint import TASKS, load_checkpoint, task_of
 from .collator import MMCollator
 from .compose import add_video
 from .data import MMDataset
+from .feature_cache import TOWERS, FrozenTower, build_cache, check_cacheable, sources_of
 from .matching import MatchingPairs
 from .metrics import compute_metrics_for, in_words
 from .processing_mm import MMProcessor
@@ -127,3 +129,27 @@ def build_trainer(
         compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data.task),
         max_new_tokens=data.max_new_tokens,
     )
+
+
+def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype: str) -> None:
+    """Let the trainer's batches bring what its frozen towers give, from a folder where it is computed if missing.
+
+    Raises:
+        ValueError: it cannot be kept, or there is no room.
+    """
+    model, collator, accelerator = trainer.model, trainer.data_collator, trainer.accelerator
+    head = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = [split for split in (splits.train, splits.validation, splits.test) if split]
+    sources = {modality: sources_of(parts, kind) for kind, modality in enumerate(TOWERS)}
+    modalities = check_cacheable(head.base_model, sources, bool(sources_of(parts, 2)), collator.augmentation)
+    cached = {}
+    for modality in modalities:
+        getattr(head.base_model, TOWERS[modality]).to(trainer.args.device)
+        own = (modality, head.base_model, collator.processor, getattr(torch, dtype), accelerator.autocast)
+        pooled = isinstance(trainer, RetrievalTrainer) and modality == "image" and head.config.image_pooling == "tower"
+        tower = FrozenTower(*own, precision=accelerator.mixed_precision, pooled=pooled)
+        quiet = not trainer.is_world_process_zero()
+        size = trainer.args.per_device_eval_batch_size
+        cached[modality] = build_cache(tower, sources[modality], folder, size, quiet)
+    for own in filter(None, (collator, trainer.eval_collator)):
+        own.cached = cached

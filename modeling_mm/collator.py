@@ -7,7 +7,8 @@
   trained. Prompt and answer are tokenised apart, so that training sees the very prompt that `generate` will see.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 
 from .augmentation import Augmentation
 from .data import CHUNK, MMDataset, Row
+from .feature_cache import CachedMedia
 from .images import image_key, open_image
 from .matching import with_negatives
 from .processing_mm import MMProcessor
@@ -34,6 +36,7 @@ class MMCollator:
         negatives_seed: in a matching, also pair each picture with a wrong text of the batch, chosen by this seed.
         blind: leave all pictures, sounds and videos out, to measure how much the text alone tells.
         augmentation: how rows are changed; for training only.
+        cached: what frozen towers gave before, by modality; its media are not opened.
 
     Raises:
         ValueError: a row is longer than `max_length`, or the augmentation is not for this processor.
@@ -46,6 +49,7 @@ class MMCollator:
     blind: bool = False
     negatives_seed: int | None = None
     augmentation: Augmentation | None = None
+    cached: Mapping[str, CachedMedia] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.augmentation is not None:
@@ -56,10 +60,9 @@ class MMCollator:
             rows = with_negatives(rows, self.negatives_seed)
         if self.augmentation is not None:
             rows = self.augmentation.rows(rows, self.media_markers)
-        images = [[]] * len(rows) if self.blind else self.open_images(rows)
+        images = {} if self.blind else self.flat_images(rows)
         batch = self.generation(rows) if self.task == "generation" else self.classification(rows)
-        if any(images):
-            batch |= self.processor.flat_images(images)
+        batch |= images
         if not self.blind and any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
         if not self.blind and any(row.videos for row in rows):
@@ -68,10 +71,20 @@ class MMCollator:
         return batch
 
     def flat_audio(self, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
-        """The tensors of the distinct sounds, as the processor gives them."""
+        """The tensors of the distinct sounds, as the processor gives them, or as their tower heard them."""
+        if "audio" in self.cached:
+            return self.cached["audio"].batch(clips)
         if self.augmentation is not None and self.augmentation.audio:
             return self.augmentation.sounds(self.processor, clips)
         return self.processor.flat_audio(clips)
+
+    def flat_images(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """The tensors of the distinct pictures, as the processor gives them, or as their tower saw them."""
+        if not any(row.images for row in rows):
+            return {}
+        if "image" in self.cached:
+            return self.cached["image"].batch([row.images for row in rows])
+        return self.processor.flat_images(self.open_images(rows))
 
     def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:
         """The pictures of each row; one that stands in several rows is the same object in all of them."""

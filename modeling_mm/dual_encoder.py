@@ -30,6 +30,15 @@ NAMES = (
 Fingerprint = dict[str, Any]
 
 
+def digest_of_weights(model: torch.nn.Module) -> str:
+    """A digest of all parameters and buffers."""
+    weights = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        weights.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        weights.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return weights.hexdigest()
+
+
 class DualEncoder:
     """A model with `get_image_features` and `get_text_features`, and its processor.
 
@@ -127,15 +136,11 @@ class DualEncoder:
 
     def fingerprint(self) -> Fingerprint:
         """What embeddings depend on, as JSON can hold it."""
-        weights = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            weights.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            weights.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         vocabulary = json.dumps(self.processor.tokenizer.get_vocab(), sort_keys=True).encode()
         settings = self.processor.image_processor.to_dict()
         return {
             "model": self.source,
-            "weights": weights.hexdigest(),
+            "weights": digest_of_weights(self.model),
             "width": self.embed_pictures([Image.new("RGB", (32, 32))]).shape[1],
             "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
             "image_processor": {name: value for name, value in settings.items() if name not in NAMES},

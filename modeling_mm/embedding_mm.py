@@ -149,7 +149,7 @@ class MMEmbeddingMixin:
 
     def see(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         patches: dict[str, torch.Tensor | None],
         index: torch.Tensor | None,
         keys: torch.Tensor | None,
@@ -162,13 +162,13 @@ class MMEmbeddingMixin:
 
     def hear(
         self,
-        input_features: torch.Tensor,
-        mask: torch.Tensor | None,
+        input_features: torch.Tensor | None,
+        sound: dict[str, torch.Tensor | None],
         index: torch.Tensor | None,
         keys: torch.Tensor | None,
     ) -> Medium:
         """Sounds through the audio tower, once for embeddings and fusion."""
-        heard = self.model.get_audio_features(input_features, mask, return_dict=True)
+        heard = self.model.get_audio_features(input_features, return_dict=True, **sound)
         return Medium("audio", self.audio_embeds(heard), heard.pooler_output, heard.attention_mask, index, keys)
 
     def memory(self, medium: Medium) -> Memory:

@@ -14,18 +14,22 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .audio_towers_mm import audio_states
+from .audio_towers_mm import audio_states as hear
+from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
 from .fusion_mm import MMFusion
 from .media_mm import (
     NEVER,
+    RAW,
     check_media,
+    check_states,
     check_told_apart,
     check_videos,
     encoded_starts,
     find_markers,
     implied_image_index,
     media_start_from_markers,
+    one_per_row,
 )
 from .outputs_mm import MMAudioOutput, MMImageOutput
 
@@ -72,10 +76,17 @@ class MMEncodingMixin:
     get_input_embeddings: Callable[[], torch.nn.Module]
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: torch.Tensor, **vision_inputs) -> MMImageOutput:
-        """What the vision tower sees in distinct images (I, C, H, W).
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        image_pooled: torch.Tensor | None = None,
+        **vision_inputs,
+    ) -> MMImageOutput:
+        """What the vision tower sees in distinct images (I, C, H, W), or once saw: then it does not run.
 
-        `vision_inputs` are what else a tower takes (SigLIP2's `pixel_attention_mask` and `spatial_shapes`, flags).
+        `vision_inputs` are what else a tower takes (SigLIP2's `pixel_attention_mask` and `spatial_shapes`, flags);
+        `image_states` and `image_pooled` an earlier output's `pooler_output` and `pooled`, in place of the images.
 
         Returns:
             the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
@@ -84,11 +95,13 @@ class MMEncodingMixin:
         Raises:
             ValueError: the tower's states are not P of width V for each image.
         """
+        if image_states is not None:
+            check_states("image_states", image_states, tower_width(self.config.vision_config), pixel_values)
+            return MMImageOutput(image_states, image_states, pooled=image_pooled)
         vision_inputs = {name: value for name, value in vision_inputs.items() if value is not None}
         with torch.set_grad_enabled(self.needs_grad(self.vision_tower, pixel_values)):
-            output = self.vision_tower(
-                pixel_values=pixel_values.to(self.vision_tower.dtype), return_dict=True, **vision_inputs
-            )
+            pixels = pixel_values.to(self.vision_tower.dtype)
+            output = self.vision_tower(pixel_values=pixels, return_dict=True, **vision_inputs)
         states = output.last_hidden_state
         flat = states.flatten(2).transpose(1, 2) if states.dim() == 4 else states  # (I, P, V)
         images, width = pixel_values.shape[0], tower_width(self.config.vision_config)
@@ -97,13 +110,8 @@ class MMEncodingMixin:
                 f"the vision tower '{self.config.vision_config.model_type}' gives states of shape "
                 f"{tuple(states.shape)} for {images} images, where fusion expects ({images}, states, {width})"
             )
-        return MMImageOutput(
-            last_hidden_state=states,
-            pooler_output=flat,
-            pooled=output.get("pooler_output"),
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-        )
+        asked = {name: output.get(name) for name in ("hidden_states", "attentions")}
+        return MMImageOutput(states, flat, pooled=output.get("pooler_output"), **asked)
 
     @can_return_tuple
     def get_video_features(
@@ -135,11 +143,16 @@ class MMEncodingMixin:
 
     @can_return_tuple
     def get_audio_features(
-        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None, **flags
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
+        **flags,
     ) -> MMAudioOutput:
-        """What the audio tower hears in distinct clips (I, ...), as the processor prepares them.
+        """What the audio tower hears in distinct clips (I, ...), as the processor prepares them, or once heard.
 
-        `input_features_mask` (I, T) is 1 where the sound is real; `flags` are the tower's own.
+        `input_features_mask` (I, T) is 1 where the sound is real; `flags` are the tower's own. In place of clips
+        `audio_states` are an earlier output's `pooler_output`, the mask its `attention_mask`.
 
         Returns:
             the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
@@ -150,8 +163,11 @@ class MMEncodingMixin:
         """
         if self.audio_tower is None:
             raise ValueError("sound came as `input_features`, but this model has no audio tower; compose it with one")
+        if audio_states is not None:
+            check_states("audio_states", audio_states, audio_width(self.config.audio_config), input_features)
+            return MMAudioOutput(audio_states, audio_states, attention_mask=input_features_mask)
         with torch.set_grad_enabled(self.needs_grad(self.audio_tower, input_features)):
-            return audio_states(self.audio_tower, input_features, input_features_mask, **flags)
+            return hear(self.audio_tower, input_features, input_features_mask, **flags)
 
     def needs_grad(self, tower: PreTrainedModel, inputs: torch.Tensor) -> bool:
         """A frozen tower is run without a graph, unless its inputs want gradients."""
@@ -179,24 +195,27 @@ class MMEncodingMixin:
         pixel_values_videos: torch.Tensor | None = None,
         video_index: torch.Tensor | None = None,
         video_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
     ) -> dict[str, Memory]:
         """The memory of each modality that came; arguments as of `encode_media`."""
         memories = {}
         resampled = self.config.num_latents is not None
-        if pixel_values is not None:
-            if image_index is None:
+        if pixel_values is not None or image_states is not None:
+            if image_index is None and image_states is None:
                 image_index = implied_image_index(pixel_values)
                 pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
             patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-            states = self.get_image_features(pixel_values, return_dict=True, **patches).pooler_output  # (I, P, V)
+            seen = self.get_image_features(pixel_values, image_states, return_dict=True, **patches)
+            states = seen.pooler_output  # (I, P, V)
+            image_index = one_per_row(states) if image_index is None else image_index
             present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
             memories["image"] = Memory(
                 self.fusion.project(states, present), image_index, None if resampled else present
             )
-        if input_features is not None:
-            if audio_index is None:  # one clip per row
-                audio_index = torch.arange(input_features.shape[0], device=input_features.device)[:, None]
-            heard = self.get_audio_features(input_features, input_features_mask, return_dict=True)
+        if input_features is not None or audio_states is not None:
+            heard = self.get_audio_features(input_features, input_features_mask, audio_states, return_dict=True)
+            audio_index = one_per_row(heard.pooler_output) if audio_index is None else audio_index
             memory = self.fusion.project(heard.pooler_output, heard.attention_mask, "audio")
             memories["audio"] = Memory(memory, audio_index, None if resampled else heard.attention_mask)
         if pixel_values_videos is not None:
@@ -210,8 +229,7 @@ class MMEncodingMixin:
         states = self.get_video_features(pixel_values_videos, video_mask, return_dict=True).pooler_output
         states = states.unflatten(1, (pixel_values_videos.shape[1], -1))  # (I, F, P, V)
         present = None if video_mask is None else video_mask.bool().repeat_interleave(states.shape[2], dim=1)
-        if video_index is None:  # one video per row
-            video_index = torch.arange(states.shape[0], device=states.device)[:, None]
+        video_index = one_per_row(states) if video_index is None else video_index
         memory = self.fusion.project(states, present, "video")
         return Memory(memory, video_index, None if self.config.num_latents is not None else present)
 
@@ -227,6 +245,7 @@ class MMEncodingMixin:
                 input_features_mask: (I, T), 1 where the sound is real.
             pixel_values_videos: (I, F, C, H, W) frames of videos, with video_index (B, N), by default one video per
                 row; video_mask: (I, F), 1 where a frame is real.
+            image_states, audio_states: (I, P, V) of the towers, in place of images and clips; masks are (I, P) then.
 
         Returns:
             `media_key_values` (B, L, 2, K, S, E), the images' slots, then those of sound, then those of video.
@@ -307,9 +326,7 @@ class MMEncodingMixin:
             ValueError: text and media differ in rows, pixels came beside encoded media, or it cannot be told from
                 which column encoded media are to be seen.
         """
-        raw = [
-            name for name in ("pixel_values", "input_features", "pixel_values_videos") if media.get(name) is not None
-        ]
+        raw = [name for name in RAW if media.get(name) is not None]
         if not raw and media_key_values is None:
             return None, None
         check_media(self.config, raw, media, media_key_values, media_start)

@@ -24,9 +24,12 @@ MEDIA = (
     "pixel_values_videos",
     "video_index",
     "video_mask",
+    "image_states",
+    "audio_states",
     "media_key_values",
     "media_start",
 )
+RAW = ("pixel_values", "input_features", "pixel_values_videos", "image_states", "audio_states")  # not yet projected
 ITEMS = {"image": "images", "audio": "sounds", "video": "videos"}  # of each modality, in the order of their slots
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 
@@ -134,6 +137,23 @@ def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:
         )
     rows, per_row = pixel_values.shape[0], 1 if pixel_values.dim() == 4 else pixel_values.shape[1]
     return torch.arange(rows * per_row, device=pixel_values.device).view(rows, per_row)
+
+
+def one_per_row(media: torch.Tensor) -> torch.Tensor:
+    """(B, 1), the index of media of which each row has one, in their order."""
+    return torch.arange(media.shape[0], device=media.device)[:, None]
+
+
+def check_states(name: str, states: torch.Tensor, width: int, raw: torch.Tensor | None) -> None:
+    """Refuse states that the tower of this model cannot have given, or that came beside the `raw` media.
+
+    Raises:
+        ValueError: says what came and what was expected.
+    """
+    if raw is not None:
+        raise ValueError(f"`{name}` came beside the media that they are the tower's states of; give one of the two")
+    if states.dim() != 3 or states.shape[-1] != width:
+        raise ValueError(f"`{name}` has shape {tuple(states.shape)}; expected (I, P, {width}), the tower's width")
 
 
 def check_media(

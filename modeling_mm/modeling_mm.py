@@ -171,6 +171,8 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         pixel_values_videos: torch.Tensor | None = None,
         video_index: torch.Tensor | None = None,
         video_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         output_attentions: bool | None = None,
@@ -180,8 +182,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
 
         Args:
             pixel_values, image_index, pixel_attention_mask, spatial_shapes, input_features, audio_index,
-            input_features_mask, pixel_values_videos, video_index, video_mask: media, as `encode_media` takes them.
-                With `past_key_values`, those of the whole conversation: a row's last images belong to the new markers.
+            input_features_mask, pixel_values_videos, video_index, video_mask, image_states, audio_states: media, as
+                `encode_media` takes them. With `past_key_values`, those of the whole conversation: a row's last images
+                belong to the new markers.
             media_key_values: media encoded before, (B, L, 2, K, S, E), in place of pixels.
             media_start: (B, S), the text column from which each slot may be seen; by default from the markers.
             The others are the text backbone's own.
@@ -207,6 +210,8 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             pixel_values_videos=pixel_values_videos,
             video_index=video_index,
             video_mask=video_mask,
+            image_states=image_states,
+            audio_states=audio_states,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         call = None

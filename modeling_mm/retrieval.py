@@ -77,9 +77,8 @@ class RetrievalCollator(MMCollator):
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         batch: dict[str, Any] = self.texts(rows)
-        opened = self.open_images(rows)
-        batch |= self.processor.flat_images(opened)
-        batch["image_keys"] = torch.zeros(len(batch["pixel_values"]), dtype=torch.long)
+        batch |= self.flat_images(rows)
+        batch["image_keys"] = torch.zeros(int(batch["image_index"].max()) + 1, dtype=torch.long)
         for row, places in zip(rows, batch["image_index"], strict=True):
             batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image_key(i)) for i in row.images])
         if self.captions:

@@ -155,6 +155,9 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         input_features: torch.Tensor | None = None,
         audio_index: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        image_pooled: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
         image_keys: torch.Tensor | None = None,
         audio_keys: torch.Tensor | None = None,
         caption_ids: torch.Tensor | None = None,
@@ -175,6 +178,8 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
                 `labels` (B, T); without them, the labels are of `input_ids`.
             embed_gradients: of a larger batch's contrastive loss, by the names that `compared` has; they take the
                 place of this batch's (GradCache).
+            image_states, image_pooled, audio_states: what the towers gave before, in place of raw media, as
+                `MMModel.get_image_features` and `get_audio_features` take them.
             The others are `MMModel.forward`'s.
         """
         check_text(input_ids, inputs_embeds)
@@ -182,10 +187,12 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         read = self.get_text_features(**{**text, "return_dict": True})
         patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         media = dict[str, Medium]()
-        if pixel_values is not None:
+        if pixel_values is not None or image_states is not None:
+            patches |= {"image_states": image_states, "image_pooled": image_pooled}
             media["image"] = self.see(pixel_values, patches, image_index, image_keys)
-        if input_features is not None:
-            media["audio"] = self.hear(input_features, input_features_mask, audio_index, audio_keys)
+        if input_features is not None or audio_states is not None:
+            sound = {"input_features_mask": input_features_mask, "audio_states": audio_states}
+            media["audio"] = self.hear(input_features, sound, audio_index, audio_keys)
         embeds = {f"{name}_embeds": medium.embeds for name, medium in media.items()}
         output = MMRetrievalOutput(text_embeds=read.pooler_output, **embeds)
         output.hidden_states, output.attentions = read.hidden_states, read.attentions

@@ -20,7 +20,7 @@ from transformers import TrainingArguments, set_seed
 
 from . import figures
 from .arguments import MMParser
-from .assembly import build_collator, build_model, build_trainer, choose_trainable
+from .assembly import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
 from .calibration import fit_temperature
 from .card import write_card
 from .checkpoint import BASE, last_checkpoint
@@ -89,6 +89,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
     logger.warning(f"trainable parameters: {counts}")
     trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
+    if data_args.cache_features is not None:
+        use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
     if augmented and trainer.is_world_process_zero():
         draw_augmented(splits.train, trainer.data_collator, output / "augmented.png")
     started = time.perf_counter()

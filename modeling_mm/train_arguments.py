@@ -82,6 +82,13 @@ class DataArguments:
     )
     word_dropout: float = field(default=0.0, metadata={"help": "probability that training leaves a word out"})
     modality_dropout: float = field(default=0.0, metadata={"help": "probability that training empties a cell"})
+    cache_features: str | None = field(
+        default=None, metadata={"help": "folder for what frozen towers give, computed once for all epochs and runs"}
+    )
+    cache_dtype: str = field(
+        default="float32",
+        metadata={"help": "of these; bfloat16 takes half, and rounds", "choices": ["float32", "bfloat16"]},
+    )
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
 
 

@@ -1,0 +1,171 @@
+"""An epoch with and without the cache of a frozen tower's states; writes FEATURE_CACHE.md.
+
+    python benchmarks/feature_cache.py                          # a quarter of an hour on a CPU
+    python benchmarks/feature_cache.py --pictures 32 --rounds 1 # shorter
+
+- The same model, rows and seed are trained for two epochs without the cache, with a new one, and with the one that is
+  there then, in turns, as `modeling-mm train --cache_features` does it. The tower dominates the step: a ViT-S/16 under
+  a small decoder that asks one short question about each picture.
+- Seconds are of the processor, of this process alone, since other work may share the machine; medians over the rounds.
+- The first epoch with a new cache includes making it.
+"""
+
+import argparse
+import copy
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, TrainerCallback, TrainingArguments
+
+from modeling_mm import MMConfig, MMForConditionalGeneration, MMProcessor
+from modeling_mm.assembly import use_cached_features
+from modeling_mm.collator import MMCollator
+from modeling_mm.data import Columns, MMDataset
+from modeling_mm.scratch import train_tokenizer
+from modeling_mm.splits import Splits
+from modeling_mm.trainer import MMTrainer, set_trainable
+
+VARIANTS = ("without", "with a new cache", "with the cache of an earlier run")
+ANSWERS = ["red", "green", "blue", "no", "yes", "round"]
+
+
+def rows_in(folder: Path, pictures: int) -> MMDataset:
+    """A question about each of as many pictures of noise, 256 x 256."""
+    for number in range(pictures):
+        noise = np.random.default_rng(number).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    table = {
+        "image": [f"{number}.png" for number in range(pictures)],
+        "text": ["what is there to be seen in this picture"] * pictures,
+        "answer": [ANSWERS[number % len(ANSWERS)] for number in range(pictures)],
+    }
+    return MMDataset("noise", datasets.Dataset.from_dict(table), folder, Columns("image", "text", "answer"))
+
+
+def model_and_processor() -> tuple[MMForConditionalGeneration, MMProcessor]:
+    """A frozen ViT-S/16 and a decoder of four layers, 256 wide, with random weights."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["what is there to be seen in this picture", *ANSWERS], "scratch-tiny")
+    processor = MMProcessor(CLIPImageProcessorPil(do_convert_rgb=True), tokenizer)
+    width = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
+    vision = CLIPVisionConfig(image_size=224, patch_size=16, **width)
+    small = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4}
+    text = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=0, **small)
+    config = MMConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id)
+    model = MMForConditionalGeneration(config)
+    set_trainable(model, vision=False, fusion=True, text=True)
+    return model, processor
+
+
+class Epochs(TrainerCallback):
+    """Processor and wall seconds at the end of each epoch."""
+
+    def __init__(self):
+        self.ends: list[tuple[float, float]] = []
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.ends.append((time.process_time(), time.perf_counter()))
+
+
+def train(
+    model: MMForConditionalGeneration, processor: MMProcessor, rows: MMDataset, batch: int, cache: Path | None
+) -> dict:
+    """Processor and wall seconds of two epochs, losses and weights."""
+    epochs, model = Epochs(), copy.deepcopy(model)
+    arguments = TrainingArguments(
+        output_dir=str(rows.folder / "out"), use_cpu=True, num_train_epochs=2, per_device_train_batch_size=batch,
+        learning_rate=1e-4, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = MMTrainer(
+        model=model, args=arguments, train_dataset=rows, data_collator=MMCollator(processor, "generation"),
+        processing_class=processor, callbacks=[epochs],
+    )  # fmt: skip
+    starts = (time.process_time(), time.perf_counter())
+    if cache is not None:
+        use_cached_features(trainer, Splits(rows, rows), cache, "float32")
+    trainer.train()
+    times = [starts, *epochs.ends]
+    seconds = [[times[i + 1][clock] - times[i][clock] for i in range(2)] for clock in range(2)]
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    return {"processor": seconds[0], "wall": seconds[1], "losses": losses, "weights": model.state_dict()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("FEATURE_CACHE.md"))
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    model, processor = model_and_processor()
+    found: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        rows, cache = rows_in(Path(folder), args.pictures), Path(folder) / "features"
+        train(model, processor, rows.subset(list(range(args.batch))), args.batch, None)  # to warm up
+        for _ in range(args.rounds):
+            shutil.rmtree(cache, ignore_errors=True)
+            for variant in VARIANTS:
+                own = train(model, processor, rows, args.batch, None if variant == "without" else cache)
+                found[variant].append(own)
+                print(variant, {name: [round(s, 2) for s in own[name]] for name in ("processor", "wall")}, flush=True)
+        size = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
+    args.output.write_text("\n".join(report(args, found, model, size, load)) + "\n", encoding="utf-8")
+
+
+def report(args: argparse.Namespace, found: dict, model: torch.nn.Module, size: int, load: float) -> list[str]:
+    """The lines of the page."""
+    plain = found["without"][0]
+    bare = [statistics.median(run["processor"][epoch] for run in found["without"]) for epoch in range(2)]
+    lines = []
+    for variant in VARIANTS:
+        cells = [variant]
+        for epoch in range(2):
+            seconds = [run["processor"][epoch] for run in found[variant]]
+            wall = statistics.median(run["wall"][epoch] for run in found[variant])
+            middle = statistics.median(seconds)
+            cells += [f"{middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f})", f"{wall:.2f}"]
+            cells.append(f"{bare[epoch] / middle:.1f}x")
+        run = found[variant][0]
+        cells.append(f"{max(abs(a - b) for a, b in zip(run['losses'], plain['losses'], strict=True)):.1e}")
+        weights = run["weights"]
+        cells.append(f"{max(float((weights[name] - own).abs().max()) for name, own in plain['weights'].items()):.1e}")
+        lines.append(f"| {' | '.join(cells)} |")
+    tower = sum(p.numel() for p in model.model.vision_tower.parameters()) / 1e6
+    others = sum(p.numel() for p in model.parameters()) / 1e6 - tower
+    return [
+        "# An epoch with the cache of a frozen tower's states",
+        "",
+        f"`python benchmarks/feature_cache.py --pictures {args.pictures} --batch {args.batch} --rounds {args.rounds}`"
+        ", as `modeling-mm train` has it with `--cache_features`",
+        "",
+        f"A frozen ViT-S/16 of {tower:.1f}M parameters under a decoder and fusion of {others:.1f}M that train; "
+        f"{args.pictures} pictures of 224 x 224, a question of one line about each, batches of {args.batch}, float32, "
+        f"on a CPU ({platform.machine()}, {torch.get_num_threads()} threads, load average {load:.1f} on "
+        f"{os.cpu_count()} cores at the start), torch {torch.__version__}, transformers {transformers.__version__}. "
+        f"Medians of {args.rounds} rounds in turns (and least to most), in seconds of the processor and of the clock; "
+        f"the first epoch with a new cache includes making it. The cache takes {size / 1e6:.1f} MB, "
+        f"{size / args.pictures / 1e3:.0f} kB for each picture.",
+        "",
+        "| training | epoch 1, processor | clock | faster | epoch 2, processor | clock | faster "
+        "| furthest loss | furthest weight |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *lines,
+        "",
+        "*faster* is by the processor's seconds. The last two columns are how far the losses of all steps and the "
+        "final weights are from those without the cache.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
