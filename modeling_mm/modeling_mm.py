@@ -44,11 +44,14 @@ if TYPE_CHECKING:  # never runs; the library copies what these lines name, so ev
 def block_classes(model: PreTrainedModel) -> set[str]:
     """Names of the classes of a model's blocks: no device map splits them, FSDP brings each together by itself.
 
-    Those that the towers declare, if they occur in the model (CLIP's vision tower names a class of its text tower, which
-    accelerate then misses), the layers of the text backbone (DistilBERT declares none), and fusion's own. What holds
+    Those that the towers declare, if the model has them (CLIP's vision tower names a class of its text tower, which
+    accelerate would miss), the layers of the text backbone (DistilBERT declares none), and fusion's own. What holds
     the text's embeddings is none: they are a block of their own, or one with the head that they are tied to.
     """
-    declared = {*model._no_split_modules, *(type(layer).__name__ for layer in text_layers(model.base_model.text_model))}
+    declared = {
+        *model._no_split_modules,
+        *(type(layer).__name__ for layer in text_layers(model.base_model.text_model)),
+    }
     blocks = [module for module in model.modules() if type(module).__name__ in declared]
     embeddings = model.get_input_embeddings()
     return {type(block).__name__ for block in blocks} - {

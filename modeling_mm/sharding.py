@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """FSDP2: one model in shards over all processes; each brings a block's weights together while the block runs.
 
-- What a block is, the model says: `_no_split_modules`, by which accelerate and `shard` wrap, and `_fsdp_plan`, by which
-  `from_pretrained(distributed_config=...)` does.
-- The weights come together for `forward` only. `open_methods` opens what else one calls on a model, from `encode_media`
-  to `generate`.
+- What a block is, the model says: `_no_split_modules`, by which accelerate and `shard` wrap, and `_fsdp_plan`, by
+  which `from_pretrained(distributed_config=...)` does.
+- The weights come together for `forward` only. `open_methods` opens what else one calls on a model, from
+  `encode_media` to `generate`.
 - A block that one process leaves out leaves the others waiting for its shard. So a batch that lacks a modality gets one
   item of it that no row shows: towers and fusion layers run, and every row stays as it was.
 """
@@ -70,6 +70,20 @@ def open_methods(model: PreTrainedModel) -> None:
     for name in OUTSIDE_OF_FORWARD:
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)
+
+
+def with_gradient(parameters: dict[str, torch.nn.Parameter]) -> set[str]:
+    """Names of those whose gradient is not all zero, in any shard; every process must ask."""
+    from torch.distributed.tensor import DTensor
+
+    given = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    own = [(grad.to_local() if isinstance(grad, DTensor) else grad).any() for grad in given.values()]
+    if not own:
+        return set()
+    found = torch.stack(own).int()
+    if any(isinstance(grad, DTensor) for grad in given.values()):
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return {name for name, some in zip(given, found.tolist(), strict=True) if some}
 
 
 def unseen_media(processor: MMProcessor) -> dict[str, dict[str, torch.Tensor]]:

@@ -20,7 +20,7 @@ from .collator import MMCollator
 from .data import ImageGroupSampler, MMDataset
 from .media_mm import MEDIA
 from .processing_mm import MMProcessor
-from .sharding import is_sharded, open_methods, unseen_media, with_unseen_media
+from .sharding import is_sharded, open_methods, unseen_media, with_gradient, with_unseen_media
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class GradientAudit(TrainerCallback):
             return
         if self.silent is None:
             self.silent = {name for name, p in model.named_parameters() if p.requires_grad}
-        touched = {n for n, p in model.named_parameters() if n in self.silent and p.grad is not None and p.grad.any()}
-        self.silent -= touched
+        self.silent -= with_gradient({n: p for n, p in model.named_parameters() if n in self.silent})
         if state.global_step == AUDIT_STEPS - 1 and self.silent:
             names = ", ".join(sorted(self.silent)[:20])
             logger.warning(f"{len(self.silent)} parameters should train but got no gradient so far: {names}")

@@ -1,12 +1,17 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What test_sharding.py lets each process do, and its parent to compare: models, their global batch, a step of each."""
+"""What test_sharding.py lets each process do, and its parent to compare: models, a global batch, a step of each."""
+
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from conftest import IMAGE_ID, open_gates, text_config, token_row, vision_config
 from test_hearing import AUDIO_ID, ears
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import CLIPImageProcessorPil, Wav2Vec2FeatureExtractor
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import CLIPImageProcessorPil, TrainingArguments, Wav2Vec2FeatureExtractor
 
 from modeling_mm import (
     MMConfig,
@@ -17,6 +22,7 @@ from modeling_mm import (
 )
 from modeling_mm.scratch import train_tokenizer
 from modeling_mm.sharding import is_sharded, open_methods, shard, unseen_media, with_unseen_media
+from modeling_mm.trainer import MMTrainer
 
 ROWS, TOKENS = 4, 7
 HEADS = {
@@ -125,3 +131,111 @@ def trained(case, folder):
 
 def all_trained(folder):
     return {case: trained(case, folder) for case in CASES}
+
+
+def answered():
+    """What a model in shards says outside of `forward`, beside what it said whole; answers differ in length."""
+    rank, case = dist.get_rank(), "generation"
+    model, pictures = model_of(case).eval(), batch_of(case, slice(ROWS // 2))
+    prompts = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
+    del prompts["labels"]
+    pictures = {name: pictures[name] for name in ("pixel_values", "image_index")}
+    greedy = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 5}
+    first = model.generate(**prompts, **{**greedy, "max_new_tokens": 1})[:, -1]
+    greedy["eos_token_id"] = first.tolist() if rank == 0 else None  # the first process is done after one token
+    said = []
+    for sharded in (False, True):
+        model = shard(model) if sharded else model
+        given = with_unseen_media(prompts, unseen_media(processor_of(case))) if sharded else prompts
+        tokens, encoded = model.generate(**given, **greedy), model.encode_media(**pictures)
+        said.append((tokens, encoded, torch.tensor([list(gate.values()) for gate in model.fusion_gates()])))
+    return said
+
+
+def in_half_precision():
+    """The losses of steps whose blocks compute in bfloat16, and the weights' precision."""
+    rank, case = dist.get_rank(), "generation"
+    model = shard(model_of(case), mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
+    batch = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
+    batch = with_unseen_media(batch, unseen_media(processor_of(case)))
+    return [step(model, batch) for _ in range(4)], {p.dtype for p in model.parameters()}
+
+
+def by_accelerate(case, **options):
+    """The state after a step of a model that accelerate sharded, which it does on GPUs only: its own function, called
+    with what it reads of an `Accelerator`."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", **options)
+    own = {"state": SimpleNamespace(fsdp_plugin=plugin), "torch_device_mesh": None, "device": torch.device("cpu")}
+    rank, model = dist.get_rank(), model_of(case)
+    blocks = {name for name, module in model.named_modules() if type(module).__name__ in model._no_split_modules}
+    model = fsdp2_prepare_model(
+        SimpleNamespace(**own, mixed_precision="no", is_main_process=rank == 0, process_index=rank), model
+    )
+    open_methods(model)
+    found = {name for name, module in model.named_modules() if is_sharded(module)}
+    batch = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
+    step(model, with_unseen_media(batch, unseen_media(processor_of(case))))
+    return {"state": whole(model), "missed": blocks - found}
+
+
+class WithPrompts:
+    """A batch of the generation case, of the rows that a data set of numbers names."""
+
+    def __call__(self, rows):
+        batch = batch_of("generation", slice(rows[0], rows[-1] + 1))
+        return {**batch, **{f"prompt_{name}": batch[name][:, :4] for name in ("input_ids", "attention_mask")}}
+
+
+def by_trainer(model, size, folder):
+    """Trained by `MMTrainer` and saved by it; its evaluation, with answers."""
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=size, per_device_eval_batch_size=size, max_steps=5,
+        learning_rate=0.02, optim="sgd", max_grad_norm=0.0, use_cpu=True, report_to=[], save_strategy="no",
+        logging_steps=1, disable_tqdm=True, train_sampling_strategy="sequential", ddp_find_unused_parameters=False,
+    )  # fmt: skip
+    trainer = MMTrainer(
+        model=model, args=arguments, train_dataset=range(ROWS), eval_dataset=range(ROWS), eval_collator=WithPrompts(),
+        data_collator=lambda rows: batch_of("generation", slice(rows[0], rows[-1] + 1)), max_new_tokens=3,
+        processing_class=processor_of("generation"),
+    )  # fmt: skip
+    trainer.train()
+    said = trainer.predict(range(ROWS))
+    trainer.save_model()
+    return {
+        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+        "answers": said.predictions,
+        "loss": said.metrics["test_loss"],
+        "wrapped": type(trainer.model_wrapped).__name__,
+        "silent": trainer.audit.silent,
+        "gates": trainer.model.fusion_gates(),
+    }
+
+
+def sharded_at_load(folder):
+    """By the library's own FSDP2, which runs on CPUs too."""
+    from transformers.distributed import DistributedConfig
+
+    start = folder / "start"
+    if dist.get_rank() == 0:
+        model_of("generation").save_pretrained(start)
+    dist.barrier()
+    config = DistributedConfig(fsdp_size=dist.get_world_size())
+    model = MMForConditionalGeneration.from_pretrained(start, distributed_config=config)
+    sharded = {name for name, module in model.named_modules() if is_sharded(module)}
+    return {**by_trainer(model, ROWS // 2, folder / "native"), "sharded": sharded}
+
+
+def everything(folder, native):
+    """All of the above in one go of processes."""
+    prepared = {
+        "tied": by_accelerate("tied", state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=False),
+        "late fusion": by_accelerate("late fusion", cpu_ram_efficient_loading=False),
+        "sound": by_accelerate("sound", cpu_ram_efficient_loading=True),
+    }
+    return {
+        "trained": all_trained(folder),
+        "answered": answered(),
+        "half": in_half_precision(),
+        "accelerate": prepared,
+        "native": sharded_at_load(folder) if native else None,
+    }

@@ -15,16 +15,16 @@ from modeling_mm.trainer import MMTrainer
 
 ROWS = 8
 HEADS = {"classification": ("bert", MMForSequenceClassification), "generation": ("llama", MMForConditionalGeneration)}
-PICTURES = {"all rows": range(ROWS), "two rows": range(2)}  # which are the first process's
+PICTURED = 2  # rows with a picture, all of them with the first process
 
 
-def rows_with(which):
-    """Rows of different lengths, of which some have a picture and its marker."""
+def some_rows():
+    """Rows of different lengths, of which the first have a picture and its marker."""
     generator = torch.Generator().manual_seed(3)
     shown = torch.randn(ROWS, 3, 16, 16, generator=generator)
     torch.manual_seed(4)
-    rows = [{"ids": token_row(5 + i % 4, [1] if i in which else []), "label": i % 2} for i in range(ROWS)]
-    return [{**row, "picture": shown[i]} if i in which else row for i, row in enumerate(rows)]
+    rows = [{"ids": token_row(5 + i % 4, [1] if i < PICTURED else []), "label": i % 2} for i in range(ROWS)]
+    return [{**row, "picture": shown[i]} if i < PICTURED else row for i, row in enumerate(rows)]
 
 
 class Collate:
@@ -47,8 +47,8 @@ class Collate:
         return {**batch, "pixel_values": torch.stack(shown), "image_index": torch.where(has, has.cumsum(0) - 1, -1)}
 
 
-def step(task, which, size, folder):
-    """By how much a step of plain gradient descent moves each weight, the logged loss, and how the model was wrapped."""
+def step(task, size, folder):
+    """By how much a step of plain gradient descent moves each weight, the loss, and how the model was wrapped."""
     text, head = HEADS[task]
     torch.manual_seed(0)
     model = mm_model(text, head=head, **({"num_labels": 2} if task == "classification" else {}))
@@ -60,17 +60,12 @@ def step(task, which, size, folder):
         max_grad_norm=0.0, lr_scheduler_type="constant", use_cpu=True, report_to=[], save_strategy="no",
         logging_steps=1, disable_tqdm=True, train_sampling_strategy="sequential", ddp_find_unused_parameters=False,
     )  # fmt: skip
-    trainer = MMTrainer(model=model, args=arguments, train_dataset=rows_with(which), data_collator=Collate(task))
+    trainer = MMTrainer(model=model, args=arguments, train_dataset=some_rows(), data_collator=Collate(task))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer.train()
     moved = {name: value - before[name] for name, value in model.state_dict().items()}
     loss = next(log["loss"] for log in trainer.state.log_history if "loss" in log)
     return moved, loss, type(trainer.model_wrapped).__name__
-
-
-def steps_of(count, folder):
-    """All steps of classification and generation in this process of `count`."""
-    return {(task, name): step(task, which, ROWS // count, folder) for task in HEADS for name, which in PICTURES.items()}
 
 
 def retrieval_step(count, folder):
@@ -79,7 +74,8 @@ def retrieval_step(count, folder):
 
 
 def everything(count, folder):
-    return {**steps_of(count, folder), "retrieval": (*retrieval_step(count, folder), "DistributedDataParallel")}
+    steps = {task: step(task, ROWS // count, folder) for task in HEADS}
+    return {**steps, "retrieval": (*retrieval_step(count, folder), "DistributedDataParallel")}
 
 
 @pytest.fixture(scope="module")

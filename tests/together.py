@@ -17,7 +17,7 @@ FORKS.set_forkserver_preload(
     + [f"transformers.models.{name}.modeling_{name}" for name in ("bert", "clip", "llama", "siglip", "vit", "whisper")]
     + ["transformers.generation", "modeling_mm.retrieval", "modeling_mm.retrieval_trainer", "modeling_mm.compose"]
 )
-PATIENCE = 60  # seconds until processes that wait for each other give up
+PATIENCE = 120  # seconds until processes that wait for each other give up
 
 
 def one(function, rank: int, count: int, store: str, connection: Connection, *args) -> None:
@@ -57,7 +57,7 @@ def together(count: int, function, *args, folder) -> list:
     for process in processes:
         process.start()
     try:
-        said = [receive.recv() if receive.poll(2 * PATIENCE) else (None, "no answer") for receive, _ in pipes]
+        said = [receive.recv() if receive.poll(5 * PATIENCE) else (None, "no answer") for receive, _ in pipes]
     finally:
         for process in processes:
             process.kill()
