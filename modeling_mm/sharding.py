@@ -5,8 +5,8 @@
   which `from_pretrained(distributed_config=...)` does.
 - The weights come together for `forward` only. `open_methods` opens what else one calls on a model, from
   `encode_media` to `generate`.
-- A block that one process leaves out leaves the others waiting for its shard. So a batch that lacks a modality gets one
-  item of it that no row shows: towers and fusion layers run, and every row stays as it was.
+- A block that one process leaves out leaves the others waiting for its shard. So a batch that lacks a modality gets
+  one item of it that no row shows: towers and fusion layers run, and every row stays as it was.
 """
 
 from typing import Any

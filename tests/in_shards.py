@@ -35,6 +35,7 @@ CASES = {
     "generation": ("generation", "llama", "clip_vision_model", {"tie_word_embeddings": False}),
     "tied": ("generation", "llama", "siglip_vision_model", {"tie_word_embeddings": True}),
     "frozen towers": ("generation", "qwen3", "vit", {"frozen": ("vision_tower", "text_model")}),
+    "checkpointed": ("generation", "llama", "vit", {"checkpointed": True}),
     "resampler": ("generation", "gpt2", "dinov2", {"num_latents": 2, "resampler_layers": 1}),
     "late fusion": ("classification", "bert", "clip_vision_model", {"late_fusion": "gated", "cross_attention": True}),
     "no cross-attention": ("classification", "distilbert", "vit", {"late_fusion": "sum", "cross_attention": False}),
@@ -48,6 +49,7 @@ def model_of(case):
     head, text, vision, fields = CASES[case]
     fields = dict(fields)
     frozen, audio = fields.pop("frozen", ()), fields.pop("audio", None)
+    checkpointed = fields.pop("checkpointed", False)
     tied = {"tie_word_embeddings": fields.pop("tie_word_embeddings")} if "tie_word_embeddings" in fields else {}
     if audio is not None:
         fields |= {"audio_config": ears(audio), "audio_token_id": AUDIO_ID}
@@ -57,6 +59,8 @@ def model_of(case):
         image_token_id=IMAGE_ID, initializer_range=0.2, **fields,
     )  # fmt: skip
     model = open_gates(HEADS[head](config), 1.0)
+    if checkpointed:
+        model.gradient_checkpointing_enable()
     for part in frozen:
         getattr(model.model, part).requires_grad_(False)
     for module in model.modules():
