@@ -12,6 +12,7 @@ V tower width, P states per image, L fusion layers, K key/value heads, E head wi
 
 import inspect
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,7 +76,7 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MMFusionLayer", "MMResamplerLayer"]
+    _no_split_modules: Collection[str] = ["MMFusionLayer", "MMResamplerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from conftest import IMAGE_ID, open_gates, text_config, token_row, vision_config
 from test_hearing import AUDIO_ID, ears
@@ -227,6 +227,41 @@ def sharded_at_load(folder):
     model = MMForConditionalGeneration.from_pretrained(start, distributed_config=config)
     sharded = {name for name, module in model.named_modules() if is_sharded(module)}
     return {**by_trainer(model, ROWS // 2, folder / "native"), "sharded": sharded}
+
+
+def by_accelerate_s_trainer(folder):
+    """Four steps by `MMTrainer` with accelerate's FSDP2, and the last two again from a checkpoint in shards.
+
+    Accelerate takes CPUs for DDP whatever it is told, so it is told once it has decided, and again after training, for
+    which its state is made anew; from there on it does what it does on GPUs.
+    """
+
+    def trained_to(out, checkpoint):
+        arguments = TrainingArguments(
+            output_dir=str(out), per_device_train_batch_size=1, max_steps=4, learning_rate=0.01, use_cpu=True,
+            lr_scheduler_type="constant", report_to=[], save_strategy="steps", save_steps=2, logging_steps=1,
+            disable_tqdm=True, ddp_find_unused_parameters=False,
+        )  # fmt: skip
+        trainer = MMTrainer(
+            model=model_of("generation"), args=arguments, train_dataset=range(ROWS),
+            data_collator=lambda rows: batch_of("generation", slice(rows[0], rows[-1] + 1)),
+            processing_class=processor_of("generation"),
+        )  # fmt: skip
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", state_dict_type="SHARDED_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )  # fmt: skip
+        state, trainer.is_fsdp_enabled = trainer.accelerator.state, True
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+        trainer.train(resume_from_checkpoint=checkpoint)
+        state.distributed_type = DistributedType.FSDP
+        trainer.save_model()
+        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        return losses, is_sharded(trainer.model), plugin.state_dict_type.name
+
+    whole_run = trained_to(folder / "whole run", None)
+    dist.barrier()
+    return whole_run, trained_to(folder / "resumed", str(folder / "whole run" / "checkpoint-2"))
 
 
 def everything(folder, native):

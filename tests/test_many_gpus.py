@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What docs/many-gpus.md says, as far as machines without GPUs can tell: lines parse, the recipe is read, sums hold."""
+"""What docs/many-gpus.md says, as far as machines without GPUs can tell: its lines parse, its sums hold."""
 
 import os
 import re

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 from conftest import ALL_TEXT, OLD_LIBRARY, VISION, mm_model
-from in_shards import CASES, HEADS, ROWS, batch_of, by_trainer, everything, model_of, step
+from in_shards import CASES, HEADS, ROWS, batch_of, by_accelerate_s_trainer, by_trainer, everything, model_of, step
+from safetensors.torch import load_file
 from together import together
 
 from modeling_mm import MMModel
@@ -87,6 +88,17 @@ def test_the_trainer_trains_answers_and_saves_what_the_library_sharded(found, tm
         assert (results["answers"] == alone["answers"]).all() and results["silent"] == alone["silent"]
     one = HEADS["generation"].from_pretrained(tmp_path).state_dict()
     assert max(float((saved[name] - one[name]).abs().max()) for name in one) < 1e-4
+
+
+@pytest.mark.slow
+def test_resumed_from_shards_is_uninterrupted_and_the_end_is_saved_whole(tmp_path):
+    for whole_run, resumed in together(2, by_accelerate_s_trainer, tmp_path, folder=tmp_path / "meet"):
+        assert whole_run == resumed and len(whole_run[0]) == 4
+        assert whole_run[1:] == (True, "SHARDED_STATE_DICT")
+    saved = sorted(path.name for path in (tmp_path / "whole run" / "checkpoint-2").iterdir())
+    assert {"pytorch_model_fsdp_0", "optimizer_0", "rng_state_0.pth", "rng_state_1.pth"} <= set(saved)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole run", "resumed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def declared(kind, vision="vit"):
