@@ -178,9 +178,12 @@ class MMEncodingMixin:
         """Zero, with a zero gradient for every trained weight.
 
         A process whose batch has no picture or no sound, or that LayerDrop makes skip a layer, takes part in the
-        gradient exchange of the others.
+        gradient exchange of the others. FSDP's shards are left alone: they are exchanged by blocks, not by weights.
         """
-        trained = [p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad]
+        from torch.distributed.tensor import DTensor
+
+        whole = (p for p in self.parameters() if p.requires_grad and not isinstance(p, DTensor))
+        trained = [p.flatten()[:0].sum() for p in whole]
         return torch.stack(trained).sum() if trained else torch.zeros((), device=self.device)
 
     def project_media(

@@ -17,7 +17,6 @@ V tower width, L fusion layers, H query heads, K key/value heads, E head width.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -31,22 +30,26 @@ from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
 
 
-@dataclass
 class FusionCall:
-    """What one forward pass hands to every fusion layer.
+    """What one forward pass hands to every fusion layer; no dataclass, of which FSDP would give each layer a copy.
 
     fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: its layers that
     they precede. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
     attentions: a list that collects (B, H, T, S) weights, or None. entered: how many fusion layers ran.
     """
 
-    fusion: nn.Module
-    text_model: PreTrainedModel
-    layers: tuple[int, ...]
-    key_values: torch.Tensor
-    visible: torch.Tensor
-    attentions: list | None = None
-    entered: int = 0
+    def __init__(
+        self,
+        fusion: nn.Module,
+        text_model: PreTrainedModel,
+        layers: tuple[int, ...],
+        key_values: torch.Tensor,
+        visible: torch.Tensor,
+        attentions: list | None = None,
+    ):
+        self.fusion, self.text_model, self.layers = fusion, text_model, layers
+        self.key_values, self.visible = key_values, visible
+        self.attentions, self.entered = attentions, 0
 
     @cached_property
     def text_layers(self) -> nn.ModuleList:

@@ -11,6 +11,8 @@ V tower width, P states per image, L fusion layers, K key/value heads, E head wi
 """
 
 import inspect
+import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +29,7 @@ from .adapters_mm import MMAdapterMixin
 from .audio_towers_mm import audio_tower_from_config
 from .configuration_mm import MMConfig
 from .encoding_mm import MMEncodingMixin
-from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed
+from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed, text_layers
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
 from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
@@ -40,6 +42,32 @@ if TYPE_CHECKING:  # never runs; the library copies what these lines name, so ev
     from .retrieval_mm import MMForImageTextRetrieval  # noqa: F401
 
 
+def block_classes(model: PreTrainedModel) -> set[str]:
+    """Names of the classes of a model's blocks: no device map splits them, FSDP brings each together by itself.
+
+    Those that the towers declare, if the model has them (CLIP's vision tower names a class of its text tower, which
+    accelerate would miss), the layers of the text backbone (DistilBERT declares none), and fusion's own. What holds
+    the text's embeddings is none: they are a block of their own, or one with the head that they are tied to.
+    """
+    declared = {
+        *model._no_split_modules,
+        *(type(layer).__name__ for layer in text_layers(model.base_model.text_model)),
+    }
+    blocks = [module for module in model.modules() if type(module).__name__ in declared]
+    embeddings = model.get_input_embeddings()
+    return {type(block).__name__ for block in blocks} - {
+        type(block).__name__ for block in blocks if embeddings in block.modules()
+    }
+
+
+def opened(gate: nn.Parameter) -> float:
+    """How far a gate is open; every process must ask, if FSDP holds it in shards."""
+    from torch.distributed.tensor import DTensor
+
+    whole = gate.full_tensor() if isinstance(gate, DTensor) else gate
+    return whole.tanh().item()
+
+
 class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
     """Loading, saving and initialisation, common to every class here."""
 
@@ -48,7 +76,7 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MMFusionLayer"]
+    _no_split_modules: Collection[str] = ["MMFusionLayer", "MMResamplerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -60,6 +88,13 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
     def is_custom_code(cls) -> bool:
         """False: as "custom code" the library would initialise missing weights of borrowed towers by its own rule."""
         return False
+
+    def post_init(self) -> None:
+        """As usual; of the classes that the library collects from the parts, only real blocks stay."""
+        super().post_init()
+        self._no_split_modules = block_classes(self)
+        names = [name for name, module in self.named_modules() if type(module).__name__ in self._no_split_modules]
+        self._fsdp_plan = {re.sub(r"\.\d+(?=\.|$)", ".*", name): "free_full_weight" for name in names}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.text_model.get_input_embeddings()
@@ -80,8 +115,8 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         """
         gates = []
         for place, layer in zip(self.config.fusion_layers, self.base_model.fusion.layers, strict=True):
-            own = {"before_text_layer": place, "cross_attention": layer.cross_attn_gate.tanh().item()}
-            gates.append(own if layer.mlp is None else {**own, "mlp": layer.mlp_gate.tanh().item()})
+            own = {"before_text_layer": place, "cross_attention": opened(layer.cross_attn_gate)}
+            gates.append(own if layer.mlp is None else {**own, "mlp": opened(layer.mlp_gate)})
         return gates
 
     @torch.no_grad()
@@ -92,6 +127,12 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         for name in ("cross_attn_gate", "mlp_gate", "modality_logits", "frame_embedding"):
             if name in module._parameters:
                 init.zeros_(module._parameters[name])
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As usual; the class that FSDP makes of a model's own counts as that, or its code would be saved as ours."""
+        own = next(base for base in type(self).__mro__ if not base.__name__.startswith("FSDP"))
+        type(self).__name__, type(self).__module__ = own.__name__, own.__module__
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

@@ -50,14 +50,18 @@ class MMTemperature(nn.Module):
 
     def __init__(self, config: MMConfig):
         super().__init__()
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init)))
-        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_BIAS)) if config.contrastive_loss == "sigmoid" else None
+        # of one dimension: FSDP shards no scalars
+        self.logit_scale = nn.Parameter(torch.tensor([float(config.logit_scale_init)]))
+        self.logit_bias = nn.Parameter(torch.tensor([SIGMOID_BIAS])) if config.contrastive_loss == "sigmoid" else None
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The scale, at most 100 as beyond training would only sharpen mistakes, and the bias, if there is one."""
-        if self.training:  # the weight itself, or from far beyond it would never find its way back
+        if self.training:  # the weight itself, so that it does not drift far beyond
             self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
-        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp(), self.logit_bias
+        scale = self.logit_scale[0]
+        # a shard of FSDP is out of reach of the line above: with its gradient it finds its way back
+        scale = scale - (scale - MAX_LOGIT_SCALE).clamp(min=0).detach()
+        return scale.exp(), None if self.logit_bias is None else self.logit_bias[0]
 
 
 class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from .embedding_mm import Medium
 from .losses_mm import NO_MEDIUM, Pairs, local_keys, text_keys
 from .outputs_mm import MMRetrievalOutput
+from .sharding import ITEMS
 from .trainer import MMTrainer
 
 MODALITIES = ("image", "audio")
@@ -69,6 +70,18 @@ class RetrievalTrainer(MMTrainer):
         if contrastive_batch_size is not None:
             use_contrastive_batch(kwargs["args"], contrastive_batch_size)
         super().__init__(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs):
+        """As usual.
+
+        Raises:
+            ValueError: the model is in shards and the batch lacks a modality, whose tower the other processes run; an
+                unseen item would be one more that all texts are compared with.
+        """
+        inputs = super(MMTrainer, self)._prepare_inputs(inputs)
+        if lacking := [name for name in self.in_shards.unseen if ITEMS[name] not in inputs]:
+            raise ValueError(f"in shards (FSDP) every batch needs each modality, and this one has no {lacking[0]}")
+        return inputs
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)

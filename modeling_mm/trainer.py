@@ -19,6 +19,8 @@ from .augmentation import Augmentation
 from .collator import MMCollator
 from .data import ImageGroupSampler, MMDataset
 from .media_mm import MEDIA
+from .processing_mm import MMProcessor
+from .sharding import is_sharded, open_methods, unseen_media, with_gradient, with_unseen_media
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +94,7 @@ class GradientAudit(TrainerCallback):
             return
         if self.silent is None:
             self.silent = {name for name, p in model.named_parameters() if p.requires_grad}
-        touched = {n for n, p in model.named_parameters() if n in self.silent and p.grad is not None and p.grad.any()}
-        self.silent -= touched
+        self.silent -= with_gradient({n: p for n, p in model.named_parameters() if n in self.silent})
         if state.global_step == AUDIT_STEPS - 1 and self.silent:
             names = ", ".join(sorted(self.silent)[:20])
             logger.warning(f"{len(self.silent)} parameters should train but got no gradient so far: {names}")
@@ -144,6 +145,19 @@ class SharedStatistics(TrainerCallback):
                 norm.running_var.copy_(variance)
 
 
+class InShards(TrainerCallback):
+    """Before training, opens a model that FSDP2 holds in shards, and prepares what its batches may lack."""
+
+    def __init__(self, processor: MMProcessor | None):
+        self.processor = processor
+        self.unseen: dict[str, dict[str, torch.Tensor]] = {}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if is_sharded(model):
+            open_methods(model)
+            self.unseen = {} if self.processor is None else unseen_media(self.processor)
+
+
 class MMTrainer(Trainer):
     """`Trainer` for the models of this package; takes the same arguments.
 
@@ -177,6 +191,9 @@ class MMTrainer(Trainer):
             self.add_callback(EpochOfAugmentation(self.data_collator.augmentation))
             self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
         self.add_callback(SharedStatistics())
+        own = self.data_collator.processor if isinstance(self.data_collator, MMCollator) else self.processing_class
+        self.in_shards = InShards(own if isinstance(own, MMProcessor) else None)
+        self.add_callback(self.in_shards)
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -193,6 +210,19 @@ class MMTrainer(Trainer):
         finally:
             self.data_collator = collator
 
+    def _prepare_inputs(self, inputs):
+        return with_unseen_media(super()._prepare_inputs(inputs), self.in_shards.unseen)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As usual; a model in shards is saved whole, though its checkpoints may be in shards."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None or _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        kind = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        super().save_model(output_dir)
+        plugin.set_state_dict_type(kind)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """As usual; where the batch holds prompts, predictions are generated tokens (B, at most max_new_tokens)."""
         inputs = dict(inputs)
@@ -200,7 +230,7 @@ class MMTrainer(Trainer):
         if prompts["input_ids"] is None:
             ignore_keys = ["past_key_values", "hidden_states", "attentions", "cross_attentions", "media_key_values"]
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs, prompts = self._prepare_inputs(inputs), self._prepare_inputs(prompts)
+        inputs, prompts = self._prepare_inputs(inputs), super()._prepare_inputs(prompts)
         own = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
             memories = own.project_media(**{name: inputs.pop(name) for name in MEDIA if name in inputs})
