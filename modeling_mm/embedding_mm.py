@@ -42,6 +42,11 @@ class Medium:
         """(B, N), -1 where a row has fewer than N."""
         return torch.arange(len(self.embeds), device=self.embeds.device)[:, None] if self.index is None else self.index
 
+    def chosen(self, places: torch.Tensor, index: torch.Tensor) -> "Medium":
+        """Only the media at these places (M,), with the `index` (R, N) into them of other rows."""
+        present = None if self.present is None else self.present[places]
+        return Medium(self.modality, self.embeds[places], self.states[places], present, index)
+
     def pairs(self, texts: torch.Tensor) -> Pairs:
         """Which of the texts with these keys (B,) belong to which media: each to the first of its row.
 

@@ -102,7 +102,6 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
             embeddings = self.get_input_embeddings()
             path = next(name for name, module in self.named_modules() if module is embeddings)
             self._tied_weights_keys = {"lm_head.weight": f"{path}.weight"}
-        self.is_fused = self.matching_head is not None or self.lm_head is not None
         self.post_init()
 
     @torch.no_grad()
@@ -205,11 +204,11 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         keys = local_keys(read.pooler_output) if input_ids is None else text_keys(input_ids, attention_mask)
         pairs = {name: medium.pairs(keys) for name, medium in media.items()}
         output.contrastive_loss = self.contrastive(self.compared(output), pairs, embed_gradients)
-        memories = {name: self.memory(medium) for name, medium in media.items()} if self.is_fused else {}
         if self.matching_head is not None:
-            output.matching_loss = self.matching(text, output, pairs, memories)
+            output.matching_loss = self.matching(text, output, pairs, media)
         if self.lm_head is not None and labels is not None:
             caption = text if caption_ids is None else {"input_ids": caption_ids, "attention_mask": caption_mask}
+            memories = {name: self.memory(medium) for name, medium in media.items()}
             output.language_loss = self.language(caption, memories, labels)
         output.loss = self.weighted_sum(output)
         return output
@@ -263,36 +262,31 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         return self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
     def matching(
-        self, text: dict[str, Any], output: MMRetrievalOutput, pairs: dict[str, Pairs], memories: dict[str, Memory]
+        self, text: dict[str, Any], output: MMRetrievalOutput, pairs: dict[str, Pairs], media: dict[str, Medium]
     ) -> torch.Tensor:
         """The matching loss, averaged over modalities, of which text meets one at a time.
 
         `text` are the arguments of its rows.
         """
-        losses = [
-            self.matching_of(name, text, output.text_embeds, output[f"{name}_embeds"], pairs[name], memory)
-            for name, memory in memories.items()
-        ]
+        losses = [self.matching_of(medium, text, output.text_embeds, pairs[name]) for name, medium in media.items()]
         return torch.stack(losses).mean()
 
     def matching_of(
         self,
-        modality: str,
+        medium: Medium,
         text: dict[str, Any],
         texts: torch.Tensor,
-        media: torch.Tensor,
         pairs: Pairs,
-        memory: Memory,
     ) -> torch.Tensor:
         """Of one modality: true pairs, each text with a wrong medium, each medium with a wrong text.
 
         In training these are `matching_rows` texts and as many media; the wrong ones come from the whole batch.
         """
         with torch.no_grad():
-            logits = self.similarities(texts, media).float()  # (B, I)
+            logits = self.similarities(texts, medium.embeds).float()  # (B, I)
             true = pairs.true_pairs()
-            rows, items = self.drawn(texts), self.drawn(media)  # (R,), (M,)
-            own = memory.index[rows, 0]
+            rows, items = self.drawn(texts), self.drawn(medium.embeds)  # (R,), (M,)
+            own = medium.row_index()[rows, 0]
             wrong_media = hard_negatives(logits[rows], true[rows], self.training)  # (R,)
             wrong_texts = hard_negatives(logits.T[items], true.T[items], self.training)  # (M,)
         labels = torch.arange(2 * len(rows) + len(items), device=rows.device) < len(rows)
@@ -302,8 +296,9 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         labels = labels.long()[kept]
         rows, items = rows[kept], items[kept]
         batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
-        chosen = Memory(memory.states, items[:, None], memory.present)
-        key_values, start = self.model.attended({modality: chosen}, batch["input_ids"], batch["inputs_embeds"])
+        used, places = items.unique(return_inverse=True)  # fusion looks at no more of them than it must
+        memories = {medium.modality: self.memory(medium.chosen(used, places[:, None]))}
+        key_values, start = self.model.attended(memories, batch["input_ids"], batch["inputs_embeds"])
         logits = self.match(**batch, media_key_values=key_values, media_start=start)
         return functional.cross_entropy(logits.float(), labels)
 
