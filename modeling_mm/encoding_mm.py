@@ -213,9 +213,8 @@ class MMEncodingMixin:
             states = seen.pooler_output  # (I, P, V)
             image_index = one_per_row(states) if image_index is None else image_index
             present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
-            memories["image"] = Memory(
-                self.fusion.project(states, present), image_index, None if resampled else present
-            )
+            memory = self.fusion.project(states, present)
+            memories["image"] = Memory(memory, image_index, None if resampled else present)
         if input_features is not None or audio_states is not None:
             heard = self.get_audio_features(input_features, input_features_mask, audio_states, return_dict=True)
             audio_index = one_per_row(heard.pooler_output) if audio_index is None else audio_index
