@@ -53,10 +53,12 @@ def block_classes(model: PreTrainedModel) -> set[str]:
         *model._no_split_modules,
         *(type(layer).__name__ for layer in text_layers(model.base_model.text_model)),
     }
+    words = model.config.text_config.vocab_size
     blocks = [module for module in model.modules() if type(module).__name__ in declared]
-    embeddings = model.get_input_embeddings()
     return {type(block).__name__ for block in blocks} - {
-        type(block).__name__ for block in blocks if embeddings in block.modules()
+        type(block).__name__
+        for block in blocks
+        if any(isinstance(part, nn.Embedding) and part.num_embeddings == words for part in block.modules())
     }
 
 
