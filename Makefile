@@ -48,7 +48,7 @@ bench: $(READY)  ## side by side with LLaVA, Mllama, BLIP-2 and dual encoders; w
 	$(BIN)/python benchmarks/run.py
 
 bench-quick: $(READY)  ## the same with small pictures, to see that each row is there; writes nothing that is kept
-	$(BIN)/python benchmarks/run.py --quick --output $(shell mktemp -d)/RESULTS.md
+	$(BIN)/python benchmarks/run.py --quick --output $(shell mktemp -d)
 
 laws: $(READY)  ## what the nearest models get wrong and ours right; writes benchmarks/LAWS.md
 	$(BIN)/python benchmarks/laws.py

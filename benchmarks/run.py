@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -36,7 +36,8 @@ SLOW = 3.0  # seconds; of longer work fewer rounds
 LAYOUTS = [(14, 1, 1), (14, 1, 8), (24, 1, 1), (24, 1, 8), (24, 4, 1)]  # patches per side, pictures, rows
 HALF = [(24, 1, 1), (24, 1, 8)]  # in bfloat16 as well
 QUICK, QUICK_HALF = [(4, 1, 1), (4, 1, 2), (4, 4, 1)], [(4, 1, 1)]
-CHARTED = [("training step", "float32", 8), ("prefill, text side", "float32", 8), ("decoding a token", "float32", 8)]
+PEAK = {False: (24, 1, 8), True: (4, 1, 1)}  # whose memory is measured, quick or not
+CHARTED = ("training step", "prefill, text side", "decoding a token")  # in float32
 
 
 @dataclass
@@ -49,7 +50,6 @@ class Line:
     dtype: str
     times: dict[str, Timing]
     flops: int = 0
-    notes: dict[str, float] = field(default_factory=dict)
 
     def cells(self, models: list[str], rates: dict[str, float]) -> list[str]:
         ours = self.times["ours"].median
@@ -155,7 +155,7 @@ def table(lines: list[Line], rates: dict[str, float]) -> list[str]:
 
 def chart(lines: list[Line], path: Path) -> None:
     """How many times ours each model's time is, by work and number of picture tokens."""
-    wanted = [line for work, dtype, batch in CHARTED for line in lines if (line.work, line.dtype) == (work, dtype)]
+    wanted = [line for work in CHARTED for line in lines if (line.work, line.dtype) == (work, "float32")]
     most = max(line.batch for line in wanted)
     wanted = [line for line in wanted if line.batch == most]
     models = [name for name in wanted[0].times if name != "ours"]
@@ -184,67 +184,59 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads, {versions}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
-    parser.add_argument(
-        "--quick", action="store_true", help="one round of small pictures, to see that each row is there"
-    )
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "RESULTS.md")
-    parser.add_argument("--peak", choices=generating.MODELS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.peak:
-        side, _, rows = QUICK[0] if args.quick else LAYOUTS[3]
-        return print(
-            peak_megabytes(generating.work_of(args.peak, "training step", side, 1, rows, DEVICE, torch.float32))
-        )
-    rounds = 1 if args.quick else args.rounds
+def measured(lines: Iterator[Line], rates: dict[str, float]) -> list[Line]:
+    """The lines, told as they come."""
+    found = []
+    for line in lines:
+        found.append(line)
+        told = line.cells(list(line.times)[1:], rates)
+        print(" ".join(told[:4]), "|", ", ".join(told[4:]), flush=True)
+    return found
+
+
+def heading(flags: str, rates: dict[str, float]) -> list[str]:
+    """What was run, where, and what the machine can do at best."""
     load, commit = os.getloadavg()[0], git_commit()
-    rates = {str(dtype)[6:]: matrix_rate(DEVICE, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    found: dict[str, list[Line]] = {"generation": [], "contrastive": []}
-    for group, lines in (
-        ("generation", generation_lines(rounds, args.quick)),
-        ("contrastive", contrastive_lines(rounds, args.quick)),
-    ):
-        for line in lines:
-            found[group].append(line)
-            print(
-                line.work, line.tokens, line.batch, line.dtype, line.cells(list(line.times)[1:], rates)[4:], flush=True
-            )
-    measured = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
-    flags = "--quick" if args.quick else f"--rounds {args.rounds}"
-    page = [
+    best = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
+    return [
         "# modeling_mm beside the library's own models",
         "",
         f"`python benchmarks/run.py {flags}` at commit {commit}, {date.today()}: {machine()}; load average {load:.1f} "
-        f"on {os.cpu_count()} cores at the start. A large matrix product reaches {measured}; memory is read at "
+        f"on {os.cpu_count()} cores at the start. A large matrix product reaches {best}; memory is read at "
         f"{memory_rate(DEVICE) / 1e9:.0f} GB/s.",
         "",
         "Medians of alternating rounds, ± half of the distance between the quartiles; in brackets how many times ours",
         "the other's time is, so more than 1 means that ours is faster.",
+    ]
+
+
+def page(rounds: int, quick: bool, rates: dict[str, float], generation: list[Line]) -> list[str]:
+    """The lines of generation as tables, and all else that is measured."""
+    side, _, rows = PEAK[quick]
+    return [
         "",
         "## Answering about pictures",
         "",
         f"{generating.TOKENS} text tokens in each row. {generating.__doc__.split(chr(10), 2)[2].strip()}",
         "",
-        *table(found["generation"], rates),
+        *table(generation, rates),
         "",
-        f"![times ours]({args.output.with_suffix('.png').name})",
+        "![times ours](RESULTS.png)",
         "",
         "## Peak memory of a training step",
         "",
-        f"{16 if args.quick else 576} picture tokens, {1 if args.quick else 8} rows, float32, above the model itself.",
+        f"{side * side} picture tokens, {rows} rows, float32, above the model itself.",
         "",
         "| model | MB | of ours |",
         "| --- | --- | --- |",
-        *memory_lines(args.quick),
+        *memory_lines(quick),
         "",
         "## Contrastive training step",
         "",
         f"Pairs of {contrasting.SIDE} x {contrasting.SIDE} pixels and {contrasting.TOKENS} tokens, all different.",
         "open_clip is not here: it needs torchvision.",
         "",
-        *table(found["contrastive"], rates),
+        *table(measured(contrastive_lines(rounds, quick), rates), rates),
         "",
         "## Beside the arithmetic",
         "",
@@ -252,8 +244,28 @@ def main() -> None:
         "| --- | --- | --- | --- |",
         *overhead_lines(min(rounds, 5)),
     ]
-    args.output.write_text("\n".join(page) + "\n", encoding="utf-8")
-    chart(found["generation"], args.output.with_suffix(".png"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of small pictures, to see that each row is there"
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder; default: %(default)s")
+    parser.add_argument("--peak", choices=generating.MODELS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        side, pictures, rows = PEAK[args.quick]
+        work = generating.work_of(args.peak, "training step", side, pictures, rows, DEVICE, torch.float32)
+        return print(peak_megabytes(work))
+    rounds = 1 if args.quick else args.rounds
+    rates = {str(dtype)[6:]: matrix_rate(DEVICE, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    lines = heading("--quick" if args.quick else f"--rounds {args.rounds}", rates)
+    generation = measured(generation_lines(rounds, args.quick), rates)
+    lines += page(rounds, args.quick, rates, generation)
+    (args.output / "RESULTS.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    chart(generation, args.output / "RESULTS.png")
 
 
 def git_commit() -> str:

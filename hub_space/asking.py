@@ -1,13 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Ask: chat about pictures and sounds. Each is encoded when it is first asked about, and then asked many times."""
 
-import hashlib
 import html
 import logging
 import queue
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from limits import (
     visits,
 )
 from loading import Shown
+from remembered import Remembered
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
@@ -103,30 +102,26 @@ class Asker:
     KEPT = 64
 
     def __init__(self, shown: Shown):
-        self.shown, self.lock = shown, threading.Lock()
-        self.memories: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.shown, self.memories = shown, Remembered(self.KEPT)
 
-    @torch.no_grad()
     def memory(self, path: Path) -> dict[str, Any]:
         """The memory of one picture or sound by its modality, as `project_media` has it."""
-        is_sound = path.suffix.lower() in SOUNDS
-        if is_sound and not self.shown.hears:
+        if path.suffix.lower() not in SOUNDS:
+            return self.memories.of(path, self.seen, "image")
+        if not self.shown.hears:
             raise Refused("This model does not hear; ask it about pictures.")
-        key = f"{is_sound} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        with self.lock:
-            if key in self.memories:
-                self.memories.move_to_end(key)
-                return self.memories[key]
-        processor, model = self.shown.processor, self.shown.model
-        media = (
-            processor.flat_audio([[open_sound(path)]]) if is_sound else processor.flat_images([[open_picture(path)]])
-        )
-        made = model.project_media(**{name: value.to(model.device) for name, value in media.items()})
-        with self.lock:
-            self.memories[key] = made
-            while len(self.memories) > self.KEPT:
-                self.memories.popitem(last=False)
-        return made
+        return self.memories.of(path, self.heard, "audio")
+
+    def seen(self, path: Path) -> dict[str, Any]:
+        return self.projected(self.shown.processor.flat_images([[open_picture(path)]]))
+
+    def heard(self, path: Path) -> dict[str, Any]:
+        return self.projected(self.shown.processor.flat_audio([[open_sound(path)]]))
+
+    @torch.no_grad()
+    def projected(self, media: dict[str, torch.Tensor]) -> dict[str, Any]:
+        model = self.shown.model
+        return model.project_media(**{name: value.to(model.device) for name, value in media.items()})
 
     def joined(self, paths: list[Path]) -> dict[str, Any]:
         """The memories of all media of a prompt, those of one modality in a row."""

@@ -13,7 +13,6 @@ import torch
 from limits import (
     CHARACTERS,
     Refused,
-    checked_number,
     checked_text,
     open_picture,
     uploaded_file,
@@ -146,7 +145,7 @@ def look_tab(shown: Shown) -> None:
         path, text = uploaded_file(picture, "picture"), checked_text(text, shown.processor)
         if path is None or not text:
             raise Refused("Give a picture and a text.")
-        answer, found = maps(shown, open_picture(path), text, checked_number(TOKENS, 1, TOKENS, "The length"))
+        answer, found = maps(shown, open_picture(path), text, TOKENS)
         return answer or "(the model says nothing)", found
 
     what = "each word of the answer" if generates else "each word of the text"

@@ -4,9 +4,6 @@
 Shapes: G pictures of a gallery, E embedding width.
 """
 
-import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import gradio as gr
 import torch
 from limits import CHARACTERS, GALLERY, Refused, checked_number, checked_text, open_picture, uploaded_file, visits
 from loading import Shown
+from remembered import Remembered
 from torch.nn import functional
 
 AGAIN = 20  # of the best are looked at again
@@ -27,29 +25,20 @@ class Searcher:
     KEPT = 5_000
 
     def __init__(self, shown: Shown):
-        self.shown, self.lock = shown, threading.Lock()
-        self.known: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self.shown, self.known = shown, Remembered(self.KEPT)
 
     @property
     def can_rerank(self) -> bool:
         return self.shown.model.matching_head is not None
 
-    @torch.no_grad()
     def picture(self, path: Path) -> torch.Tensor:
         """The embedding (E,) of a picture."""
-        key = hashlib.sha256(path.read_bytes()).hexdigest()
-        with self.lock:
-            if key in self.known:
-                self.known.move_to_end(key)
-                return self.known[key]
-        made = functional.normalize(
-            self.shown.model.get_image_features(**self.pixels([path])).pooler_output[0], dim=-1
-        )
-        with self.lock:
-            self.known[key] = made
-            while len(self.known) > self.KEPT:
-                self.known.popitem(last=False)
-        return made
+        return self.known.of(path, self.embedded)
+
+    @torch.no_grad()
+    def embedded(self, path: Path) -> torch.Tensor:
+        seen = self.shown.model.get_image_features(**self.pixels([path])).pooler_output[0]
+        return functional.normalize(seen, dim=-1)
 
     def pixels(self, paths: list[Path]) -> Any:
         """The tensors of pictures, without an index: one for each row."""

@@ -257,10 +257,8 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             audio_states=audio_states,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        call = None
-        if media_key_values is not None:
-            tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            call = self.fusion_call(media_key_values, visible_slots(media_start, tokens, before), output_attentions)
+        tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        call = self.fusion_call(media_key_values, media_start, tokens, before, output_attentions)
         return self.run_text_model(
             call,
             input_ids=input_ids,
@@ -272,8 +270,19 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             **kwargs,
         )
 
-    def fusion_call(self, key_values: torch.Tensor, visible: torch.Tensor, output_attentions: bool) -> FusionCall:
-        """What the text backbone's layers need to attend to media (B, L, 2, K, S, E) that are visible (B, 1, T, S)."""
+    def fusion_call(
+        self,
+        key_values: torch.Tensor | None,
+        media_start: torch.Tensor | None,
+        tokens: int,
+        before: int,
+        output_attentions: bool,
+    ) -> FusionCall | None:
+        """What the text backbone's layers need to attend to media (B, L, 2, K, S, E), of which each token sees those
+        that start (B, S) at or before its column; None without media."""
+        if key_values is None:
+            return None
+        visible = visible_slots(media_start, tokens, before)  # (B, 1, T, S)
         attentions: list | None = [] if output_attentions else None
         layers = tuple(self.config.fusion_layers)
         return FusionCall(self.fusion, self.text_model, layers, key_values, visible, attentions)

@@ -71,14 +71,13 @@ class RetrievalTrainer(MMTrainer):
             use_contrastive_batch(kwargs["args"], contrastive_batch_size)
         super().__init__(*args, **kwargs)
 
-    def _prepare_inputs(self, inputs):
-        """As usual.
+    def in_step(self, inputs):
+        """The batch as it is.
 
         Raises:
             ValueError: the model is in shards and the batch lacks a modality, whose tower the other processes run; an
                 unseen item would be one more that all texts are compared with.
         """
-        inputs = super(MMTrainer, self)._prepare_inputs(inputs)
         if lacking := [name for name in self.in_shards.unseen if ITEMS[name] not in inputs]:
             raise ValueError(f"in shards (FSDP) every batch needs each modality, and this one has no {lacking[0]}")
         return inputs

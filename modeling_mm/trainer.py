@@ -211,7 +211,11 @@ class MMTrainer(Trainer):
             self.data_collator = collator
 
     def _prepare_inputs(self, inputs):
-        return with_unseen_media(super()._prepare_inputs(inputs), self.in_shards.unseen)
+        return self.in_step(super()._prepare_inputs(inputs))
+
+    def in_step(self, inputs):
+        """A batch by which every process runs every block, if the model is in shards; otherwise as it is."""
+        return with_unseen_media(inputs, self.in_shards.unseen)
 
     def save_model(self, output_dir=None, _internal_call=False):
         """As usual; a model in shards is saved whole, though its checkpoints may be in shards."""
