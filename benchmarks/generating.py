@@ -169,7 +169,7 @@ WORKS: dict[str, Callable[[PreTrainedModel, Batch], None]] = {
 }  # fmt: skip
 MODELS: dict[str, Callable[[int], PreTrainedModel]] = {
     "ours": ours,
-    "ours, no fusion MLP": partial(ours, fusion_mlp=False),
+    "ours, with fusion MLPs": partial(ours, fusion_mlp=True),
     "LLaVA": llava,
     "Mllama": mllama,
     "BLIP-2": blip2,

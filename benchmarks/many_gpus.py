@@ -67,7 +67,7 @@ def activation_bytes(config: MMConfig, rows: int, vision_trained: bool, checkpoi
     text, vision, fused = config.text_config, config.vision_config, len(config.fusion_layers)
     token, patch = rows * TEXT * text.hidden_size, rows * PICTURE * vision.hidden_size
     layers = text.num_hidden_layers + fused
-    kept = (2 * layers + 34) * token if checkpointed else 34 * layers * token
+    kept = ((2 * layers + 34) if checkpointed else 34 * text.num_hidden_layers + 13 * fused) * token
     seen = 34 * patch
     if vision_trained:
         seen = (2 * vision.num_hidden_layers + 34) * patch if checkpointed else 34 * vision.num_hidden_layers * patch

@@ -14,9 +14,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
-from .encoding_mm import Memory
 from .late_fusion_mm import MMLateFusion
 from .media_mm import MEDIA, check_text
+from .memory_mm import Memory
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 from .pooling_mm import pool_tokens

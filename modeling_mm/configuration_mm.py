@@ -106,7 +106,8 @@ class MMConfig(PreTrainedConfig):
         fusion_num_key_value_heads (`int`, *optional*): key/value heads (grouped-query attention), default the
             backbone's where it has fewer than query heads, otherwise one per query head.
         fusion_head_dim (`int`, *optional*): width of one head, default the backbone's.
-        fusion_mlp (`bool`): whether each fusion layer ends in a gated MLP; off is faster in decoding.
+        fusion_mlp (`bool`): whether each fusion layer ends in a gated MLP, as in Flamingo: four fifths of the fusion's
+            weights then, which may help a frozen backbone, and every step takes longer.
         fusion_intermediate_size (`int`, *optional*): width of that MLP, default four times the backbone's width.
         fusion_dropout (`float`): dropout of the cross-attention weights in training.
         num_latents (`int`, *optional*): slots per image after a Perceiver resampler; None keeps the tower's states.
@@ -166,7 +167,7 @@ class MMConfig(PreTrainedConfig):
     fusion_num_attention_heads: int | None = None
     fusion_num_key_value_heads: int | None = None
     fusion_head_dim: int | None = None
-    fusion_mlp: bool = True
+    fusion_mlp: bool = False
     fusion_intermediate_size: int | None = None
     fusion_dropout: float | int = 0.0
     num_latents: int | None = None

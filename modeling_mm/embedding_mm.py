@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mm import MMConfig
-from .encoding_mm import Memory
 from .losses_mm import NO_MEDIUM, Pairs, local_keys
+from .memory_mm import Memory
 from .modeling_mm import MMModel
 from .outputs_mm import MMAudioOutput
 from .pooling_mm import masked_mean, pool_tokens

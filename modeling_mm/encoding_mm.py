@@ -7,7 +7,6 @@ T text tokens, D text width, V tower width, L fusion layers, K key/value heads, 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
 from .fusion_mm import MMFusion
 from .media_mm import (
-    NEVER,
     RAW,
     check_media,
     check_states,
@@ -28,40 +26,10 @@ from .media_mm import (
     encoded_starts,
     find_markers,
     implied_image_index,
-    media_start_from_markers,
     one_per_row,
 )
+from .memory_mm import Memory
 from .outputs_mm import MMAudioOutput, MMImageOutput
-
-
-@dataclass
-class Memory:
-    """One modality of a batch.
-
-    states: (I, P, D). index: (B, N) into them, -1 where a row has fewer than N. present: (I, P) bool, which states are
-    real; None where all are.
-    """
-
-    states: torch.Tensor
-    index: torch.Tensor
-    present: torch.Tensor | None = None
-
-    def pooled(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean (B, D) over all items of a row of each one's mean state, and (B,) bool, whether it has any."""
-        pooled = self.states.mean(dim=1)  # (I, D)
-        if self.present is not None:
-            weight = self.present[..., None].to(self.states.dtype)
-            pooled = (self.states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-        real = self.index >= 0  # (B, N)
-        own = pooled[self.index.clamp(min=0)] * real[..., None]  # (B, N, D)
-        return own.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1), real.any(dim=1)
-
-    def starts(self, markers: torch.Tensor | None, before: int | torch.Tensor) -> torch.Tensor:
-        """(B, N * P), the text column from which each slot may be seen."""
-        start = media_start_from_markers(markers, self.index, before)[..., None].expand(-1, -1, self.states.shape[1])
-        if self.present is not None:
-            start = torch.where(self.present[self.index.clamp(min=0)], start, NEVER)
-        return start.flatten(1)
 
 
 class MMEncodingMixin:
@@ -204,6 +172,7 @@ class MMEncodingMixin:
         """The memory of each modality that came; arguments as of `encode_media`."""
         memories = {}
         resampled = self.config.num_latents is not None
+        orders = image_index is None, audio_index is None
         if pixel_values is not None or image_states is not None:
             if image_index is None and image_states is None:
                 image_index = implied_image_index(pixel_values)
@@ -214,12 +183,13 @@ class MMEncodingMixin:
             image_index = one_per_row(states) if image_index is None else image_index
             present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
             memory = self.fusion.project(states, present)
-            memories["image"] = Memory(memory, image_index, None if resampled else present)
+            memories["image"] = Memory(memory, image_index, None if resampled else present, orders[0])
         if input_features is not None or audio_states is not None:
             heard = self.get_audio_features(input_features, input_features_mask, audio_states, return_dict=True)
             audio_index = one_per_row(heard.pooler_output) if audio_index is None else audio_index
             memory = self.fusion.project(heard.pooler_output, heard.attention_mask, "audio")
-            memories["audio"] = Memory(memory, audio_index, None if resampled else heard.attention_mask)
+            present = None if resampled else heard.attention_mask
+            memories["audio"] = Memory(memory, audio_index, present, orders[1])
         if pixel_values_videos is not None:
             memories["video"] = self.video_memory(pixel_values_videos, video_index, video_mask)
         return memories
@@ -259,8 +229,9 @@ class MMEncodingMixin:
 
     def key_values_of(self, memories: dict[str, Memory]) -> torch.Tensor:
         """Keys and values of each row's media side by side: (B, L, 2, K, S, E)."""
-        fusion = self.fusion
-        return torch.cat([fusion.gather(fusion.key_values(m.states), m.index) for m in memories.values()], dim=4)
+        each = [self.fusion.key_values(memory.states, memory.index, memory.in_order) for memory in memories.values()]
+        together = each[0] if len(each) == 1 else torch.cat(each, dim=1)  # (B, S, L, 2, K, E)
+        return together.permute(0, 2, 3, 4, 1, 5)
 
     def markers(
         self, modality: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
@@ -347,4 +318,4 @@ class MMEncodingMixin:
         return media_key_values, media_start
 
 
-__all__ = ["MMEncodingMixin", "Memory"]
+__all__ = ["MMEncodingMixin"]

@@ -11,7 +11,7 @@
 - A token that sees nothing (`media_mm` says which slots it sees) is left exactly as it was.
 
 Shapes: B rows, I distinct images, N images per row, P states per image, S = N * P slots, T text tokens, D text width,
-V tower width, L fusion layers, H query heads, K key/value heads, E head width.
+V tower width, L fusion layers, H query heads, K key/value heads, G query heads for each of them, E head width.
 """
 
 from collections.abc import Iterator
@@ -23,11 +23,13 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.models.whisper.modeling_whisper import sinusoids
 
 from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
+from .cross_attention_mm import MMCrossAttention, for_each_head
+from .resampler_mm import MMResampler
 
 
 class FusionCall:
@@ -36,6 +38,8 @@ class FusionCall:
     fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: its layers that
     they precede. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
     attentions: a list that collects (B, H, T, S) weights, or None. entered: how many fusion layers ran.
+    keys, values: of each fusion layer (B, K, S, E), views. seen: (B, T, 1) bool, where a token sees anything.
+    mask: (B, 1, G * T, S) bool, what each token attends to, once for each of G heads that share keys and values.
     """
 
     def __init__(
@@ -50,6 +54,13 @@ class FusionCall:
         self.fusion, self.text_model, self.layers = fusion, text_model, layers
         self.key_values, self.visible = key_values, visible
         self.attentions, self.entered = attentions, 0
+        # apart in one step, whose gradient is one tensor and not one full of zeros for each layer
+        slots_first = key_values.permute(0, 4, 1, 2, 3, 5).flatten(2, 3)  # (B, S, L * 2, K, E)
+        apart = [one.transpose(1, 2) for one in slots_first.unbind(2)]
+        self.keys, self.values = apart[::2], apart[1::2]
+        self.seen = visible.any(dim=-1).transpose(1, 2)
+        # A softmax over nothing is NaN: such tokens attend to everything, and are left as they were afterwards.
+        self.mask = for_each_head(visible | ~visible.any(dim=-1, keepdim=True), fusion.num_key_value_groups)
 
     @cached_property
     def text_layers(self) -> nn.ModuleList:
@@ -141,57 +152,8 @@ def add_fusion_hooks(text_model: PreTrainedModel) -> None:
             layer.register_forward_pre_hook(FusionHook(index), with_kwargs=True)
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Plain attention that also returns its weights; key and value (B, K, S, E) are repeated to the query's heads."""
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    weights = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
-    if attention_mask is not None:
-        weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
-
-
-class MMCrossAttention(nn.Module):
-    """Queries from text, keys and values given; grouped-query heads; eager or sdpa by the config.
-
-    Flash kernels take no mask of which token sees which slot, and flex ones compile anew for every number of tokens
-    and slots: where either is chosen for fusion, it uses sdpa.
-    """
-
-    is_causal = False
-
-    def __init__(self, config: MMConfig, query_width: int):
-        super().__init__()
-        self.config = config
-        heads, self.head_dim = config.fusion_num_attention_heads, config.fusion_head_dim
-        self.num_key_value_groups = heads // config.fusion_num_key_value_heads
-        self.scaling = self.head_dim**-0.5
-        self.dropout = config.fusion_dropout
-        self.q_proj = nn.Linear(query_width, heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(heads * self.head_dim, query_width, bias=False)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # (B, T, D)
-        key_values: torch.Tensor,  # (B, 2, K, S, E)
-        visible: torch.Tensor | None,  # (B, 1, T, S) bool
-        need_weights: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        rows, tokens, _ = hidden_states.shape
-        query = self.q_proj(hidden_states).view(rows, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
-        key, value = key_values.to(query.dtype).unbind(1)
-        attend = eager_attention_forward
-        if self.config._attn_implementation != "eager" and not need_weights:
-            attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        dropout = self.dropout if self.training else 0.0
-        output, weights = attend(self, query, key, value, visible, scaling=self.scaling, dropout=dropout)
-        return self.o_proj(output.reshape(rows, tokens, -1)), weights
-
-
 class MMFusionLayer(GradientCheckpointingLayer):
-    """Gated cross-attention and gated MLP; both gates are tanh(0) = 0 at first, which leaves the input as it is."""
+    """Gated cross-attention, and a gated MLP if wanted; gates are tanh(0) = 0 at first: the input stays as it is."""
 
     def __init__(self, config: MMConfig):
         super().__init__()
@@ -207,62 +169,23 @@ class MMFusionLayer(GradientCheckpointingLayer):
             self.mlp_gate = nn.Parameter(torch.zeros(1))
 
     def forward(
-        self, hidden_states: torch.Tensor, key_values: torch.Tensor, visible: torch.Tensor, need_weights: bool
+        self,
+        hidden_states: torch.Tensor,  # (B, T, D)
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor,
+        seen: torch.Tensor,
+        need_weights: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        seen = visible.any(dim=-1).transpose(1, 2)  # (B, T, 1): the token sees something
+        """`key`, `value`, `mask` and `seen` as `FusionCall` has them."""
         states = hidden_states.to(self.cross_attn_norm.weight.dtype)  # fusion may train in a higher precision
-        # A softmax over nothing is NaN: such tokens attend to everything, and are left out by `where` below.
-        attended, weights = self.cross_attn(
-            self.cross_attn_norm(states), key_values, visible | ~seen.transpose(1, 2)[..., None], need_weights
-        )
+        attended, weights = self.cross_attn(self.cross_attn_norm(states), key, value, mask, need_weights)
         fused = states + (self.cross_attn_gate.tanh() * attended).to(states.dtype)
         if self.mlp is not None:
             fused = fused + (self.mlp_gate.tanh() * self.mlp(self.mlp_norm(fused))).to(fused.dtype)
         if weights is not None:
             weights = weights * seen[:, None]
         return torch.where(seen, fused.to(hidden_states.dtype), hidden_states), weights
-
-
-class MMResampler(nn.Module):
-    """P states of an image become `num_latents` slots: a Perceiver (Jaegle et al. 2021; Alayrac et al. 2022)."""
-
-    def __init__(self, config: MMConfig):
-        super().__init__()
-        width = config.text_config.hidden_size
-        self.latents = nn.Parameter(torch.empty(config.num_latents, width))
-        self.layers = nn.ModuleList([MMResamplerLayer(config, width) for _ in range(config.resampler_layers)])
-
-    def forward(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """(I, P, D), and (I, P) bool where a state is real, to (I, num_latents, D)."""
-        latents = self.latents.expand(states.shape[0], -1, -1)
-        for layer in self.layers:
-            latents = layer(latents, states, present)
-        return latents
-
-
-class MMResamplerLayer(nn.Module):
-    """Latents attend to the states and to themselves, then an MLP; ungated, since the fusion layers' gates are."""
-
-    def __init__(self, config: MMConfig, width: int):
-        super().__init__()
-        self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
-        self.latents_norm = nn.LayerNorm(width)
-        self.states_norm = nn.LayerNorm(width)
-        self.cross_attn = MMCrossAttention(config, width)
-        self.kv_proj = nn.Linear(width, 2 * self.num_key_value_heads * self.head_dim, bias=False)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), ACT2FN["gelu"], nn.Linear(4 * width, width))
-
-    def forward(self, latents: torch.Tensor, states: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
-        query = self.latents_norm(latents)
-        memory = self.kv_proj(torch.cat([self.states_norm(states), query], dim=1))  # (I, P + num_latents, 2KE)
-        shape = (*memory.shape[:2], 2, self.num_key_value_heads, self.head_dim)
-        key_values = memory.view(shape).permute(0, 2, 3, 1, 4)
-        visible = None
-        if present is not None:
-            visible = nn.functional.pad(present, (0, latents.shape[1]), value=True)[:, None, None]
-        latents = latents + self.cross_attn(query, key_values, visible)[0]
-        return latents + self.mlp(self.mlp_norm(latents))
 
 
 class MMFusion(nn.Module):
@@ -272,6 +195,7 @@ class MMFusion(nn.Module):
         super().__init__()
         width = config.text_config.hidden_size
         self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
+        self.num_key_value_groups = config.fusion_num_attention_heads // config.fusion_num_key_value_heads
         widths = {"image": tower_width(config.vision_config)}
         if config.audio_config is not None:
             widths["audio"] = audio_width(config.audio_config)
@@ -303,8 +227,10 @@ class MMFusion(nn.Module):
             memory = (memory + self.frame_embedding[: memory.shape[1], None]).flatten(1, 2)
         return memory if self.resampler is None else self.resampler(memory, present)
 
-    def key_values(self, memory: torch.Tensor) -> torch.Tensor:
-        """(I, P, D) to (I, L, 2, K, P, E).
+    def key_values(self, memory: torch.Tensor, index: torch.Tensor, in_order: bool = False) -> torch.Tensor:
+        """Of states (I, P, D) those of each row's media (B, N) side by side: (B, N * P, L, 2, K, E).
+
+        `in_order` says that the index counts from 0 to I - 1.
 
         Raises:
             ValueError: the model has no cross-attention.
@@ -315,12 +241,8 @@ class MMFusion(nn.Module):
                 "`pixel_values`; compose it with `cross_attention=True` to use media in another way"
             )
         memory = self.kv_proj(self.memory_norm(memory))
-        shape = (*memory.shape[:2], len(self.layers), 2, self.num_key_value_heads, self.head_dim)
-        return memory.view(shape).permute(0, 2, 3, 4, 1, 5)
-
-    def gather(self, key_values: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
-        """Those of each row's images side by side: (I, L, 2, K, P, E) to (B, L, 2, K, N * P, E)."""
-        return key_values[image_index.clamp(min=0)].permute(0, 2, 3, 4, 1, 5, 6).flatten(4, 5)
+        own = memory.unflatten(0, index.shape) if in_order else memory[index.clamp(min=0)]
+        return own.flatten(1, 2).unflatten(2, (len(self.layers), 2, self.num_key_value_heads, self.head_dim))
 
     def forward(self, hidden_states: torch.Tensor, call: FusionCall, position: int) -> torch.Tensor:
         """(B, T, D) before a text layer to (B, T, D) with what its tokens see of the media.
@@ -334,13 +256,11 @@ class MMFusion(nn.Module):
                 f"{type(call.text_model).__name__} gives its layers states of shape {tuple(hidden_states.shape)}, "
                 f"where fusion expects one for each text token, ({rows}, {tokens}, width)"
             )
-        need_weights = call.attentions is not None
-        hidden_states, weights = self.layers[position](
-            hidden_states, call.key_values[:, position], call.visible, need_weights
-        )
+        own = (call.keys[position], call.values[position], call.mask, call.seen)
+        hidden_states, weights = self.layers[position](hidden_states, *own, call.attentions is not None)
         if call.attentions is not None:
             call.attentions.append(weights)
         return hidden_states
 
 
-__all__ = ["MMFusion", "MMFusionLayer", "MMCrossAttention", "MMResampler"]
+__all__ = ["MMFusion", "MMFusionLayer"]

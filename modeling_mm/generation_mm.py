@@ -17,8 +17,8 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .configuration_mm import MMConfig
-from .encoding_mm import Memory
 from .media_mm import MEDIA, check_markers, check_text, implied_image_index
+from .memory_mm import Memory
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 
@@ -192,7 +192,9 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         """
         media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
         if media:
-            kwargs["media_key_values"], kwargs["media_start"] = self.media_of_prompts(media, inputs, **kwargs)
+            encoded, kwargs["media_start"] = self.media_of_prompts(media, inputs, **kwargs)
+            # read whole for each new token, one layer at a time
+            kwargs["media_key_values"] = None if encoded is None else encoded.contiguous()
         return super().generate(inputs, *args, **kwargs)
 
     def media_of_prompts(

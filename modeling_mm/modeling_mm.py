@@ -29,9 +29,10 @@ from .adapters_mm import MMAdapterMixin
 from .audio_towers_mm import audio_tower_from_config
 from .configuration_mm import MMConfig
 from .encoding_mm import MMEncodingMixin
-from .fusion_mm import FusionCall, MMFusion, MMResampler, add_fusion_hooks, handed, text_layers
+from .fusion_mm import FusionCall, MMFusion, add_fusion_hooks, handed, text_layers
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
+from .resampler_mm import MMResampler
 from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
 
 if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class

@@ -25,7 +25,6 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
 from .embedding_mm import Medium, MMEmbeddingMixin
-from .encoding_mm import Memory
 from .generation_mm import scaled_logits
 from .losses_mm import (
     Pairs,
@@ -36,6 +35,7 @@ from .losses_mm import (
     with_absent_modalities,
 )
 from .media_mm import check_text
+from .memory_mm import Memory
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMRetrievalOutput
 from .pooling_mm import pool_tokens

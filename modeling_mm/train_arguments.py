@@ -18,7 +18,7 @@ class ModelArguments:
     text_layers: int | None = field(default=None, metadata={"help": "of a scratch text model; default: 2 or 6"})
     audio_tower: str | None = field(default=None, metadata={"help": "the same, for rows with sound; default: none"})
     fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
-    fusion_mlp: bool = field(default=True, metadata={"help": "gated MLP in each fusion layer"})
+    fusion_mlp: bool = field(default=False, metadata={"help": "gated MLP in each fusion layer as well"})
     num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
     num_frames: int | None = field(default=None, metadata={"help": "frames taken of a video; default: takes no video"})
     late_fusion: str | None = field(

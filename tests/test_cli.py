@@ -103,12 +103,12 @@ def test_training_arguments_come_from_the_file_as_from_flags(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "task: classification\noutput_dir: o\nlearning_rate: 1e-3\nsave_strategy: no\neval_strategy: epoch\n"
         "warmup_steps: 0.1\nuse_cpu: true\nreport_to: [tensorboard]\nfusion_layers: [0, 1]\ntf32: null\n"
-        "gradient_checkpointing_kwargs: {use_reentrant: false}\nfusion_mlp: false\nvision_trainable: true\n"
+        "gradient_checkpointing_kwargs: {use_reentrant: false}\nfusion_mlp: true\nvision_trainable: true\n"
     )
     parser = MMParser((ModelArguments, DataArguments, TrainingArguments), prog="train")
     model, data, args = parser.parse(["--config", str(tmp_path / "c.yaml"), "--max_steps", "3"])
     assert (data.task, model.fusion_layers, model.fusion_mlp, model.vision_trainable) == (
-        "classification", [0, 1], False, True,
+        "classification", [0, 1], True, True,
     )  # fmt: skip
     assert (args.learning_rate, args.warmup_steps, args.max_steps, args.report_to) == (1e-3, 0.1, 3, ["tensorboard"])
     assert args.save_strategy == "no" and args.eval_strategy == "epoch"

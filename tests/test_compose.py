@@ -192,7 +192,7 @@ def test_half_precision_leaves_the_backbone_as_it_was(text, tmp_path):
 
 
 def test_gates_are_closed_and_fusion_is_initialised():
-    model = compose(num_latents=2, fusion_layers=[0, 1, 2], text=causal_model())
+    model = compose(num_latents=2, fusion_layers=[0, 1, 2], fusion_mlp=True, text=causal_model())
     gates = [p for name, p in model.named_parameters() if name.endswith("_gate")]
     assert len(gates) == 6 and not any(gate.any() for gate in gates)
     assert all(p.isfinite().all() for p in model.parameters())
@@ -200,9 +200,9 @@ def test_gates_are_closed_and_fusion_is_initialised():
 
 
 def test_fields_reach_the_config():
-    model = compose(head=MMForSequenceClassification, num_labels=5, pooling="mean", fusion_mlp=False, num_latents=3)
+    model = compose(head=MMForSequenceClassification, num_labels=5, pooling="mean", fusion_mlp=True, num_latents=3)
     assert model.classifier.out_features == 5 and model.config.pooling == "mean"
-    assert model.model.fusion.layers[0].mlp is None and model.model.fusion.resampler.latents.shape[0] == 3
+    assert model.model.fusion.layers[0].mlp is not None and model.model.fusion.resampler.latents.shape[0] == 3
 
 
 def test_towers_keep_their_attention():
@@ -251,6 +251,6 @@ def test_composing_twice_over_one_backbone_is_harmless():
     images = pictures(1)
     assert torch.equal(logits(model, **images), expected) and torch.equal(logits(backbone), expected)
     open_gates(model)
-    reference = mm_model(fusion_layers=[1])
+    reference = mm_model(fusion_layers=[1], fusion_mlp=False)
     reference.load_state_dict(model.state_dict())
     torch.testing.assert_close(logits(model, **images), logits(reference, **images))

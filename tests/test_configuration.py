@@ -63,7 +63,7 @@ def test_defaults_follow_the_backbone(text, heads, key_value_heads, head_dim, po
     assert given == (heads, key_value_heads, head_dim)
     assert config.pooling == pooling and config.tie_word_embeddings is tied
     assert config.fusion_intermediate_size == 4 * 32
-    assert config.fusion_mlp and config.num_latents is None and config.image_token_id is None
+    assert not config.fusion_mlp and config.num_latents is None and config.image_token_id is None
 
 
 @pytest.mark.parametrize("layers,fused", [(2, [1]), (4, [3]), (5, [0, 4]), (12, [3, 7, 11])])

@@ -72,7 +72,7 @@ def test_gates_at_zero_hide_every_vision_tower(vision):
     "fields",
     [
         {"num_latents": 3},
-        {"fusion_mlp": False},
+        {"fusion_mlp": True},
         {"fusion_num_attention_heads": 8, "fusion_num_key_value_heads": 2, "fusion_head_dim": 4},
         {"fusion_layers": [1]},
         {"fusion_layers": [0, 1, 2]},

@@ -54,7 +54,7 @@ class LlamaTester:
 
     def get_config(self):
         towers = {"text_config": dict(self.text_config), "vision_config": dict(self.vision_config)}
-        return MMConfig(**towers, fusion_layers=[1], image_token_id=IMAGE_ID)
+        return MMConfig(**towers, fusion_layers=[1], fusion_mlp=True, image_token_id=IMAGE_ID)
 
     def prepare_config_and_inputs_for_common(self):
         """A config, and ids, mask and pixels of B rows of T tokens that each begin with their picture's marker."""

@@ -1,0 +1,57 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The resampler: many states of an image become a few slots, which text then attends to.
+
+Shapes: I distinct images, P states per image, D text width, K key/value heads, E head width.
+"""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .configuration_mm import MMConfig
+from .cross_attention_mm import MMCrossAttention
+
+
+class MMResampler(nn.Module):
+    """P states of an image become `num_latents` slots: a Perceiver (Jaegle et al. 2021; Alayrac et al. 2022)."""
+
+    def __init__(self, config: MMConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.latents = nn.Parameter(torch.empty(config.num_latents, width))
+        self.layers = nn.ModuleList([MMResamplerLayer(config, width) for _ in range(config.resampler_layers)])
+
+    def forward(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
+        """(I, P, D), and (I, P) bool where a state is real, to (I, num_latents, D)."""
+        latents = self.latents.expand(states.shape[0], -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, states, present)
+        return latents
+
+
+class MMResamplerLayer(nn.Module):
+    """Latents attend to the states and to themselves, then an MLP; ungated, since the fusion layers' gates are."""
+
+    def __init__(self, config: MMConfig, width: int):
+        super().__init__()
+        self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
+        self.latents_norm = nn.LayerNorm(width)
+        self.states_norm = nn.LayerNorm(width)
+        self.cross_attn = MMCrossAttention(config, width)
+        self.kv_proj = nn.Linear(width, 2 * self.num_key_value_heads * self.head_dim, bias=False)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), ACT2FN["gelu"], nn.Linear(4 * width, width))
+
+    def forward(self, latents: torch.Tensor, states: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
+        query = self.latents_norm(latents)
+        memory = self.kv_proj(torch.cat([self.states_norm(states), query], dim=1))  # (I, P + num_latents, 2KE)
+        memory = memory.unflatten(2, (2, self.num_key_value_heads, self.head_dim))
+        key, value = (one.transpose(1, 2) for one in memory.unbind(2))
+        mask = None
+        if present is not None:
+            mask = nn.functional.pad(present, (0, latents.shape[1]), value=True)[:, None, None]
+        latents = latents + self.cross_attn(query, key, value, mask)[0]
+        return latents + self.mlp(self.mlp_norm(latents))
+
+
+__all__ = ["MMResampler"]
