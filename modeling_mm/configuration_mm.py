@@ -109,6 +109,9 @@ class MMConfig(PreTrainedConfig):
         fusion_mlp (`bool`): whether each fusion layer ends in a gated MLP, as in Flamingo: four fifths of the fusion's
             weights then, which may help a frozen backbone, and every step takes longer.
         fusion_intermediate_size (`int`, *optional*): width of that MLP, default four times the backbone's width.
+        fusion_memory_size (`int`, *optional*): width of the states that keys and values are made of, default the
+            vision tower's, at least 64 and at most the backbone's; with `late_fusion`, which joins them to text, the
+            backbone's.
         fusion_dropout (`float`): dropout of the cross-attention weights in training.
         num_latents (`int`, *optional*): slots per image after a Perceiver resampler; None keeps the tower's states.
         resampler_layers (`int`): depth of the resampler.
@@ -169,6 +172,7 @@ class MMConfig(PreTrainedConfig):
     fusion_head_dim: int | None = None
     fusion_mlp: bool = False
     fusion_intermediate_size: int | None = None
+    fusion_memory_size: int | None = None
     fusion_dropout: float | int = 0.0
     num_latents: int | None = None
     resampler_layers: int = 2
@@ -218,6 +222,10 @@ class MMConfig(PreTrainedConfig):
             self.fusion_head_dim = own or max(1, text.hidden_size // self.fusion_num_attention_heads)
         if self.fusion_intermediate_size is None:
             self.fusion_intermediate_size = 4 * text.hidden_size
+        if self.fusion_memory_size is None:
+            seen = text.hidden_size if self.late_fusion else tower_width(self.vision_config)
+            # layer norms leave nothing of a few channels; sinusoids come in pairs
+            self.fusion_memory_size = min(max(seen + seen % 2, 64), text.hidden_size)
         if self.initializer_range is None:
             self.initializer_range = getattr(text, "initializer_range", 0.02)
         if self.pooling is None:

@@ -11,7 +11,8 @@
 - A token that sees nothing (`media_mm` says which slots it sees) is left exactly as it was.
 
 Shapes: B rows, I distinct images, N images per row, P states per image, S = N * P slots, T text tokens, D text width,
-V tower width, L fusion layers, H query heads, K key/value heads, G query heads for each of them, E head width.
+V tower width, M memory width, L fusion layers, H query heads, K key/value heads, G query heads for each of these,
+E head width.
 """
 
 from collections.abc import Iterator
@@ -193,7 +194,7 @@ class MMFusion(nn.Module):
 
     def __init__(self, config: MMConfig):
         super().__init__()
-        width = config.text_config.hidden_size
+        width = config.fusion_memory_size
         self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
         self.num_key_value_groups = config.fusion_num_attention_heads // config.fusion_num_key_value_heads
         widths = {"image": tower_width(config.vision_config)}
@@ -213,14 +214,14 @@ class MMFusion(nn.Module):
     def project(
         self, states: torch.Tensor, present: torch.Tensor | None = None, modality: str = "image"
     ) -> torch.Tensor:
-        """States of distinct images or clips (I, P, V) in the text's width, resampled if the config says: (I, P, D).
+        """States of distinct images or clips (I, P, V) in the memory's width, resampled if the config says: (I, P, M).
 
         `present` (I, P) marks real states where a tower pads them; only the resampler needs to know. States of sound
         get their place in time, which convolutional towers do not tell. Those of video, (I, F, P, V), are pictures'
         with the embedding of their frame, and F * P for each video.
         """
         projector = self.audio_projector if modality == "audio" else self.image_projector
-        memory = projector(states.to(projector[1].weight.dtype))  # (I, P, D); parts may differ in precision
+        memory = projector(states.to(projector[1].weight.dtype))  # (I, P, M); parts may differ in precision
         if modality == "audio":
             memory = memory + sinusoids(*memory.shape[1:]).to(memory)
         elif modality == "video":
@@ -228,7 +229,7 @@ class MMFusion(nn.Module):
         return memory if self.resampler is None else self.resampler(memory, present)
 
     def key_values(self, memory: torch.Tensor, index: torch.Tensor, in_order: bool = False) -> torch.Tensor:
-        """Of states (I, P, D) those of each row's media (B, N) side by side: (B, N * P, L, 2, K, E).
+        """Of states (I, P, M) those of each row's media (B, N) side by side: (B, N * P, L, 2, K, E).
 
         `in_order` says that the index counts from 0 to I - 1.
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The resampler: many states of an image become a few slots, which text then attends to.
 
-Shapes: I distinct images, P states per image, D text width, K key/value heads, E head width.
+Shapes: I distinct images, P states per image, M memory width, K key/value heads, E head width.
 """
 
 import torch
@@ -17,12 +17,12 @@ class MMResampler(nn.Module):
 
     def __init__(self, config: MMConfig):
         super().__init__()
-        width = config.text_config.hidden_size
+        width = config.fusion_memory_size
         self.latents = nn.Parameter(torch.empty(config.num_latents, width))
         self.layers = nn.ModuleList([MMResamplerLayer(config, width) for _ in range(config.resampler_layers)])
 
     def forward(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """(I, P, D), and (I, P) bool where a state is real, to (I, num_latents, D)."""
+        """(I, P, M), and (I, P) bool where a state is real, to (I, num_latents, M)."""
         latents = self.latents.expand(states.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(latents, states, present)
