@@ -254,7 +254,7 @@ def test_a_narrow_memory_keeps_the_row_laws(fields):
 
 def test_the_memory_is_as_wide_as_the_vision_tower_and_no_wider_than_the_backbone():
     widths = {(vision, text): MMConfig(
-        vision_config={"model_type": "clip_vision_model", "hidden_size": vision},
+        vision_config={"model_type": "clip_vision_model", "hidden_size": vision, "num_attention_heads": 4},
         text_config={"model_type": "llama", "hidden_size": text, "num_attention_heads": 4},
     ).fusion_memory_size for vision, text in [(128, 512), (16, 512), (768, 256)]}  # fmt: skip
     assert widths == {(128, 512): 128, (16, 512): 64, (768, 256): 256}
