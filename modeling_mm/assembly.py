@@ -118,6 +118,7 @@ def build_trainer(
         "processing_class": processor,
         "data_collator": replace(collator, augmentation=augmentation_of(data, args.seed)),
         "group_by_image": data.group_by_image,
+        "group_size": data.group_size,
     }
     if data.task == "retrieval":
         size = retrieval.contrastive_batch_size

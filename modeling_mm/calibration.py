@@ -1,12 +1,12 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """How far probabilities can be believed, and one temperature that mends them (Guo et al. 2017).
 
-Shapes: R rows, C classes.
+Shapes: R rows, C classes, Q queries, k candidates of each.
 """
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax, logsumexp, softmax
 
 BINS = 15
 
@@ -27,6 +27,22 @@ def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
         return float(-log_softmax(scaled, axis=-1)[np.arange(len(labels)), labels].mean())
 
     return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def fit_ranking_temperature(similar: np.ndarray, odds: np.ndarray, true: np.ndarray) -> float:
+    """The temperature between 0.05 and 100 of the log-odds (Q, k) by which the right ones of each query's k candidates
+    are likeliest when candidates are ranked by similarity (Q, k) and log-odds together.
+
+    Queries whose candidates are all wrong tell nothing.
+    """
+    some = true.any(axis=1)
+    similar, odds, wrong = similar[some].astype(np.float64), odds[some].astype(np.float64), ~true[some]
+
+    def surprise(log_temperature: float) -> float:
+        scores = log_softmax(similar + odds / np.exp(log_temperature), axis=1)
+        return float(-logsumexp(np.where(wrong, -np.inf, scores), axis=1).mean())
+
+    return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(100)), method="bounded").x))
 
 
 def confidence(task: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -127,7 +127,8 @@ class MMConfig(PreTrainedConfig):
             regression; the head learns (label - mean) / scale, its output is in the label's unit.
         class_weights (`list[float]`, *optional*): how much a row of each class, or each positive of several labels,
             counts in the loss.
-        calibration_temperature (`float`, *optional*): divides the logits, so that probabilities mean what they say.
+        calibration_temperature (`float`, *optional*): divides the logits of classes or of the matching head,
+            so that probabilities mean what they say.
         matching (`bool`): whether the two classes say that text and picture do not, and do, belong together.
         embedding_size (`int`, *optional*): width of what retrieval compares, default the backbone's, at most 512.
         image_pooling (`"mean"`, `"first"` or `"tower"`): what stands for a picture in retrieval: the mean of the

@@ -39,6 +39,7 @@ class Columns:
     target: str | None = None
     audio: str = ""
     video: str = ""
+    concept: str = ""
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Row:
     target: Any = None
     audio: list[str | bytes] = field(default_factory=list)
     videos: list[str | bytes | list] = field(default_factory=list)
+    concept: str | None = None
 
     @property
     def media(self) -> tuple[list, list, list]:
@@ -95,6 +97,8 @@ class MMDataset(torch.utils.data.Dataset):
         names, columns = self.table.column_names, self.columns
         targets = label_columns(self.task, columns.target)
         wanted = [*targets, columns.audio, columns.video]
+        if columns.concept:
+            wanted.append(columns.concept)
         others = set(names) - {columns.image, columns.audio, columns.video, *targets}
         # one of them may be the picture, or it is all there is
         if others - {columns.text} or not (columns.audio or columns.video):
@@ -138,7 +142,9 @@ class MMDataset(torch.utils.data.Dataset):
         columns = (self.columns.image, self.columns.audio, self.columns.video)
         images, audio, videos = (self.media(cells.get(name), name) for name in columns)
         videos = [videos] if videos and is_video(videos) else videos  # pictures, the frames of one video
-        return Row(number + 1, images, "" if text is None else str(text), target, audio, videos)
+        concept = cells.get(self.columns.concept)
+        concept = None if concept in (None, "") else str(concept)
+        return Row(number + 1, images, "" if text is None else str(text), target, audio, videos, concept)
 
     def media(self, cell: Any, column: str) -> list[Any]:
         """The pictures, sounds or videos that a cell names or holds.
@@ -286,7 +292,8 @@ class MMDataset(torch.utils.data.Dataset):
         for index, number in enumerate(self.kept):
             row = self.row(number)
             media = row.images or row.videos or row.audio
-            groups.setdefault(image_key(media[0]) if media else f"row {number}", []).append(index)
+            name = row.concept or (image_key(media[0]) if media else f"row {number}")
+            groups.setdefault(name, []).append(index)
         return list(groups.values())
 
 
@@ -294,10 +301,15 @@ class ImageGroupSampler(Sampler[int]):
     """A new random order of pictures in each epoch, the rows about one picture side by side.
 
     With it a batch of B rows holds few distinct pictures, and the vision tower works once for each.
+
+    Args:
+        groups: indices of the rows about each picture.
+        seed: of the order.
+        size: rows about one picture side by side at most, others drawn each epoch; default: all of them.
     """
 
-    def __init__(self, groups: Sequence[Sequence[int]], seed: int):
-        self.groups, self.seed, self.epoch = groups, seed, 0
+    def __init__(self, groups: Sequence[Sequence[int]], seed: int, size: int | None = None):
+        self.groups, self.seed, self.size, self.epoch = groups, seed, size, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -307,5 +319,9 @@ class ImageGroupSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        for g in torch.randperm(len(self.groups), generator=generator).tolist():
-            yield from self.groups[g]
+        groups: Sequence[Sequence[int]] = self.groups
+        if self.size is not None:
+            drawn = [[group[i] for i in torch.randperm(len(group), generator=generator)] for group in groups]
+            groups = [group[i : i + self.size] for group in drawn for i in range(0, len(group), self.size)]
+        for g in torch.randperm(len(groups), generator=generator).tolist():
+            yield from groups[g]

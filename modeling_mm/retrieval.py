@@ -19,14 +19,16 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .calibration import fit_ranking_temperature
 from .collator import IGNORED, MMCollator, pad_right
 from .data import MMDataset, Row
 from .images import image_key
 from .media_mm import MEDIA
-from .retrieval_metrics import Gallery, Reranked, gallery, retrieval_scores
+from .retrieval_metrics import Gallery, Reranked, gallery, hits, retrieval_scores
 from .retrieval_trainer import RetrievalTrainer
 
 WAYS = ("text_to_image", "image_to_text")
+CANDIDATES = 20  # per query, that the matching head is calibrated on unless --rerank says
 
 
 @dataclass
@@ -81,6 +83,8 @@ class RetrievalCollator(MMCollator):
         batch["image_keys"] = torch.zeros(int(batch["image_index"].max()) + 1, dtype=torch.long)
         for row, places in zip(rows, batch["image_index"], strict=True):
             batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image_key(i)) for i in row.images])
+        if any(row.concept for row in rows):
+            batch["text_keys"] = torch.tensor([content_key(row.concept or f"text {row.text}") for row in rows])
         if self.captions:
             batch |= self.as_captions(rows)
         return {**batch, "return_loss": True}
@@ -120,8 +124,8 @@ def evaluate_retrieval(trainer: RetrievalTrainer, dataset: MMDataset, rerank: in
     scores: dict[str, float] = {"loss": predicted.metrics["test_loss"], **retrieval_scores(of)}
     reranked: dict[str, Reranked] = {}
     if rerank:
-        size = trainer.args.per_device_eval_batch_size
-        reranked = rank_again(trainer.head().eval(), of, dataset, trainer.data_collator, rerank, size)
+        options = (trainer.data_collator, rerank, trainer.args.per_device_eval_batch_size)
+        reranked = rank_again(trainer.head().eval(), of, dataset, *options)
         scores |= {f"reranked_{name}": value for name, value in retrieval_scores(of, reranked).items()}
     if trainer.is_world_process_zero():
         write_found(of, dataset, reranked, output / "predictions.jsonl")
@@ -147,7 +151,7 @@ def rank_again(
     if model.matching_head is None:
         raise ValueError("--rerank needs a matching head; train with a --matching_weight above 0")
     tops = [best(of.texts, of.media, k), best(of.media, of.texts, k)]
-    scores = [torch.zeros(top.shape) for top in tops]
+    scores = [torch.zeros(*top.shape, 2) for top in tops]  # similarity and log-odds
     for start in tqdm(range(0, len(of.media), batch_size), desc="Ranking again"):
         items = range(start, min(start + batch_size, len(of.media)))
         batch = collator([dataset[int(of.first_rows[item])] for item in items])
@@ -163,9 +167,24 @@ def rank_again(
                 tokens = {name: value.to(model.device) for name, value in tokens.items()}
                 said.append(log_odds(model, tokens, encoded[place], None if patches is None else patches[place]))
             similar = model.similarities(of.texts[texts].to(model.device), of.media[item : item + 1].to(model.device))
-            total = (torch.cat(said) + similar[:, 0]).float().cpu()[inverse]
-            scores[0][rows, columns], scores[1][item] = total[: len(rows)], total[len(rows) :]
-    return {way: Reranked(*both) for way, both in zip(WAYS, zip(tops, scores, strict=True), strict=True)}
+            found = torch.stack([similar[:, 0], torch.cat(said)], dim=1).float().cpu()[inverse]
+            scores[0][rows, columns], scores[1][item] = found[: len(rows)], found[len(rows) :]
+    return {way: Reranked(top, *own.unbind(2)) for way, top, own in zip(WAYS, tops, scores, strict=True)}
+
+
+def matching_temperature(trainer: RetrievalTrainer, dataset: MMDataset, k: int) -> float:
+    """By how much the matching head is too sure of itself on rows that it did not learn from.
+
+    Raises:
+        ValueError: the model has no matching head.
+    """
+    predicted = trainer.predict(dataset)
+    texts, media = predicted.predictions
+    of = gallery(texts, media, predicted.label_ids)
+    options = (trainer.data_collator, k, trainer.args.per_device_eval_batch_size)
+    reranked = rank_again(trainer.head().eval(), of, dataset, *options)
+    parts = [(own.similar, own.odds, hits(of.keys()[way], own.top)) for way, own in reranked.items()]
+    return fit_ranking_temperature(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
 def best(queries: torch.Tensor, candidates: torch.Tensor, k: int, chunk: int = 256) -> torch.Tensor:

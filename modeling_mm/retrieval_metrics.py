@@ -8,6 +8,7 @@ Shapes: B texts, I pictures, Q queries, K candidates, E embedding width, k candi
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,14 +17,21 @@ from transformers import EvalPrediction
 from .losses_mm import Pairs, true_candidates
 
 CHUNK = 256  # queries whose scores are held at a time
+Keys: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass
 class Reranked:
-    """Candidates that were looked at again: top, their indices (Q, k), and scores (Q, k)."""
+    """Candidates that were looked at again: top, their indices (Q, k), and (Q, k) the logit of the similarity and the
+    log-odds of a match, which together rank them."""
 
     top: torch.Tensor
-    scores: torch.Tensor
+    similar: torch.Tensor
+    odds: torch.Tensor
+
+    @property
+    def scores(self) -> torch.Tensor:
+        return self.similar + self.odds
 
 
 @dataclass
@@ -38,6 +46,14 @@ class Gallery:
     pairs: Pairs
     first_rows: torch.Tensor
 
+    def keys(self) -> dict[str, Keys]:
+        """What `true_candidates` needs, both ways."""
+        pairs = self.pairs
+        return {
+            "text_to_image": (pairs.texts, pairs.media, pairs.texts, pairs.own),
+            "image_to_text": (pairs.media, pairs.texts, pairs.own, pairs.texts),
+        }
+
 
 def gallery(texts: np.ndarray, media: np.ndarray, keys: np.ndarray) -> Gallery:
     """The gallery of rows: embeddings (B, E) of each one's text and picture, and the keys (B, 2) of both."""
@@ -51,7 +67,7 @@ def gallery(texts: np.ndarray, media: np.ndarray, keys: np.ndarray) -> Gallery:
 def directed_scores(
     queries: torch.Tensor,
     candidates: torch.Tensor,
-    keys: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    keys: Keys,
     reranked: Reranked | None = None,
     chunk: int = CHUNK,
 ) -> dict[str, float]:
@@ -76,6 +92,14 @@ def directed_scores(
     return {**recalls, "median_rank": rank.quantile(0.5).item(), "map": precision.mean().item()}
 
 
+def hits(keys: Keys, top: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
+    """(Q, k) bool, which of the `top` candidates (Q, k) are true for their query."""
+    return torch.cat([
+        true_candidates(queries, *keys[1:]).gather(1, own)
+        for queries, own in zip(keys[0].split(chunk), top.split(chunk), strict=True)
+    ])  # fmt: skip
+
+
 def with_top_first(scores: torch.Tensor, top: torch.Tensor, again: torch.Tensor) -> torch.Tensor:
     """Scores (Q, K) in which the `top` candidates (Q, k) stand above all others, in the order of `again` (Q, k)."""
     above = scores.amax(dim=1, keepdim=True) + 1 - again.amin(dim=1, keepdim=True)
@@ -84,12 +108,9 @@ def with_top_first(scores: torch.Tensor, top: torch.Tensor, again: torch.Tensor)
 
 def retrieval_scores(of: Gallery, reranked: dict[str, Reranked] | None = None) -> dict[str, float]:
     """Scores both ways; `reranked` by their direction, "text_to_image" and "image_to_text"."""
-    reranked, pairs = reranked or {}, of.pairs
-    ways = {
-        "text_to_image": (of.texts, of.media, (pairs.texts, pairs.media, pairs.texts, pairs.own)),
-        "image_to_text": (of.media, of.texts, (pairs.media, pairs.texts, pairs.own, pairs.texts)),
-    }
-    scores = {way: directed_scores(*those, reranked.get(way)) for way, those in ways.items()}
+    reranked, keys = reranked or {}, of.keys()
+    ways = {"text_to_image": (of.texts, of.media), "image_to_text": (of.media, of.texts)}
+    scores = {way: directed_scores(*those, keys[way], reranked.get(way)) for way, those in ways.items()}
     return {f"{way}_{name}": value for way, own in scores.items() for name, value in own.items()}
 
 

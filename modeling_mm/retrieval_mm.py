@@ -31,8 +31,10 @@ from .losses_mm import (
     contrastive_loss,
     hard_negatives,
     local_keys,
-    text_keys,
     with_absent_modalities,
+)
+from .losses_mm import (
+    text_keys as keys_of_texts,
 )
 from .media_mm import check_text
 from .memory_mm import Memory
@@ -131,7 +133,7 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
     def match(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media: torch.Tensor
     ) -> torch.Tensor:
-        """Logits (B, 2) that text and picture of each row do not, and do, belong together.
+        """Logits (B, 2) that text and picture of each row do not, and do, belong together, calibrated if it was.
 
         `media` as for `MMModel`. To rank many texts for one picture, or the reverse, encode pictures once by
         `encode_media` and pass their rows as `media_key_values`.
@@ -143,7 +145,9 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
             raise ValueError("this model has no matching head; train it with a `matching_weight` above 0")
         media = {**self.decoder_options(attention_mask), **media}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **media)
-        return self.matching_head(pool_tokens(output.last_hidden_state, attention_mask, self.config.pooling))
+        logits = self.matching_head(pool_tokens(output.last_hidden_state, attention_mask, self.config.pooling))
+        temperature = self.config.calibration_temperature
+        return logits if temperature is None else logits / temperature
 
     @can_return_tuple
     def forward(
@@ -163,6 +167,7 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         audio_states: torch.Tensor | None = None,
         image_keys: torch.Tensor | None = None,
         audio_keys: torch.Tensor | None = None,
+        text_keys: torch.Tensor | None = None,
         caption_ids: torch.Tensor | None = None,
         caption_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -177,6 +182,8 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
                 loss is wanted, by default one per text.
             image_keys, audio_keys: (I,) integers from 0, equal where pictures or sounds are the same, for losses over
                 several batches or processes; by default all differ.
+            text_keys: (B,) integers from 0, equal where texts mean the same, so that each matches the media of all
+                of them; by default where their tokens are the same.
             caption_ids, caption_mask: (B, T) prompt and caption as `MMForConditionalGeneration` takes them, with
                 `labels` (B, T); without them, the labels are of `input_ids`.
             embed_gradients: of a larger batch's contrastive loss, by the names that `compared` has; they take the
@@ -201,7 +208,9 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         output.hidden_states, output.attentions = read.hidden_states, read.attentions
         if not return_loss:
             return self.with_logits(output)
-        keys = local_keys(read.pooler_output) if input_ids is None else text_keys(input_ids, attention_mask)
+        if text_keys is None and input_ids is not None:
+            text_keys = keys_of_texts(input_ids, attention_mask)
+        keys = local_keys(read.pooler_output) if text_keys is None else text_keys
         pairs = {name: medium.pairs(keys) for name, medium in media.items()}
         output.contrastive_loss = self.contrastive(self.compared(output), pairs, embed_gradients)
         if self.matching_head is not None:
@@ -280,13 +289,17 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
     ) -> torch.Tensor:
         """Of one modality: true pairs, each text with a wrong medium, each medium with a wrong text.
 
-        In training these are `matching_rows` texts and as many media; the wrong ones come from the whole batch.
+        In training these are `matching_rows` texts and as many media, the wrong ones come from the whole batch, and
+        of several media that match a text one is drawn.
         """
         with torch.no_grad():
             logits = self.similarities(texts, medium.embeds).float()  # (B, I)
             true = pairs.true_pairs()
             rows, items = self.drawn(texts), self.drawn(medium.embeds)  # (R,), (M,)
             own = medium.row_index()[rows, 0]
+            if self.training:
+                right = true[rows] | (own < 0)[:, None]
+                own = torch.where(own < 0, own, right.float().multinomial(1)[:, 0])
             wrong_media = hard_negatives(logits[rows], true[rows], self.training)  # (R,)
             wrong_texts = hard_negatives(logits.T[items], true.T[items], self.training)  # (M,)
         labels = torch.arange(2 * len(rows) + len(items), device=rows.device) < len(rows)

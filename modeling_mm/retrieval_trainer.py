@@ -157,7 +157,9 @@ def embedded(inputs: dict[str, Any], output: MMRetrievalOutput, before: list[Emb
     """
     made = {"text": output.text_embeds, "image": output.image_embeds, "audio": output.audio_embeds}
     embeds = {name: one for name, one in made.items() if one is not None}
-    texts, pairs = text_keys(inputs["input_ids"], inputs.get("attention_mask")), {}
+    texts, pairs = inputs.get("text_keys"), {}
+    if texts is None:
+        texts = text_keys(inputs["input_ids"], inputs.get("attention_mask"))
     for name in [name for name in MODALITIES if name in embeds]:
         keys = inputs.get(f"{name}_keys")
         if keys is None:

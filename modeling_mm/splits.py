@@ -60,7 +60,9 @@ def load_splits(
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
     target = data.label_column or COLUMNS[data.task]
-    columns = Columns(data.image_column, data.text_column, target, data.audio_column, data.video_column)
+    columns = Columns(
+        data.image_column, data.text_column, target, data.audio_column, data.video_column, data.concept_column
+    )
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:

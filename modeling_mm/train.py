@@ -32,7 +32,7 @@ from .lora import add_lora, lora_pattern
 from .matching import MatchingPairs
 from .metrics import MAIN, in_words
 from .report_sections import draw_some
-from .retrieval import RetrievalArguments, evaluate_retrieval
+from .retrieval import CANDIDATES, RetrievalArguments, evaluate_retrieval, matching_temperature
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits, frames_of, known_labels, load_splits, seconds_heard
 from .train_arguments import DataArguments, ModelArguments, augmentation_of, check_task
@@ -97,7 +97,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
     if data_args.calibrate:
-        calibrate(trainer, data_args.task, output / BASE if model_args.use_peft else None)
+        base = output / BASE if model_args.use_peft else None
+        calibrate(trainer, data_args.task, retrieval_args.rerank or CANDIDATES, base)
     trainer.save_model()
     report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train)}
     if isinstance(trainer, RetrievalTrainer):
@@ -146,11 +147,14 @@ def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
     print(f'  modeling-mm predict --model {output} {asked} --text "..."\n')
 
 
-def calibrate(trainer: MMTrainer, task: str, base: Path | None) -> None:
+def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None) -> None:
     """Put the temperature that fits the validation rows into the config, and into that of an adapter's base."""
-    evaluation = evaluate_rows(trainer, task, trainer.eval_dataset)
     config = trainer.accelerator.unwrap_model(trainer.model).config
-    config.calibration_temperature = fit_temperature(task, evaluation.logits, evaluation.label_ids)
+    if isinstance(trainer, RetrievalTrainer):
+        config.calibration_temperature = matching_temperature(trainer, trainer.eval_dataset, candidates)
+    else:
+        evaluation = evaluate_rows(trainer, task, trainer.eval_dataset)
+        config.calibration_temperature = fit_temperature(task, evaluation.logits, evaluation.label_ids)
     logger.warning(f"calibration temperature: {config.calibration_temperature:.4g}")
     if base is not None and trainer.is_world_process_zero():
         config.save_pretrained(base)

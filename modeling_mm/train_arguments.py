@@ -65,8 +65,12 @@ class DataArguments:
     calibrate: bool = field(default=False, metadata={"help": "fit a temperature to the validation rows"})
     audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
     video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
+    concept_column: str = field(
+        default="", metadata={"help": "rows of a retrieval that are alike there all match each other in training"}
+    )
     validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
     group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
+    group_size: int | None = field(default=None, metadata={"help": "with it, rows about one picture together at most"})
     max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
     max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
     max_seconds: float | None = field(
@@ -111,7 +115,7 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     }
     if data.task == "retrieval" and (given := [flag for flag, value in others.items() if value]):
         raise ValueError(f"--task retrieval learns from pictures and texts alone; leave out {' and '.join(given)}")
-    if data.calibrate and data.task in ("generation", "regression", "retrieval"):
+    if data.calibrate and data.task in ("generation", "regression"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
     if data.task in ("matching", "retrieval") and data.modality_dropout:
         raise ValueError(f"--modality_dropout empties cells, but {data.task} needs a picture and a text in each row")

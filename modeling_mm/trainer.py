@@ -163,6 +163,7 @@ class MMTrainer(Trainer):
 
     Args:
         group_by_image: keep the rows about one picture together when shuffling.
+        group_size: how many of them at most; default: all.
         eval_collator: collator for evaluation; one with prompts makes evaluation generate. Default: that of training,
             without its augmentation.
         max_new_tokens: longest answer in evaluation.
@@ -171,8 +172,9 @@ class MMTrainer(Trainer):
         ValueError: several GPUs in one process, which `DataParallel` would split wrongly.
     """
 
-    def __init__(self, *args, group_by_image=False, eval_collator=None, max_new_tokens=32, **kwargs):
+    def __init__(self, *args, group_by_image=False, group_size=None, eval_collator=None, max_new_tokens=32, **kwargs):
         self.group_by_image = group_by_image
+        self.group_size = group_size
         self.eval_collator = eval_collator
         self.max_new_tokens = max_new_tokens
         options = kwargs.get("args") or next((own for own in args if isinstance(own, TrainingArguments)), None)
@@ -198,7 +200,7 @@ class MMTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.group_by_image and isinstance(dataset, MMDataset):
-            return ImageGroupSampler(dataset.groups(), seed=self.args.seed)
+            return ImageGroupSampler(dataset.groups(), self.args.seed, self.group_size)
         return super()._get_train_sampler(train_dataset)
 
     def _get_dataloader(self, *args, is_training=False, **kwargs):

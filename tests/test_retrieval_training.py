@@ -9,14 +9,16 @@ import pytest
 import torch
 from conftest import drawing, mm_model
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from sklearn.metrics import average_precision_score
 from test_retrieval import embeddings_and_pairs, processes, retriever
 from torch.nn import functional
 from transformers import TrainingArguments
 
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, cli
+from modeling_mm.calibration import fit_ranking_temperature
 from modeling_mm.checkpoint import load_checkpoint
-from modeling_mm.data import Columns, MMDataset
+from modeling_mm.data import Columns, ImageGroupSampler, MMDataset
 from modeling_mm.losses_mm import Pairs
 from modeling_mm.retrieval import RetrievalCollator, rank_again
 from modeling_mm.retrieval_metrics import Gallery, Reranked, directed_scores, gallery, retrieval_scores
@@ -188,7 +190,7 @@ def test_ranking_again_reorders_the_best_and_nothing_else():
     queries = candidates = torch.eye(4)
     of = Gallery(queries, candidates, Pairs(keys, keys, keys), keys)
     top = torch.tensor([[q, (q + 1) % 4] for q in range(4)])
-    wrong_first = {"text_to_image": Reranked(top, torch.tensor([[-9.0, -3.0]] * 4))}
+    wrong_first = {"text_to_image": Reranked(top, torch.zeros(4, 2), torch.tensor([[-9.0, -3.0]] * 4))}
     scores = retrieval_scores(of, wrong_first)
     assert scores["text_to_image_r1"] == 0 and scores["text_to_image_median_rank"] == 2
     assert scores["image_to_text_r1"] == 1
@@ -240,6 +242,67 @@ def test_the_commands_train_score_and_rank_again(folder, capsys):
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert writer.generate(**asked, max_new_tokens=8).shape[1] > asked["input_ids"].shape[1]
+
+
+def test_a_ranking_temperature_undoes_overconfidence():
+    drawn = torch.Generator().manual_seed(0)
+    similar, odds = torch.randn(2, 4000, 6, generator=drawn)
+    right = (similar + odds).softmax(dim=1).multinomial(1, generator=drawn)
+    true = torch.zeros(4000, 6, dtype=torch.bool).scatter(1, right, True)
+    true[:50] = False  # their right ones are not among the candidates
+    found = fit_ranking_temperature(similar.numpy(), 3 * odds.numpy(), true.numpy())
+    assert 2.7 < found < 3.3
+
+
+def test_a_calibrated_matching_head_divides_its_logits(folder, capsys):
+    report = command(
+        capsys, *train(folder, "--calibrate", "true", "--validation_file", folder / "t.csv", "--rerank", 5)
+    )
+    assert 0 <= report["reranked_text_to_image_r1"] <= 1
+    model, processor = load_checkpoint(str(folder / "out"))
+    temperature = model.config.calibration_temperature
+    assert 0.05 <= temperature <= 100
+    inputs = processor(
+        text=["a red square", "blue"], images=[Image.new("RGB", (32, 32))] * 2, padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        calibrated = model.match(**inputs)
+        model.config.calibration_temperature = None
+        torch.testing.assert_close(calibrated * temperature, model.match(**inputs))
+
+
+def test_rows_of_one_concept_match_each_other(folder, capsys):
+    lines = (folder / "t.csv").read_text().splitlines()
+    concepts = [lines[0] + ",concept", *(f"{line},{i // 4}" for i, line in enumerate(lines[1:]))]
+    (folder / "c.csv").write_text("\n".join(concepts))
+    source = str(folder / "c.csv")
+    columns = Columns(text="caption", target=None, concept="concept")
+    dataset = MMDataset(source, *read_table(source, "train"), columns, task="retrieval")
+    command(capsys, *train(folder, "--max_steps", 1, "--train_file", source, "--concept_column", "concept"))
+    model, processor = load_checkpoint(str(folder / "out"))
+    collator = RetrievalCollator(processor, "retrieval")
+    rows = [dataset[i] for i in range(8)]  # of two pictures each, in two concepts
+    batch = collator(rows)
+    assert batch["text_keys"].unique().numel() == 2
+    with torch.no_grad():
+        output = model(**batch)
+        logits = model(**{**batch, "return_loss": False}).logits_per_text.float()  # (8, 4)
+    even = torch.block_diag(torch.ones(4, 2), torch.ones(4, 2))
+    text = -(logits.log_softmax(1) * even / even.sum(1, keepdim=True)).sum(1).mean()
+    image = -(logits.T.log_softmax(1) * even.T / even.T.sum(1, keepdim=True)).sum(1).mean()
+    torch.testing.assert_close(output.contrastive_loss, (text + image) / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_few_rows_of_a_group_stand_together_and_others_in_each_epoch():
+    groups = [[0, 1, 2, 3, 4], [5, 6], [7]]
+    sampler = ImageGroupSampler(groups, seed=0, size=2)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert sorted(first) == sorted(sampler) == list(range(8)) and first != list(sampler)
+    place = {row: i for i, row in enumerate(first)}
+    assert abs(place[5] - place[6]) == 1
+    together = sum(a < 5 and b < 5 for a, b in itertools.pairwise(first))  # of five rows two pairs and one alone
+    assert together >= 2 and len(sampler) == 8
 
 
 def test_adapters_are_trained_saved_and_merged(folder, capsys):
