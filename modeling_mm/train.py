@@ -11,6 +11,7 @@ The folder holds model, processor and code, curves.png, samples.png, report.json
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from .report_sections import draw_some
 from .retrieval import RetrievalArguments, evaluate_retrieval
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits, frames_of, known_labels, load_splits, seconds_heard
+from .stream import MMStream
 from .train_arguments import DataArguments, ModelArguments, augmentation_of, check_task
 from .trainer import MMTrainer, freeze_unused, trainable_parameters
 
@@ -73,6 +75,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     collator = build_collator(model, processor, data_args)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
+    if splits.stream is not None and data_args.task == "generation":
+        splits.stream.too_long = collator.length_complaint
     collator.negatives_seed = args.seed if data_args.task == "matching" else None
     if unused := freeze_unused(model, collator(rows_with_media(splits.train))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
@@ -88,6 +92,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not any((counts := trainable_parameters(model)).values()):
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
     logger.warning(f"trainable parameters: {counts}")
+    if splits.stream is not None and args.max_steps <= 0:
+        args.max_steps = steps_of(splits.stream, args, retrieval_args.contrastive_batch_size)
     trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
@@ -96,16 +102,17 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
+    streamed = streamed_figures(trainer)
     if data_args.calibrate:
         calibrate(trainer, data_args.task, output / BASE if model_args.use_peft else None)
     trainer.save_model()
-    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train)}
+    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train), **streamed}
     if isinstance(trainer, RetrievalTrainer):
         report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
         report |= {"evaluated_on": "test" if splits.test else "validation"}
     else:
         report |= final_evaluation(trainer, data_args.task, splits, output)
-    report |= {"skipped_rows": len(splits.bad_rows()), "output_dir": str(output)}
+    report |= {"skipped_rows": len(splits.bad_rows()) + streamed.get("skipped_rows", 0), "output_dir": str(output)}
     if not trainer.is_world_process_zero():
         return None
     write_bad_rows(splits.bad_rows(), output)
@@ -114,6 +121,28 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if data_args.task != "retrieval":
         show_some(splits.test or splits.validation, output)
     return report
+
+
+def steps_of(stream: MMStream, args: TrainingArguments, contrastive_batch_size: int | None) -> int:
+    """The steps that make up as many passes over a stream as epochs were asked for.
+
+    Raises:
+        ValueError: nobody knows how many rows it has.
+    """
+    rows = stream.known_rows = stream.known_rows or stream.shards.count_rows()
+    if rows is None:
+        raise ValueError(f"how many rows '{stream.source}' holds is not known before they are read; give --max_steps")
+    small = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return math.ceil(args.num_train_epochs * rows / (contrastive_batch_size or small))
+
+
+def streamed_figures(trainer: MMTrainer) -> dict[str, Any]:
+    """What a training on a stream did; nothing of any other."""
+    if trainer.loader is None:
+        return {}
+    state, args = trainer.state, trainer.args
+    rows = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {"train_rows": rows, **trainer.stream_figures()}
 
 
 def write_history(history: list[dict[str, float]], report: dict[str, Any], output: Path) -> None:
