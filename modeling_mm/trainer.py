@@ -150,7 +150,7 @@ class SharedStatistics(TrainerCallback):
 
 
 class StreamedEpochs(TrainerCallback):
-    """Epochs of a stream: passes over its rows where their number is known, else the part of all steps that is done."""
+    """Epochs of a stream: passes over its rows where their number is known, else the part of all steps done."""
 
     def __init__(self, rows: int | None):
         self.rows = rows
@@ -266,9 +266,10 @@ class MMTrainer(Trainer):
 
     def stream_figures(self) -> dict[str, float]:
         """Rows per second and bad rows of all processes; every process must ask."""
-        own = torch.tensor(self.loader.skipped if self.loader else 0, device=self.args.device)
+        assert self.loader is not None
+        own = torch.tensor(self.loader.skipped, device=self.args.device)
         skipped = int(self.accelerator.reduce(own, "sum"))
-        return {"rows_per_second": self.loader.rows_per_second() if self.loader else 0.0, "skipped_rows": skipped}
+        return {"rows_per_second": self.loader.rows_per_second(), "skipped_rows": skipped}
 
     def _prepare_inputs(self, inputs):
         return self.in_step(super()._prepare_inputs(inputs))

@@ -1,0 +1,350 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Streams: every row once in a pass, whoever reads it; a stop in between changes nothing; bad rows say where they are.
+
+What two processes do is at the end. The 100,000 rows are in test_stream_at_scale.py.
+"""
+
+import dataclasses
+import itertools
+import json
+import shutil
+
+import fsspec
+import pytest
+import torch
+from conftest import drawing
+from safetensors.torch import load_file
+from test_trainer import model_for
+from together import together
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from benchmarks.streaming import COLUMNS, LABELS, number_of, picture, write_shards
+from modeling_mm import MMForSequenceClassification, cli
+from modeling_mm.augmentation import Augmentation
+from modeling_mm.collator import MMCollator
+from modeling_mm.images import BadRow
+from modeling_mm.rows import Columns
+from modeling_mm.shards import open_shards
+from modeling_mm.stream import MMStream, Position
+from modeling_mm.stream_loader import StreamLoader
+from modeling_mm.trainer import MMTrainer
+
+ROWS, SHARDS = 40, 6  # which do not divide each other
+IN_TAR = Columns("png", "json.text", "json.label")
+TRAIN = ["--task", "classification", "--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--use_cpu"]
+QUIET = ["--disable_tqdm", "true", "--report_to", "none", "--per_device_train_batch_size", "4"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """The glob of some Parquet shards; those of tar stand beside them."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(folder, ROWS, SHARDS, "tar")
+    return write_shards(folder, ROWS, SHARDS)
+
+
+def stream_of(source, columns=COLUMNS, **options):
+    return MMStream(open_shards(source), columns, "classification", LABELS, **{"shuffle_buffer": 7, **options})
+
+
+def numbers(rows):
+    return [number_of(row.text) for row in rows]
+
+
+def handed_out(stream, count):
+    return list(itertools.islice(stream, count))
+
+
+def one_turn(stream, reader, readers):
+    return list(itertools.takewhile(lambda row: row.position.turn == 0, stream.rows(Position(reader), readers)))
+
+
+@pytest.mark.parametrize("readers", [1, 2, 5, 6])
+def test_readers_share_each_row_of_a_pass_once(shards, readers):
+    parts = [numbers(one_turn(stream_of(shards), reader, readers)) for reader in range(readers)]
+    assert sorted(itertools.chain(*parts)) == list(range(ROWS)) and all(parts)
+
+
+def test_passes_are_whole_and_in_other_orders(shards):
+    rows = numbers(handed_out(stream_of(shards), 2 * ROWS))
+    first, second = rows[:ROWS], rows[ROWS:]
+    assert sorted(first) == sorted(second) == list(range(ROWS))
+    assert first != second and first != sorted(first)
+    assert rows == numbers(handed_out(stream_of(shards), 2 * ROWS))
+    assert first != numbers(handed_out(stream_of(shards, seed=1), ROWS))
+    assert numbers(handed_out(stream_of(shards, shuffle_buffer=1), ROWS)) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("buffer", [0, 1, 7, 1000])
+def test_it_goes_on_exactly_after_any_row(tmp_path, buffer):
+    source = write_shards(tmp_path, ROWS, SHARDS, picture=lambda n: b"?" if n % 9 == 4 else picture(n))
+    options = {"shuffle_buffer": buffer, "skip": True}
+    rows = handed_out(stream_of(source, **options), 2 * ROWS)
+    assert len(set(numbers(rows))) == ROWS - 4 and rows[-1].position.skipped >= 8
+    for cut in range(0, len(rows) - 1):
+        again = handed_out(stream_of(source, positions={0: rows[cut].position}, **options), 2)
+        expected = rows[cut + 1 : cut + 3]
+        assert numbers(again)[: len(expected)] == numbers(expected)
+        assert again[0].position == expected[0].position
+
+
+def test_tar_and_parquet_give_the_same_rows(shards):
+    tar = shards.replace(".parquet", ".tar")
+    pairs = zip(handed_out(stream_of(shards), ROWS), handed_out(stream_of(tar, IN_TAR), ROWS), strict=True)
+    for one, other in pairs:
+        assert one == other
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("how", ["glob", "folder", "file"])
+def test_shards_behind_a_url_are_those_of_the_disk(shards, kind, how):
+    glob, columns = shards.replace(".parquet", f".{kind}"), COLUMNS if kind == "parquet" else IN_TAR
+    memory = fsspec.filesystem("memory")
+    for name in open_shards(glob).files:
+        memory.pipe(f"/streams/{kind}/{name.rpartition('/')[2]}", open(name, "rb").read())
+    url = f"memory://streams/{kind}" + {"glob": f"/train-*.{kind}", "folder": "", "file": f"/train-0000.{kind}"}[how]
+    local = glob if how != "file" else glob.replace("*", "0000")
+    got, expected = (handed_out(stream_of(source, columns), ROWS) for source in (url, local))
+    assert got == expected
+
+
+def test_a_bad_row_stops_with_its_place_or_is_counted(tmp_path, caplog):
+    bad = {3: b"no picture", 17: picture(17)[:-60], 30: None}
+    source = write_shards(tmp_path, ROWS, 4, picture=lambda n: bad.get(n, picture(n)))
+    with pytest.raises(BadRow, match=r"train-0000.parquet, row 4: the image its embedded bytes is not in a format"):
+        handed_out(stream_of(source, shuffle_buffer=1), ROWS)
+    rows = handed_out(stream_of(source, shuffle_buffer=1, skip=True), 2 * ROWS - 4)
+    assert numbers(rows) == [n for n in range(ROWS) if n not in (3, 17)] * 2  # a row may lack its picture
+    assert rows[-1].position.skipped == 4
+    assert "train-0001.parquet, row 8: the image its embedded bytes is broken" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_broken_file_is_a_bad_row(tmp_path, kind):
+    source = write_shards(tmp_path, ROWS, 4, kind)
+    path = tmp_path / f"train-0002.{kind}"
+    whole = path.read_bytes()
+    # within a picture; what ends between two members `tarfile` takes for a shorter archive
+    path.write_bytes(whole[:28_000] if kind == "tar" else whole[:200] + bytes(9000) + whole[9200:])
+    columns = COLUMNS if kind == "parquet" else IN_TAR
+    with pytest.raises(BadRow, match=f"train-0002.{kind}, row .*: the rest of the file cannot be read: "):
+        handed_out(stream_of(source, columns), ROWS)
+    stream = stream_of(source, columns, skip=True)
+    rows = one_turn(stream, 0, 1)
+    assert {n for n in range(ROWS) if n // 10 != 2} <= set(numbers(rows)) < set(range(ROWS))
+    last = handed_out(stream_of(source, columns, skip=True, positions={0: rows[-1].position}), 1)[0]
+    assert last.position[:5] == (0, 1, 0, 0, 1) and last.position.skipped >= 1
+
+
+def test_a_later_row_of_an_unknown_class_is_bad(shards):
+    stream = stream_of(shards, skip=False)
+    stream.labels = ["even", "other"]
+    with pytest.raises(BadRow, match="row 2: the label 'odd' is unknown; expected one of even, other"):
+        handed_out(dataclasses.replace(stream, shuffle_buffer=1), 2)
+
+
+def test_a_pass_without_a_good_row_ends(tmp_path):
+    source = write_shards(tmp_path, 8, 2, picture=lambda n: b"?" if n < 4 else picture(n))
+    assert len(handed_out(stream_of(source, skip=True), 9)) == 9  # one shard alone is good
+    with pytest.raises(BadRow, match="reader 0 of 2 found no usable row"):
+        list(stream_of(source, skip=True, shuffle_buffer=1).rows(Position(0), 2))
+
+
+def test_few_files_are_read_by_row_groups_and_fewer_are_refused(tmp_path):
+    source = write_shards(tmp_path, 1200, 1)  # groups of 500
+    parts = [numbers(one_turn(dataclasses.replace(stream_of(source), shards=open_shards(source).enough_for(3)), r, 3))
+             for r in range(3)]  # fmt: skip
+    assert sorted(map(len, parts)) == [200, 500, 500] and sorted(itertools.chain(*parts)) == list(range(1200))
+    with pytest.raises(ValueError, match="has 3 shards for 4 readers"):
+        StreamLoader(stream_of(source), 4, list, num_workers=4)
+    write_shards(tmp_path, 8, 2, "tar")
+    with pytest.raises(ValueError, match="has 2 shards for 3 readers"):
+        StreamLoader(stream_of(str(tmp_path / "*.tar"), IN_TAR), 4, list, num_workers=3)
+
+
+def test_what_cannot_be_streamed_is_one_sentence(shards, tmp_path):
+    (tmp_path / "t.csv").write_text("image,text,label\n")
+    (tmp_path / "t.parquet").write_bytes(b"")
+    for source, said in {
+        str(tmp_path / "t.csv"): "names no shards; expected files that end in .parquet or .tar",
+        str(tmp_path / "none-*.parquet"): "names no shards",
+        str(tmp_path / "t.*"): "names .csv and .parquet files",
+        str(tmp_path / "t.parquet"): "cannot be streamed",
+        "nowhere://x/*.tar": "cannot be streamed",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            open_shards(source)
+    with pytest.raises(ValueError, match="has no column 'picture'; it has image, text, label"):
+        stream_of(shards, Columns("picture", target="label"))
+
+
+class Numbered(MMCollator):
+    """Tells the numbers of a batch's rows, too."""
+
+    def __call__(self, rows):
+        return {**super().__call__(rows), "numbers": torch.tensor(numbers(rows))}
+
+
+class Noting(MMTrainer):
+    """Notes the numbers of the rows that it trained on."""
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.noted = [*getattr(self, "noted", []), inputs.pop("numbers").tolist()]
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def trainer_on(stream, processor, folder, augmentation=None, **options):
+    """A trainer of a tiny classifier with dropout, the same for each call."""
+    torch.manual_seed(0)
+    model = model_for(processor, MMForSequenceClassification, "bert", num_labels=2)
+    options = {"report_to": [], "disable_tqdm": True, "logging_steps": 1, "learning_rate": 1e-3, **options}
+    options = {"per_device_train_batch_size": 3, "max_steps": 8, "save_steps": 3, **options}
+    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, **options)
+    collator = Numbered(processor, "classification", augmentation=augmentation)
+    own = {"train_dataset": stream, "data_collator": collator, "processing_class": processor}
+    return Noting(model=model, args=arguments, **own)
+
+
+def losses(trainer):
+    return {log["step"]: log["loss"] for log in trainer.state.log_history if "loss" in log}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_resumed_is_uninterrupted(shards, processor, tmp_path, workers):
+    options = {"dataloader_num_workers": workers, "gradient_accumulation_steps": 2}
+
+    def trained(checkpoint=None):
+        augmentation = Augmentation(word_dropout=0.3, seed=1)
+        trainer = trainer_on(stream_of(shards), processor, tmp_path / "out", augmentation, **options)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    whole = trained()
+    resumed = trained(str(tmp_path / "out" / "checkpoint-3"))
+    assert losses(resumed) == losses(whole) and len(losses(whole)) == 8
+    assert resumed.noted == whole.noted[6:] and len(whole.noted) == 16
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+    logs = [log for log in whole.state.log_history if "loss" in log]
+    assert all(log["rows_per_second"] > 0 and log["skipped_rows"] == 0 for log in logs)
+    assert [log["epoch"] for log in logs] == [step / 8 for step in range(1, 9)]  # of all steps: rows are not counted
+    done = trained(str(tmp_path / "out" / "checkpoint-8"))
+    assert not hasattr(done, "noted") and done.state.global_step == 8
+
+
+def test_a_checkpoint_of_another_run_is_refused(shards, processor, tmp_path):
+    trainer_on(stream_of(shards), processor, tmp_path / "out", max_steps=3).train()
+    checkpoint = str(tmp_path / "out" / "checkpoint-3")
+
+    def refused(stream, **options):
+        with pytest.raises(ValueError) as error:
+            trainer_on(stream, processor, tmp_path / "out", **options).train(resume_from_checkpoint=checkpoint)
+        return str(error.value)
+
+    assert "written with workers 1; this run has 2" in refused(stream_of(shards), dataloader_num_workers=2)
+    assert "written with shuffle_buffer 7; this run has 8" in refused(stream_of(shards, shuffle_buffer=8))
+    fewer = write_shards(tmp_path / "fewer", ROWS, 5)
+    assert "written with shards 6; this run has 5" in refused(stream_of(fewer))
+    moved = tmp_path / "moved"
+    shutil.copytree(shards.rpartition("/")[0], moved)
+    trainer = trainer_on(stream_of(str(moved / "*.parquet")), processor, tmp_path / "out", max_steps=4)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert len(trainer.noted) == 1
+    (tmp_path / "out" / "checkpoint-3" / "stream_0.json").unlink()
+    assert "stream_0.json'; expected a checkpoint of a run that streams" in refused(stream_of(shards))
+
+
+def test_a_worker_s_bad_row_is_one_sentence(tmp_path, processor):
+    source = write_shards(tmp_path / "s", ROWS, 4, picture=lambda n: b"?" if n == 25 else picture(n))
+    trainer = trainer_on(stream_of(source), processor, tmp_path / "out", dataloader_num_workers=2, save_strategy="no")
+    with pytest.raises(BadRow) as error:
+        trainer.train()
+    assert str(error.value).startswith(str(tmp_path / "s" / "train-0002.parquet, row 6: the image"))
+    assert "\n" not in str(error.value)
+
+
+def test_bad_rows_leave_batches_full(tmp_path, processor):
+    source = write_shards(tmp_path / "s", ROWS, 4, picture=lambda n: b"?" if n % 4 == 1 else picture(n))
+    stream = stream_of(source, skip=True)
+    trainer = trainer_on(stream, processor, tmp_path / "out", dataloader_num_workers=2, max_steps=10)
+    trainer.train()
+    assert {len(batch) for batch in trainer.noted} == {3}
+    assert sorted(itertools.chain(*trainer.noted)) == [n for n in range(ROWS) if n % 4 != 1]
+    found = trainer.state.log_history[-1]
+    assert 8 <= found["skipped_rows"] <= 10  # the last ones may stand behind the last good row
+
+
+def test_pictures_are_decoded_once(shards, processor, monkeypatch):
+    def twice(*args):
+        raise AssertionError("a picture was opened again")
+
+    rows = handed_out(stream_of(shards), 4)
+    monkeypatch.setattr("modeling_mm.collator.open_image", twice)
+    batch = MMCollator(processor, "classification")(rows)
+    assert len(batch["pixel_values"]) == 4
+
+
+def test_a_plain_loader_with_workers_sees_each_row_once(shards):
+    loader = DataLoader(stream_of(shards), batch_size=1, num_workers=2, collate_fn=numbers)
+    firsts = [number for batch in itertools.islice(loader, ROWS) for number in batch]
+    parts = [numbers(one_turn(stream_of(shards), reader, 2)) for reader in range(2)]
+    even, odd = firsts[::2], firsts[1::2]
+    assert even[: len(parts[0])] == parts[0][: len(even)] and odd[: len(parts[1])] == parts[1][: len(odd)]
+
+
+def write_validation(folder):
+    for n, label in enumerate(LABELS):
+        drawing((90 * n, 20, 90)).save(folder / f"{n}.png")
+    lines = [f"{n}.png,row {n} what is it,{label}" for n, label in enumerate(LABELS)]
+    (folder / "val.csv").write_text("\n".join(["image,text,label", *lines]) + "\n")
+    return str(folder / "val.csv")
+
+
+def run(capsys, *argv):
+    assert cli.main(["train", *TRAIN, *QUIET, "--streaming", "true", *map(str, argv)]) == 0
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def refuse(capsys, *argv):
+    assert cli.main(["train", *TRAIN, *QUIET, "--streaming", "true", *map(str, argv)]) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_command_streams_and_goes_on(tmp_path, capsys):
+    source = write_shards(tmp_path / "s", ROWS, SHARDS, picture=lambda n: b"?" if n == 11 else picture(n))
+    common = ["--train_file", source, "--validation_file", write_validation(tmp_path), "--on_bad_row", "skip"]
+    common += ["--shuffle_buffer", 5, "--save_steps", 4, "--logging_steps", 1, "--num_train_epochs", 1]
+    common += ["--eval_strategy", "steps", "--eval_steps", 4]
+    report = run(capsys, *common, "--output_dir", tmp_path / "whole")
+    assert report["train_rows"] == ROWS and report["rows_per_second"] > 0 and report["skipped_rows"] == 1
+    assert report["evaluated_rows"] == 2
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "again" / "checkpoint-4")
+    run(capsys, *common, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", "last")
+    one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "again"))
+    assert one["loss_history"] == other["loss_history"] and len(one["loss_history"]) == 10
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    state = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
+    assert [log["epoch"] for log in state["log_history"] if "loss" in log] == [step / 10 for step in range(1, 11)]
+
+
+def test_the_command_streams_answers_from_tar(tmp_path, capsys):
+    source = write_shards(tmp_path / "s", ROWS, SHARDS, "tar")
+    argv = ["--task", "generation", "--train_file", source, "--validation_file", tmp_path / "s" / "train-0000.tar"]
+    argv += ["--image_column", "png", "--text_column", "json.text", "--label_column", "json.label"]
+    argv += ["--output_dir", tmp_path / "out", "--max_new_tokens", 2]
+    assert "give --max_steps" in refuse(capsys, *argv)
+    report = run(capsys, *argv, "--max_steps", 2, "--save_strategy", "no")
+    assert report["train_rows"] == 8 and report["evaluated_rows"] == 7
+    assert "tokens; expected at most 6" in refuse(capsys, *argv, "--max_steps", 2, "--max_length", 6)
+
+
+def test_flags_that_need_all_rows_are_refused(shards, tmp_path, capsys):
+    common = ["--train_file", shards, "--output_dir", tmp_path / "out", "--max_steps", 2]
+    assert "give --validation_file" in refuse(capsys, *common)
+    common += ["--validation_file", write_validation(tmp_path)]
+    for flag in (["--class_weights", "balanced"], ["--group_by_image", "true"], ["--cache_features", "x"]):
+        assert flag[0] in refuse(capsys, *common, *flag)
+    assert "--streaming reads .parquet or .tar" in refuse(capsys, *common, "--train_file", tmp_path / "*.csv")
+    assert "--shuffle_buffer is -1" in refuse(capsys, *common, "--shuffle_buffer", -1)
