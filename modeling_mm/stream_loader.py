@@ -57,7 +57,7 @@ class StreamLoader(DataLoader):
         self.positions, self.batches, self.before, self.started = dict(stream.positions), stream.batches, 0, 0.0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        self.started, self.before = time.perf_counter(), self.batches
+        self.started, self.before, said = time.perf_counter(), self.batches, ""
         try:
             for batch in super().__iter__():
                 position = Position(*batch.pop(POSITION).tolist())
@@ -65,7 +65,8 @@ class StreamLoader(DataLoader):
                 self.batches += 1
                 yield batch
         except BadRow as error:  # from a worker, the sentence stands below its traceback
-            raise BadRow(str(error).rpartition("BadRow: ")[2].strip()) from None
+            said = str(error).rpartition("BadRow: ")[2].strip()
+        raise BadRow(said)  # here, so that it does not keep the workers alive
 
     @property
     def skipped(self) -> int:

@@ -12,26 +12,26 @@ import shutil
 import fsspec
 import pytest
 import torch
-from conftest import drawing
+from conftest import SENTENCES, drawing
 from safetensors.torch import load_file
 from test_trainer import model_for
 from together import together
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import CLIPImageProcessorPil, TrainingArguments
 
-from benchmarks.streaming import COLUMNS, LABELS, number_of, picture, write_shards
-from modeling_mm import MMForSequenceClassification, cli
+from benchmarks.streaming import COLUMNS, IN_TAR, LABELS, number_of, picture, write_shards
+from modeling_mm import MMForSequenceClassification, MMProcessor, cli
 from modeling_mm.augmentation import Augmentation
 from modeling_mm.collator import MMCollator
 from modeling_mm.images import BadRow
 from modeling_mm.rows import Columns
+from modeling_mm.scratch import train_tokenizer
 from modeling_mm.shards import open_shards
 from modeling_mm.stream import MMStream, Position
 from modeling_mm.stream_loader import StreamLoader
 from modeling_mm.trainer import MMTrainer
 
 ROWS, SHARDS = 40, 6  # which do not divide each other
-IN_TAR = Columns("png", "json.text", "json.label")
 TRAIN = ["--task", "classification", "--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--use_cpu"]
 QUIET = ["--disable_tqdm", "true", "--report_to", "none", "--per_device_train_batch_size", "4"]
 
@@ -294,7 +294,7 @@ def test_a_plain_loader_with_workers_sees_each_row_once(shards):
 
 
 def write_validation(folder):
-    for n, label in enumerate(LABELS):
+    for n in range(len(LABELS)):
         drawing((90 * n, 20, 90)).save(folder / f"{n}.png")
     lines = [f"{n}.png,row {n} what is it,{label}" for n, label in enumerate(LABELS)]
     (folder / "val.csv").write_text("\n".join(["image,text,label", *lines]) + "\n")
@@ -348,3 +348,37 @@ def test_flags_that_need_all_rows_are_refused(shards, tmp_path, capsys):
         assert flag[0] in refuse(capsys, *common, *flag)
     assert "--streaming reads .parquet or .tar" in refuse(capsys, *common, "--train_file", tmp_path / "*.csv")
     assert "--shuffle_buffer is -1" in refuse(capsys, *common, "--shuffle_buffer", -1)
+
+
+def in_a_process(source, folder, checkpoint):
+    """What one of several processes trained on, the picture tensors it saw in each batch, losses and weights."""
+    size = {"height": 16, "width": 16}
+    image_processor = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
+    processor = MMProcessor(image_processor=image_processor, tokenizer=train_tokenizer(SENTENCES, "scratch-tiny"))
+    options = {"max_steps": 4, "save_steps": 2, "ddp_find_unused_parameters": False, "max_grad_norm": 0.0}
+    trainer = trainer_on(stream_of(source), processor, folder, per_device_train_batch_size=4, **options)
+    seen, prepare = [], trainer._prepare_inputs
+    trainer._prepare_inputs = lambda inputs: seen.append("pixel_values" in inputs) or prepare(inputs)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.noted, seen, losses(trainer), trainer.model.state_dict()
+
+
+def test_two_processes_take_halves_of_which_one_lacks_pictures_and_go_on(tmp_path):
+    source = write_shards(tmp_path / "s", 32, 2, picture=lambda n: picture(n) if n < 16 else None)
+    whole = together(2, in_a_process, source, tmp_path / "out", None, folder=tmp_path / "meet")
+    noted = [sorted(itertools.chain(*own[0])) for own in whole]
+    assert sorted(noted) == [list(range(16)), list(range(16, 32))]
+    assert sorted(own[1] for own in whole) == [[False] * 4, [True] * 4]
+    checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    again = together(2, in_a_process, source, tmp_path / "out", checkpoint, folder=tmp_path / "meet again")
+    for one, other in zip(whole, again, strict=True):
+        assert other[0] == one[0][2:] and one[2] == other[2] and len(one[2]) == 4
+        for name, value in whole[0][3].items():
+            assert torch.equal(value, one[3][name]) and torch.equal(value, other[3][name]), name
+
+
+def test_processes_of_different_shards_take_as_many_steps(tmp_path):
+    source = write_shards(tmp_path / "s", 9, 3)  # one process has two shards, the other one has one
+    whole = together(2, in_a_process, source, tmp_path / "out", None, folder=tmp_path / "meet")
+    assert [len(own[0]) for own in whole] == [4, 4]
+    assert whole[0][2].keys() == whole[1][2].keys() == {1, 2, 3, 4}
