@@ -20,8 +20,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .images import BadRow
 from .rows import undecoded
+from .webdataset import decoded, open_members
 
-READERS = {".parquet": "parquet", ".tar": "webdataset"}
+ENDINGS = (".parquet", ".tar")
 AT_ONCE = 64  # rows of a Parquet file that become Python objects together
 MEDIUM = {"bytes", "path"}  # what a structure holds that is a picture, a sound or a video
 # what broken files raise; a network that is down raises others, and stops the training
@@ -35,12 +36,14 @@ class Shards:
     Args:
         source: what was asked for, for messages.
         table: their rows as `datasets` streams them, media left encoded.
+        kinds: what their cells hold.
         folder: where relative paths in cells start.
         files: one for each shard, or none where `datasets` knows them only.
     """
 
     source: str
     table: datasets.IterableDataset
+    kinds: datasets.Features
     folder: Path = Path()
     files: list[str] = field(default_factory=list)
 
@@ -55,7 +58,7 @@ class Shards:
     def features(self) -> dict[str, Any]:
         """By column, what its cells are; parts of a structure, as of WebDataset's `json`, are columns `json.part`."""
         flat: dict[str, Any] = {}
-        for name, feature in self.table.features.items():
+        for name, feature in self.kinds.items():
             inner = is_structure(feature)
             flat |= {f"{name}.{part}": own for part, own in feature.items()} if inner else {name: feature}
         return flat
@@ -63,7 +66,8 @@ class Shards:
     def read(self, shard: int, start: int = 0) -> Iterator[dict[str, Any] | BadRow]:
         """The cells of a shard's rows from row `start` on; where the file is broken, a last one says so."""
         # `iter` of one shard does not ask which worker it is in: whose shard this is was settled before
-        rows = self.table.shard(num_shards=len(self), index=shard).iter(self.at_once)
+        at_once = 1 if self.in_tar else AT_ONCE  # what precedes a break is kept
+        rows = self.table.shard(num_shards=len(self), index=shard).iter(at_once)
         number = 0
         try:
             for batch in rows:
@@ -78,14 +82,18 @@ class Shards:
             yield BadRow(f"the rest of the file cannot be read: {said}")
 
     @property
-    def at_once(self) -> int:
-        # of a tar file, which is read row by row anyway, what precedes a break is kept
-        return AT_ONCE if self.files and suffix(self.files[0]) == ".parquet" else 1
+    def in_tar(self) -> bool:
+        return bool(self.files) and suffix(self.files[0]) == ".tar"
 
-    def flat(self, cells: dict[str, Any]) -> dict[str, Any]:
-        """Cells under the names of `features`."""
+    def flat(self, cells: dict[str, Any]) -> dict[str, Any] | BadRow:
+        """Cells under the names of `features`, or what is wrong with one."""
         flat: dict[str, Any] = {}
-        for name, feature in self.table.features.items():
+        if self.in_tar:
+            try:
+                cells = decoded(cells, self.kinds)
+            except BadRow as error:
+                return error
+        for name, feature in self.kinds.items():
             if is_structure(feature):
                 flat |= {f"{name}.{part}": (cells.get(name) or {}).get(part) for part in feature}
             else:
@@ -156,19 +164,24 @@ def open_shards(source: str, split: str | None = None) -> Shards:
     files = shard_files(source) if split is None else []
     try:
         if split is None:
-            kind = READERS[suffix(files[0])]
-            table = datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
+            tar = suffix(files[0]) == ".tar"
+            table, kinds = open_members(files) if tar else open_parquet(files)
         else:
             table = datasets.load_dataset(source, split=split, streaming=True)
+            kinds = table.features
     except (OSError, DatasetNotFoundError, *BROKEN) as error:
         raise ValueError(f"'{source}' cannot be streamed: {str(error).strip().splitlines()[0]}") from error
-    if not table.features:
+    if not kinds:
         raise ValueError(f"'{source}' does not say which columns it has; expected Parquet or WebDataset shards")
-    for name, feature in list(table.features.items()):
-        if undecoded(feature) != feature:
-            table = table.cast_column(name, undecoded(feature))
+    kinds = datasets.Features({name: undecoded(feature) for name, feature in kinds.items()})
+    table = table.decode(False)
     local = bool(files) and "://" not in files[0]
-    return Shards(source, table, Path(files[0]).parent if local else Path(), files)
+    return Shards(source, table, kinds, Path(files[0]).parent if local else Path(), files)
+
+
+def open_parquet(files: list[str]) -> tuple[datasets.IterableDataset, datasets.Features]:
+    table = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+    return table, table.features
 
 
 def is_shards(source: str) -> bool:
@@ -186,16 +199,16 @@ def shard_files(source: str) -> list[str]:
         system, path = url_to_fs(source)
         if "*" in path or "[" in path:
             found = system.glob(path)
-        elif suffix(path) in READERS and not (isinstance(system, LocalFileSystem) and system.isdir(path)):
+        elif suffix(path) in ENDINGS and not (isinstance(system, LocalFileSystem) and system.isdir(path)):
             found = [path] if system.exists(path) else []
         else:
-            found = [name for name in system.ls(path, detail=False) if suffix(name) in READERS]
+            found = [name for name in system.ls(path, detail=False) if suffix(name) in ENDINGS]
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(f"'{source}' cannot be streamed: {' '.join(str(error).split())}") from error
     if not found:
-        raise ValueError(f"'{source}' names no shards; expected files that end in {' or '.join(READERS)}")
+        raise ValueError(f"'{source}' names no shards; expected files that end in {' or '.join(ENDINGS)}")
     kinds = sorted({suffix(name) for name in found})
-    if len(kinds) > 1 or kinds[0] not in READERS:
+    if len(kinds) > 1 or kinds[0] not in ENDINGS:
         raise ValueError(f"'{source}' names {' and '.join(kinds)} files; --streaming reads .parquet or .tar shards")
     local = isinstance(system, LocalFileSystem)
     return sorted(map(str, found) if local else map(system.unstrip_protocol, found))
