@@ -11,6 +11,7 @@
 
 import argparse
 import io
+import itertools
 import json
 import os
 import platform
@@ -40,6 +41,7 @@ from modeling_mm.rows import Columns
 from modeling_mm.scratch import train_tokenizer
 from modeling_mm.shards import open_shards
 from modeling_mm.stream import MMStream
+from modeling_mm.stream_loader import StreamLoader
 from modeling_mm.trainer import MMTrainer
 
 ROOT = Path(__file__).parent.parent
@@ -116,26 +118,41 @@ class Noting(MMTrainer):
         return loss
 
 
+def processor_of_rows() -> MMProcessor:
+    side = {"height": SIDE, "width": SIDE}
+    tokenizer = train_tokenizer([f"row {n} what is it" for n in range(100)], "scratch-tiny")
+    images = CLIPImageProcessorPil(size=side, crop_size=side, do_convert_rgb=True)
+    return MMProcessor(image_processor=images, tokenizer=tokenizer)
+
+
+def stream_of(source: str) -> MMStream:
+    return MMStream(open_shards(source), COLUMNS if source.endswith(".parquet") else IN_TAR, "classification", LABELS)
+
+
+def reading(source: str, rows: int, workers: int) -> float:
+    """Rows per second that are read, checked, decoded and made into batches, without any training."""
+    collator = MMCollator(processor_of_rows(), "classification")
+    loader = StreamLoader(stream_of(source), BATCH, collator, num_workers=workers)
+    for _ in itertools.islice(loader, rows // BATCH):
+        pass
+    return loader.rows_per_second()
+
+
 def train(source: str, output: Path, rows: int, workers: int) -> None:
     """One pass, from the newest checkpoint in the output folder if there is one; leaves figures.json."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    side = {"height": SIDE, "width": SIDE}
-    tokenizer = train_tokenizer([f"row {n} what is it" for n in range(100)], "scratch-tiny")
-    images = CLIPImageProcessorPil(size=side, crop_size=side, do_convert_rgb=True)
-    processor = MMProcessor(image_processor=images, tokenizer=tokenizer)
+    processor = processor_of_rows()
     size = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
-    text = BertConfig(vocab_size=len(tokenizer), **size)
+    text = BertConfig(vocab_size=len(processor.tokenizer), **size)
     vision = CLIPVisionConfig(image_size=SIDE, patch_size=16, **size)
     config = MMConfig(text_config=text, vision_config=vision, image_token_id=processor.image_token_id, num_labels=2)
-    columns = COLUMNS if source.endswith(".parquet") else IN_TAR
-    stream = MMStream(open_shards(source), columns, "classification", LABELS)
     arguments = TrainingArguments(
         output_dir=str(output), per_device_train_batch_size=BATCH, max_steps=rows // BATCH, use_cpu=True,
         dataloader_num_workers=workers, save_steps=max(1, rows // BATCH // 20), save_total_limit=2, logging_steps=1,
         report_to=[], disable_tqdm=True,
     )  # fmt: skip
-    own = {"train_dataset": stream, "data_collator": Numbered(processor, "classification")}
+    own = {"train_dataset": stream_of(source), "data_collator": Numbered(processor, "classification")}
     trainer = Noting(model=MMForSequenceClassification(config), args=arguments, **own)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(str(output)))
@@ -229,6 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = write_shards(folder / "shards", args.rows, args.shards, args.kind)
+        alone = {workers: reading(source, args.rows // 5, workers) for workers in range(args.workers + 1)}
         size = sum(path.stat().st_size for path in (folder / "shards").iterdir()) / 2**20
         curve = watched(source, folder / "whole", args.rows, args.workers)
         batches = [numbers for _, numbers in noted(folder / "whole")]
@@ -247,6 +265,9 @@ def main() -> None:
         f"a CPU ({platform.machine()}, load average {load:.1f} on {os.cpu_count()} cores at the start), torch "
         f"{torch.__version__}, transformers {transformers.__version__}, datasets {datasets.__version__}.",
         "",
+        "- Read, checked, decoded and made into batches, without training: "
+        + ", ".join(f"{rate:,.0f} rows per second with {workers} workers" for workers, rate in alone.items())
+        + ".",
         f"- {found[0]['rows_per_second']:,.0f} rows per second, trained on, {curve[-1][0]:,.0f} seconds for the pass.",
         f"- Uninterrupted: {len({n for b in batches for n in b}):,} different rows in {sum(map(len, batches)):,}.",
         f"- Killed (SIGKILL) after {killed} steps, gone on from step {step}: rows seen once "
