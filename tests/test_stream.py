@@ -7,7 +7,13 @@ What two processes do is at the end. The 100,000 rows are in test_stream_at_scal
 import dataclasses
 import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -336,6 +342,33 @@ def test_the_command_streams_and_goes_on(tmp_path, capsys):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     state = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
     assert [log["epoch"] for log in state["log_history"] if "loss" in log] == [step / 10 for step in range(1, 11)]
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_as_if_nothing_had_been(tmp_path):
+    source, validation = write_shards(tmp_path / "s", 400, 8), write_validation(tmp_path)
+
+    def start(out, *more):
+        argv = [*TRAIN, *QUIET, "--streaming", "true", "--train_file", source, "--validation_file", validation]
+        argv += ["--dataloader_num_workers", "2", "--shuffle_buffer", "30", "--max_steps", "60", "--save_steps", "10"]
+        argv += ["--logging_steps", "1", "--gradient_accumulation_steps", "2", "--output_dir", out, *more]
+        start = [sys.executable, "-m", "modeling_mm.cli", "train", *map(str, argv)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=(tmp_path / "log").open("a"))
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+    process = start(killed)
+    while not (killed / "checkpoint-30" / "trainer_state.json").exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (killed / "model.safetensors").exists()
+    assert start(killed, "--resume_from_checkpoint", "last").wait() == 0
+    reports = [json.loads((out / "report.json").read_text()) for out in (whole, killed)]
+    assert reports[0]["loss_history"] == reports[1]["loss_history"] and len(reports[0]["loss_history"]) == 60
+    weights = [load_file(out / "model.safetensors") for out in (whole, killed)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_the_command_streams_answers_from_tar(tmp_path, capsys):
