@@ -181,7 +181,7 @@ def noted(output: Path) -> list[tuple[int, list[int]]]:
 def watched(
     source: str, output: Path, rows: int, workers: int, kill_after: int | None = None
 ) -> list[tuple[float, float]]:
-    """Train in a process of its own; seconds since its first batch and MB held, each second.
+    """Train in a process of its own; seconds since its first batch and MB held, each second while it trains.
 
     Args:
         kill_after: batches after which it is killed.
@@ -190,7 +190,7 @@ def watched(
         RuntimeError: it ended by itself, and not well.
     """
     output.mkdir(parents=True, exist_ok=True)
-    before, curve, began = len(noted(output)), [], 0.0
+    before, curve, began, latest = len(noted(output)), [], 0.0, 0
     argv = [sys.executable, __file__, "--rows", rows, "--workers", workers, "--train", source, output]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with (output / "log").open("a") as log:
@@ -200,8 +200,9 @@ def watched(
         time.sleep(1)
         done = path.read_bytes().count(b"\n") - before if path.is_file() else 0
         began = began or (time.monotonic() if done else 0.0)
-        if began and (held := tree_megabytes(process.pid)):
+        if done > latest and (held := tree_megabytes(process.pid)):  # it trains, and is not about to end
             curve.append((time.monotonic() - began, held))
+        latest = done
         if kill_after is not None and done >= kill_after:
             process.send_signal(signal.SIGKILL)
             process.wait()
