@@ -108,7 +108,7 @@ class Shards:
         """
         if len(self) >= readers:
             return self
-        table = self.table.reshard() if hasattr(self.table, "reshard") else self.table  # datasets 4.5 and later
+        table = self.table.reshard() if hasattr(self.table, "reshard") else self.table  # not in older `datasets`
         if table.num_shards < readers:
             raise ValueError(
                 f"'{self.source}' has {table.num_shards} shards for {readers} readers (processes times "
