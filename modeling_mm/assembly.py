@@ -113,7 +113,7 @@ def build_trainer(
     parts: dict[str, Any] = {
         "model": model,
         "args": args,
-        "train_dataset": splits.train,
+        "train_dataset": splits.stream or splits.train,
         "eval_dataset": MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
         "processing_class": processor,
         "data_collator": replace(collator, augmentation=augmentation_of(data, args.seed)),

@@ -89,9 +89,10 @@ class MMCollator:
     def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:
         """The pictures of each row; one that stands in several rows is the same object in all of them."""
         opened: dict[str, Image.Image] = {}
+        decoded = {key: image for row in rows for key, image in row.opened.items()}
         for image in (image for row in rows for image in row.images):
             if (key := image_key(image)) not in opened:
-                opened[key] = open_image(image)
+                opened[key] = decoded[key] if key in decoded else open_image(image)
         if self.augmentation is not None:
             opened = self.augmentation.pictures(opened)
         return [[opened[image_key(image)] for image in row.images] for row in rows]
@@ -130,6 +131,10 @@ class MMCollator:
             for number, length in lengths.items()
             if length > self.max_length
         }
+
+    def length_complaint(self, row: Row) -> str | None:
+        """What is wrong with the length of a row of a generation; a classification truncates."""
+        return next(iter(self.too_long([row], *self.prompts_and_answers([row])).values()), None)
 
     def check_lengths(self, dataset: MMDataset, skip: bool) -> None:
         """Look at the length of every row of a generation before it is trained on; a classification truncates.

@@ -1,8 +1,6 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Rows of image, text, sound and video from a table, checked before any work is done.
 
-- Paths in a file are relative to it; an empty cell is a missing modality; several images, sounds or videos are a
-  list, or paths joined by `;` in a CSV cell. Pictures in the column of videos are the frames of one.
 - Every row is looked at first, each distinct medium opened and decoded once: bad input is one sentence that names
   file, row and what was expected.
 """
@@ -23,49 +21,11 @@ from tqdm.auto import tqdm
 from .audio_mm import MAX_SECONDS
 from .images import BadRow, image_key
 from .media_check import MediaCheck
-from .targets import encode_target, label_columns, read_target, target_complaint
-from .video_mm import is_video
+from .rows import Columns, Row, RowReader, undecoded
+from .targets import encode_target
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # rows that are checked at a time
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column holds what, "" where none does; `target` is the answer, the label or numbers (`a,b`), or None."""
-
-    image: str = "image"
-    text: str = "text"
-    target: str | None = None
-    audio: str = ""
-    video: str = ""
-    concept: str = ""
-
-
-@dataclass
-class Row:
-    """One example: `images`, `audio` and `videos` are paths or encoded bytes, or a list of them for the frames of a
-    video; `number` counts from 1 within the source."""
-
-    number: int
-    images: list[str | bytes]
-    text: str
-    target: Any = None
-    audio: list[str | bytes] = field(default_factory=list)
-    videos: list[str | bytes | list] = field(default_factory=list)
-    concept: str | None = None
-
-    @property
-    def media(self) -> tuple[list, list, list]:
-        """Pictures, sounds and videos."""
-        return self.images, self.audio, self.videos
-
-
-def undecoded(feature: Any) -> Any:
-    """A column's feature with its pictures, sounds and videos, alone or in lists, left encoded."""
-    if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
-        return type(feature)(decode=False)
-    return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
 
 
 @dataclass
@@ -94,24 +54,7 @@ class MMDataset(torch.utils.data.Dataset):
 
     def __post_init__(self):
         self.task = self.task or ("generation" if self.labels is None else "classification")
-        names, columns = self.table.column_names, self.columns
-        targets = label_columns(self.task, columns.target)
-        wanted = [*targets, columns.audio, columns.video]
-        if columns.concept:
-            wanted.append(columns.concept)
-        others = set(names) - {columns.image, columns.audio, columns.video, *targets}
-        # one of them may be the picture, or it is all there is
-        if others - {columns.text} or not (columns.audio or columns.video):
-            wanted.append(columns.image)
-        if others:
-            wanted.append(columns.text)
-        for name in filter(None, wanted):
-            if name not in names:
-                raise ValueError(
-                    f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
-                    '--image_column, --text_column, --audio_column, --video_column or --label_column; "" where there '
-                    "is no picture, text, sound or video)"
-                )
+        self.reader = RowReader(self.source, self.folder, self.columns, self.task, self.table.features)
         for name, feature in self.table.features.items():
             if undecoded(feature) != feature:
                 self.table = self.table.cast_column(name, undecoded(feature))
@@ -129,43 +72,7 @@ class MMDataset(torch.utils.data.Dataset):
 
     def row(self, number: int) -> Row:
         """Row `number` (from 0) of the table, with its target as it stands there; nothing is opened yet."""
-        cells = self.table[number]
-        text, target = cells.get(self.columns.text), None
-        if isinstance(text, (list, dict)):
-            raise BadRow(f"'{self.columns.text}' holds a list or structure; expected one plain value")
-        for name in label_columns(self.task, self.columns.target):
-            feature, cell = self.table.features[name], cells[name]
-            if isinstance(feature, datasets.ClassLabel) and cell is not None:
-                cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
-        if self.columns.target is not None:
-            target = read_target(self.task, self.columns.target, cells)
-        columns = (self.columns.image, self.columns.audio, self.columns.video)
-        images, audio, videos = (self.media(cells.get(name), name) for name in columns)
-        videos = [videos] if videos and is_video(videos) else videos  # pictures, the frames of one video
-        concept = cells.get(self.columns.concept)
-        concept = None if concept in (None, "") else str(concept)
-        return Row(number + 1, images, "" if text is None else str(text), target, audio, videos, concept)
-
-    def media(self, cell: Any, column: str) -> list[Any]:
-        """The pictures, sounds or videos that a cell names or holds.
-
-        Raises:
-            BadRow: it is of another kind.
-        """
-        if cell is None or cell == "":
-            return []
-        if isinstance(cell, str):
-            return [os.path.join(self.folder, part.strip()) for part in cell.split(";") if part.strip()]
-        if isinstance(cell, bytes):
-            return [cell]
-        if isinstance(cell, dict) and "path" in cell:
-            return [cell["bytes"] if cell.get("bytes") is not None else os.path.join(self.folder, cell["path"])]
-        if not isinstance(cell, list):
-            kind = {self.columns.audio: "sound", self.columns.video: "video"}.get(column, "picture")
-            raise BadRow(f"'{column}' holds {cell!r:.60}; expected a path, a {kind} or a list of them")
-        if column == self.columns.video and any(isinstance(part, list) for part in cell):  # each a list of frames
-            return [self.media(part, column) for part in cell]
-        return [medium for part in cell for medium in self.media(part, column)]
+        return self.reader.row(self.table[number], number + 1)
 
     def check(
         self,
@@ -202,7 +109,7 @@ class MMDataset(torch.utils.data.Dataset):
         for number in numbers:
             try:
                 rows[number] = self.row(number)
-                reasons[number] = self.complaint(rows[number], tokens)
+                reasons[number] = self.reader.complaint(rows[number], tokens, self.labels)
             except BadRow as error:
                 reasons[number] = str(error)
         images, sounds, videos = ([item for row in rows.values() for item in row.media[kind]] for kind in range(3))
@@ -233,28 +140,6 @@ class MMDataset(torch.utils.data.Dataset):
         if not self.kept:
             raise BadRow(f"'{self.source}' holds no usable rows: {self.bad_rows[0]['reason']}")
         return self
-
-    def complaint(self, row: Row, tokens: Sequence[str]) -> str | None:
-        """What is wrong with a row, the contents of its media apart."""
-        columns = self.columns
-        if not row.text.strip() and not any(row.media):
-            names = [f"'{name}'" for name in (columns.image, columns.text, columns.audio, columns.video) if name]
-            if len(names) == 1:
-                return f"{names[0]} is empty"
-            if len(names) > 2:
-                return f"{', '.join(names[:-1])} and {names[-1]} are all empty; expected at least one"
-            return f"{' and '.join(names)} are both empty; expected at least one of them"
-        kinds, used = ("images", "sounds", "videos"), (True, columns.audio, columns.video)
-        for token, own, kind, column in zip(tokens, row.media, kinds, used, strict=True):
-            markers = row.text.count(token) if column else 0
-            if markers and markers != len(own):
-                return f"the text has {markers} '{token}' markers but the row has {len(own)} {kind}"
-        if self.task in ("matching", "retrieval"):
-            missing = columns.text if row.images else columns.image
-            return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs a picture and a text"
-        if columns.target is None:
-            return None
-        return target_complaint(columns.target, row.target, self.labels)
 
     def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
         """Split off a share of the rows at random; rows about one picture stay together.

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from .audio_mm import MAX_SECONDS
 from .checkpoint import BASE, read_config
 from .data import Columns, MMDataset
 from .processing_mm import MMProcessor
+from .shards import is_shards, open_shards
+from .stream import MMStream
 from .tables import read_table
 from .targets import COLUMNS, known_names
 from .train_arguments import DataArguments, ModelArguments
@@ -16,14 +20,18 @@ from .train_arguments import DataArguments, ModelArguments
 
 @dataclass
 class Splits:
-    """The data sets of a run; `test` may be absent."""
+    """The data sets of a run; `test` may be absent. With a `stream`, that is trained on, and `train` holds its first
+    rows."""
 
     train: MMDataset
     validation: MMDataset
     test: MMDataset | None = None
+    stream: MMStream | None = None
 
     def bad_rows(self) -> list[dict[str, Any]]:
-        return [bad for split in (self.train, self.validation, self.test) if split for bad in split.bad_rows]
+        """Those of the tables; a stream counts its own."""
+        tables = (None if self.stream else self.train, self.validation, self.test)
+        return [bad for split in tables if split for bad in split.bad_rows]
 
 
 def known_labels(source: str | None, task: str) -> list[str] | None:
@@ -66,11 +74,24 @@ def load_splits(
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
-        dataset = MMDataset(source, *read_table(source, split), columns, labels, task=data.task)
+        if data.streaming and is_shards(source):
+            shards = open_shards(source)
+            table, folder = shards.whole_table(), shards.folder
+        else:
+            table, folder = read_table(source, split)
+        dataset = MMDataset(source, table, folder, columns, labels, task=data.task)
         return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS, num_frames=num_frames)
 
-    train = read(data.train_file or str(data.dataset), "train", labels)
-    if labels is None:
+    stream, held_out = None, None
+    if data.streaming:
+        stream = open_stream(data, columns, seed, labels, num_frames)
+        train = stream.first_rows()
+        held_out = read(str(data.validation_file), "validation", labels)
+        if labels is None:
+            stream.labels = train.labels = held_out.labels = names_of_stream(stream, train, held_out)
+    else:
+        train = read(data.train_file or str(data.dataset), "train", labels)
+    if labels is None and stream is None:
         train.labels = known_names(data.task, train.targets(), columns.target, train.source)
     test = None
     if data.test_file is not None:
@@ -79,9 +100,31 @@ def load_splits(
         raise ValueError("--test_split names a split of --dataset; for a file give --test_file")
     elif data.test_split is not None:
         test = read(train.source, data.test_split, train.labels)
+    if held_out is not None:
+        return Splits(train, held_out, test, stream)
     if data.validation_file is not None:
         return Splits(train, read(data.validation_file, "validation", train.labels), test)
     bad_rows = train.bad_rows
     rest, held = train.hold_out(data.validation_share, seed)
     rest.bad_rows = bad_rows
     return Splits(rest, held, test)
+
+
+def open_stream(
+    data: DataArguments, columns: Columns, seed: int, labels: list[str] | None, num_frames: int | None
+) -> MMStream:
+    """What to train on, opened but not yet read."""
+    shards = open_shards(data.train_file) if data.train_file is not None else open_shards(str(data.dataset), "train")
+    rows = shards.count_rows() if shards.is_local else None
+    limits = {"max_seconds": data.max_seconds or MAX_SECONDS, "num_frames": num_frames}
+    own: dict[str, Any] = {"seed": seed, "skip": data.on_bad_row == "skip", "known_rows": rows, **limits}
+    return MMStream(shards, columns, data.task, labels, data.shuffle_buffer, **own)
+
+
+def names_of_stream(stream: MMStream, first: MMDataset, validation: MMDataset) -> list[str] | None:
+    """As `known_names`: those that the column declares, else those of the first rows and of validation together."""
+    column = stream.columns.target
+    feature = stream.reader.features.get(column) if column else None
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    return known_names(stream.task, [*first.targets(), *validation.targets()], column, stream.source)

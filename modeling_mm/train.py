@@ -11,6 +11,7 @@ The folder holds model, processor and code, curves.png, samples.png, report.json
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from .assembly import build_collator, build_model, build_trainer, choose_trainab
 from .calibration import fit_temperature
 from .card import write_card
 from .checkpoint import BASE, last_checkpoint
+from .collator import MMCollator
 from .contact_sheet import draw_augmented
 from .data import MMDataset
 from .evaluate import write_bad_rows
@@ -35,6 +37,7 @@ from .report_sections import draw_some
 from .retrieval import CANDIDATES, RetrievalArguments, evaluate_retrieval, matching_temperature
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits, frames_of, known_labels, load_splits, seconds_heard
+from .stream import MMStream
 from .train_arguments import DataArguments, ModelArguments, augmentation_of, check_task
 from .trainer import MMTrainer, freeze_unused, trainable_parameters
 
@@ -74,7 +77,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
     collator.negatives_seed = args.seed if data_args.task == "matching" else None
-    if unused := freeze_unused(model, collator(rows_with_media(splits.train))):
+    if unused := freeze_unused(model, collator(rows_with_media(splits))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # none is left, and the search would cost a pass over the graph
@@ -88,6 +91,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not any((counts := trainable_parameters(model)).values()):
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
     logger.warning(f"trainable parameters: {counts}")
+    if splits.stream is not None:
+        prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
     trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
@@ -100,13 +105,13 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         base = output / BASE if model_args.use_peft else None
         calibrate(trainer, data_args.task, retrieval_args.rerank or CANDIDATES, base)
     trainer.save_model()
-    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train)}
+    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train), **streamed_figures(trainer)}
     if isinstance(trainer, RetrievalTrainer):
         report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
         report |= {"evaluated_on": "test" if splits.test else "validation"}
     else:
         report |= final_evaluation(trainer, data_args.task, splits, output)
-    report |= {"skipped_rows": len(splits.bad_rows()), "output_dir": str(output)}
+    report |= {"skipped_rows": len(splits.bad_rows()) + report.get("skipped_rows", 0), "output_dir": str(output)}
     if not trainer.is_world_process_zero():
         return None
     write_bad_rows(splits.bad_rows(), output)
@@ -117,6 +122,35 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     return report
 
 
+def prepare_stream(
+    stream: MMStream, collator: MMCollator, args: TrainingArguments, contrastive_batch_size: int | None
+) -> None:
+    """Tell a stream which rows are too long, and the training how many steps make up the epochs that it asked for.
+
+    Raises:
+        ValueError: nobody knows how many rows there are.
+    """
+    if collator.task == "generation":
+        stream.too_long = collator.length_complaint
+    if args.max_steps > 0:
+        return
+    rows = stream.known_rows = stream.known_rows or stream.shards.count_rows()
+    if rows is None:
+        raise ValueError(f"how many rows '{stream.source}' holds is not known before they are read; give --max_steps")
+    small = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    args.max_steps = math.ceil(args.num_train_epochs * rows / (contrastive_batch_size or small))
+
+
+def streamed_figures(trainer: MMTrainer) -> dict[str, Any]:
+    """What a training on a stream did; nothing of any other."""
+    if trainer.loader is None:
+        return {}
+    state, args = trainer.state, trainer.args
+    rows = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    last = next(log for log in reversed(state.log_history) if "train_loss" in log)
+    return {"train_rows": rows, **{name: last[name] for name in ("rows_per_second", "skipped_rows")}}
+
+
 def write_history(history: list[dict[str, float]], report: dict[str, Any], output: Path) -> None:
     """curves.png and report.json, which holds the report and the loss of each step that was logged."""
     figures.draw_curves(history, output / "curves.png")
@@ -124,12 +158,15 @@ def write_history(history: list[dict[str, float]], report: dict[str, Any], outpu
     (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
 
 
-def rows_with_media(dataset: MMDataset) -> list[Any]:
+def rows_with_media(splits: Splits) -> list[Any]:
     """A first row with a picture, one with sound and one with video, where there are any: of rows without, fusion and
-    towers would seem unused."""
-    media = [dataset.row(number).media for number in dataset.kept]
-    firsts = [next((i for i, own in enumerate(media) if own[kind]), None) for kind in range(3)]
-    return [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)] or [dataset[0]]
+    towers would seem unused. What the first rows of a stream lack may come later, and validation has it already."""
+    rows = []
+    for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
+        media = [dataset.row(number).media for number in dataset.kept]
+        firsts = [next((i for i, own in enumerate(media) if own[kind]), None) for kind in range(3)]
+        rows += [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)]
+    return rows or [splits.train[0]]
 
 
 def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:

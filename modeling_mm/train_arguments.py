@@ -47,7 +47,14 @@ class DataArguments:
     """Where the rows are and what their columns mean."""
 
     task: str = field(default="generation", metadata={"help": "what to learn", "choices": list(TASKS)})
-    train_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSONL or Parquet file, or a folder"})
+    streaming: bool = field(default=False, metadata={"help": "read Parquet or WebDataset shards while training"})
+    shuffle_buffer: int = field(default=1000, metadata={"help": "streamed rows shuffled at a time; 1: in their order"})
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "CSV, TSV, JSONL or Parquet file, or a folder; with --streaming a glob or URL of shards too"
+        },
+    )
     validation_file: str | None = field(default=None, metadata={"help": "default: rows held out of training"})
     test_file: str | None = field(default=None, metadata={"help": "evaluated once, after training"})
     dataset: str | None = field(default=None, metadata={"help": "data set name, or easy-vqa, in place of files"})
@@ -102,6 +109,8 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     Raises:
         ValueError: names the flag.
     """
+    if data.streaming:
+        check_streaming(data)
     if model.text_layers is not None and model.text_model not in SIZES:
         raise ValueError(f"--text_layers is for a scratch text model, but --text_model is {model.text_model}")
     if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
@@ -127,6 +136,25 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
         )
     if model.model is not None and (model.late_fusion or model.cross_attention is not None):
         raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
+
+
+def check_streaming(data: DataArguments) -> None:
+    """Refuse what needs to look at all rows before training, which a stream never does.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    if data.validation_file is None:
+        raise ValueError("--streaming true can hold no rows out of training; give --validation_file")
+    others: dict[str, object] = {
+        "--class_weights": data.class_weights,
+        "--group_by_image": data.group_by_image,
+        "--cache_features": data.cache_features,
+    }
+    if given := [flag for flag, value in others.items() if value]:
+        raise ValueError(f"{' and '.join(given)} must look at all rows first, which --streaming true does not do")
+    if data.shuffle_buffer < 0:
+        raise ValueError(f"--shuffle_buffer is {data.shuffle_buffer}; expected a number of rows, 0 or more")
 
 
 def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:

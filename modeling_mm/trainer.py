@@ -3,6 +3,7 @@
 
 - Rows about one picture can stay together in a batch, so that it is encoded once (`group_by_image`).
 - Evaluation of a generating model generates: prompts padded on the left, media encoded once for loss and answer.
+- A stream is read in parts, one for each process, and a checkpoint holds how far each has come.
 - Parts are frozen and trained by name; what cannot reach the loss is found and frozen, what should train but got no
   gradient in the first steps is named.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from .adapters_mm import PARTS
 from .augmentation import Augmentation
@@ -21,6 +23,8 @@ from .data import ImageGroupSampler, MMDataset
 from .media_mm import MEDIA
 from .processing_mm import MMProcessor
 from .sharding import is_sharded, open_methods, unseen_media, with_gradient, with_unseen_media
+from .stream import MMStream
+from .stream_loader import StreamLoader
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +149,17 @@ class SharedStatistics(TrainerCallback):
                 norm.running_var.copy_(variance)
 
 
+class StreamedEpochs(TrainerCallback):
+    """Epochs of a stream: passes over its rows where their number is known, else the part of all steps done."""
+
+    def __init__(self, rows: int | None):
+        self.rows = rows
+
+    def on_step_end(self, args, state, control, **kwargs):
+        size = state.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        state.epoch = state.global_step / state.max_steps if not self.rows else state.global_step * size / self.rows
+
+
 class InShards(TrainerCallback):
     """Before training, opens a model that FSDP2 holds in shards, and prepares what its batches may lack."""
 
@@ -193,6 +208,11 @@ class MMTrainer(Trainer):
             self.add_callback(EpochOfAugmentation(self.data_collator.augmentation))
             self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
         self.add_callback(SharedStatistics())
+        self.loader: StreamLoader | None = None
+        self.resumed: str | None = None
+        if isinstance(self.train_dataset, MMStream):
+            self.args.ignore_data_skip = True  # the stream goes on by itself
+            self.add_callback(StreamedEpochs(self.train_dataset.known_rows))
         own = self.data_collator.processor if isinstance(self.data_collator, MMCollator) else self.processing_class
         self.in_shards = InShards(own if isinstance(own, MMProcessor) else None)
         self.add_callback(self.in_shards)
@@ -211,6 +231,47 @@ class MMTrainer(Trainer):
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.data_collator = collator
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        wanted = resume_from_checkpoint
+        self.resumed = get_last_checkpoint(self.args.output_dir) if wanted is True else wanted or None
+        return super().train(wanted, *args, **kwargs)
+
+    def get_train_dataloader(self):
+        if not isinstance(self.train_dataset, MMStream):
+            return super().get_train_dataloader()
+        args, workers = self.args, self.args.dataloader_num_workers
+        part = replace(self.train_dataset, process=args.process_index, processes=args.world_size)
+        options = {"num_workers": workers, "pin_memory": args.dataloader_pin_memory}
+        if workers:
+            options |= {"prefetch_factor": args.dataloader_prefetch_factor}
+        # not prepared by accelerate, which would deal its batches out once more
+        self.loader = StreamLoader(part, self._train_batch_size, self.data_collator, **options)
+        if self.resumed is not None:
+            self.loader.resume(self.resumed)
+        return self.loader
+
+    def set_initial_training_values(self, args, dataloader, *others):
+        values = super().set_initial_training_values(args, dataloader, *others)
+        return (1, *values[1:]) if isinstance(dataloader, StreamLoader) else values  # a stream has no second epoch
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        if self.loader is not None:
+            self.loader.save(output_dir)
+            self.accelerator.wait_for_everyone()  # what comes next says that this checkpoint is complete
+
+    def log(self, logs, *args, **kwargs):
+        if self.loader is not None and ("loss" in logs or "train_loss" in logs):
+            logs |= self.stream_figures()
+        super().log(logs, *args, **kwargs)
+
+    def stream_figures(self) -> dict[str, float]:
+        """Rows per second and bad rows of all processes; every process must ask."""
+        assert self.loader is not None
+        own = torch.tensor(self.loader.skipped, device=self.args.device)
+        skipped = int(self.accelerator.reduce(own, "sum"))
+        return {"rows_per_second": self.loader.rows_per_second(), "skipped_rows": skipped}
 
     def _prepare_inputs(self, inputs):
         return self.in_step(super()._prepare_inputs(inputs))
