@@ -289,17 +289,13 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
     ) -> torch.Tensor:
         """Of one modality: true pairs, each text with a wrong medium, each medium with a wrong text.
 
-        In training these are `matching_rows` texts and as many media, the wrong ones come from the whole batch, and
-        of several media that match a text one is drawn.
+        In training these are `matching_rows` texts and as many media; the wrong ones come from the whole batch.
         """
         with torch.no_grad():
             logits = self.similarities(texts, medium.embeds).float()  # (B, I)
             true = pairs.true_pairs()
             rows, items = self.drawn(texts), self.drawn(medium.embeds)  # (R,), (M,)
             own = medium.row_index()[rows, 0]
-            if self.training:
-                right = true[rows] | (own < 0)[:, None]
-                own = torch.where(own < 0, own, right.float().multinomial(1)[:, 0])
             wrong_media = hard_negatives(logits[rows], true[rows], self.training)  # (R,)
             wrong_texts = hard_negatives(logits.T[items], true.T[items], self.training)  # (M,)
         labels = torch.arange(2 * len(rows) + len(items), device=rows.device) < len(rows)
