@@ -132,6 +132,18 @@ class MMCollator:
             if length > self.max_length
         }
 
+    def lengths(self, dataset: MMDataset) -> list[int]:
+        """Tokens of the text of each row, the answer with it in a generation."""
+        lengths = list[int]()
+        for start in range(0, len(dataset), CHUNK):
+            rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
+            if self.task == "generation":
+                both = zip(*self.prompts_and_answers(rows), strict=True)
+                lengths += [len(prompt) + len(answer) for prompt, answer in both]
+            else:
+                lengths += map(len, self.processor.tokenizer([self.text(row) for row in rows])["input_ids"])
+        return lengths
+
     def length_complaint(self, row: Row) -> str | None:
         """What is wrong with the length of a row of a generation; a classification truncates."""
         return next(iter(self.too_long([row], *self.prompts_and_answers([row])).values()), None)

@@ -7,7 +7,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import datasets
 import torch
-from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
 from .audio_mm import MAX_SECONDS
@@ -180,33 +179,3 @@ class MMDataset(torch.utils.data.Dataset):
             name = row.concept or (image_key(media[0]) if media else f"row {number}")
             groups.setdefault(name, []).append(index)
         return list(groups.values())
-
-
-class ImageGroupSampler(Sampler[int]):
-    """A new random order of pictures in each epoch, the rows about one picture side by side.
-
-    With it a batch of B rows holds few distinct pictures, and the vision tower works once for each.
-
-    Args:
-        groups: indices of the rows about each picture.
-        seed: of the order.
-        size: rows about one picture side by side at most, others drawn each epoch; default: all of them.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[int]], seed: int, size: int | None = None):
-        self.groups, self.seed, self.size, self.epoch = groups, seed, size, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return sum(len(group) for group in self.groups)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        groups: Sequence[Sequence[int]] = self.groups
-        if self.size is not None:
-            drawn = [[group[i] for i in torch.randperm(len(group), generator=generator)] for group in groups]
-            groups = [group[i : i + self.size] for group in drawn for i in range(0, len(group), self.size)]
-        for g in torch.randperm(len(groups), generator=generator).tolist():
-            yield from groups[g]

@@ -1,7 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """MMTrainer: the plain `Trainer`, with what multimodal training needs on top.
 
-- Rows about one picture can stay together in a batch, so that it is encoded once (`group_by_image`).
+- Rows about one picture can stay together in a batch, so that it is encoded once (`group_by_image`), or rows of about
+  the same length, so that little is padded (`train_sampling_strategy="group_by_length"`).
 - Evaluation of a generating model generates: prompts padded on the left, media encoded once for loss and answer.
 - A stream is read in parts, one for each process, and a checkpoint holds how far each has come.
 - Parts are frozen and trained by name; what cannot reach the loss is found and frozen, what should train but got no
@@ -19,9 +20,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from .adapters_mm import PARTS
 from .augmentation import Augmentation
 from .collator import MMCollator
-from .data import ImageGroupSampler, MMDataset
+from .data import MMDataset
 from .media_mm import MEDIA
 from .processing_mm import MMProcessor
+from .samplers import ImageGroupSampler, LengthSampler
 from .sharding import is_sharded, open_methods, unseen_media, with_gradient, with_unseen_media
 from .stream import MMStream
 from .stream_loader import StreamLoader
@@ -219,9 +221,16 @@ class MMTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.group_by_image and isinstance(dataset, MMDataset):
-            return ImageGroupSampler(dataset.groups(), self.args.seed, self.group_size)
+        own, args = isinstance(dataset, MMDataset), self.args
+        if own and self.group_by_image:
+            return ImageGroupSampler(dataset.groups(), args.seed, self.group_size)
+        if own and args.train_sampling_strategy == "group_by_length":
+            step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            return LengthSampler(self.data_collator.lengths(dataset), step, args.seed)
         return super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return None  # rows are evaluated in their order, whatever training does
 
     def _get_dataloader(self, *args, is_training=False, **kwargs):
         collator = self.data_collator

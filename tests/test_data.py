@@ -8,8 +8,9 @@ import pytest
 from conftest import drawing
 from PIL import Image
 
-from modeling_mm.data import Columns, ImageGroupSampler, MMDataset
+from modeling_mm.data import Columns, MMDataset
 from modeling_mm.images import BadRow, open_image
+from modeling_mm.samplers import ImageGroupSampler
 from modeling_mm.tables import read_easy_vqa, read_table
 
 COLUMNS = Columns("image", "text", "answer")

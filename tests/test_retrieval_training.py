@@ -18,11 +18,12 @@ from transformers import TrainingArguments
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, cli
 from modeling_mm.calibration import fit_ranking_temperature
 from modeling_mm.checkpoint import load_checkpoint
-from modeling_mm.data import Columns, ImageGroupSampler, MMDataset
+from modeling_mm.data import Columns, MMDataset
 from modeling_mm.losses_mm import Pairs
 from modeling_mm.retrieval import RetrievalCollator, rank_again
 from modeling_mm.retrieval_metrics import Gallery, Reranked, directed_scores, gallery, retrieval_scores
 from modeling_mm.retrieval_trainer import RetrievalTrainer
+from modeling_mm.samplers import ImageGroupSampler
 from modeling_mm.tables import read_table
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}

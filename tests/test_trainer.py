@@ -17,8 +17,9 @@ from transformers import TrainingArguments
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, cli
 from modeling_mm.checkpoint import load_checkpoint
 from modeling_mm.collator import MMCollator
-from modeling_mm.data import Columns, ImageGroupSampler, MMDataset
+from modeling_mm.data import Columns, MMDataset
 from modeling_mm.metrics import compute_metrics_for
+from modeling_mm.samplers import ImageGroupSampler
 from modeling_mm.trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
 
 LABELS = ["blue", "no", "yes"]
@@ -237,6 +238,35 @@ def test_rows_of_a_picture_stay_together_in_a_new_order_each_epoch(processor, ro
     assert seen[0] != seen[1] or seen[1] != seen[2]
     plain = trainer_for(model_for(processor), processor, tmp_path, dataset)
     assert not isinstance(plain._get_train_sampler(), ImageGroupSampler)
+
+
+def test_rows_of_one_length_stay_together_and_evaluation_keeps_its_order(processor, rows, tmp_path):
+    dataset = rows(48)
+    trainers = {
+        name: trainer_for(
+            model_for(processor), processor, tmp_path, dataset, train_sampling_strategy=name,
+            per_device_train_batch_size=4, per_device_eval_batch_size=4,
+        )
+        for name in ("random", "group_by_length")
+    }  # fmt: skip
+    padded = {name: [] for name in trainers}
+    for name, trainer in trainers.items():
+        loader = trainer.get_train_dataloader()
+        for epoch in range(3):
+            loader.set_epoch(epoch)
+            batches = [batch["attention_mask"] for batch in loader]
+            padded[name].append(sum(int((mask == 0).sum()) for mask in batches))
+            assert sum(len(mask) for mask in batches) == 48
+    assert max(padded["group_by_length"]) < min(padded["random"]) / 2
+    sampler = trainers["group_by_length"]._get_train_sampler()
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert sorted(first) == sorted(sampler) == list(range(48)) and first != list(sampler)
+    lengths = trainers["random"].data_collator.lengths(dataset)
+    batch = trainers["random"].data_collator([dataset[i] for i in range(48)])
+    assert lengths == batch["attention_mask"].sum(dim=1).tolist()
+    ids = {n: [b["prompt_input_ids"].tolist() for b in t.get_eval_dataloader()] for n, t in trainers.items()}
+    assert ids["group_by_length"] == ids["random"]
 
 
 @pytest.mark.parametrize("by_name", [True, False])

@@ -1,0 +1,62 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""In which order an epoch sees the rows. It depends on seed and epoch alone, so that all processes and a training that
+is resumed draw the same."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+
+class ImageGroupSampler(Sampler[int]):
+    """A new random order of pictures in each epoch, the rows about one picture side by side.
+
+    With it a batch of B rows holds few distinct pictures, and the vision tower works once for each.
+
+    Args:
+        groups: indices of the rows about each picture.
+        seed: of the order.
+        size: rows about one picture side by side at most, others drawn each epoch; default: all of them.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], seed: int, size: int | None = None):
+        self.groups, self.seed, self.size, self.epoch = groups, seed, size, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        groups: Sequence[Sequence[int]] = self.groups
+        if self.size is not None:
+            drawn = [[group[i] for i in torch.randperm(len(group), generator=generator)] for group in groups]
+            groups = [group[i : i + self.size] for group in drawn for i in range(0, len(group), self.size)]
+        for g in torch.randperm(len(groups), generator=generator).tolist():
+            yield from groups[g]
+
+
+class LengthSampler(Sampler[int]):
+    """A new random order in each epoch, rows of about the same length side by side, so that little is padded.
+
+    Args:
+        lengths: of the rows, in tokens.
+        together: rows of a step; the longest are in the first, where memory that is too small shows at once.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], together: int, seed: int):
+        self.lengths, self.together, self.seed, self.epoch = lengths, together, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.together, generator=generator))
