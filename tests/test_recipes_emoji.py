@@ -220,9 +220,9 @@ def test_recalls_equal_those_counted_one_by_one():
 @pytest.mark.slow
 def test_the_dual_encoder_learns_and_keeps_its_towers(made, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(dual_encoder.time, "process_time", itertools.count().__next__)  # a step takes a second
-    arguments = ["--towers", str(tmp_path), "--vision_tower", "vit", "--batch_size", "64", "--seconds"]
+    arguments = ["--towers", str(tmp_path), "--vision_tower", "convnext", "--batch_size", "64", "--seconds"]
     results, kept = [], set()
-    for seconds in ("2", "100"):
+    for seconds in ("2", "250"):
         monkeypatch.setattr(sys, "argv", ["dual_encoder", str(made[0]), *arguments, seconds])
         dual_encoder.main()
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
