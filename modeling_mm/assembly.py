@@ -121,6 +121,8 @@ def build_trainer(
         "group_size": data.group_size,
     }
     if data.task == "retrieval":
+        if (data.calibrate or retrieval.rerank) and model.matching_head is None:
+            raise ValueError("--rerank and --calibrate need a matching head; train with a --matching_weight above 0")
         size = retrieval.contrastive_batch_size
         return RetrievalTrainer(**parts, compute_metrics=compute_retrieval_metrics, contrastive_batch_size=size)
     generates = data.task == "generation"

@@ -4,6 +4,8 @@
 Shapes: R rows, C classes, Q queries, k candidates of each.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logsumexp, softmax
@@ -26,14 +28,14 @@ def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
             return float(np.logaddexp(0, np.where(labels > 0, -scaled, scaled)).mean())
         return float(-log_softmax(scaled, axis=-1)[np.arange(len(labels)), labels].mean())
 
-    return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    return least_surprising(surprise, 20)
 
 
 def fit_ranking_temperature(similar: np.ndarray, odds: np.ndarray, true: np.ndarray) -> float:
     """The temperature between 0.05 and 100 of the log-odds (Q, k) by which the right ones of each query's k candidates
     are likeliest when candidates are ranked by similarity (Q, k) and log-odds together.
 
-    Queries whose candidates are all wrong tell nothing.
+    Queries whose candidates are all wrong tell nothing; where no other is, it is 1.
     """
     some = true.any(axis=1)
     similar, odds, wrong = similar[some].astype(np.float64), odds[some].astype(np.float64), ~true[some]
@@ -42,7 +44,12 @@ def fit_ranking_temperature(similar: np.ndarray, odds: np.ndarray, true: np.ndar
         scores = log_softmax(similar + odds / np.exp(log_temperature), axis=1)
         return float(-logsumexp(np.where(wrong, -np.inf, scores), axis=1).mean())
 
-    return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(100)), method="bounded").x))
+    return least_surprising(surprise, 100) if some.any() else 1.0
+
+
+def least_surprising(surprise: Callable[[float], float], most: float) -> float:
+    """The temperature between 0.05 and `most` at whose logarithm the surprise is least."""
+    return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(most)), method="bounded").x))
 
 
 def confidence(task: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

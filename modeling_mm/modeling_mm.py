@@ -238,12 +238,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             return self.get_image_features(pixel_values, return_dict=True, **patches)
         check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
+        own = (input_ids, media_key_values, media_start, inputs_embeds, before)
         media_key_values, media_start = self.prepare_media(
-            input_ids,
-            media_key_values,
-            media_start,
-            inputs_embeds,
-            before,
+            *own,
             pixel_values=pixel_values,
             image_index=image_index,
             pixel_attention_mask=pixel_attention_mask,

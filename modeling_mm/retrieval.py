@@ -24,7 +24,7 @@ from .collator import IGNORED, MMCollator, pad_right
 from .data import MMDataset, Row
 from .images import image_key
 from .media_mm import MEDIA
-from .retrieval_metrics import Gallery, Reranked, gallery, hits, retrieval_scores
+from .retrieval_metrics import Gallery, Reranked, gallery, retrieval_scores, true_among
 from .retrieval_trainer import RetrievalTrainer
 
 WAYS = ("text_to_image", "image_to_text")
@@ -116,16 +116,22 @@ def content_key(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def evaluate_retrieval(trainer: RetrievalTrainer, dataset: MMDataset, rerank: int, output: Path) -> dict[str, Any]:
-    """Scores of all rows both ways, with `rerank` also those of the best k ranked again; writes predictions.jsonl."""
+def looked_at(trainer: RetrievalTrainer, dataset: MMDataset, k: int) -> tuple[float, Gallery, dict[str, Reranked]]:
+    """The loss, the embeddings of all rows, and with `k` each one's best k candidates, looked at again."""
     predicted = trainer.predict(dataset, metric_key_prefix="test")
     texts, media = predicted.predictions
-    of = gallery(texts, media, predicted.label_ids)
-    scores: dict[str, float] = {"loss": predicted.metrics["test_loss"], **retrieval_scores(of)}
-    reranked: dict[str, Reranked] = {}
-    if rerank:
-        options = (trainer.data_collator, rerank, trainer.args.per_device_eval_batch_size)
+    of, reranked = gallery(texts, media, predicted.label_ids), dict[str, Reranked]()
+    if k:
+        options = (trainer.data_collator, k, trainer.args.per_device_eval_batch_size)
         reranked = rank_again(trainer.head().eval(), of, dataset, *options)
+    return predicted.metrics["test_loss"], of, reranked
+
+
+def evaluate_retrieval(trainer: RetrievalTrainer, dataset: MMDataset, rerank: int, output: Path) -> dict[str, Any]:
+    """Scores of all rows both ways, with `rerank` also those of the best k ranked again; writes predictions.jsonl."""
+    loss, of, reranked = looked_at(trainer, dataset, rerank)
+    scores: dict[str, float] = {"loss": loss, **retrieval_scores(of)}
+    if reranked:
         scores |= {f"reranked_{name}": value for name, value in retrieval_scores(of, reranked).items()}
     if trainer.is_world_process_zero():
         write_found(of, dataset, reranked, output / "predictions.jsonl")
@@ -149,7 +155,7 @@ def rank_again(
         ValueError: the model has no matching head.
     """
     if model.matching_head is None:
-        raise ValueError("--rerank needs a matching head; train with a --matching_weight above 0")
+        raise ValueError("--rerank and --calibrate need a matching head; train with a --matching_weight above 0")
     tops = [best(of.texts, of.media, k), best(of.media, of.texts, k)]
     scores = [torch.zeros(*top.shape, 2) for top in tops]  # similarity and log-odds
     for start in tqdm(range(0, len(of.media), batch_size), desc="Ranking again"):
@@ -178,12 +184,8 @@ def matching_temperature(trainer: RetrievalTrainer, dataset: MMDataset, k: int) 
     Raises:
         ValueError: the model has no matching head.
     """
-    predicted = trainer.predict(dataset)
-    texts, media = predicted.predictions
-    of = gallery(texts, media, predicted.label_ids)
-    options = (trainer.data_collator, k, trainer.args.per_device_eval_batch_size)
-    reranked = rank_again(trainer.head().eval(), of, dataset, *options)
-    parts = [(own.similar, own.odds, hits(of.keys()[way], own.top)) for way, own in reranked.items()]
+    _, of, reranked = looked_at(trainer, dataset, k)
+    parts = [(own.similar, own.odds, true_among(of.keys()[way], own.top)) for way, own in reranked.items()]
     return fit_ranking_temperature(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 

@@ -92,7 +92,7 @@ def directed_scores(
     return {**recalls, "median_rank": rank.quantile(0.5).item(), "map": precision.mean().item()}
 
 
-def hits(keys: Keys, top: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
+def true_among(keys: Keys, top: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
     """(Q, k) bool, which of the `top` candidates (Q, k) are true for their query."""
     return torch.cat([
         true_candidates(queries, *keys[1:]).gather(1, own)

@@ -97,8 +97,8 @@ class RowReader:
             if name not in names:
                 raise ValueError(
                     f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
-                    '--image_column, --text_column, --audio_column, --video_column or --label_column; "" where there '
-                    "is no picture, text, sound or video)"
+                    "--image_column, --text_column, --audio_column, --video_column, --label_column or "
+                    '--concept_column; "" where there is no picture, text, sound or video)'
                 )
 
     def row(self, cells: dict[str, Any], number: int) -> Row:

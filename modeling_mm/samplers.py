@@ -9,7 +9,20 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
-class ImageGroupSampler(Sampler[int]):
+class EpochSampler(Sampler[int]):
+    """Draws by its seed and by the epoch that the loader tells it."""
+
+    def __init__(self, seed: int):
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + self.epoch)
+
+
+class ImageGroupSampler(EpochSampler):
     """A new random order of pictures in each epoch, the rows about one picture side by side.
 
     With it a batch of B rows holds few distinct pictures, and the vision tower works once for each.
@@ -21,16 +34,14 @@ class ImageGroupSampler(Sampler[int]):
     """
 
     def __init__(self, groups: Sequence[Sequence[int]], seed: int, size: int | None = None):
-        self.groups, self.seed, self.size, self.epoch = groups, seed, size, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        super().__init__(seed)
+        self.groups, self.size = groups, size
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = self.generator()
         groups: Sequence[Sequence[int]] = self.groups
         if self.size is not None:
             drawn = [[group[i] for i in torch.randperm(len(group), generator=generator)] for group in groups]
@@ -39,7 +50,7 @@ class ImageGroupSampler(Sampler[int]):
             yield from groups[g]
 
 
-class LengthSampler(Sampler[int]):
+class LengthSampler(EpochSampler):
     """A new random order in each epoch, rows of about the same length side by side, so that little is padded.
 
     Args:
@@ -49,14 +60,11 @@ class LengthSampler(Sampler[int]):
     """
 
     def __init__(self, lengths: Sequence[int], together: int, seed: int):
-        self.lengths, self.together, self.seed, self.epoch = lengths, together, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        super().__init__(seed)
+        self.lengths, self.together = lengths, together
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.together, generator=generator))
+        return iter(get_length_grouped_indices(self.lengths, self.together, generator=self.generator()))

@@ -91,8 +91,8 @@ def load_splits(
             stream.labels = train.labels = held_out.labels = names_of_stream(stream, train, held_out)
     else:
         train = read(data.train_file or str(data.dataset), "train", labels)
-    if labels is None and stream is None:
-        train.labels = known_names(data.task, train.targets(), columns.target, train.source)
+        if labels is None:
+            train.labels = known_names(data.task, train.targets(), columns.target, train.source)
     test = None
     if data.test_file is not None:
         test = read(data.test_file, "test", train.labels)

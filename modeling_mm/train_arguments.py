@@ -124,6 +124,10 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     }
     if data.task == "retrieval" and (given := [flag for flag, value in others.items() if value]):
         raise ValueError(f"--task retrieval learns from pictures and texts alone; leave out {' and '.join(given)}")
+    if data.concept_column and data.task != "retrieval":
+        raise ValueError(f"--concept_column says which pairs of a retrieval match; {data.task} has no use for it")
+    if data.group_size is not None and not (data.group_by_image and data.group_size > 0):
+        raise ValueError(f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more")
     if data.calibrate and data.task in ("generation", "regression"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
     if data.task in ("matching", "retrieval") and data.modality_dropout:

@@ -185,8 +185,8 @@ def vision_model(kind="clip_vision_model"):
 
 def mm_config(text="llama", vision="clip_vision_model", **fields):
     """A config with every other text layer fused, all that a fusion layer can have, and large random weights."""
-    fields = {"fusion_layers": [0, 2], "image_token_id": IMAGE_ID, "initializer_range": 0.2} | fields
-    fields = {"fusion_mlp": True} | fields
+    own = {"fusion_layers": [0, 2], "fusion_mlp": True, "image_token_id": IMAGE_ID, "initializer_range": 0.2}
+    fields = {**own, **fields}
     return MMConfig(text_config=text_config(text), vision_config=vision_config(vision), **fields)
 
 

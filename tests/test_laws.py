@@ -176,7 +176,17 @@ def test_another_row_s_image_changes_nothing():
     assert same == [True, True, False, True]
 
 
-@pytest.mark.parametrize("fields", [{"fusion_mlp": False}, {"num_latents": 3}, {"fusion_num_key_value_heads": 1}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fusion_mlp": False},
+        {"num_latents": 3},
+        {"fusion_num_key_value_heads": 1},
+        {"fusion_memory_size": 8},
+        {"fusion_memory_size": 8, "num_latents": 3},
+    ],
+    ids=lambda fields: "-".join(fields),
+)
 def test_forms_of_fusion_keep_the_row_laws(fields):
     model = mm_model(**fields)
     rows, image_index = mixed_rows()
@@ -240,18 +250,6 @@ def test_a_frozen_vision_tower_stays_in_evaluation_mode():
     assert all(torch.equal(value, statistics[name]) for name, value in model.vision_tower.named_buffers())
 
 
-@pytest.mark.parametrize("fields", [{}, {"num_latents": 3}])
-def test_a_narrow_memory_keeps_the_row_laws(fields):
-    model = mm_model(fusion_memory_size=8, **fields)
-    assert model.model.fusion.kv_proj.in_features == 8
-    rows, image_index = mixed_rows()
-    images = pictures(2)["pixel_values"]
-    together = rows_out(model, **padded(rows, "left"), pixel_values=images, image_index=image_index)
-    alone = rows_out(model, **padded(rows[1:2]), pixel_values=images[:1])
-    torch.testing.assert_close(together[1, -7:], alone[0], atol=1e-5, rtol=1e-5)
-    assert torch.equal(together[0], rows_out(model, **padded(rows, "left"))[0])
-
-
 def test_the_memory_is_as_wide_as_the_vision_tower_and_no_wider_than_the_backbone():
     widths = {(vision, text): MMConfig(
         vision_config={"model_type": "clip_vision_model", "hidden_size": vision, "num_attention_heads": 4},
@@ -259,3 +257,4 @@ def test_the_memory_is_as_wide_as_the_vision_tower_and_no_wider_than_the_backbon
     ).fusion_memory_size for vision, text in [(128, 512), (16, 512), (768, 256)]}  # fmt: skip
     assert widths == {(128, 512): 128, (16, 512): 64, (768, 256): 256}
     assert MMConfig(late_fusion="sum").fusion_memory_size == MMConfig().text_config.hidden_size
+    assert mm_model(fusion_memory_size=8, num_latents=3).model.fusion.kv_proj.in_features == 8

@@ -253,6 +253,24 @@ def test_a_ranking_temperature_undoes_overconfidence():
     true[:50] = False  # their right ones are not among the candidates
     found = fit_ranking_temperature(similar.numpy(), 3 * odds.numpy(), true.numpy())
     assert 2.7 < found < 3.3
+    assert fit_ranking_temperature(similar.numpy(), odds.numpy(), np.zeros((4000, 6), dtype=bool)) == 1
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--calibrate", "true", "--matching_weight", 0], "need a matching head"),
+        (["--rerank", 5, "--matching_weight", 0], "need a matching head"),
+        (["--group_size", 2], "needs --group_by_image true"),
+        (["--concept_column", "which"], "has no column 'which'"),
+        (["--task", "matching", "--concept_column", "caption"], "matching has no use for it"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_could_not_be_used_after_training_is_refused_before(folder, capsys, argv, said):
+    assert cli.main([str(part) for part in train(folder, *argv)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "out" / "model.safetensors").exists()
 
 
 def test_a_calibrated_matching_head_divides_its_logits(folder, capsys):
