@@ -80,6 +80,7 @@ class MMEmbeddingMixin:
 
     config: MMConfig
     model: MMModel
+    training: bool
     text_projection: nn.Linear
     image_projection: nn.Linear
     audio_projection: nn.Linear

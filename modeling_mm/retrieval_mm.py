@@ -2,8 +2,7 @@
 """MMForImageTextRetrieval: text finds pictures and sounds, and they find text, in two stages from one checkpoint.
 
 - Embeddings of text and media, each computed without sight of the other, are compared by the thousand.
-- A matching head on the fused path looks at text and picture together, to rank the best candidates again. It learns
-  from hard negatives: pairs that the embeddings confuse (Li et al. 2021, "ALBEF").
+- A matching head on the fused path ranks the best candidates again.
 - Contrastive, matching and language modelling losses are learnt in one pass (Li et al. 2022, "BLIP"; Yu et al. 2022,
   "CoCa"), weighted by the config, so that the checkpoint serves the other heads too.
 
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional
 from transformers import initialization as init
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.processing_utils import Unpack
@@ -24,23 +22,15 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
-from .embedding_mm import Medium, MMEmbeddingMixin
+from .embedding_mm import Medium
 from .generation_mm import scaled_logits
-from .losses_mm import (
-    Pairs,
-    contrastive_loss,
-    hard_negatives,
-    local_keys,
-    with_absent_modalities,
-)
-from .losses_mm import (
-    text_keys as keys_of_texts,
-)
+from .losses_mm import Pairs, contrastive_loss, local_keys, with_absent_modalities
+from .losses_mm import text_keys as keys_of_texts
+from .matching_mm import MMMatchingMixin
 from .media_mm import check_text
 from .memory_mm import Memory
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMRetrievalOutput
-from .pooling_mm import pool_tokens
 
 MAX_LOGIT_SCALE = math.log(100)
 SIGMOID_BIAS = -10.0  # at first nearly all pairs are false (Zhai et al. 2023)
@@ -66,7 +56,7 @@ class MMTemperature(nn.Module):
         return scale.exp(), None if self.logit_bias is None else self.logit_bias[0]
 
 
-class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
+class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
     """Embeddings of text, pictures and sound, their similarities, and how well a text and a picture match.
 
     Args:
@@ -129,25 +119,6 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
         scale, bias = self.temperature()
         logits = scale * queries @ candidates.T
         return logits if bias is None else logits + bias
-
-    def match(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits (B, 2) that text and picture of each row do not, and do, belong together, calibrated if it was.
-
-        `media` as for `MMModel`. To rank many texts for one picture, or the reverse, encode pictures once by
-        `encode_media` and pass their rows as `media_key_values`.
-
-        Raises:
-            ValueError: the model has no matching head.
-        """
-        if self.matching_head is None:
-            raise ValueError("this model has no matching head; train it with a `matching_weight` above 0")
-        media = {**self.decoder_options(attention_mask), **media}
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **media)
-        logits = self.matching_head(pool_tokens(output.last_hidden_state, attention_mask, self.config.pooling))
-        temperature = self.config.calibration_temperature
-        return logits if temperature is None else logits / temperature
 
     @can_return_tuple
     def forward(
@@ -277,45 +248,12 @@ class MMForImageTextRetrieval(MMEmbeddingMixin, MMPreTrainedModel):
 
         `text` are the arguments of its rows.
         """
-        losses = [self.matching_of(medium, text, output.text_embeds, pairs[name]) for name, medium in media.items()]
+        losses = []
+        for name, medium in media.items():
+            with torch.no_grad():
+                similar = self.similarities(output.text_embeds, medium.embeds).float()
+            losses.append(self.matching_of(text, medium, similar, pairs[name].true_pairs()))
         return torch.stack(losses).mean()
-
-    def matching_of(
-        self,
-        medium: Medium,
-        text: dict[str, Any],
-        texts: torch.Tensor,
-        pairs: Pairs,
-    ) -> torch.Tensor:
-        """Of one modality: true pairs, each text with a wrong medium, each medium with a wrong text.
-
-        In training these are `matching_rows` texts and as many media; the wrong ones come from the whole batch.
-        """
-        with torch.no_grad():
-            logits = self.similarities(texts, medium.embeds).float()  # (B, I)
-            true = pairs.true_pairs()
-            rows, items = self.drawn(texts), self.drawn(medium.embeds)  # (R,), (M,)
-            own = medium.row_index()[rows, 0]
-            wrong_media = hard_negatives(logits[rows], true[rows], self.training)  # (R,)
-            wrong_texts = hard_negatives(logits.T[items], true.T[items], self.training)  # (M,)
-        labels = torch.arange(2 * len(rows) + len(items), device=rows.device) < len(rows)
-        rows = torch.cat([rows, rows, wrong_texts])
-        items = torch.cat([own, torch.where(own < 0, own, wrong_media), items])
-        kept = (rows >= 0) & (items >= 0)
-        labels = labels.long()[kept]
-        rows, items = rows[kept], items[kept]
-        batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
-        used, places = items.unique(return_inverse=True)  # fusion looks at no more of them than it must
-        memories = {medium.modality: self.memory(medium.chosen(used, places[:, None]))}
-        key_values, start = self.model.attended(memories, batch["input_ids"], batch["inputs_embeds"])
-        logits = self.match(**batch, media_key_values=key_values, media_start=start)
-        return functional.cross_entropy(logits.float(), labels)
-
-    def drawn(self, candidates: torch.Tensor) -> torch.Tensor:
-        """Which of the candidates (n, E) the matching loss takes: in training `matching_rows`, else all."""
-        if self.config.matching_rows is None or not self.training:
-            return torch.arange(len(candidates), device=candidates.device)
-        return torch.randperm(len(candidates), device=candidates.device)[: self.config.matching_rows]
 
     def language(self, text: dict[str, Any], memories: dict[str, Memory], labels: torch.Tensor) -> torch.Tensor:
         """The loss of captions (B, T) read with all their media in sight, as `MMForConditionalGeneration` has it."""

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,13 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForZeroShotImageClassification, pipeline
 
-from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMModel
+from modeling_mm import (
+    MMForConditionalGeneration,
+    MMForImageTextRetrieval,
+    MMForSequenceClassification,
+    MMModel,
+    matching_mm,
+)
 from modeling_mm.losses_mm import NO_MEDIUM, Pairs, contrastive_loss, hard_negatives, text_keys
 
 BACKBONES = ["llama", "gpt2", "bert", "modernbert"]
@@ -293,19 +300,52 @@ def test_negatives_are_never_true_pairs(sample):
 def test_the_matching_head_learns_from_true_pairs_and_hard_negatives(monkeypatch):
     model, batch = retriever().train(), four_texts_of_three_pictures()
     batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][1], batch["attention_mask"][1]
-    seen = []
-    match = model.match
+    seen, learnt = [], []
+    match, cross_entropy = model.match, matching_mm.functional.cross_entropy
     monkeypatch.setattr(model, "match", lambda **inputs: seen.append(inputs) or match(**inputs))
+    losses = SimpleNamespace(
+        cross_entropy=lambda logits, labels: learnt.append(labels) or cross_entropy(logits, labels)
+    )
+    monkeypatch.setattr(matching_mm, "functional", losses)
     for _ in range(10):
         model(**batch, return_loss=True)
     encoded = model.encode_media(batch["pixel_values"])
     same = {0: [0], 1: [1, 2], 2: [0], 3: [1, 2]}  # the texts 1 and 3 are one text, so both pictures are theirs
+    right = []
     for inputs in seen:
-        ids, held = inputs["input_ids"], inputs["media_key_values"]
-        texts = [next(r for r in range(4) if torch.equal(batch["input_ids"][r], row)) for row in ids]
-        items = [next(i for i in range(3) if torch.allclose(encoded[i], row, atol=1e-5)) for row in held]
-        right = [item in same[text] for text, item in zip(texts, items, strict=True)]
-        assert right == [True] * 4 + [False] * (len(right) - 4) and len(right) == 4 + 4 + 3
+        for ids, mask, held in zip(
+            *(inputs[k] for k in ("input_ids", "attention_mask", "media_key_values")), strict=True
+        ):
+            kept = batch["attention_mask"].sum(1) == mask.sum()
+            text = next(
+                r for r in kept.nonzero()[:, 0].tolist() if torch.equal(batch["input_ids"][r, : len(ids)], ids)
+            )
+            item = next(i for i in range(3) if torch.allclose(encoded[i], held, atol=1e-5))
+            right.append(item in same[text])
+    assert torch.cat(learnt).bool().tolist() == right
+    assert all(labels.sum() == 4 and len(labels) == 4 + 4 + 3 for labels in learnt)
+    widths = [inputs["input_ids"].shape[1] for inputs in seen]
+    assert min(widths) < 9 == max(widths)
+
+
+@pytest.mark.parametrize("text", BACKBONES)
+@pytest.mark.parametrize("texts", [4, 1])
+def test_pairs_read_in_parts_teach_what_they_teach_at_once(text, texts, monkeypatch):
+    model, batch = retriever(text, contrastive_weight=0.0), four_texts_of_three_pictures()
+    for name in ("input_ids", "attention_mask", "image_index"):
+        batch[name] = batch[name][:texts]
+    gradients = {}
+    for parts in (1, matching_mm.PARTS, 2 * matching_mm.PARTS):
+        monkeypatch.setattr(matching_mm, "PARTS", parts)
+        model.zero_grad()
+        loss = model(**batch, return_loss=True).loss
+        loss.backward()
+        gradients[parts] = [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+    once, *others = gradients.values()
+    assert sum(bool(gradient.detach().any()) for gradient in once) > 10
+    for other in others:
+        for one, same in zip(once, other, strict=True):
+            torch.testing.assert_close(same, one, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", [MMForConditionalGeneration, MMForSequenceClassification, MMModel])
