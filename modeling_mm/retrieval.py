@@ -78,12 +78,13 @@ class RetrievalCollator(MMCollator):
     captions: bool = False
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        batch: dict[str, Any] = self.texts(rows)
+        said = rows if self.augmentation is None else self.augmentation.rows(rows, self.media_markers)
+        batch: dict[str, Any] = self.texts(said)
         batch |= self.flat_images(rows)
         batch["image_keys"] = torch.zeros(int(batch["image_index"].max()) + 1, dtype=torch.long)
         for row, places in zip(rows, batch["image_index"], strict=True):
             batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image_key(i)) for i in row.images])
-        if any(row.concept for row in rows):
+        if said is not rows or any(row.concept for row in rows):
             batch["text_keys"] = torch.tensor([content_key(row.concept or f"text {row.text}") for row in rows])
         if self.captions:
             batch |= self.as_captions(rows)

@@ -3,6 +3,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional
 from transformers import TrainingArguments
 
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, cli
+from modeling_mm.augmentation import Augmentation
 from modeling_mm.calibration import fit_ranking_temperature
 from modeling_mm.checkpoint import load_checkpoint
 from modeling_mm.data import Columns, MMDataset
@@ -310,6 +312,26 @@ def test_rows_of_one_concept_match_each_other(folder, capsys):
     text = -(logits.log_softmax(1) * even / even.sum(1, keepdim=True)).sum(1).mean()
     image = -(logits.T.log_softmax(1) * even.T / even.T.sum(1, keepdim=True)).sum(1).mean()
     torch.testing.assert_close(output.contrastive_loss, (text + image) / 2, atol=1e-5, rtol=1e-5)
+
+
+def test_texts_that_lost_words_are_still_the_same_text(folder, capsys):
+    command(capsys, *train(folder, "--max_steps", 1, "--word_dropout", 0.4))
+    model, processor = load_checkpoint(str(folder / "out"))
+    source = str(folder / "t.csv")
+    dataset = MMDataset(source, *read_table(source, "train"), Columns(text="caption", target=None), task="retrieval")
+    rows = [dataset[0], replace(dataset[6], text=dataset[0].text), dataset[12]]
+    changes = Augmentation(word_dropout=0.4)
+    collator = RetrievalCollator(processor, "retrieval", augmentation=changes)
+    heard = set()
+    for epoch in range(5):
+        changes.epoch.fill_(epoch)
+        batch = collator(rows)
+        said = [processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids"]]
+        heard.add(said[0])
+        assert all(set(said[i].split()) <= set(row.text.split()) for i, row in enumerate(rows))
+        first, same, other = batch["text_keys"]
+        assert first == same != other
+    assert len(heard) > 1  # words went
 
 
 def test_few_rows_of_a_group_stand_together_and_others_in_each_epoch():
