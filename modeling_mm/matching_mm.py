@@ -3,7 +3,8 @@
 
 It learns from hard negatives: pairs that the embeddings confuse (Li et al. 2021, "ALBEF").
 
-Shapes: B texts, I distinct images or clips, R pairs of them, T text tokens.
+Shapes: B texts, I distinct images or clips, R pairs of them, T text tokens, D text width, L fusion layers, K key/value
+heads, S slots, E head width.
 """
 
 import math
@@ -13,9 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .configuration_mm import MMConfig
 from .embedding_mm import Medium, MMEmbeddingMixin
 from .losses_mm import hard_negatives
-from .pooling_mm import pool_tokens
+from .media_mm import MEDIA, NEVER
+from .pooling_mm import masked_mean, pool_tokens
 
 PARTS = 3  # of the pairs, by length, that the fused path reads one after the other
 
@@ -36,17 +39,44 @@ def parts_by_length(attention_mask: torch.Tensor) -> list[tuple[torch.Tensor, in
     return list(zip(parts, widths.tolist(), strict=True))
 
 
+class MMMatchingHead(nn.Module):
+    """Whether text and media belong together: from the fused text, and from the product of it and the media.
+
+    Cross-attention says which slots fit a text best, hardly how well; what it adds to the text must be compared with
+    the text itself, which it learns late. The product compares at once. It counts nothing before training.
+    """
+
+    def __init__(self, config: MMConfig):
+        super().__init__()
+        width, media = config.text_config.hidden_size, config.fusion_num_key_value_heads * config.fusion_head_dim
+        self.fused = nn.Linear(width, 2)
+        self.query = nn.Linear(width, media)
+        self.agreement = nn.Linear(media, 2, bias=False)
+
+    def forward(
+        self, pooled: torch.Tensor, key_values: torch.Tensor | None, start: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits (B, 2) of pooled text (B, D) and `media_key_values` (B, L, 2, K, S, E) with `media_start` (B, S)."""
+        pooled = pooled.to(self.fused.weight.dtype)
+        logits = self.fused(pooled)
+        if key_values is None:
+            return logits
+        values = key_values[:, -1, 1].permute(0, 2, 1, 3).flatten(2)  # (B, S, K * E), of the last fusion layer
+        seen = masked_mean(values.to(pooled.dtype), start < NEVER)  # zero where a row has none
+        return logits + self.agreement(self.query(pooled) * seen)
+
+
 class MMMatchingMixin(MMEmbeddingMixin):
     """`match`, and the loss by which a model with embeddings learns it."""
 
-    matching_head: nn.Linear | None
+    matching_head: MMMatchingHead | None
 
     def match(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **media: torch.Tensor
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> torch.Tensor:
         """Logits (B, 2) that text and picture of each row do not, and do, belong together, calibrated if it was.
 
-        `media` as for `MMModel`. To rank many texts for one picture, or the reverse, encode pictures once by
+        `inputs` as for `MMModel`. To rank many texts for one picture, or the reverse, encode pictures once by
         `encode_media` and pass their rows as `media_key_values`.
 
         Raises:
@@ -54,9 +84,12 @@ class MMMatchingMixin(MMEmbeddingMixin):
         """
         if self.matching_head is None:
             raise ValueError("this model has no matching head; train it with a `matching_weight` above 0")
-        media = {**self.decoder_options(attention_mask), **media}
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **media)
-        logits = self.matching_head(pool_tokens(output.last_hidden_state, attention_mask, self.config.pooling))
+        given = {name: inputs.pop(name) for name in MEDIA if name in inputs}
+        media = self.model.prepare_media(input_ids, inputs_embeds=inputs.get("inputs_embeds"), **given)
+        encoded = dict(zip(("media_key_values", "media_start"), media, strict=True))
+        text = {**self.decoder_options(attention_mask), **inputs, "attention_mask": attention_mask}
+        states = self.model(input_ids, return_dict=True, **text, **encoded).last_hidden_state
+        logits = self.matching_head(pool_tokens(states, attention_mask, self.config.pooling), *media)
         temperature = self.config.calibration_temperature
         return logits if temperature is None else logits / temperature
 
@@ -74,7 +107,7 @@ class MMMatchingMixin(MMEmbeddingMixin):
         Args:
             text: the arguments of B rows. medium: I of them. similar: (B, I) logits. true: (B, I) bool.
         """
-        rows, items = self.drawn(len(similar)), self.drawn(len(medium.embeds))  # of texts and of media
+        rows, items = self.drawn(similar), self.drawn(similar.T)  # of texts and of media
         own = medium.row_index()[rows, 0]
         wrong_media = hard_negatives(similar[rows], true[rows], self.training)
         wrong_texts = hard_negatives(similar.T[items], true.T[items], self.training)
@@ -91,7 +124,7 @@ class MMMatchingMixin(MMEmbeddingMixin):
     def match_pairs(
         self, text: dict[str, Any], rows: torch.Tensor, medium: Medium
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The texts `rows` (R,), each with its own of the media: an order of them (R,), and in it their logits (R, 2)."""
+        """The texts `rows` (R,), each with its own of the media: an order of them (R,), and logits (R, 2) in it."""
         memories = {medium.modality: self.memory(medium)}
         batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
         key_values, start = self.model.attended(memories, batch["input_ids"], batch["inputs_embeds"])
@@ -102,12 +135,11 @@ class MMMatchingMixin(MMEmbeddingMixin):
             logits.append(self.match(**own, media_key_values=key_values[part], media_start=start[part]))
         return torch.cat([part for part, _ in parts]), torch.cat(logits)
 
-    def drawn(self, count: int) -> torch.Tensor:
-        """Which of so many candidates the matching loss takes: in training `matching_rows` at random, else all."""
-        device = self.matching_head.weight.device
+    def drawn(self, candidates: torch.Tensor) -> torch.Tensor:
+        """Which of the n candidates the matching loss takes: in training `matching_rows` at random, else all."""
         if self.config.matching_rows is None or not self.training:
-            return torch.arange(count, device=device)
-        return torch.randperm(count, device=device)[: self.config.matching_rows]
+            return torch.arange(len(candidates), device=candidates.device)
+        return torch.randperm(len(candidates), device=candidates.device)[: self.config.matching_rows]
 
 
-__all__ = ["MMMatchingMixin"]
+__all__ = ["MMMatchingHead", "MMMatchingMixin"]

@@ -26,7 +26,7 @@ from .embedding_mm import Medium
 from .generation_mm import scaled_logits
 from .losses_mm import Pairs, contrastive_loss, local_keys, with_absent_modalities
 from .losses_mm import text_keys as keys_of_texts
-from .matching_mm import MMMatchingMixin
+from .matching_mm import MMMatchingHead, MMMatchingMixin
 from .media_mm import check_text
 from .memory_mm import Memory
 from .modeling_mm import MMModel, MMPreTrainedModel
@@ -87,7 +87,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         if config.audio_config is not None:
             self.audio_projection = nn.Linear(audio_width(config.audio_config), config.embedding_size, bias=False)
         self.temperature = MMTemperature(config)
-        self.matching_head = nn.Linear(text.hidden_size, 2) if config.matching_weight else None
+        self.matching_head = MMMatchingHead(config) if config.matching_weight else None
         self.lm_head: nn.Linear | None = None
         if config.language_weight:
             self.lm_head = lm_head or nn.Linear(text.hidden_size, text.vocab_size, config.lm_head_bias)
@@ -99,6 +99,8 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        if isinstance(module, MMMatchingHead):
+            init.zeros_(module.agreement.weight)
         if isinstance(module, MMTemperature):
             init.constant_(module.logit_scale, self.config.logit_scale_init)
             if module.logit_bias is not None:
