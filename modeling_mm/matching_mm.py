@@ -43,7 +43,7 @@ class MMMatchingHead(nn.Module):
     """Whether text and media belong together: from the fused text, and from the product of it and the media.
 
     Cross-attention says which slots fit a text best, hardly how well; what it adds to the text must be compared with
-    the text itself, which it learns late. The product compares at once. It counts nothing before training.
+    the text itself, which it learns late. The product compares at once.
     """
 
     def __init__(self, config: MMConfig):

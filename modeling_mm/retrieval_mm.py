@@ -99,8 +99,6 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, MMMatchingHead):
-            init.zeros_(module.agreement.weight)
         if isinstance(module, MMTemperature):
             init.constant_(module.logit_scale, self.config.logit_scale_init)
             if module.logit_bias is not None:

@@ -202,13 +202,10 @@ def mm_encoder(text="bert", vision="clip_vision_model", **fields):
 
 @torch.no_grad()
 def open_gates(model, value=1.0):
-    """Fill every gate with `value`, and for matches the product in a matching head; at 0, where models start, neither
-    does anything."""
+    """Fill every gate with `value`; at 0, where models start, fusion does nothing."""
     for name, parameter in model.named_parameters():
         if name.endswith("_gate"):
             parameter.fill_(value)
-        if name.endswith("matching_head.agreement.weight"):
-            parameter[1].fill_(value)
     return model
 
 
