@@ -35,14 +35,21 @@ def fit_ranking_temperature(similar: np.ndarray, odds: np.ndarray, true: np.ndar
     """The temperature between 0.05 and 100 of the log-odds (Q, k) by which the right ones of each query's k candidates
     are likeliest when candidates are ranked by similarity (Q, k) and log-odds together.
 
-    Queries whose candidates are all wrong tell nothing; where no other is, it is 1.
+    How sure the sum of both is has a temperature of its own, which changes no ranking and is not kept: embeddings too
+    sure of themselves would otherwise count against the log-odds. Queries whose candidates are all wrong tell nothing;
+    where no other is, it is 1.
     """
     some = true.any(axis=1)
     similar, odds, wrong = similar[some].astype(np.float64), odds[some].astype(np.float64), ~true[some]
 
     def surprise(log_temperature: float) -> float:
-        scores = log_softmax(similar + odds / np.exp(log_temperature), axis=1)
-        return float(-logsumexp(np.where(wrong, -np.inf, scores), axis=1).mean())
+        summed = similar + odds / np.exp(log_temperature)
+
+        def of_sum(log_own: float) -> float:
+            scores = log_softmax(summed / np.exp(log_own), axis=1)
+            return float(-logsumexp(np.where(wrong, -np.inf, scores), axis=1).mean())
+
+        return of_sum(np.log(least_surprising(of_sum, 100)))
 
     return least_surprising(surprise, 100) if some.any() else 1.0
 

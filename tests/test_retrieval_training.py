@@ -253,8 +253,9 @@ def test_a_ranking_temperature_undoes_overconfidence():
     right = (similar + odds).softmax(dim=1).multinomial(1, generator=drawn)
     true = torch.zeros(4000, 6, dtype=torch.bool).scatter(1, right, True)
     true[:50] = False  # their right ones are not among the candidates
-    found = fit_ranking_temperature(similar.numpy(), 3 * odds.numpy(), true.numpy())
-    assert 2.7 < found < 3.3
+    for both in (1, 5):  # embeddings and head as sure as they may be, and both five times as sure
+        found = fit_ranking_temperature(both * similar.numpy(), both * 3 * odds.numpy(), true.numpy())
+        assert 2.7 < found < 3.3
     assert fit_ranking_temperature(similar.numpy(), odds.numpy(), np.zeros((4000, 6), dtype=bool)) == 1
 
 
