@@ -68,7 +68,9 @@ class Searcher:
             logits = model.match(**self.tokens([text] * len(again)), **batch)  # (again, 2): apart, together
             for hit, chance in zip(again, logits.float().softmax(dim=-1)[:, 1].tolist(), strict=True):
                 hit["match"] = round(chance, 4)
-            hits = sorted(again, key=lambda hit: -hit["match"])
+            seen = torch.stack([self.picture(gallery[hit["picture"]]) for hit in again])
+            scores = model.ranking_scores(model.similarities(query[None], seen)[0], logits)
+            hits = [again[place] for place in scores.argsort(descending=True).tolist()]
         return hits[:most]
 
 

@@ -53,6 +53,7 @@ def build_model(
             raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
         # the labels and their scale stay, what this run's rows and flags say of the loss does not
         model.config.class_weights, model.config.calibration_temperature = options.get("class_weights"), None
+        model.config.rerank_weight = 1.0
         return model, processor
     if args.vision_tower is None or args.text_model is None:
         raise ValueError("give --vision_tower and --text_model (ids, folders or scratch-tiny), or --model")

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
 BINS = 15
+PRIOR = 1e-4  # nats, for a weight that is e times or 1/e times 1
 
 
 def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
@@ -31,27 +32,27 @@ def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
     return least_surprising(surprise, 20)
 
 
-def fit_ranking_temperature(similar: np.ndarray, odds: np.ndarray, true: np.ndarray) -> float:
-    """The temperature between 0.05 and 100 of the log-odds (Q, k) by which the right ones of each query's k candidates
-    are likeliest when candidates are ranked by similarity (Q, k) and log-odds together.
+def fit_rerank_weight(similar: np.ndarray, odds: np.ndarray, true: np.ndarray) -> float:
+    """The weight between 0.01 and 20 of the log-odds (Q, k) by which the right ones of each query's k candidates are
+    likeliest when candidates are ranked by similarity (Q, k) and weighted log-odds together.
 
     How sure the sum of both is has a temperature of its own, which changes no ranking and is not kept: embeddings too
     sure of themselves would otherwise count against the log-odds. Queries whose candidates are all wrong tell nothing;
-    where no other is, it is 1.
+    where the others do not tell either, it is 1.
     """
     some = true.any(axis=1)
     similar, odds, wrong = similar[some].astype(np.float64), odds[some].astype(np.float64), ~true[some]
 
-    def surprise(log_temperature: float) -> float:
-        summed = similar + odds / np.exp(log_temperature)
+    def surprise(log_divisor: float) -> float:
+        summed = similar + odds / np.exp(log_divisor)
 
-        def of_sum(log_own: float) -> float:
-            scores = log_softmax(summed / np.exp(log_own), axis=1)
+        def of_sum(log_temperature: float) -> float:
+            scores = log_softmax(summed / np.exp(log_temperature), axis=1)
             return float(-logsumexp(np.where(wrong, -np.inf, scores), axis=1).mean())
 
-        return of_sum(np.log(least_surprising(of_sum, 100)))
+        return of_sum(np.log(least_surprising(of_sum, 100))) + PRIOR * log_divisor**2
 
-    return least_surprising(surprise, 100) if some.any() else 1.0
+    return 1 / least_surprising(surprise, 100) if some.any() else 1.0
 
 
 def least_surprising(surprise: Callable[[float], float], most: float) -> float:

@@ -127,8 +127,8 @@ class MMConfig(PreTrainedConfig):
             regression; the head learns (label - mean) / scale, its output is in the label's unit.
         class_weights (`list[float]`, *optional*): how much a row of each class, or each positive of several labels,
             counts in the loss.
-        calibration_temperature (`float`, *optional*): divides the logits of classes or of the matching head,
-            so that probabilities mean what they say.
+        calibration_temperature (`float`, *optional*): divides the logits of classes, so that probabilities mean what
+            they say.
         matching (`bool`): whether the two classes say that text and picture do not, and do, belong together.
         embedding_size (`int`, *optional*): width of what retrieval compares, default the backbone's, at most 512.
         image_pooling (`"mean"`, `"first"` or `"tower"`): what stands for a picture in retrieval: the mean of the
@@ -140,6 +140,8 @@ class MMConfig(PreTrainedConfig):
             there is no matching head and no language modelling head.
         matching_rows (`int`, *optional*): of a batch's texts and media, how many the matching loss takes in training,
             at random; wrong partners still come from the whole batch. Default all.
+        rerank_weight (`float`): how much the log-odds of a match count beside the logit of the similarity where
+            candidates are ranked again.
         tower_sources (`dict[str, dict[str, str]]`, *optional*): Hub `id` and `revision` of the towers that came from
             there, by their names in the model.
         fetched_towers (`list[str]`, *optional*): towers whose weights are not in the checkpoint but fetched from their
@@ -194,6 +196,7 @@ class MMConfig(PreTrainedConfig):
     contrastive_weight: float | int = 1.0
     matching_weight: float | int = 1.0
     matching_rows: int | None = None
+    rerank_weight: float | int = 1.0
     language_weight: float | int = 0.0
     tower_sources: dict[str, dict[str, str]] | None = None
     fetched_towers: list[str] | None = None

@@ -170,7 +170,7 @@ class MMDataset(torch.utils.data.Dataset):
     def groups(self) -> list[list[int]]:
         """Indices of rows with the same first picture, video or sound, in this order, together.
 
-        A row without any is a group of its own.
+        Of rows with a concept, that is the group. A row without anything is a group of its own.
         """
         groups: dict[str, list[int]] = {}
         for index, number in enumerate(self.kept):

@@ -122,7 +122,7 @@ class DualEncoder:
     def matching_scores(self, text: str, pictures: Sequence[Image.Image], batch_size: int = 16) -> list[float]:
         """How well each picture goes with the text, by the matching head, which sees both at once.
 
-        It is the log-odds of a match and the logit of the similarity together, as `evaluate --rerank` has it.
+        It is the logit of the similarity and the log-odds of a match together, as `evaluate --rerank` has it.
         """
         text_embeds, scores = self.model.get_text_features(**self.tokens([text])).pooler_output, list[float]()
         for start in range(0, len(pictures), batch_size):
@@ -131,7 +131,7 @@ class DualEncoder:
             logits = self.model.match(**tokens, **batch)  # (B, 2): apart, together
             image_embeds = self.model.get_image_features(**batch).pooler_output
             similar = self.model.similarities(text_embeds, image_embeds)[0]
-            scores += (logits[:, 1] - logits[:, 0] + similar).float().tolist()
+            scores += self.model.ranking_scores(similar, logits).float().tolist()
         return scores
 
     def fingerprint(self) -> Fingerprint:

@@ -8,6 +8,7 @@ heads, S slots, E head width.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,30 +21,30 @@ from .losses_mm import hard_negatives
 from .media_mm import MEDIA, NEVER
 from .pooling_mm import masked_mean, pool_tokens
 
-PARTS = 3  # of the pairs, by length, that the fused path reads one after the other
+BUCKETS = 3  # of pairs, by length, that the fused path reads one after the other
 
 
-def parts_by_length(attention_mask: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
-    """Texts (R, T) in parts of about the same length, so that little of a part is padding.
+def length_buckets(attention_mask: torch.Tensor) -> list[tuple[torch.Tensor, int | None]]:
+    """Texts (R, T) in buckets of about the same length, so that little of a bucket is padding.
 
-    Every process of a distributed training has as many parts: texts fewer than these are taken several times, evenly.
+    Every process of a distributed training has as many: texts fewer than buckets are taken several times, evenly.
 
     Returns:
-        for each part the places (n,) of its texts, and behind which column all of these have ended.
+        for each bucket the places (n,) of its texts, and behind which column all of these have ended.
     """
     columns = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
     ends = ((attention_mask > 0) * columns).amax(dim=1).clamp(min=1)
-    order = ends.argsort().repeat(math.ceil(PARTS / len(ends)))
-    parts = order.tensor_split(PARTS)
-    widths = torch.stack([ends[part].amax() for part in parts])
-    return list(zip(parts, widths.tolist(), strict=True))
+    order = ends.argsort().repeat(math.ceil(BUCKETS / len(ends)))
+    buckets = order.tensor_split(BUCKETS)
+    widths = torch.stack([ends[bucket].amax() for bucket in buckets])
+    return list(zip(buckets, widths.tolist(), strict=True))
 
 
 class MMMatchingHead(nn.Module):
-    """Whether text and media belong together: from the fused text, and from the product of it and the media.
+    """Whether text and media belong together: from the fused text, and from a bilinear product of it and the media.
 
-    Cross-attention says which slots fit a text best, hardly how well; what it adds to the text must be compared with
-    the text itself, which it learns late. The product compares at once.
+    A softmax over slots says which of them fits a text best, not how well. The product compares the text with the mean
+    of what the last fusion layer can attend to.
     """
 
     def __init__(self, config: MMConfig):
@@ -62,8 +63,8 @@ class MMMatchingHead(nn.Module):
         if key_values is None:
             return logits
         values = key_values[:, -1, 1].permute(0, 2, 1, 3).flatten(2)  # (B, S, K * E), of the last fusion layer
-        seen = masked_mean(values.to(pooled.dtype), start < NEVER)  # zero where a row has none
-        return logits + self.agreement(self.query(pooled) * seen)
+        pooled_values = masked_mean(values.to(pooled.dtype), start < NEVER)  # zero where a row has none
+        return logits + self.agreement(self.query(pooled) * pooled_values)
 
 
 class MMMatchingMixin(MMEmbeddingMixin):
@@ -74,7 +75,7 @@ class MMMatchingMixin(MMEmbeddingMixin):
     def match(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> torch.Tensor:
-        """Logits (B, 2) that text and picture of each row do not, and do, belong together, calibrated if it was.
+        """Logits (B, 2) that text and picture of each row do not, and do, belong together.
 
         `inputs` as for `MMModel`. To rank many texts for one picture, or the reverse, encode pictures once by
         `encode_media` and pass their rows as `media_key_values`.
@@ -84,14 +85,22 @@ class MMMatchingMixin(MMEmbeddingMixin):
         """
         if self.matching_head is None:
             raise ValueError("this model has no matching head; train it with a `matching_weight` above 0")
+        return self.matching_logits(self.matching_head, input_ids, attention_mask, **inputs)
+
+    def ranking_scores(self, similar: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:
+        """What candidates are ranked again by (B,): logits of similarities (B,) and of matches (B, 2) together."""
+        return similar + self.config.rerank_weight * (matches[:, 1] - matches[:, 0])
+
+    def matching_logits(
+        self, head: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **inputs: Any
+    ) -> torch.Tensor:
+        """What `match` returns, for use within `forward`, where FSDP must not be entered again."""
         given = {name: inputs.pop(name) for name in MEDIA if name in inputs}
         media = self.model.prepare_media(input_ids, inputs_embeds=inputs.get("inputs_embeds"), **given)
         encoded = dict(zip(("media_key_values", "media_start"), media, strict=True))
         text = {**self.decoder_options(attention_mask), **inputs, "attention_mask": attention_mask}
         states = self.model(input_ids, return_dict=True, **text, **encoded).last_hidden_state
-        logits = self.matching_head(pool_tokens(states, attention_mask, self.config.pooling), *media)
-        temperature = self.config.calibration_temperature
-        return logits if temperature is None else logits / temperature
+        return head(pool_tokens(states, attention_mask, self.config.pooling), *media)
 
     def matching_of(
         self,
@@ -117,6 +126,8 @@ class MMMatchingMixin(MMEmbeddingMixin):
         kept = (rows >= 0) & (items >= 0)
         labels = labels.long()[kept]
         rows, items = rows[kept], items[kept]
+        if not len(rows):  # with a gradient of zero, which other processes wait for
+            return torch.stack([parameter.sum() for parameter in self.matching_head.parameters()]).sum() * 0
         used, places = items.unique(return_inverse=True)  # fusion looks at no more of them than it must
         order, logits = self.match_pairs(text, rows, medium.chosen(used, places[:, None]))
         return functional.cross_entropy(logits.float(), labels[order])
@@ -124,16 +135,20 @@ class MMMatchingMixin(MMEmbeddingMixin):
     def match_pairs(
         self, text: dict[str, Any], rows: torch.Tensor, medium: Medium
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The texts `rows` (R,), each with its own of the media: an order of them (R,), and logits (R, 2) in it."""
-        memories = {medium.modality: self.memory(medium)}
+        """The texts `rows` (R,), each with its own of the media: which pairs (n,), and their logits (n, 2)."""
+        memory, each = self.memory(medium), torch.arange(len(medium.states), device=rows.device)
+        encoded = self.model.key_values_of({medium.modality: replace(memory, index=each[:, None], in_order=True)})
         batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
-        key_values, start = self.model.attended(memories, batch["input_ids"], batch["inputs_embeds"])
-        mask = batch["attention_mask"]
-        parts, logits = [(torch.arange(len(rows)), None)] if mask is None else parts_by_length(mask), []
-        for part, width in parts:
-            own = {name: one[part, :width] if torch.is_tensor(one) else one for name, one in batch.items()}
-            logits.append(self.match(**own, media_key_values=key_values[part], media_start=start[part]))
-        return torch.cat([part for part, _ in parts]), torch.cat(logits)
+        start = self.model.media_starts({medium.modality: memory}, batch["input_ids"], batch["inputs_embeds"])
+        buckets: list[tuple[torch.Tensor, int | None]] = [(torch.arange(len(rows), device=rows.device), None)]
+        if batch["attention_mask"] is not None:
+            buckets = length_buckets(batch["attention_mask"])
+        logits = []
+        for pairs, width in buckets:
+            own = {name: one[pairs, :width] if torch.is_tensor(one) else one for name, one in batch.items()}
+            media = {"media_key_values": encoded[memory.index[pairs, 0]], "media_start": start[pairs]}
+            logits.append(self.matching_logits(self.matching_head, **own, **media))
+        return torch.cat([pairs for pairs, _ in buckets]), torch.cat(logits)
 
     def drawn(self, candidates: torch.Tensor) -> torch.Tensor:
         """Which of the n candidates the matching loss takes: in training `matching_rows` at random, else all."""

@@ -27,8 +27,8 @@ def masked_mean(states: torch.Tensor, present: torch.Tensor | None) -> torch.Ten
     """The mean (I, D) of the states (I, P, D) that are `present` (I, P); of all where None."""
     if present is None:
         return states.mean(dim=1)
-    weight = present[..., None].to(states.dtype)
-    return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    real = present[..., None] > 0
+    return torch.where(real, states, 0).sum(dim=1) / real.sum(dim=1).clamp(min=1).to(states.dtype)
 
 
 __all__ = ["pool_tokens", "masked_mean"]

@@ -89,7 +89,7 @@ def rank(
     if model.matching_head is not None:
         shared = {name: value.expand(len(texts), 1) for name, value in media.items() if name.endswith("_index")}
         logits = model.match(**tokens, **{**media, **shared}).float()  # (B, 2): apart, together
-        scores = scores + logits[:, 1] - logits[:, 0]
+        scores = model.ranking_scores(scores, logits)
         for result, share in zip(results, logits.softmax(dim=-1)[:, 1].tolist(), strict=True):
             result["match"] = round(share, 4)
     order = scores.argsort(descending=True, stable=True).tolist()

@@ -19,10 +19,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .calibration import fit_ranking_temperature
+from .calibration import fit_rerank_weight
 from .collator import IGNORED, MMCollator, pad_right
 from .data import MMDataset, Row
 from .images import image_key
+from .losses_mm import text_keys
 from .media_mm import MEDIA
 from .retrieval_metrics import Gallery, Reranked, gallery, retrieval_scores, true_among
 from .retrieval_trainer import RetrievalTrainer
@@ -78,24 +79,28 @@ class RetrievalCollator(MMCollator):
     captions: bool = False
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        said = rows if self.augmentation is None else self.augmentation.rows(rows, self.media_markers)
-        batch: dict[str, Any] = self.texts(said)
-        batch |= self.flat_images(rows)
+        whole = self.texts(rows)
+        said = whole if self.augmentation is None else self.texts(self.augmentation.rows(rows, self.media_markers))
+        batch: dict[str, Any] = {**said, **self.flat_images(rows)}
         batch["image_keys"] = torch.zeros(int(batch["image_index"].max()) + 1, dtype=torch.long)
         for row, places in zip(rows, batch["image_index"], strict=True):
             batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image_key(i)) for i in row.images])
-        if said is not rows or any(row.concept for row in rows):
-            batch["text_keys"] = torch.tensor([content_key(row.concept or f"text {row.text}") for row in rows])
+        if said is not whole or any(row.concept for row in rows):
+            batch["text_keys"] = text_keys(**whole)
+            for place, row in enumerate(rows):
+                if row.concept:
+                    batch["text_keys"][place] = content_key(f"concept {row.concept}")
         if self.captions:
             batch |= self.as_captions(rows)
         return {**batch, "return_loss": True}
 
     def texts(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` (B, T), as the tokenizer alone gives them."""
+        """`input_ids` and `attention_mask` (B, T), padded on the right, where padding can be left out."""
         tokenizer = self.processor.tokenizer
         longest = min(self.max_length, tokenizer.model_max_length)
         texts = [self.without_markers(row.text) for row in rows]
-        batch = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        options = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
+        batch = tokenizer(texts, **options, return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def as_captions(self, rows: list[Row]) -> dict[str, torch.Tensor]:
@@ -176,18 +181,21 @@ def rank_again(
             similar = model.similarities(of.texts[texts].to(model.device), of.media[item : item + 1].to(model.device))
             found = torch.stack([similar[:, 0], torch.cat(said)], dim=1).float().cpu()[inverse]
             scores[0][rows, columns], scores[1][item] = found[: len(rows)], found[len(rows) :]
-    return {way: Reranked(top, *own.unbind(2)) for way, top, own in zip(WAYS, tops, scores, strict=True)}
+    weight = model.config.rerank_weight
+    return {
+        way: Reranked(top, own[..., 0], own[..., 1], weight) for way, top, own in zip(WAYS, tops, scores, strict=True)
+    }
 
 
-def matching_temperature(trainer: RetrievalTrainer, dataset: MMDataset, k: int) -> float:
-    """By how much the matching head is too sure of itself on rows that it did not learn from.
+def rerank_weight(trainer: RetrievalTrainer, dataset: MMDataset, k: int) -> float:
+    """How much the matching head's log-odds should count, by rows that it did not learn from.
 
     Raises:
         ValueError: the model has no matching head.
     """
     _, of, reranked = looked_at(trainer, dataset, k)
     parts = [(own.similar, own.odds, true_among(of.keys()[way], own.top)) for way, own in reranked.items()]
-    return fit_ranking_temperature(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
+    return fit_rerank_weight(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
 def best(queries: torch.Tensor, candidates: torch.Tensor, k: int, chunk: int = 256) -> torch.Tensor:

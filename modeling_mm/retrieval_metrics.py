@@ -23,15 +23,16 @@ Keys: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 @dataclass
 class Reranked:
     """Candidates that were looked at again: top, their indices (Q, k), and (Q, k) the logit of the similarity and the
-    log-odds of a match, which together rank them."""
+    log-odds of a match, which rank them together, the odds by their weight."""
 
     top: torch.Tensor
     similar: torch.Tensor
     odds: torch.Tensor
+    weight: float = 1.0
 
     @property
     def scores(self) -> torch.Tensor:
-        return self.similar + self.odds
+        return self.similar + self.weight * self.odds
 
 
 @dataclass

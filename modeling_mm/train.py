@@ -34,7 +34,7 @@ from .lora import add_lora, lora_pattern
 from .matching import MatchingPairs
 from .metrics import MAIN, in_words
 from .report_sections import draw_some
-from .retrieval import CANDIDATES, RetrievalArguments, evaluate_retrieval, matching_temperature
+from .retrieval import CANDIDATES, RetrievalArguments, evaluate_retrieval, rerank_weight
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits, frames_of, known_labels, load_splits, seconds_heard
 from .stream import MMStream
@@ -185,14 +185,16 @@ def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
 
 
 def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None) -> None:
-    """Put the temperature that fits the validation rows into the config, and into that of an adapter's base."""
+    """Put into the config, and into that of an adapter's base, what fits the validation rows: the temperature of
+    classes, or the weight of the matching head."""
     config = trainer.accelerator.unwrap_model(trainer.model).config
     if isinstance(trainer, RetrievalTrainer):
-        config.calibration_temperature = matching_temperature(trainer, trainer.eval_dataset, candidates)
+        config.rerank_weight = rerank_weight(trainer, trainer.eval_dataset, candidates)
+        logger.warning(f"weight of the matching head in ranking again: {config.rerank_weight:.4g}")
     else:
         evaluation = evaluate_rows(trainer, task, trainer.eval_dataset)
         config.calibration_temperature = fit_temperature(task, evaluation.logits, evaluation.label_ids)
-    logger.warning(f"calibration temperature: {config.calibration_temperature:.4g}")
+        logger.warning(f"calibration temperature: {config.calibration_temperature:.4g}")
     if base is not None and trainer.is_world_process_zero():
         config.save_pretrained(base)
 

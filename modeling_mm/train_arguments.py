@@ -69,7 +69,10 @@ class DataArguments:
         default=None,
         metadata={"help": "balanced: rare classes count as much as frequent ones", "choices": ["balanced"]},
     )
-    calibrate: bool = field(default=False, metadata={"help": "fit a temperature to the validation rows"})
+    calibrate: bool = field(
+        default=False,
+        metadata={"help": "fit a temperature (of retrieval, the matching head's weight) to the validation rows"},
+    )
     audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
     video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
     concept_column: str = field(

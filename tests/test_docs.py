@@ -24,7 +24,7 @@ from modeling_mm.train_arguments import DataArguments, ModelArguments
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 VERBS = {
-    "train": (ModelArguments, DataArguments, TrainingArguments),
+    "train": (ModelArguments, DataArguments, RetrievalArguments, TrainingArguments),
     "evaluate": EvaluateArguments,
     "predict": PredictArguments,
     "export": ExportArguments,

@@ -22,6 +22,7 @@ from modeling_mm import (
     MMModel,
     matching_mm,
 )
+from modeling_mm.embedding_mm import Medium
 from modeling_mm.losses_mm import NO_MEDIUM, Pairs, contrastive_loss, hard_negatives, text_keys
 
 BACKBONES = ["llama", "gpt2", "bert", "modernbert"]
@@ -303,8 +304,8 @@ def test_the_matching_head_learns_from_true_pairs_and_hard_negatives(monkeypatch
     model, batch = retriever().train(), four_texts_of_three_pictures()
     batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][1], batch["attention_mask"][1]
     seen, learnt = [], []
-    match, cross_entropy = model.match, matching_mm.functional.cross_entropy
-    monkeypatch.setattr(model, "match", lambda **inputs: seen.append(inputs) or match(**inputs))
+    match, cross_entropy = model.matching_logits, matching_mm.functional.cross_entropy
+    monkeypatch.setattr(model, "matching_logits", lambda head, **inputs: seen.append(inputs) or match(head, **inputs))
     losses = SimpleNamespace(
         cross_entropy=lambda logits, labels: learnt.append(labels) or cross_entropy(logits, labels)
     )
@@ -348,15 +349,33 @@ def test_the_matching_head_learns_which_text_is_whose_before_any_gate_opens():
     assert all(gate["cross_attention"] == 0 for gate in model.fusion_gates())
 
 
+def test_every_process_reads_as_many_buckets():
+    for count in range(1, 8):
+        mask = (torch.arange(9) < torch.randint(1, 10, (count, 1))).long()
+        buckets = matching_mm.length_buckets(mask)
+        assert len(buckets) == matching_mm.BUCKETS and all(len(pairs) for pairs, _ in buckets)
+        taken = torch.cat([pairs for pairs, _ in buckets]).bincount(minlength=count)
+        assert (taken == taken[0]).all()
+        assert all(width == mask[pairs].sum(1).max() for pairs, width in buckets)
+
+
+def test_a_batch_without_any_pair_to_match_teaches_nothing():
+    model = retriever().train()
+    medium = Medium("image", torch.zeros(1, 4), torch.zeros(1, 4, 8), index=torch.full((2, 1), -1))
+    loss = model.matching_of({}, medium, torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0 and all(p.grad is not None for p in model.matching_head.parameters())
+
+
 @pytest.mark.parametrize("text", BACKBONES)
 @pytest.mark.parametrize("texts", [4, 1])
-def test_pairs_read_in_parts_teach_what_they_teach_at_once(text, texts, monkeypatch):
+def test_pairs_read_in_buckets_teach_what_they_teach_at_once(text, texts, monkeypatch):
     model, batch = retriever(text, contrastive_weight=0.0), four_texts_of_three_pictures()
     for name in ("input_ids", "attention_mask", "image_index"):
         batch[name] = batch[name][:texts]
     gradients = {}
-    for parts in (1, matching_mm.PARTS, 2 * matching_mm.PARTS):
-        monkeypatch.setattr(matching_mm, "PARTS", parts)
+    for parts in (1, matching_mm.BUCKETS, 2 * matching_mm.BUCKETS):
+        monkeypatch.setattr(matching_mm, "BUCKETS", parts)
         model.zero_grad()
         loss = model(**batch, return_loss=True).loss
         loss.backward()
@@ -407,8 +426,8 @@ def test_matching_learns_from_as_many_rows_as_asked_for_and_is_scored_on_all():
     batch = four_texts_of_three_pictures()
     assert torch.equal(model(**batch, return_loss=True).matching_loss, some(**batch, return_loss=True).matching_loss)
     seen = []
-    some.match = lambda input_ids, **rest: (
-        seen.append(len(input_ids)) or MMForImageTextRetrieval.match(some, input_ids, **rest)
+    some.matching_logits = lambda head, input_ids, **rest: (
+        seen.append(len(input_ids)) or MMForImageTextRetrieval.matching_logits(some, head, input_ids, **rest)
     )
     some.train()(**batch, return_loss=True).loss.backward()
     with pytest.raises(StrictDataclassError, match="`matching_rows` is 0; expected 1 or more"):

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, cli
 from modeling_mm.augmentation import Augmentation
-from modeling_mm.calibration import fit_ranking_temperature
+from modeling_mm.calibration import fit_rerank_weight
 from modeling_mm.checkpoint import load_checkpoint
 from modeling_mm.data import Columns, MMDataset
 from modeling_mm.losses_mm import Pairs
@@ -247,16 +247,18 @@ def test_the_commands_train_score_and_rank_again(folder, capsys):
     assert writer.generate(**asked, max_new_tokens=8).shape[1] > asked["input_ids"].shape[1]
 
 
-def test_a_ranking_temperature_undoes_overconfidence():
+def test_the_matching_head_counts_as_much_as_it_should():
     drawn = torch.Generator().manual_seed(0)
     similar, odds = torch.randn(2, 4000, 6, generator=drawn)
     right = (similar + odds).softmax(dim=1).multinomial(1, generator=drawn)
     true = torch.zeros(4000, 6, dtype=torch.bool).scatter(1, right, True)
     true[:50] = False  # their right ones are not among the candidates
     for both in (1, 5):  # embeddings and head as sure as they may be, and both five times as sure
-        found = fit_ranking_temperature(both * similar.numpy(), both * 3 * odds.numpy(), true.numpy())
-        assert 2.7 < found < 3.3
-    assert fit_ranking_temperature(similar.numpy(), odds.numpy(), np.zeros((4000, 6), dtype=bool)) == 1
+        found = fit_rerank_weight(both * similar.numpy(), both * 3 * odds.numpy(), true.numpy())
+        assert 0.3 < found < 0.37
+    flat = fit_rerank_weight(np.zeros((4000, 6)), odds.numpy(), true.numpy())
+    nothing = fit_rerank_weight(similar.numpy(), odds.numpy(), np.zeros((4000, 6), dtype=bool))
+    assert flat == pytest.approx(1, abs=0.01) and nothing == 1
 
 
 @pytest.mark.parametrize(
@@ -276,21 +278,20 @@ def test_what_could_not_be_used_after_training_is_refused_before(folder, capsys,
     assert not (folder / "out" / "model.safetensors").exists()
 
 
-def test_a_calibrated_matching_head_divides_its_logits(folder, capsys):
+def test_a_calibrated_matching_head_is_weighed(folder, capsys):
     report = command(
         capsys, *train(folder, "--calibrate", "true", "--validation_file", folder / "t.csv", "--rerank", 5)
     )
     assert 0 <= report["reranked_text_to_image_r1"] <= 1
     model, processor = load_checkpoint(str(folder / "out"))
-    temperature = model.config.calibration_temperature
-    assert 0.05 <= temperature <= 100
+    weight = model.config.rerank_weight
+    assert 0.01 <= weight <= 20 and weight != 1 and model.config.calibration_temperature is None
     inputs = processor(
         text=["a red square", "blue"], images=[Image.new("RGB", (32, 32))] * 2, padding=True, return_tensors="pt"
     )
     with torch.no_grad():
-        calibrated = model.match(**inputs)
-        model.config.calibration_temperature = None
-        torch.testing.assert_close(calibrated * temperature, model.match(**inputs))
+        logits, similar = model.match(**inputs), torch.tensor([3.0, 1.0])
+    torch.testing.assert_close(model.ranking_scores(similar, logits), similar + weight * (logits[:, 1] - logits[:, 0]))
 
 
 def test_rows_of_one_concept_match_each_other(folder, capsys):

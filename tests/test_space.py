@@ -170,13 +170,12 @@ def test_any_subset_is_classified_and_what_each_brought_adds_up(client, media, f
             assert found["brought"]["image"] == pytest.approx(change.item(), abs=2e-4)
 
 
-def test_a_gallery_is_searched_by_text_and_by_picture(client, server, media):  # noqa: F811
-    gallery = []
+def test_a_gallery_is_searched_by_text_and_by_picture(client, server, media, folders):  # noqa: F811
+    gallery, drawn = [], []
     for number in range(5):
         stored = io.BytesIO()
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
-            stored, "PNG"
-        )
+        drawn.append(Image.fromarray(np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)))
+        drawn[-1].save(stored, "PNG")
         gallery.append({"image": server.upload("found", stored.getvalue()), "caption": None})
     (found, hits), error = server.call("found", "search", "", gallery[3]["image"], gallery, False, 3)
     assert error is None and len(found) == 3
@@ -184,7 +183,16 @@ def test_a_gallery_is_searched_by_text_and_by_picture(client, server, media):  #
     (_, plain), _ = server.call("found", "search", "a small green triangle", None, gallery, False, 5)
     (_, again), _ = server.call("found", "search", "a small green triangle", None, gallery, True, 5)
     assert sorted(hit["picture"] for hit in plain) == sorted(hit["picture"] for hit in again)
-    assert [hit["match"] for hit in again] == sorted((hit["match"] for hit in again), reverse=True)
+    assert [hit["similarity"] for hit in plain] == sorted((hit["similarity"] for hit in plain), reverse=True)
+    model, processor = load_checkpoint(str(folders[2]))
+    tokens = processor.tokenizer(["a small green triangle"] * 5, return_tensors="pt")
+    shown = processor.image_processor(drawn, return_tensors="pt")
+    with torch.no_grad():
+        similar, matches = model(**tokens, **shown).logits_per_text[0], model.match(**tokens, **shown)
+    order = model.ranking_scores(similar, matches).argsort(descending=True).tolist()
+    assert [hit["picture"] for hit in again] == order
+    chances = matches.softmax(dim=1)[order, 1].tolist()
+    assert [hit["match"] for hit in again] == pytest.approx(chances, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["asked", "classified"])
