@@ -11,6 +11,7 @@ from conftest import IMAGE_ID, open_gates, text_config, token_row, vision_config
 from test_hearing import AUDIO_ID, ears
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPImageProcessorPil, TrainingArguments, Wav2Vec2FeatureExtractor
 
 from modeling_mm import (
@@ -44,10 +45,10 @@ CASES = {
 }
 
 
-def model_of(case):
+def model_of(case, **changed):
     """The model of a case, the same in each process, in training but without dropout."""
     head, text, vision, fields = CASES[case]
-    fields = dict(fields)
+    fields = {**fields, **changed}
     frozen, audio = fields.pop("frozen", ()), fields.pop("audio", None)
     checkpointed = fields.pop("checkpointed", False)
     tied = {"tie_word_embeddings": fields.pop("tie_word_embeddings")} if "tie_word_embeddings" in fields else {}
@@ -154,6 +155,22 @@ def answered():
         tokens, encoded = model.generate(**given, **greedy), model.encode_media(**pictures)
         said.append((tokens, encoded, torch.tensor([list(gate.values()) for gate in model.fusion_gates()])))
     return said
+
+
+def matched():
+    """The losses of a matching head on negatives that each process draws, and the gradients: in shards and by DDP."""
+    rank, case, found = dist.get_rank(), "retrieval", []
+    batch = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
+    for sharded in (True, False):
+        model = model_of(case, matching_weight=1.0)
+        torch.manual_seed(rank)
+        whole = DistributedDataParallel(model, find_unused_parameters=True) if not sharded else shard(model)
+        loss = whole(**batch).loss
+        loss.backward()
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        gradients = {name: one.full_tensor() if sharded else one for name, one in gradients.items()}
+        found.append((loss.item(), {name: one.clone() for name, one in gradients.items()}))
+    return found
 
 
 def in_half_precision():
@@ -275,6 +292,7 @@ def everything(folder, native):
         "trained": all_trained(folder),
         "answered": answered(),
         "half": in_half_precision(),
+        "matched": matched(),
         "accelerate": prepared,
         "native": sharded_at_load(folder) if native else None,
     }

@@ -58,6 +58,14 @@ def test_methods_outside_of_forward_say_the_same_in_shards(found):
     assert lengths[0] < lengths[1]  # one process was done before the other
 
 
+def test_a_matching_head_learns_in_shards_what_it_learns_whole(found):
+    for (loss, gradients), (same, whole) in (results["matched"] for results in found[0]):
+        assert loss == pytest.approx(same, rel=1e-5)
+        assert gradients.keys() == whole.keys() and whole["matching_head.agreement.weight"].any()
+        for name, gradient in whole.items():
+            torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-4)
+
+
 def test_blocks_compute_in_half_precision_over_whole_weights(found):
     for losses, kinds in (results["half"] for results in found[0]):
         assert kinds == {torch.float32} and losses[-1] < losses[0]
