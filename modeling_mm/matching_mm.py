@@ -85,22 +85,23 @@ class MMMatchingMixin(MMEmbeddingMixin):
         """
         if self.matching_head is None:
             raise ValueError("this model has no matching head; train it with a `matching_weight` above 0")
-        return self.matching_logits(self.matching_head, input_ids, attention_mask, **inputs)
+        return self.matching_logits(input_ids, attention_mask, **inputs)
 
     def ranking_scores(self, similar: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:
         """What candidates are ranked again by (B,): logits of similarities (B,) and of matches (B, 2) together."""
         return similar + self.config.rerank_weight * (matches[:, 1] - matches[:, 0])
 
     def matching_logits(
-        self, head: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **inputs: Any
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **inputs: Any
     ) -> torch.Tensor:
         """What `match` returns, for use within `forward`, where FSDP must not be entered again."""
+        assert self.matching_head is not None
         given = {name: inputs.pop(name) for name in MEDIA if name in inputs}
         media = self.model.prepare_media(input_ids, inputs_embeds=inputs.get("inputs_embeds"), **given)
         encoded = dict(zip(("media_key_values", "media_start"), media, strict=True))
         text = {**self.decoder_options(attention_mask), **inputs, "attention_mask": attention_mask}
         states = self.model(input_ids, return_dict=True, **text, **encoded).last_hidden_state
-        return head(pool_tokens(states, attention_mask, self.config.pooling), *media)
+        return self.matching_head(pool_tokens(states, attention_mask, self.config.pooling), *media)
 
     def matching_of(
         self,
@@ -147,7 +148,7 @@ class MMMatchingMixin(MMEmbeddingMixin):
         for pairs, width in buckets:
             own = {name: one[pairs, :width] if torch.is_tensor(one) else one for name, one in batch.items()}
             media = {"media_key_values": encoded[memory.index[pairs, 0]], "media_start": start[pairs]}
-            logits.append(self.matching_logits(self.matching_head, **own, **media))
+            logits.append(self.matching_logits(**own, **media))
         return torch.cat([pairs for pairs, _ in buckets]), torch.cat(logits)
 
     def drawn(self, candidates: torch.Tensor) -> torch.Tensor:

@@ -305,7 +305,7 @@ def test_the_matching_head_learns_from_true_pairs_and_hard_negatives(monkeypatch
     batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][1], batch["attention_mask"][1]
     seen, learnt = [], []
     match, cross_entropy = model.matching_logits, matching_mm.functional.cross_entropy
-    monkeypatch.setattr(model, "matching_logits", lambda head, **inputs: seen.append(inputs) or match(head, **inputs))
+    monkeypatch.setattr(model, "matching_logits", lambda **inputs: seen.append(inputs) or match(**inputs))
     losses = SimpleNamespace(
         cross_entropy=lambda logits, labels: learnt.append(labels) or cross_entropy(logits, labels)
     )
@@ -426,8 +426,8 @@ def test_matching_learns_from_as_many_rows_as_asked_for_and_is_scored_on_all():
     batch = four_texts_of_three_pictures()
     assert torch.equal(model(**batch, return_loss=True).matching_loss, some(**batch, return_loss=True).matching_loss)
     seen = []
-    some.matching_logits = lambda head, input_ids, **rest: (
-        seen.append(len(input_ids)) or MMForImageTextRetrieval.matching_logits(some, head, input_ids, **rest)
+    some.matching_logits = lambda input_ids, **rest: (
+        seen.append(len(input_ids)) or MMForImageTextRetrieval.matching_logits(some, input_ids, **rest)
     )
     some.train()(**batch, return_loss=True).loss.backward()
     with pytest.raises(StrictDataclassError, match="`matching_rows` is 0; expected 1 or more"):
