@@ -38,6 +38,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from modeling_mm.augmentation import picture_transform
 from modeling_mm.scratch import text_config, train_tokenizer
 
 SIDE = 32  # pixels: half of what the pictures have, in a quarter of the time
@@ -106,6 +107,8 @@ def train(
     """Train for `options.seconds` of computing, on all cores together; returns the number of rows seen."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     encoded = tokenizer(data.texts)
+    names = options.augment_images
+    augment = picture_transform(names, (SIDE, SIDE)) if names else torch.nn.Identity()
     generator = torch.Generator().manual_seed(options.seed)
     model.train()
     seen, start = 0, time.process_time()
@@ -116,7 +119,7 @@ def train(
         for group in optimizer.param_groups:  # a tenth of the time to warm up, then down along a cosine
             group["lr"] = options.learning_rate * min(10 * done, (1 + math.cos(math.pi * done)) / 2)
         text = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
-        loss = model(**text, pixel_values=data.pixels[data.picture[rows]], return_loss=True).loss
+        loss = model(**text, pixel_values=augment(data.pixels[data.picture[rows]]), return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -170,6 +173,7 @@ def main() -> None:
     )
     parser.add_argument("--batch_size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="default: %(default)s")
+    parser.add_argument("--augment_images", nargs="*", choices=("crop", "rotate", "flip"), default=[])
     parser.add_argument("--projection_dim", type=int, default=96, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options = parser.parse_args()
