@@ -9,9 +9,9 @@ BERT. Its ResNet is refused (`ResNetConfig` has no `hidden_size`, its pooled out
 decoder (a Llama has no pooled output); `--vision_tower vit`, `swin` and `convnext` are of about its size and accepted.
 
 A plain loop: AdamW, rows in random order, a cosine schedule over the seconds, which are those of computing (those that
-other programs take do not count; on one thread of an idle machine they are seconds by the clock). Recall from text to
-picture, where each text has one right picture, and from picture to text, where any of the picture's texts counts; ties
-count as lost.
+other programs take do not count; on one thread of an idle machine they are seconds by the clock). `--augment_images`
+changes pictures as `modeling-mm train` does, only after they were made small. Recall from text to picture, where each
+text has one right picture, and from picture to text, where any of the picture's texts counts; ties count as lost.
 """
 
 import argparse

@@ -222,8 +222,8 @@ def test_the_dual_encoder_learns_and_keeps_its_towers(made, monkeypatch, capsys,
     monkeypatch.setattr(dual_encoder.time, "process_time", itertools.count().__next__)  # a step takes a second
     arguments = ["--towers", str(tmp_path), "--vision_tower", "convnext", "--batch_size", "64", "--seconds"]
     results, kept = [], set()
-    for seconds in ("2", "250"):
-        monkeypatch.setattr(sys, "argv", ["dual_encoder", str(made[0]), *arguments, seconds])
+    for seconds in (["2"], ["250", "--augment_images", "rotate"]):
+        monkeypatch.setattr(sys, "argv", ["dual_encoder", str(made[0]), *arguments, *seconds])
         dual_encoder.main()
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
         kept.add(hashlib.sha256((tmp_path / "text" / "model.safetensors").read_bytes()).hexdigest())
