@@ -141,12 +141,12 @@ class MMDataset(torch.utils.data.Dataset):
         return self
 
     def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
-        """Split off a share of the rows at random; rows about one picture stay together.
+        """Split off a share of the rows at random; rows about one picture, or of one concept, stay together.
 
         Raises:
             ValueError: all rows are about one picture, or the share is not between 0 and 1.
         """
-        groups = self.groups()
+        groups = self.groups(by_concept=True)
         if len(groups) < 2:
             raise ValueError(
                 f"all rows of '{self.source}' are about one picture, so none can be held out; give --validation_file"
@@ -167,15 +167,15 @@ class MMDataset(torch.utils.data.Dataset):
         """The same table with other rows kept."""
         return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)
 
-    def groups(self) -> list[list[int]]:
+    def groups(self, by_concept: bool = False) -> list[list[int]]:
         """Indices of rows with the same first picture, video or sound, in this order, together.
 
-        Of rows with a concept, that is the group. A row without anything is a group of its own.
+        A row without any is a group of its own. With `by_concept`, rows that have a concept are grouped by that.
         """
         groups: dict[str, list[int]] = {}
         for index, number in enumerate(self.kept):
             row = self.row(number)
             media = row.images or row.videos or row.audio
-            name = row.concept or (image_key(media[0]) if media else f"row {number}")
-            groups.setdefault(name, []).append(index)
+            name = image_key(media[0]) if media else f"row {number}"
+            groups.setdefault(row.concept if by_concept and row.concept else name, []).append(index)
         return list(groups.values())

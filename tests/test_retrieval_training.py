@@ -314,6 +314,10 @@ def test_rows_of_one_concept_match_each_other(folder, capsys):
     text = -(logits.log_softmax(1) * even / even.sum(1, keepdim=True)).sum(1).mean()
     image = -(logits.T.log_softmax(1) * even.T / even.T.sum(1, keepdim=True)).sum(1).mean()
     torch.testing.assert_close(output.contrastive_loss, (text + image) / 2, atol=1e-5, rtol=1e-5)
+    by_picture, by_concept = dataset.groups(), dataset.groups(by_concept=True)
+    assert by_picture[:2] == [[0, 1], [2, 3]] and by_concept[:2] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    kept, held = (part.groups(by_concept=True) for part in dataset.hold_out(0.5, seed=0))
+    assert len(kept) + len(held) == len(by_concept)
 
 
 def test_texts_that_lost_words_are_still_the_same_text(folder, capsys):
