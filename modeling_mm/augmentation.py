@@ -88,8 +88,13 @@ class Augmentation:
         """A seed for this epoch's draws about something."""
         return zlib.crc32(repr((self.seed, int(self.epoch), *what)).encode())
 
-    def rows(self, rows: Sequence[Row], markers: Mapping[str, str]) -> list[Row]:
-        """The rows with some modalities and words left out; `markers` are those of media, by modality."""
+    def rows(self, rows: list[Row], markers: Mapping[str, str]) -> list[Row]:
+        """The rows with some modalities and words left out; `markers` are those of media, by modality.
+
+        Where nothing is left out, the very rows that were given.
+        """
+        if not (self.word_dropout or self.modality_dropout):
+            return rows
         changed = []
         for row in rows:
             generator = np.random.default_rng(self.number("row", row.number))

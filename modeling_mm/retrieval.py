@@ -80,7 +80,8 @@ class RetrievalCollator(MMCollator):
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         whole = self.texts(rows)
-        said = whole if self.augmentation is None else self.texts(self.augmentation.rows(rows, self.media_markers))
+        changed = rows if self.augmentation is None else self.augmentation.rows(rows, self.media_markers)
+        said = whole if changed is rows else self.texts(changed)
         batch: dict[str, Any] = {**said, **self.flat_images(rows)}
         batch["image_keys"] = torch.zeros(int(batch["image_index"].max()) + 1, dtype=torch.long)
         for row, places in zip(rows, batch["image_index"], strict=True):

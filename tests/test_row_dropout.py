@@ -55,6 +55,7 @@ def test_modalities_are_dropped_as_often_as_asked_and_one_stays():
     assert all(0.17 < np.mean(rows) < 0.23 for rows in empty.values())
     alone = [Row(n, ["a"], "<image>", 0) for n in range(200)] + [Row(n, [], "x", 0) for n in range(200)]
     assert Augmentation(modality_dropout=0.99).rows(alone, MARKERS) == alone
+    assert Augmentation(images=["crop"]).rows(rows, MARKERS) is rows
 
 
 def test_the_answer_of_a_generation_stays_and_a_text_goes_only_where_media_stay(listener, files):  # noqa: F811
