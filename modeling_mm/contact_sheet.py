@@ -45,9 +45,9 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
         both = (processor.flat_audio([clips]), augmentation.sounds(processor, [clips]))
         strips = list(zip(*(spectrograms(batch, processor) for batch in both), strict=True))
         parts.append((1.3 * len(strips), lambda part: show_sounds(part, strips)))
-    if augmentation.word_dropout or augmentation.modality_dropout:
-        shown = [row for row in rows if row.text][:: max(1, len(rows) // TEXTS)][:TEXTS] or rows[:TEXTS]
-        after = augmentation.rows(shown, collator.media_markers)
+    shown = [row for row in rows if row.text][:: max(1, len(rows) // TEXTS)][:TEXTS] or rows[:TEXTS]
+    after = augmentation.rows(shown, collator.media_markers)
+    if after is not shown:
         lines = [changes(*pair, collator.media_markers) for pair in zip(shown, after, strict=True)]
         parts.append((0.3 + 0.35 * len(lines), lambda part: show_lines(part, lines)))
     if not parts:
