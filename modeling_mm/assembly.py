@@ -16,6 +16,7 @@ from .collator import MMCollator
 from .compose import add_video
 from .data import MMDataset
 from .feature_cache import TOWERS, FrozenTower, build_cache, check_cacheable, sources_of
+from .kept_pictures import KeptPictures
 from .matching import MatchingPairs
 from .metrics import compute_metrics_for, in_words
 from .processing_mm import MMProcessor
@@ -117,7 +118,9 @@ def build_trainer(
         "train_dataset": splits.stream or splits.train,
         "eval_dataset": MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
         "processing_class": processor,
-        "data_collator": replace(collator, augmentation=augmentation_of(data, args.seed)),
+        "data_collator": replace(
+            collator, augmentation=augmentation_of(data, args.seed), kept=KeptPictures(data.keep_pictures)
+        ),
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,
     }

@@ -5,11 +5,13 @@
 - What is drawn depends on seed, epoch and the rows at hand, on no state: neither workers nor an interruption change
   it. A row's words and modalities depend on its number, the view of a sound on its file, that of a picture on the
   pictures of its size in the batch, which are turned together.
-- Pictures are changed by kornia; nothing else needs it. Hue stays, by which red would become orange.
+- Pictures are changed by kornia; nothing else needs it. Hue stays, by which red would become orange. A picture larger
+  than its tower sees it is shrunk first, which saves time and changes little.
 
 Shapes: A clips, F frames, M mel bins.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +30,7 @@ from .row_dropout import drop_modalities, drop_words
 
 IMAGES = ("crop", "rotate", "flip", "color")
 AUDIO = ("noise", "shift", "specaugment")
-SHORT_SIDE = 512  # of a larger picture, which is shrunk first: towers see less, and kornia takes its time
+SHORT_SIDE = 512  # of a larger picture, which is shrunk first where the tower's size is not known
 DEGREES = 10.0
 CROP = (0.7, 1.0)  # share of the picture's area that a crop keeps
 COLOR = 0.2  # brightness, contrast and saturation change by this much at most
@@ -103,11 +105,22 @@ class Augmentation:
             changed.append(replace(row, text=words))
         return changed
 
-    def pictures(self, images: Mapping[str, Image.Image]) -> dict[str, Image.Image]:
-        """A view of each picture in its size, by the same keys; a very large one is shrunk first."""
+    def short_side(self, image_processor: Any) -> int:
+        """Pixels of a picture's shorter side that are changed: what the tower will see of it, or `SHORT_SIDE`."""
+        size = getattr(image_processor, "size", None)
+        if not size or not getattr(image_processor, "do_resize", False):
+            return SHORT_SIDE
+        seen = max((size.get(name) or 0 for name in ("height", "width", "shortest_edge")), default=0)
+        share = getattr(image_processor, "crop_pct", None) or 1  # of the side, which is left of a resized picture
+        share *= math.sqrt(CROP[0]) if "crop" in self.images else 1
+        return min(math.ceil(seen / share) or SHORT_SIDE, SHORT_SIDE)
+
+    def pictures(self, images: Mapping[str, Image.Image], image_processor: Any = None) -> dict[str, Image.Image]:
+        """A view of each picture, by the same keys, in its size, or as large as the tower will see it, if smaller."""
         if not self.images:
             return dict(images)
-        views = {key: shrunk(image) for key, image in images.items()}
+        side = self.short_side(image_processor)
+        views = {key: shrunk(image, side) for key, image in images.items()}
         for size in dict.fromkeys(view.size for view in views.values()):
             keys = [key for key, view in views.items() if view.size == size]
             pixels = np.stack([np.asarray(views[key]) for key in keys])
@@ -182,9 +195,9 @@ def transformed(pixels: np.ndarray, transform: Callable[[torch.Tensor], torch.Te
     return [Image.fromarray(view) for view in values.numpy()]
 
 
-def shrunk(image: Image.Image) -> Image.Image:
-    """The picture with at most SHORT_SIDE pixels on its shorter side."""
-    factor = SHORT_SIDE / min(image.size)
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """The picture with at most `side` pixels on its shorter side."""
+    factor = side / min(image.size)
     if factor >= 1:
         return image
     size = (round(image.width * factor), round(image.height * factor))

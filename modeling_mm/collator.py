@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .augmentation import Augmentation
+from .augmentation import Augmentation, shrunk
 from .data import CHUNK, MMDataset, Row
 from .feature_cache import CachedMedia
 from .images import image_key, open_image
+from .kept_pictures import KeptPictures
 from .matching import with_negatives
 from .processing_mm import MMProcessor
 
@@ -37,6 +38,7 @@ class MMCollator:
         blind: leave all pictures, sounds and videos out, to measure how much the text alone tells.
         augmentation: how rows are changed; for training only.
         cached: what frozen towers gave before, by modality; its media are not opened.
+        kept: memory for opened pictures; default: none.
 
     Raises:
         ValueError: a row is longer than `max_length`, or the augmentation is not for this processor.
@@ -50,6 +52,7 @@ class MMCollator:
     negatives_seed: int | None = None
     augmentation: Augmentation | None = None
     cached: Mapping[str, CachedMedia] = field(default_factory=dict)
+    kept: KeptPictures = field(default_factory=KeptPictures)
 
     def __post_init__(self):
         if self.augmentation is not None:
@@ -92,10 +95,17 @@ class MMCollator:
         decoded = {key: image for row in rows for key, image in row.opened.items()}
         for image in (image for row in rows for image in row.images):
             if (key := image_key(image)) not in opened:
-                opened[key] = decoded[key] if key in decoded else open_image(image)
+                opened[key] = decoded[key] if key in decoded else self.open_image(image, key)
         if self.augmentation is not None:
-            opened = self.augmentation.pictures(opened)
+            opened = self.augmentation.pictures(opened, self.processor.image_processor)
         return [[opened[image_key(image)] for image in row.images] for row in rows]
+
+    def open_image(self, image: str | bytes, key: str) -> Image.Image:
+        """A picture, for augmentation no larger than that needs it; one that was kept in memory, where it was."""
+        if self.augmentation is None or not self.augmentation.images:
+            return self.kept.get(key, lambda: open_image(image))
+        side = self.augmentation.short_side(self.processor.image_processor)
+        return self.kept.get((key, side), lambda: shrunk(open_image(image), side))
 
     def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; prompts too where asked for."""

@@ -38,7 +38,8 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
     pictures = distinct((image for row in rows for image in row.images), PICTURES) if augmentation.images else {}
     if pictures:
         before = {key: open_image(image) for key, image in pictures.items()}
-        pairs = list(zip(before.values(), augmentation.pictures(before).values(), strict=True))
+        views = augmentation.pictures(before, processor.image_processor)
+        pairs = list(zip(before.values(), views.values(), strict=True))
         parts.append((1.5 * -(-len(pairs) // PAIRS), lambda part: show_pictures(part, pairs)))
     sounds = distinct((sound for row in rows for sound in row.audio), SOUNDS) if augmentation.audio else {}
     if clips := list(sounds.values()):

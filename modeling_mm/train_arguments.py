@@ -103,6 +103,7 @@ class DataArguments:
         default="float32",
         metadata={"help": "of these; bfloat16 takes half, and rounds", "choices": ["float32", "bfloat16"]},
     )
+    keep_pictures: int = field(default=0, metadata={"help": "megabytes of opened pictures in memory for later epochs"})
     on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
 
 
@@ -131,6 +132,8 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
         raise ValueError(f"--concept_column says which pairs of a retrieval match; {data.task} has no use for it")
     if data.group_size is not None and not (data.group_by_image and data.group_size > 0):
         raise ValueError(f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more")
+    if data.keep_pictures < 0:
+        raise ValueError(f"--keep_pictures is {data.keep_pictures}; expected megabytes, 0 or more")
     if data.calibrate and data.task in ("generation", "regression"):
         raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
     if data.task in ("matching", "retrieval") and data.modality_dropout:

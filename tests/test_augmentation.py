@@ -14,8 +14,12 @@ from torch.utils.data import DataLoader
 from transformers import (
     ASTFeatureExtractor,
     ClapFeatureExtractor,
+    CLIPImageProcessorPil,
+    ConvNextImageProcessorPil,
     SeamlessM4TFeatureExtractor,
+    Siglip2ImageProcessorPil,
     TrainingArguments,
+    ViTImageProcessorPil,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
 )
@@ -181,6 +185,26 @@ def test_a_crop_keeps_most_of_the_picture_and_its_proportions(size):
 def test_a_very_large_picture_is_shrunk_in_proportion():
     (view,) = Augmentation(["flip"]).pictures({"large": drawing((9, 9, 9), 1024).resize((2048, 1024))}).values()
     assert view.size == (1024, 512)
+
+
+@pytest.mark.parametrize(
+    ("prepares", "side", "side_of_crops"),
+    [
+        (ViTImageProcessorPil(size={"height": 32, "width": 48}), 48, 58),
+        (ViTImageProcessorPil(size={"height": 32, "width": 32}, do_resize=False), 512, 512),
+        (CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size=32), 40, 48),
+        (ConvNextImageProcessorPil(size={"shortest_edge": 56}), 64, 77),
+        (ViTImageProcessorPil(size={"height": 1000, "width": 1000}), 512, 512),
+        (Siglip2ImageProcessorPil(), 512, 512),
+    ],
+)
+def test_a_picture_is_changed_no_larger_than_its_tower_sees_it(prepares, side, side_of_crops):
+    large = {"large": drawing((9, 9, 9), 1024).resize((2048, 1024))}
+    for names, expected in ((["rotate"], side), (["rotate", "crop"], side_of_crops)):
+        (view,) = Augmentation(names).pictures(large, prepares).values()
+        assert view.size == (2 * expected, expected)
+        small = {"small": drawing((9, 9, 9), 20)}
+        assert Augmentation(names).pictures(small, prepares)["small"].size == (20, 20)
 
 
 def test_a_distinct_picture_and_a_distinct_sound_have_one_view_in_a_batch(listener, rows):
