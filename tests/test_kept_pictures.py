@@ -73,5 +73,5 @@ def test_room_for_three_pictures_keeps_three(opened, tmp_path):
 
 def test_negative_room_is_refused(tmp_path, capsys):
     arguments = ["train", "--train_file", "no.csv", "--output_dir", str(tmp_path), "--keep_pictures", "-1"]
-    assert cli.main(arguments) == 1
+    assert cli.main(arguments) == 2
     assert "--keep_pictures is -1; expected megabytes, 0 or more" in capsys.readouterr().err
