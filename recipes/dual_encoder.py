@@ -172,7 +172,7 @@ def main() -> None:
         help="of computing while training, by all cores together; default: %(default)s",
     )
     parser.add_argument("--batch_size", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="default: %(default)s")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="default: %(default)s")
     parser.add_argument("--augment_images", nargs="*", choices=("crop", "rotate", "flip"), default=[])
     parser.add_argument("--projection_dim", type=int, default=96, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
