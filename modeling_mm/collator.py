@@ -95,13 +95,13 @@ class MMCollator:
         decoded = {key: image for row in rows for key, image in row.opened.items()}
         for image in (image for row in rows for image in row.images):
             if (key := image_key(image)) not in opened:
-                opened[key] = decoded[key] if key in decoded else self.open_image(image, key)
+                opened[key] = decoded[key] if key in decoded else self.kept_image(image, key)
         if self.augmentation is not None:
             opened = self.augmentation.pictures(opened, self.processor.image_processor)
         return [[opened[image_key(image)] for image in row.images] for row in rows]
 
-    def open_image(self, image: str | bytes, key: str) -> Image.Image:
-        """A picture, for augmentation no larger than that needs it; one that was kept in memory, where it was."""
+    def kept_image(self, image: str | bytes, key: str) -> Image.Image:
+        """A picture from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
         if self.augmentation is None or not self.augmentation.images:
             return self.kept.get(key, lambda: open_image(image))
         side = self.augmentation.short_side(self.processor.image_processor)
