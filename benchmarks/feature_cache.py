@@ -28,12 +28,14 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, TrainerCallback, TrainingArguments
 
 from modeling_mm import MMConfig, MMForConditionalGeneration, MMProcessor
-from modeling_mm.assembly import use_cached_features
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.scratch import train_tokenizer
-from modeling_mm.splits import Splits
-from modeling_mm.trainer import MMTrainer, set_trainable
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns
+from modeling_mm.training.build import use_cached_features
+from modeling_mm.training.scratch import train_tokenizer
+from modeling_mm.training.splits import Splits
+from modeling_mm.training.trainable import set_trainable
+from modeling_mm.training.trainer import MMTrainer
 
 VARIANTS = ("without", "with a new cache", "with the cache of an earlier run")
 ANSWERS = ["red", "green", "blue", "no", "yes", "round"]

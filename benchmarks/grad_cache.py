@@ -28,7 +28,7 @@ from torch.nn import functional
 from transformers import BertConfig, CLIPVisionConfig, TrainerCallback, TrainingArguments
 
 from modeling_mm import MMConfig, MMForImageTextRetrieval
-from modeling_mm.retrieval_trainer import RetrievalTrainer
+from modeling_mm.training.retrieval_trainer import RetrievalTrainer
 
 VARIANTS = ("whole matrix", "loss in chunks", "GradCache")
 SIZE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}

@@ -13,11 +13,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, TrainingArguments, ViTImageProcessorPil
 
-from modeling_mm import MMForConditionalGeneration, MMProcessor, scratch
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.tables import read_table
-from modeling_mm.trainer import MMTrainer
+from modeling_mm import MMForConditionalGeneration, MMProcessor
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.tables import read_table
+from modeling_mm.training import scratch
+from modeling_mm.training.trainer import MMTrainer
 
 AUTO = (
     "from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, "

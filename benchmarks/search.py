@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from modeling_mm.ann import build_ann
-from modeling_mm.dual_encoder import DualEncoder
-from modeling_mm.gallery import OWN, Gallery
-from modeling_mm.images import open_image
-from modeling_mm.scratch import train_tokenizer
+from modeling_mm.data.media import open_image
+from modeling_mm.search.ann import build_ann
+from modeling_mm.search.dual_encoder import DualEncoder
+from modeling_mm.search.gallery import OWN, Gallery
+from modeling_mm.training.scratch import train_tokenizer
 
 WIDTH, LATENT, CLUSTERS, QUERIES = 256, 32, 2000, 100
 KILLED_AT = (0.15, 0.4, 0.7)  # shares of the rows written

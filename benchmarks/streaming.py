@@ -36,13 +36,13 @@ from transformers import BertConfig, CLIPImageProcessorPil, CLIPVisionConfig, Pr
 
 from modeling_mm import MMConfig, MMForSequenceClassification, MMProcessor
 from modeling_mm.checkpoint import last_checkpoint
-from modeling_mm.collator import MMCollator
-from modeling_mm.rows import Columns
-from modeling_mm.scratch import train_tokenizer
-from modeling_mm.shards import open_shards
-from modeling_mm.stream import MMStream
-from modeling_mm.stream_loader import StreamLoader
-from modeling_mm.trainer import MMTrainer
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.shards import open_shards
+from modeling_mm.data.stream import MMStream
+from modeling_mm.data.stream_loader import StreamLoader
+from modeling_mm.training.scratch import train_tokenizer
+from modeling_mm.training.trainer import MMTrainer
 
 ROOT = Path(__file__).parent.parent
 SIDE, BATCH = 32, 50

@@ -4,6 +4,8 @@
 Importing this package registers its classes with the Auto classes and its pipeline, and does nothing else.
 """
 
+import sys
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,13 +21,13 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .classification_mm import MMForSequenceClassification
-from .configuration_mm import MMConfig
-from .generation_mm import MMForConditionalGeneration
-from .modeling_mm import MMModel, MMPreTrainedModel
-from .pipeline_mm import MultimodalClassificationPipeline
-from .processing_mm import MMProcessor
-from .retrieval_mm import MMForImageTextRetrieval
+from .model.classification_mm import MMForSequenceClassification
+from .model.configuration_mm import MMConfig
+from .model.generation_mm import MMForConditionalGeneration
+from .model.modeling_mm import MMModel, MMPreTrainedModel
+from .model.pipeline_mm import MultimodalClassificationPipeline
+from .model.processing_mm import MMProcessor
+from .model.retrieval_mm import MMForImageTextRetrieval
 from .version import __version__
 
 AutoConfig.register(MMConfig.model_type, MMConfig, exist_ok=True)
@@ -42,6 +44,10 @@ MODEL_FOR_RETRIEVAL_MAPPING.register(MMConfig, MMForImageTextRetrieval, exist_ok
 PIPELINE_REGISTRY.register_pipeline(
     "multimodal-classification", MultimodalClassificationPipeline, AutoModelForSequenceClassification
 )
+
+# the names that adapters trained before the heads moved into `model` have in their adapter_config.json
+for name in ("modeling_mm", "generation_mm", "classification_mm", "retrieval_mm"):
+    sys.modules[f"{__name__}.{name}"] = sys.modules[f"{__name__}.model.{name}"]
 
 # So that saving again copies the code beside the weights, and others can load the folder without this package.
 MMConfig.register_for_auto_class()

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Open a trained folder, whole or a LoRA adapter, with the head it was trained with; find where to resume."""
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -10,11 +11,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .classification_mm import MMForSequenceClassification
-from .configuration_mm import MMConfig
-from .generation_mm import MMForConditionalGeneration
-from .processing_mm import MMProcessor
-from .retrieval_mm import MMForImageTextRetrieval
+from .model.classification_mm import MMForSequenceClassification
+from .model.configuration_mm import MMConfig
+from .model.generation_mm import MMForConditionalGeneration
+from .model.processing_mm import MMProcessor
+from .model.retrieval_mm import MMForImageTextRetrieval
 
 logger = logging.getLogger(__name__)
 
@@ -157,3 +158,22 @@ def last_checkpoint(folder: str) -> str | None:
         if step.isdigit() and not (path / "checkpoint-is-incomplete.txt").exists():
             found.append((int(step), str(path)))
     return max(found)[1] if found else None
+
+
+QUANTIZATIONS = ["int8"]
+
+
+def quantized(kind: str | None) -> dict[str, Any]:
+    """Arguments of `load_checkpoint` or `from_pretrained` for one of `QUANTIZATIONS`; none at all for None.
+
+    Raises:
+        ValueError: torchao is not installed.
+    """
+    if kind is None:
+        return {}
+    if importlib.util.find_spec("torchao") is None:
+        raise ValueError(f'--quantization {kind} needs torchao; pip install "modeling-mm[quantization]"')
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}

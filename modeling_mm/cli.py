@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         asks_for_help = {"-h", "--help"} & set(arguments)
         with contextlib.nullcontext() if asks_for_help else contextlib.redirect_stdout(sys.stderr):
-            result = importlib.import_module(f"modeling_mm.{verb}").main(arguments[1:])
+            result = importlib.import_module(f"modeling_mm.commands.{verb}").main(arguments[1:])
     except KeyboardInterrupt:
         print(f"modeling-mm {verb}: interrupted; what was saved is kept", file=sys.stderr)
         return 130

@@ -38,8 +38,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from modeling_mm.augmentation import picture_transform
-from modeling_mm.scratch import text_config, train_tokenizer
+from modeling_mm.data.augmentation import picture_transform
+from modeling_mm.training.scratch import text_config, train_tokenizer
 
 SIDE = 32  # pixels: half of what the pictures have, in a quarter of the time
 SPLITS = ("train", "validation", "test_vendor", "test_concepts")

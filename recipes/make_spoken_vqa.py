@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from modeling_mm.tables import read_easy_vqa
+from modeling_mm.data.tables import read_easy_vqa
 from recipes.speech import VOICES, require_espeak, utterance, write_utterance
 from recipes.tables import command, save, side_by_side, write_table
 

@@ -15,10 +15,12 @@ from conftest import mm_model
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from modeling_mm import MMProcessor, feature_cache, feature_store
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.feature_cache import FrozenTower, build_cache, sources_of
-from modeling_mm.scratch import train_tokenizer
+from modeling_mm import MMProcessor
+from modeling_mm.data import feature_cache, feature_store
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.feature_cache import FrozenTower, build_cache, sources_of
+from modeling_mm.data.rows import Columns
+from modeling_mm.training.scratch import train_tokenizer
 
 
 @dataclass

@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessorPil
 
 from modeling_mm import MMConfig, MMForConditionalGeneration, MMModel, MMProcessor
-from modeling_mm.scratch import train_tokenizer
+from modeling_mm.training.scratch import train_tokenizer
 
 torch.set_num_threads(1)
 

@@ -11,9 +11,10 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 
 pytest.importorskip("lancedb")
 
-from modeling_mm import cli, index, search  # noqa: E402
-from modeling_mm.gallery import Gallery  # noqa: E402
-from modeling_mm.scratch import train_tokenizer  # noqa: E402
+from modeling_mm import cli
+from modeling_mm.commands import index, search
+from modeling_mm.search.gallery import Gallery
+from modeling_mm.training.scratch import train_tokenizer
 
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -21,9 +21,9 @@ from modeling_mm import (
     MMForSequenceClassification,
     MMProcessor,
 )
-from modeling_mm.scratch import train_tokenizer
-from modeling_mm.sharding import is_sharded, open_methods, shard, unseen_media, with_unseen_media
-from modeling_mm.trainer import MMTrainer
+from modeling_mm.training.fsdp import is_sharded, open_methods, shard, unseen_media, with_unseen_media
+from modeling_mm.training.scratch import train_tokenizer
+from modeling_mm.training.trainer import MMTrainer
 
 ROWS, TOKENS = 4, 7
 HEADS = {

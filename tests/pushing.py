@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard
 from transformers import CLIPImageProcessorPil
 
 from modeling_mm import MMForSequenceClassification, MMProcessor, cli
-from modeling_mm.repository import PICKLES, is_replaced
-from modeling_mm.scratch import train_tokenizer
+from modeling_mm.hub.repository import PICKLES, is_replaced
+from modeling_mm.training.scratch import train_tokenizer
 
 
 def python(hub, folder, *argv, token="write"):

@@ -15,13 +15,8 @@ from conftest import ABSENT, SENTENCES, mm_model, save_with_processor
 from test_hearing import ears
 from transformers import CLIPImageProcessorPil
 
-from modeling_mm import (
-    MMForConditionalGeneration,
-    MMForImageTextRetrieval,
-    MMForSequenceClassification,
-    MMProcessor,
-)
-from modeling_mm.scratch import feature_extractor, train_tokenizer
+from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMProcessor
+from modeling_mm.training.scratch import feature_extractor, train_tokenizer
 
 SPACE = Path(__file__).parent.parent / "hub_space"
 # One process for all folders, as importing takes longest; it ends with its input, so when the tests die.

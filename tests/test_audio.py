@@ -15,7 +15,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from modeling_mm.audio_mm import CUT_UP_TO, audio_features, is_silent, read_audio
+from modeling_mm.model.audio_mm import CUT_UP_TO, audio_features, is_silent, read_audio
 
 RATE = 16000
 

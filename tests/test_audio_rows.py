@@ -10,13 +10,16 @@ import soundfile
 import torch
 from conftest import drawing, mm_model
 
-from modeling_mm import MMForSequenceClassification, MMProcessor, audio_mm, cli, scratch
-from modeling_mm.audio_mm import audio_features, read_audio
-from modeling_mm.audio_towers_mm import audio_states, audio_tower_from_config, audio_width
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Columns, MMDataset, Row
-from modeling_mm.images import BadRow
-from modeling_mm.tables import read_table
+from modeling_mm import MMForSequenceClassification, MMProcessor, cli
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.media import BadRow
+from modeling_mm.data.rows import Columns, Row
+from modeling_mm.data.tables import read_table
+from modeling_mm.model import audio_mm
+from modeling_mm.model.audio_mm import audio_features, read_audio
+from modeling_mm.model.audio_towers_mm import audio_states, audio_tower_from_config, audio_width
+from modeling_mm.training import scratch
 
 RATE = 16000
 COLUMNS = Columns("image", "text", "label", audio="audio")

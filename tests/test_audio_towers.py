@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from modeling_mm.audio_mm import audio_features, window_seconds
-from modeling_mm.audio_towers_mm import audio_half, audio_states, audio_tower_from_config, audio_width
+from modeling_mm.model.audio_mm import audio_features, window_seconds
+from modeling_mm.model.audio_towers_mm import audio_half, audio_states, audio_tower_from_config, audio_width
 
 RATE = 8000
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -24,13 +24,16 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from modeling_mm import MMForSequenceClassification, MMProcessor, augmentation, cli, scratch
-from modeling_mm.audio_mm import read_audio
-from modeling_mm.augmentation import AUDIO, IMAGES, Augmentation, frames_of, spec_augment
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Columns, MMDataset, Row
-from modeling_mm.train_arguments import DataArguments
-from modeling_mm.trainer import MMTrainer
+from modeling_mm import MMForSequenceClassification, MMProcessor, cli
+from modeling_mm.data import augmentation
+from modeling_mm.data.augmentation import AUDIO, IMAGES, Augmentation, frames_of, spec_augment
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns, Row
+from modeling_mm.model.audio_mm import read_audio
+from modeling_mm.training import scratch
+from modeling_mm.training.arguments import DataArguments
+from modeling_mm.training.trainer import MMTrainer
 
 RATE = 16000
 

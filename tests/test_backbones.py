@@ -17,7 +17,8 @@ from conftest import (
 )
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from modeling_mm import MMConfig, MMForConditionalGeneration, MMForSequenceClassification, MMModel, scratch
+from modeling_mm import MMConfig, MMForConditionalGeneration, MMForSequenceClassification, MMModel
+from modeling_mm.training import scratch
 
 
 @pytest.mark.parametrize("kind,groups", [("albert", 1), ("xlm", None)])

@@ -11,8 +11,8 @@ from conftest import mm_model
 from transformers import TrainingArguments
 
 from modeling_mm import cli
-from modeling_mm.arguments import MMParser
-from modeling_mm.train_arguments import DataArguments, ModelArguments
+from modeling_mm.commands.arguments import MMParser
+from modeling_mm.training.arguments import DataArguments, ModelArguments
 
 
 @dataclass
@@ -145,30 +145,30 @@ def raising(error):
 
 
 def test_interrupted_is_130(monkeypatch, capsys):
-    monkeypatch.setattr("modeling_mm.predict.main", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("modeling_mm.commands.predict.main", raising(KeyboardInterrupt()))
     assert cli.main(["predict"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_our_own_mistakes_are_not_hidden(monkeypatch, capsys):
-    monkeypatch.setattr("modeling_mm.predict.main", raising(ValueError("one\n  two")))
+    monkeypatch.setattr("modeling_mm.commands.predict.main", raising(ValueError("one\n  two")))
     assert cli.main(["predict"]) == 2
     assert capsys.readouterr().err == "modeling-mm predict: one two\n"
     monkeypatch.setenv("MODELING_MM_TRACEBACK", "1")
     with pytest.raises(ValueError):
         cli.main(["predict"])
     monkeypatch.delenv("MODELING_MM_TRACEBACK")
-    monkeypatch.setattr("modeling_mm.predict.main", raising(TypeError("a bug")))
+    monkeypatch.setattr("modeling_mm.commands.predict.main", raising(TypeError("a bug")))
     with pytest.raises(TypeError):
         cli.main(["predict"])
 
 
 def test_what_a_verb_prints_does_not_mix_with_its_result(monkeypatch, capsys):
-    monkeypatch.setattr("modeling_mm.predict.main", lambda argv: print("loading ...") or {"a": 1})
+    monkeypatch.setattr("modeling_mm.commands.predict.main", lambda argv: print("loading ...") or {"a": 1})
     assert cli.main(["predict"]) == 0
     captured = capsys.readouterr()
     assert captured.out == '{"a": 1}\n' and captured.err == "loading ...\n"
-    monkeypatch.setattr("modeling_mm.predict.main", lambda argv: None)
+    monkeypatch.setattr("modeling_mm.commands.predict.main", lambda argv: None)
     assert cli.main(["predict"]) == 0 and capsys.readouterr().out == ""
 
 

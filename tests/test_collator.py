@@ -5,9 +5,10 @@ import torch
 from conftest import drawing
 from transformers import CLIPImageProcessorPil
 
-from modeling_mm import MMProcessor, collator
-from modeling_mm.collator import IGNORED, MMCollator
-from modeling_mm.data import Row
+from modeling_mm import MMProcessor
+from modeling_mm.data import collator
+from modeling_mm.data.collator import IGNORED, MMCollator
+from modeling_mm.data.rows import Row
 
 CHATML = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}{% endfor %}"

@@ -7,7 +7,7 @@ from conftest import IMAGE_ID, mixed_rows, mm_model, padded, pictures, text_inpu
 from torch._dynamo.testing import CompileCounter
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel
-from modeling_mm.media_mm import NEVER, media_start_from_markers
+from modeling_mm.model.media_mm import NEVER, media_start_from_markers
 
 HEADS = {"base": MMModel, "generation": MMForConditionalGeneration, "classification": MMForSequenceClassification}
 QUICK = [("generation", "llama"), ("classification", "bert")]

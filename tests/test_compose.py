@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor
-from modeling_mm.compose import half_config, load_text_model, load_vision_tower
+from modeling_mm.model.towers_mm import half_config, load_text_model, load_vision_tower
 
 TEXT_HALF = {
     "vocab_size": 99,

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
 from modeling_mm import MMConfig, MMForConditionalGeneration
-from modeling_mm.configuration_mm import AUTO_MAP, tower_width
+from modeling_mm.model.configuration_mm import AUTO_MAP, tower_width
 
 FOLDER = {"_name_or_path": "", "transformers_version": ""}  # where a config came from is no part of it
 # What `@strict` makes of a ValueError in a validator; its text ends in the sentence.

@@ -8,10 +8,11 @@ import pytest
 from conftest import drawing
 from PIL import Image
 
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.images import BadRow, open_image
-from modeling_mm.samplers import ImageGroupSampler
-from modeling_mm.tables import read_easy_vqa, read_table
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.media import BadRow, open_image
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.samplers import ImageGroupSampler
+from modeling_mm.data.tables import read_easy_vqa, read_table
 
 COLUMNS = Columns("image", "text", "answer")
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 200, 30)

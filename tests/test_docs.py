@@ -11,15 +11,14 @@ from conftest import causal_model, tokenizer_folder, vision_model  # noqa: F401
 from transformers import AutoTokenizer, CLIPImageProcessorPil, HfArgumentParser, TrainingArguments
 
 from modeling_mm import cli
-from modeling_mm.arguments import MMParser
-from modeling_mm.evaluate import EvaluateArguments
-from modeling_mm.export import ExportArguments
-from modeling_mm.index import IndexArguments
-from modeling_mm.predict import PredictArguments
-from modeling_mm.push import PushArguments
-from modeling_mm.retrieval import RetrievalArguments
-from modeling_mm.search import SearchArguments
-from modeling_mm.train_arguments import DataArguments, ModelArguments
+from modeling_mm.commands.arguments import MMParser
+from modeling_mm.commands.evaluate import EvaluateArguments
+from modeling_mm.commands.export import ExportArguments
+from modeling_mm.commands.index import IndexArguments
+from modeling_mm.commands.predict import PredictArguments
+from modeling_mm.commands.push import PushArguments
+from modeling_mm.commands.search import SearchArguments
+from modeling_mm.training.arguments import DataArguments, ModelArguments, RetrievalArguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,7 +78,7 @@ def commands():
         ROOT / "README.md",
         *(ROOT / "docs").glob("*.md"),
         *(ROOT / "recipes").glob("*.yaml"),
-        *(ROOT / "modeling_mm").glob("*.py"),
+        *(ROOT / "modeling_mm").rglob("*.py"),
     ]
     for path in sources:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ").replace("\n#  ", " ")

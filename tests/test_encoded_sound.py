@@ -7,9 +7,9 @@ from conftest import drawing, padded
 from test_hearing import GREEDY, clips, heard_row, hearing, hearing_processor, mixed, tone
 from transformers import TrainingArguments
 
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Row
-from modeling_mm.trainer import MMTrainer
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.rows import Row
+from modeling_mm.training.trainer import MMTrainer
 
 soundfile = pytest.importorskip("soundfile")
 

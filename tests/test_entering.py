@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_mm import MMForConditionalGeneration, MMModel
-from modeling_mm.fusion_mm import CURRENT_CALL, text_layers
+from modeling_mm.model.fusion_mm import CURRENT_CALL, text_layers
 
 SIZES = {
     "vocab_size": 99,

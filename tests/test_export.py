@@ -10,10 +10,10 @@ from conftest import OLD_LIBRARY, SENTENCES, drawing, mm_model
 from transformers import CLIPImageProcessorPil
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor, cli
-from modeling_mm.export import check_graphs, export_model
-from modeling_mm.exported import ExportedMM
-from modeling_mm.graphs import CHECKED, TRACED, Decoder, OneGraph, graphs_of
-from modeling_mm.scratch import train_tokenizer
+from modeling_mm.export.graphs import CHECKED, TRACED, Decoder, OneGraph, graphs_of
+from modeling_mm.export.runtime import ExportedMM
+from modeling_mm.export.writer import check_graphs, export_model
+from modeling_mm.training.scratch import train_tokenizer
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil
 
 from modeling_mm import cli
-from modeling_mm.assembly import use_cached_features
-from modeling_mm.collator import MMCollator
-from modeling_mm.feature_cache import TOWERS
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.feature_cache import TOWERS
+from modeling_mm.training.build import use_cached_features
 
 CACHING = Path(__file__).parent / "caching.py"
 COUNT, DISTINCT = 24, 23
@@ -99,7 +99,7 @@ def towers_at_rest(monkeypatch):
             if (tower := getattr(trainer.model.base_model, name)) is not None:
                 tower.register_forward_pre_hook(refuse)
 
-    monkeypatch.setattr("modeling_mm.train.use_cached_features", then_rest)
+    monkeypatch.setattr("modeling_mm.commands.train.use_cached_features", then_rest)
 
 
 @pytest.mark.parametrize("way", [way if way in FAST else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from modeling_mm.repository import files_of
-from modeling_mm.scratch import train_tokenizer
+from modeling_mm.hub.repository import files_of
+from modeling_mm.training.scratch import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ EVERY_KIND = """
 import json, torch
 from pathlib import Path
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMModel
-from modeling_mm.fusion_only import save_fusion_only
+from modeling_mm.hub.repository import save_fusion_only
 
 said = {}
 for name, head, text, audio, options in [

@@ -7,7 +7,7 @@ from test_retrieval import EARS, naive, processes, retriever
 from test_retrieval_training import collate, pairs_of_rows, trained
 from transformers import AutoConfig
 
-from modeling_mm.losses_mm import text_keys
+from modeling_mm.model.losses_mm import text_keys
 
 
 def collate_heard(rows):

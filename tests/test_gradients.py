@@ -20,7 +20,7 @@ from conftest import (
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
-from modeling_mm.fusion_mm import text_layers
+from modeling_mm.model.fusion_mm import text_layers
 
 # Parts of towers behind the states that fusion and the heads read: poolers, norms of pooled states, mask tokens.
 UNUSED = {

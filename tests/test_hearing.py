@@ -24,7 +24,7 @@ from conftest import (
 from transformers import AutoConfig, AutoModelForSequenceClassification, CLIPImageProcessorPil
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor, cli
-from modeling_mm.scratch import feature_extractor, train_tokenizer
+from modeling_mm.training.scratch import feature_extractor, train_tokenizer
 
 soundfile = pytest.importorskip("soundfile")
 

@@ -17,8 +17,8 @@ from galleries import clip, draw, pictures, refused, rows_of, run_index, run_sea
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from modeling_mm.gallery import only_writer
-from modeling_mm.picture_rows import read_pictures
+from modeling_mm.search.gallery import only_writer
+from modeling_mm.search.pictures import read_pictures
 
 
 def test_every_picture_is_there_once_with_the_models_own_embedding(clip, pictures, tmp_path):
@@ -37,7 +37,7 @@ def test_every_picture_is_there_once_with_the_models_own_embedding(clip, picture
 KILLED = """
 import os, signal, sys, threading
 from modeling_mm import cli
-from modeling_mm.gallery import Gallery
+from modeling_mm.search.gallery import Gallery
 put, calls = Gallery.put, []
 def dying(self, *rows):
     calls.append(rows)
@@ -234,6 +234,6 @@ def test_columns_of_later_files_join_those_of_earlier_ones(clip, table, pictures
 
 
 def test_a_second_writer_is_refused(indexed, monkeypatch):
-    monkeypatch.setattr("modeling_mm.gallery.LOCK_SECONDS", 0)
+    monkeypatch.setattr("modeling_mm.search.gallery.LOCK_SECONDS", 0)
     with only_writer(str(indexed["i"])), pytest.raises(ValueError, match="another process is writing"):
         run_index(index=indexed["i"], remove=["0.png"])

@@ -11,8 +11,7 @@ from conftest import mixed_rows, mm_model, padded, pictures
 from torch import nn
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, cli
-from modeling_mm.checkpoint import load_checkpoint
-from modeling_mm.quantization import quantized
+from modeling_mm.checkpoint import load_checkpoint, quantized
 
 pytest.importorskip("torchao")
 

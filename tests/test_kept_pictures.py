@@ -7,11 +7,12 @@ import torch
 from conftest import drawing
 from PIL import Image
 
-from modeling_mm import cli, collator
-from modeling_mm.augmentation import Augmentation
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Row
-from modeling_mm.kept_pictures import KeptPictures
+from modeling_mm import cli
+from modeling_mm.data import collator
+from modeling_mm.data.augmentation import Augmentation
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.media import KeptPictures
+from modeling_mm.data.rows import Row
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSequenceClassification
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
-from modeling_mm.late_fusion_mm import MMLateFusion
+from modeling_mm.model.late_fusion_mm import MMLateFusion
 
 KINDS = ["concat", "sum", "weighted", "gated", "product"]
 NAMES = ("text", "image", "audio")

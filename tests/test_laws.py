@@ -27,7 +27,7 @@ from conftest import (
 from transformers import AutoModel
 
 from modeling_mm import MMConfig, MMForConditionalGeneration, MMModel
-from modeling_mm.media_mm import NEVER, media_start_from_markers
+from modeling_mm.model.media_mm import NEVER, media_start_from_markers
 
 BACKBONES = [*DECODERS, *ENCODERS]
 

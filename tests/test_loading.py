@@ -259,7 +259,7 @@ def test_one_s_own_checkpoint_needs_no_remote_code_no_pickle_and_no_network(proc
     )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
-    assert said["type"] == "modeling_mm.generation_mm" and said["remote"] == []
+    assert said["type"] == "modeling_mm.model.generation_mm" and said["remote"] == []
     ids = processor(text="what colour is the circle", return_tensors="pt")["input_ids"]
     logits = result(model, {"input_ids": ids, "pixel_values": torch.ones(1, 3, 16, 16)})
     assert said["sum"] == pytest.approx(logits.double().sum().item(), abs=1e-3)

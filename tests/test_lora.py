@@ -236,6 +236,12 @@ def test_auto_peft_models_find_the_base(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     again = AutoPeftModel.from_pretrained(tmp_path / "adapter", import_allowlist=["modeling_mm"]).eval()
     assert torch.equal(logits(again, batch), logits(model, batch))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    now = config.read_text()
+    assert '"modeling_mm.model.generation_mm"' in now
+    config.write_text(now.replace("modeling_mm.model.", "modeling_mm."))  # as adapters of the flat package have it
+    again = AutoPeftModel.from_pretrained(tmp_path / "adapter", import_allowlist=["modeling_mm"]).eval()
+    assert torch.equal(logits(again, batch), logits(model, batch))
 
     mm_model("bert", head=MMForSequenceClassification).save_pretrained(tmp_path / "bert")
     base = MMForSequenceClassification.from_pretrained(tmp_path / "bert")

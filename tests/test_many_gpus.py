@@ -16,7 +16,7 @@ from torch.distributed.run import get_args_parser
 from transformers import HfArgumentParser, TrainingArguments
 
 from benchmarks.many_gpus import table
-from modeling_mm.train_arguments import DataArguments, ModelArguments
+from modeling_mm.training.arguments import DataArguments, ModelArguments
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "many-gpus.md").read_text(encoding="utf-8")

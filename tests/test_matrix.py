@@ -32,7 +32,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from modeling_mm import MMConfig, MMForConditionalGeneration, MMModel
-from modeling_mm.fusion_mm import FusionCall, text_layers
+from modeling_mm.model.fusion_mm import FusionCall, text_layers
 
 TABLES = Path(__file__).parent.parent / "docs" / "backbones.md"
 REFUSED = (ValueError, StrictDataclassError)

@@ -16,12 +16,12 @@ from modeling_mm import (
     MMForSequenceClassification,
     MMProcessor,
     cli,
-    figures,
-    predict,
 )
 from modeling_mm.checkpoint import load_checkpoint
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Row
+from modeling_mm.commands import predict
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.rows import Row
+from modeling_mm.report import figures
 
 LABELS = {0: "blue", 1: "no", 2: "yes"}
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from modeling_mm import MMProcessor
-from modeling_mm.configuration_mm import AUTO_MAP
-from modeling_mm.proof import make_proof
-from modeling_mm.repository import files_of, is_replaced, stage
-from modeling_mm.scratch import audio_config, feature_extractor, train_tokenizer
+from modeling_mm.hub.repository import files_of, is_replaced, stage
+from modeling_mm.hub.verification import make_proof
+from modeling_mm.model.configuration_mm import AUTO_MAP
+from modeling_mm.training.scratch import audio_config, feature_extractor, train_tokenizer
 
 
 def test_a_trained_folder_is_pushed_in_one_commit_and_loads_back(hub, tmp_path):

@@ -32,34 +32,34 @@ UPLOAD_ALL = """
 import json, os, sys
 from pathlib import Path
 from huggingface_hub import HfApi
-from modeling_mm import push
+from modeling_mm.hub import upload
 from modeling_mm.checkpoint import load_checkpoint
 
-push.PAUSE = 0.1
+upload.PAUSE = 0.1
 said = {}
 
 def told(name, do):
     try:
-        with push.in_one_sentence(f"alice/{name}"):
+        with upload.in_one_sentence(f"alice/{name}"):
             said[name] = do()
     except ValueError as error:
         said[name] = f"sentence: {error}"
 
 for name in json.loads(sys.argv[1]):
-    told(name, lambda: push.upload(HfApi(), f"alice/{name}", Path(name)))
+    told(name, lambda: upload.upload(HfApi(), f"alice/{name}", Path(name)))
 folder = Path("slow")
-told("read token", lambda: push.upload(HfApi(token="read"), "alice/slow", folder))
-told("of somebody else", lambda: push.upload(HfApi(token="other"), "alice/slow", folder))
+told("read token", lambda: upload.upload(HfApi(token="read"), "alice/slow", folder))
+told("of somebody else", lambda: upload.upload(HfApi(token="other"), "alice/slow", folder))
 told("unknown token", HfApi(token="nonsense").whoami)
 token = os.environ.pop("HF_TOKEN")
 told("no token", HfApi().whoami)
 os.environ["HF_TOKEN"] = token
-told("public", lambda: push.upload(HfApi(), "alice/slow", folder, private=True))
-told("pickled", lambda: push.upload(HfApi(), "alice/pickled", folder))
-told("again", lambda: push.upload(HfApi(), "alice/500-always-in-the-commit", Path("500-always-in-the-commit")))
-told("branch", lambda: push.upload(HfApi(), "alice/slow", folder, branch="other"))
+told("public", lambda: upload.upload(HfApi(), "alice/slow", folder, private=True))
+told("pickled", lambda: upload.upload(HfApi(), "alice/pickled", folder))
+told("again", lambda: upload.upload(HfApi(), "alice/500-always-in-the-commit", Path("500-always-in-the-commit")))
+told("branch", lambda: upload.upload(HfApi(), "alice/slow", folder, branch="other"))
 (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-told("fewer", lambda: push.upload(HfApi(), "alice/slow", folder))
+told("fewer", lambda: upload.upload(HfApi(), "alice/slow", folder))
 for name, source, token in [("missing", "alice/none", "write"), ("private", "alice/closed", "other"),
                             ("wrong token", "alice/closed", "nonsense")]:
     os.environ["HF_TOKEN"] = token

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.tables import read_table
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.tables import read_table
 from recipes import make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa
 from recipes.additive import labels, likelihood, search
 from recipes.digits import WORDS, pictures

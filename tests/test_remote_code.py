@@ -27,12 +27,25 @@ from modeling_mm import (
     MMProcessor,
 )
 from modeling_mm.checkpoint import merge_adapter
-from modeling_mm.configuration_mm import AUTO_MAP, DEFAULT_LORA_TARGETS
-from modeling_mm.scratch import train_tokenizer
+from modeling_mm.model.configuration_mm import AUTO_MAP, DEFAULT_LORA_TARGETS
+from modeling_mm.training.scratch import train_tokenizer
 
-PACKAGE = Path(modeling_mm.__file__).parent
+PACKAGE = Path(modeling_mm.__file__).parent / "model"
 TRAVELLING = sorted(path.name for path in PACKAGE.glob("*_mm.py"))
-PROCESSOR_FILES = ["audio_mm.py", "chat_mm.py", "processing_mm.py", "video_mm.py"]
+PROCESSOR_FILES = sorted(
+    f"{name}_mm.py"
+    for name in (
+        "audio",
+        "audio_towers",
+        "chat",
+        "compose",
+        "configuration",
+        "outputs",
+        "processing",
+        "towers",
+        "video",
+    )
+)
 MODEL_FILES = [file for file in TRAVELLING if file not in ("chat_mm.py", "processing_mm.py")]  # for its pipeline
 CLASSES = {
     "base": MMModel,
@@ -53,6 +66,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
@@ -89,10 +103,10 @@ for name, folder, auto_class in loaders:
         second.save_pretrained(f"third/{name}")
     if name == "generation":
         results["generated"] = model.generate(**inputs, max_new_tokens=5, do_sample=False)
-        try:
-            type(model).from_towers(vision="a", text="b")
-        except ImportError as error:
-            said["from_towers"] = str(error)
+        vision, text = model.config.vision_config, model.config.text_config
+        towers = AutoModel.from_config(vision), AutoModelForCausalLM.from_config(text)
+        composed = type(model).from_towers(*towers)
+        said["from_towers"] = [type(composed).__module__.split(".")[0], type(composed).__name__]
     if name == "multimodal":
         adapted = get_peft_model(model, LoraConfig())
         said["default"] = adapted.peft_config["default"].target_modules
@@ -235,8 +249,8 @@ def test_a_remote_processor_gives_the_plugin_s_tensors(remote, processor):
     assert all(torch.equal(results[f"processed_{name}"], value) for name, value in expected.items())
 
 
-def test_composing_without_the_package_says_what_to_install(remote):
-    assert remote[0]["from_towers"] == "from_towers needs the package itself: pip install modeling-mm"
+def test_a_model_is_composed_by_the_code_of_a_checkpoint(remote):
+    assert remote[0]["from_towers"] == ["transformers_modules", "MMForConditionalGeneration"]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -277,7 +291,7 @@ def test_the_pipeline_works_without_the_package(remote, work):
     drawn = drawing((200, 30, 30))
     rows = [{"image": drawn, "text": "a red square"}, {"text": "yes"}, {"image": [drawn, drawn], "text": None}]
     assert said["pipeline"] == ["transformers_modules", classify(rows, top_k=None)]
-    assert type(classify).__module__ == "modeling_mm.pipeline_mm"
+    assert type(classify).__module__ == "modeling_mm.model.pipeline_mm"
     again = work / "again" / "pipeline"
     assert pipeline("multimodal-classification", model=str(again))(rows, top_k=None) == said["pipeline"][1]
     assert set(files_in(again)) == set(TRAVELLING) and "custom_pipelines" not in (again / "config.json").read_text()
@@ -335,10 +349,11 @@ def test_every_class_of_the_auto_map_is_in_a_travelling_file():
     for reference in AUTO_MAP.values():
         module, name = reference.split(".")
         assert f"{module}.py" in TRAVELLING
-        assert hasattr(importlib.import_module(f"modeling_mm.{module}"), name)
+        assert hasattr(importlib.import_module(f"modeling_mm.model.{module}"), name)
 
 
-def test_other_files_stay_home():
-    home = {path.name for path in PACKAGE.glob("*.py")} - set(TRAVELLING)
-    assert {"__init__.py", "compose.py", "scratch.py"} <= home
-    assert not any(path.is_dir() and (path / "__init__.py").exists() for path in PACKAGE.iterdir())
+def test_the_folder_the_suffix_and_what_travels_are_one():
+    assert {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"} == set(TRAVELLING)
+    assert not list(PACKAGE.glob("*/*.py"))
+    everywhere = {path for path in PACKAGE.parent.rglob("*_mm.py")}
+    assert everywhere == {PACKAGE / name for name in TRAVELLING}

@@ -9,8 +9,11 @@ import torch
 from conftest import drawing, mixed_rows, mm_model, padded, pictures
 from PIL import Image
 
-from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, cli, figures, metrics, uncertainty
-from modeling_mm.report import cell
+from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, cli
+from modeling_mm.evaluation import metrics
+from modeling_mm.evaluation import metrics as uncertainty
+from modeling_mm.report import figures
+from modeling_mm.report.html import cell
 
 
 def classifier(kind, **fields):

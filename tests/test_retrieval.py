@@ -15,15 +15,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForZeroShotImageClassification, pipeline
 
-from modeling_mm import (
-    MMForConditionalGeneration,
-    MMForImageTextRetrieval,
-    MMForSequenceClassification,
-    MMModel,
-    matching_mm,
-)
-from modeling_mm.embedding_mm import Medium
-from modeling_mm.losses_mm import NO_MEDIUM, Pairs, contrastive_loss, hard_negatives, text_keys
+from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMModel
+from modeling_mm.model import matching_mm
+from modeling_mm.model.embedding_mm import Medium
+from modeling_mm.model.losses_mm import NO_MEDIUM, Pairs, contrastive_loss, hard_negatives, text_keys
 
 BACKBONES = ["llama", "gpt2", "bert", "modernbert"]
 EARS = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "num_mel_bins": 8}
@@ -222,7 +217,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import torch.distributed as dist
 from test_retrieval import embeddings_and_pairs, naive
-from modeling_mm.losses_mm import Pairs, contrastive_loss
+from modeling_mm.model.losses_mm import Pairs, contrastive_loss
 
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()

@@ -13,11 +13,12 @@ from torch.utils.data import Subset
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, TrainingArguments
 
 from modeling_mm import MMForImageTextRetrieval, MMModel
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.retrieval import RetrievalCollator, rank_again
-from modeling_mm.retrieval_metrics import gallery
-from modeling_mm.retrieval_trainer import RetrievalTrainer
-from modeling_mm.tables import read_table
+from modeling_mm.data.collator import RetrievalCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.tables import read_table
+from modeling_mm.evaluation.retrieval import gallery, rank_again
+from modeling_mm.training.retrieval_trainer import RetrievalTrainer
 
 over_texts = pytest.mark.parametrize("text", ["llama", "qwen3", "bert"])
 over_towers = pytest.mark.parametrize("vision", ["clip_vision_model", "resnet", "siglip2_vision_model"])

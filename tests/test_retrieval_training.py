@@ -17,16 +17,17 @@ from torch.nn import functional
 from transformers import TrainingArguments
 
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, cli
-from modeling_mm.augmentation import Augmentation
-from modeling_mm.calibration import fit_rerank_weight
 from modeling_mm.checkpoint import load_checkpoint
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.losses_mm import Pairs
-from modeling_mm.retrieval import RetrievalCollator, rank_again
-from modeling_mm.retrieval_metrics import Gallery, Reranked, directed_scores, gallery, retrieval_scores
-from modeling_mm.retrieval_trainer import RetrievalTrainer
-from modeling_mm.samplers import ImageGroupSampler
-from modeling_mm.tables import read_table
+from modeling_mm.data.augmentation import Augmentation
+from modeling_mm.data.collator import RetrievalCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.samplers import ImageGroupSampler
+from modeling_mm.data.tables import read_table
+from modeling_mm.evaluation.calibration import fit_rerank_weight
+from modeling_mm.evaluation.retrieval import Gallery, Reranked, directed_scores, gallery, rank_again, retrieval_scores
+from modeling_mm.model.losses_mm import Pairs
+from modeling_mm.training.retrieval_trainer import RetrievalTrainer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}
 SCRATCH = ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--fusion_layers", "0", "1"]

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from test_augmentation import files, listener, same  # noqa: F401
 
-from modeling_mm.augmentation import Augmentation
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Row
-from modeling_mm.row_dropout import drop_words
+from modeling_mm.data.augmentation import Augmentation, drop_words
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.rows import Row
 
 MARKERS = {"image": "<image>", "audio": "<audio>"}
 

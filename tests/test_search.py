@@ -13,10 +13,12 @@ from galleries import clip, pictures, refused, rows_of, run_index, run_search, t
 from lancedb.index import IvfPq
 from PIL import Image
 
-from modeling_mm import ann, cli, search
-from modeling_mm.ann import build_ann
-from modeling_mm.dual_encoder import DualEncoder
-from modeling_mm.gallery import ANN, Gallery, quoted
+from modeling_mm import cli
+from modeling_mm.commands import search
+from modeling_mm.search import ann
+from modeling_mm.search.ann import build_ann
+from modeling_mm.search.dual_encoder import DualEncoder
+from modeling_mm.search.gallery import ANN, Gallery, quoted
 
 
 def test_search_ranks_as_brute_force_does(clip, pictures, tmp_path):
@@ -77,7 +79,7 @@ def test_the_page_holds_its_pictures_and_escapes_what_it_shows(clip, table, pict
 
 
 def test_reranking_is_by_the_matching_head(pictures, processor, tmp_path):
-    heads = pytest.importorskip("modeling_mm.retrieval_mm")
+    heads = pytest.importorskip("modeling_mm.model.retrieval_mm")
     model = mm_model(head=heads.MMForImageTextRetrieval, image_token_id=processor.image_token_id)
     model.resize_token_embeddings(len(processor.tokenizer))
     model.save_pretrained(tmp_path / "model")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from together import together
 
 from modeling_mm import MMModel
-from modeling_mm.fusion_mm import text_layers
+from modeling_mm.model.fusion_mm import text_layers
 
 
 @pytest.fixture(scope="module")

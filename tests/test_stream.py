@@ -27,15 +27,15 @@ from transformers import CLIPImageProcessorPil, TrainingArguments
 
 from benchmarks.streaming import COLUMNS, IN_TAR, LABELS, number_of, picture, write_shards
 from modeling_mm import MMForSequenceClassification, MMProcessor, cli
-from modeling_mm.augmentation import Augmentation
-from modeling_mm.collator import MMCollator
-from modeling_mm.images import BadRow
-from modeling_mm.rows import Columns
-from modeling_mm.scratch import train_tokenizer
-from modeling_mm.shards import open_shards
-from modeling_mm.stream import MMStream, Position
-from modeling_mm.stream_loader import StreamLoader
-from modeling_mm.trainer import MMTrainer
+from modeling_mm.data.augmentation import Augmentation
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.media import BadRow
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.shards import open_shards
+from modeling_mm.data.stream import MMStream, Position
+from modeling_mm.data.stream_loader import StreamLoader
+from modeling_mm.training.scratch import train_tokenizer
+from modeling_mm.training.trainer import MMTrainer
 
 ROWS, SHARDS = 40, 6  # which do not divide each other
 TRAIN = ["--task", "classification", "--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--use_cpu"]
@@ -302,7 +302,7 @@ def test_pictures_are_decoded_once(shards, processor, monkeypatch):
         raise AssertionError("a picture was opened again")
 
     rows = handed_out(stream_of(shards), 4)
-    monkeypatch.setattr("modeling_mm.collator.open_image", twice)
+    monkeypatch.setattr("modeling_mm.data.collator.open_image", twice)
     batch = MMCollator(processor, "classification")(rows)
     assert len(batch["pixel_values"]) == 4
 

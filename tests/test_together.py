@@ -11,7 +11,7 @@ from together import together
 from transformers import TrainingArguments
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
-from modeling_mm.trainer import MMTrainer
+from modeling_mm.training.trainer import MMTrainer
 
 ROWS = 8
 HEADS = {"classification": ("bert", MMForSequenceClassification), "generation": ("llama", MMForConditionalGeneration)}

@@ -80,8 +80,8 @@ def test_generation_folder_answers_through_the_pipeline(digits, tmp_path, capsys
     said = ask(text=[{"role": "user", "content": turn}], max_new_tokens=4)
     assert said[0]["generated_text"][-1]["role"] == "assistant"
     model, processor = load_checkpoint(str(out))
-    from modeling_mm.collator import MMCollator
-    from modeling_mm.data import Row
+    from modeling_mm.data.collator import MMCollator
+    from modeling_mm.data.rows import Row
 
     batch = MMCollator(processor, "generation")([Row(1, [str(digits / "digit0.png")], "which digit is this?")])
     tokens = model.generate(**batch, max_new_tokens=4, do_sample=False)

@@ -16,11 +16,13 @@ from transformers import TrainingArguments
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, cli
 from modeling_mm.checkpoint import load_checkpoint
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.metrics import compute_metrics_for
-from modeling_mm.samplers import ImageGroupSampler
-from modeling_mm.trainer import MMTrainer, freeze_unused, set_trainable, trainable_parameters
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.samplers import ImageGroupSampler
+from modeling_mm.evaluation.metrics import compute_metrics_for
+from modeling_mm.training.trainable import freeze_unused, set_trainable, trainable_parameters
+from modeling_mm.training.trainer import MMTrainer
 
 LABELS = ["blue", "no", "yes"]
 TEXTS = ["what colour is the circle", "is there a red square", "blue", "a small green triangle"]
@@ -172,7 +174,7 @@ def test_a_parameter_without_a_gradient_is_named(processor, rows, tmp_path, capl
     freeze_unused(model, MMCollator(processor, "generation")([dataset[0]]))
     if forgotten:
         model.model.fusion.forgotten = torch.nn.Parameter(torch.zeros(2))
-    with caplog.at_level(logging.WARNING, logger="modeling_mm.trainer"):
+    with caplog.at_level(logging.WARNING, logger="modeling_mm.training.trainer"):
         trainer_for(model, processor, tmp_path, dataset, max_steps=5, per_device_train_batch_size=4).train()
     said = warnings_of(caplog)
     if forgotten:

@@ -14,14 +14,16 @@ from conftest import drawing, mm_model
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, pipeline
 
-from modeling_mm import MMForSequenceClassification, MMProcessor, cli, video_mm
-from modeling_mm.collator import MMCollator
-from modeling_mm.compose import add_video
-from modeling_mm.data import Columns, MMDataset, Row
-from modeling_mm.images import BadRow
-from modeling_mm.scratch import train_tokenizer
-from modeling_mm.tables import read_table
-from modeling_mm.video_mm import evenly, read_video
+from modeling_mm import MMForSequenceClassification, MMProcessor, cli
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.media import BadRow
+from modeling_mm.data.rows import Columns, Row
+from modeling_mm.data.tables import read_table
+from modeling_mm.model import video_mm
+from modeling_mm.model.compose_mm import add_video
+from modeling_mm.model.video_mm import evenly, read_video
+from modeling_mm.training.scratch import train_tokenizer
 
 av = pytest.importorskip("av")
 COLUMNS = Columns("image", "text", "label", video="video")

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from modeling_mm import MMForSequenceClassification, MMProcessor, cli
-from modeling_mm.collator import MMCollator
-from modeling_mm.data import Columns, MMDataset
-from modeling_mm.tables import read_table
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.tables import read_table
 
 MODALITIES = ("image", "text", "audio")
 SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(MODALITIES, count)]

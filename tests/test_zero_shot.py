@@ -14,8 +14,8 @@ from transformers import pipeline
 
 from modeling_mm import MMForImageTextRetrieval, MMForSequenceClassification, cli
 from modeling_mm.checkpoint import load_checkpoint
-from modeling_mm.retrieval import RetrievalCollator
-from modeling_mm.zero_shot import class_embeddings, evaluate_zero_shot, labelled_pictures
+from modeling_mm.data.collator import RetrievalCollator
+from modeling_mm.evaluation.zero_shot import class_embeddings, evaluate_zero_shot, labelled_pictures
 
 TEMPLATES = ["what colour is the {}", "is there a {} square", "{}"]
 

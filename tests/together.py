@@ -15,7 +15,12 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["torch.distributed.fsdp", "accelerate.utils.fsdp_utils", "datasets", "peft", "pytest", "sklearn.metrics"]
     + [f"transformers.models.{name}.modeling_{name}" for name in ("bert", "clip", "llama", "siglip", "vit", "whisper")]
-    + ["transformers.generation", "modeling_mm.retrieval", "modeling_mm.retrieval_trainer", "modeling_mm.compose"]
+    + [
+        "transformers.generation",
+        "modeling_mm.evaluation.retrieval",
+        "modeling_mm.training.retrieval_trainer",
+        "modeling_mm.model.compose_mm",
+    ]
 )
 PATIENCE = 120  # seconds until processes that wait for each other give up
 

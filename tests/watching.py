@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import distributed
 
-from modeling_mm import assembly, train
-from modeling_mm.trainer import MMTrainer
+from modeling_mm.commands import train
+from modeling_mm.training import build as assembly
+from modeling_mm.training.trainer import MMTrainer
 
 FOUND = {}
 

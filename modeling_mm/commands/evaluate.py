@@ -1,0 +1,255 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""`modeling-mm evaluate`: metrics as JSON, report.html, its pictures and predictions.jsonl of a trained model.
+
+modeling-mm evaluate --model DIR --test_file test.csv
+
+Of a retrieval model, recall both ways, or with --label_column how well it tells pictures apart by the labels' names.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments
+
+from ..checkpoint import QUANTIZATIONS, load_checkpoint, quantized, task_of
+from ..data.collator import MMCollator, RetrievalCollator
+from ..data.dataset import MMDataset, write_bad_rows
+from ..data.negatives import MatchingPairs
+from ..data.rows import Columns
+from ..data.tables import read_table
+from ..data.targets import COLUMNS
+from ..evaluation.metrics import MAIN, compute_metrics_for
+from ..evaluation.modalities import learned_results, modality_report, weight_table, weights_of_rows
+from ..evaluation.predictions import (
+    Evaluation,
+    evaluate_rows,
+    interval,
+    label_names,
+    with_intervals,
+    write_predictions,
+)
+from ..evaluation.retrieval import evaluate_retrieval
+from ..evaluation.zero_shot import TEMPLATE, check_templates, evaluate_zero_shot, labelled_pictures
+from ..model.processing_mm import MMProcessor
+from ..report.html import write_report
+from ..report.sections import draw_some, report_sections, skipped_section, zero_shot_sections
+from ..training.retrieval_trainer import RetrievalTrainer
+from ..training.trainer import MMTrainer
+from .arguments import MMParser
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate, on what."""
+
+    model: str = field(metadata={"help": "trained folder or Hub id"})
+    test_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSONL or Parquet file, or a folder"})
+    dataset: str | None = field(default=None, metadata={"help": "name of a data set in place of a file"})
+    split: str = field(default="test", metadata={"help": "split of the data set"})
+    output_dir: str | None = field(default=None, metadata={"help": "where results go, default MODEL/evaluation"})
+    image_column: str = "image"
+    text_column: str = "text"
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "default: answer of a generation, else label; of a retrieval: zero-shot classes"},
+    )
+    prompt_templates: list[str] | None = field(
+        default=None, metadata={"help": f"zero-shot: sentences with {{}} for a class's name; default: '{TEMPLATE}'"}
+    )
+    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
+    video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
+    batch_size: int = 32
+    max_length: int = 512
+    max_new_tokens: int = 32
+    blind: bool = field(
+        default=False, metadata={"help": "leave pictures and sounds out, to see what the text alone tells"}
+    )
+    modality_report: bool | None = field(
+        default=None, metadata={"help": "score without each modality and with each alone; default: not for generation"}
+    )
+    rerank: int = field(default=0, metadata={"help": "of a retrieval, rank the best k by the matching head as well"})
+    seed: int = field(default=0, metadata={"help": "chooses the wrong texts of a matching"})
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "of a sound that are used, twice as long is refused; default: as in training"}
+    )
+    on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
+    quantization: str | None = field(
+        default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
+    )
+    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
+
+
+def modality_markers(processor: MMProcessor, columns: Columns) -> dict[str, str]:
+    """The marker of each modality beside the text that there is a column for."""
+    used = {"image": columns.image, "audio": columns.audio, "video": columns.video}
+    return {name: getattr(processor, f"{name}_token") for name, column in used.items() if column}
+
+
+def output_folder(args: EvaluateArguments) -> Path:
+    """Where results go; a Hub id must not become a folder here, or the next run would take that for the model."""
+    output = Path(args.output_dir or (Path(args.model) / "evaluation" if Path(args.model).is_dir() else "evaluation"))
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def trainer_arguments(args: EvaluateArguments, output: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(output),
+        per_device_eval_batch_size=args.batch_size,
+        use_cpu=args.device == "cpu" or not torch.cuda.is_available(),
+    )
+
+
+def retrieval_results(
+    args: EvaluateArguments, model: PreTrainedModel, collator: RetrievalCollator, dataset: MMDataset
+) -> dict[str, Any] | None:
+    """Recall, median rank and mAP both ways, with `--rerank k` also after a second look; on the first process."""
+    output = output_folder(args)
+    trainer = RetrievalTrainer(
+        model=model,
+        args=trainer_arguments(args, output),
+        processing_class=collator.processor,
+        data_collator=collator,
+    )
+    result = evaluate_retrieval(trainer, dataset, args.rerank, output)
+    if not trainer.is_world_process_zero():
+        return None
+    write_bad_rows(dataset.bad_rows, output)
+    result |= {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
+    (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return result
+
+
+def zero_shot_results(
+    args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor
+) -> dict[str, Any] | None:
+    """How well a retrieval model tells pictures apart by the names of their labels; the first process does it all."""
+    output, templates = output_folder(args), args.prompt_templates or [TEMPLATE]
+    arguments = trainer_arguments(args, output)
+    if arguments.process_index:
+        return None
+    source = args.test_file or str(args.dataset)
+    rows = labelled_pictures(source, args.split, args.image_column, str(args.label_column), args.on_bad_row == "skip")
+    collator = RetrievalCollator(processor, "retrieval", args.max_length)
+    evaluation = evaluate_zero_shot(model.to(arguments.device), collator, rows, templates, args.batch_size)
+    write_predictions(rows, evaluation, output / "predictions.jsonl")
+    draw_some(rows, evaluation, output / "samples.png")
+    sections = zero_shot_sections(evaluation, rows.labels or [], templates, output) + skipped_section(rows.bad_rows)
+    said = f"{len(rows)} rows of {source}, {len(rows.bad_rows)} bad ones left out"
+    write_report(output / "report.html", f"{Path(args.model).name}: zero-shot", said, sections)
+    write_bad_rows(rows.bad_rows, output)
+    result = results("classification", evaluation, []) | {"classes": len(rows.labels or []), "templates": templates}
+    result |= {"skipped_rows": len(rows.bad_rows), "output_dir": str(output)}
+    (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return result
+
+
+def check_flags(args: EvaluateArguments, task: str) -> None:
+    """Refuse what the model's task has no use for.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    zero_shot = task == "retrieval" and args.label_column is not None
+    if args.prompt_templates is not None and not zero_shot:
+        raise ValueError("--prompt_templates is for a retrieval model with a --label_column, whose values it names")
+    check_templates(args.prompt_templates or [])
+    if zero_shot and args.rerank:
+        raise ValueError("--rerank looks again at texts and pictures; with --label_column leave it out")
+    if task == "retrieval" and (args.audio_column or args.video_column):
+        raise ValueError("a retrieval is of pictures and texts; leave out --audio_column and --video_column")
+
+
+def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str) -> MMDataset:
+    """The rows to evaluate, each looked at.
+
+    Raises:
+        ValueError: a missing column, a bad row.
+    """
+    source = args.test_file or str(args.dataset)
+    table, folder = read_table(source, args.split)
+    target = args.label_column or COLUMNS[task]
+    columns = Columns(args.image_column, args.text_column, target, args.audio_column, args.video_column)
+    dataset = MMDataset(source, table, folder, columns, label_names(model, task), task=task)
+    if args.max_seconds is not None:
+        processor.max_seconds = args.max_seconds
+    if model.config.audio_config is not None and not args.audio_column:
+        logger.warning("this model hears, but without --audio_column it is evaluated without sound")
+    options = {"max_seconds": processor.max_seconds, "num_frames": processor.max_frames}
+    return dataset.check(args.on_bad_row == "skip", processor.image_token, **options)
+
+
+def main(argv: Sequence[str]) -> dict[str, Any] | None:
+    """Run the verb; returns its results on the first process."""
+    (args,) = MMParser(EvaluateArguments, prog="modeling-mm evaluate").parse(argv)
+    if (args.test_file is None) == (args.dataset is None):
+        raise ValueError("give either --test_file or --dataset")
+    model, processor = load_checkpoint(args.model, **quantized(args.quantization))
+    model.is_quantized = False  # Trainer would refuse int8 weights, though an evaluation trains nothing
+    task = task_of(model)
+    check_flags(args, task)
+    if task == "retrieval" and args.label_column is not None:
+        return zero_shot_results(args, model, processor)
+    dataset = checked_rows(args, model, processor, task)
+    collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
+    if task == "retrieval":
+        return retrieval_results(args, model, RetrievalCollator(processor, task, args.max_length), dataset)
+    collator.check_lengths(dataset, args.on_bad_row == "skip")
+    rows = MatchingPairs(dataset, args.seed) if task == "matching" else dataset
+    output = output_folder(args)
+    trainer = MMTrainer(
+        model=model,
+        args=trainer_arguments(args, output),
+        processing_class=processor,
+        eval_collator=collator,
+        compute_metrics=compute_metrics_for(processor.tokenizer, label_names(model, task), task),
+        max_new_tokens=args.max_new_tokens,
+    )
+    with weights_of_rows(trainer) as collected:
+        evaluation = evaluate_rows(trainer, task, rows)
+    scores: list[dict[str, Any]] = []
+    if (task != "generation") if args.modality_report is None else args.modality_report:
+        # all of them are scored already
+        scores = modality_report(
+            lambda some: with_intervals(
+                task, evaluation if some is rows else evaluate_rows(trainer, task, some), evaluation
+            ),
+            rows,
+            modality_markers(processor, dataset.columns),
+        )
+    if not trainer.is_world_process_zero():
+        return None
+    write_predictions(rows, evaluation, output / "predictions.jsonl")
+    draw_some(rows, evaluation, output / "samples.png")
+    weights = weight_table(model, collected)
+    sections = report_sections(trainer, task, evaluation, scores, weights, output)
+    sections += skipped_section(dataset.bad_rows)
+    said = f"{len(rows)} rows of {dataset.source}, {len(dataset.bad_rows)} bad ones left out"
+    write_report(output / "report.html", f"{Path(args.model).name}: {task}", said, sections)
+    write_bad_rows(dataset.bad_rows, output)
+    result = results(task, evaluation, scores) | {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
+    result |= learned_results(model, weights)
+    (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return result
+
+
+def results(task: str, evaluation: Evaluation, modalities: list[dict[str, Any]]) -> dict[str, Any]:
+    """What metrics.json says of the scores."""
+    result: dict[str, Any] = {**evaluation.metrics, "rows": len(evaluation.predictions)}
+    result["interval"] = {MAIN[task]: shortened(interval(task, evaluation))}
+    if modalities:
+        result["modalities"] = {row["modalities"]: row[MAIN[task]] for row in modalities}
+        result["modality_intervals"] = {row["modalities"]: shortened(row["interval"]) for row in modalities}
+    return result
+
+
+def shortened(ends: tuple[float, float] | None) -> list[float] | None:
+    """The ends of an interval for JSON."""
+    return None if ends is None else [round(end, 6) for end in ends]

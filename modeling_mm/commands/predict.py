@@ -1,0 +1,201 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""`modeling-mm predict`: ask a trained model about pictures, or have them classified; rank texts for a picture.
+
+modeling-mm predict --model DIR --image a.png --text "what is the blue shape?" --explain look.png
+modeling-mm predict --model RETRIEVAL --image a.png --text "a red circle" "a blue square"
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..checkpoint import QUANTIZATIONS, load_checkpoint, quantized, task_of
+from ..data.collator import MMCollator, RetrievalCollator
+from ..data.media import open_image
+from ..data.rows import Row
+from ..model.processing_mm import MMProcessor
+from ..report import figures
+from .arguments import MMParser
+
+
+@dataclass
+class PredictArguments:
+    """What to ask of which model."""
+
+    model: str = field(metadata={"help": "trained folder or Hub id"})
+    image: list[str] = field(default_factory=list, metadata={"help": "one or more pictures"})
+    audio: list[str] = field(default_factory=list, metadata={"help": "one or more sounds"})
+    video: list[str] = field(default_factory=list, metadata={"help": "one or more videos, files or folders of frames"})
+    text: list[str] = field(
+        default_factory=list,
+        metadata={"help": "one or more texts, each about all of these; a retrieval model ranks them for each"},
+    )
+    explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
+    max_new_tokens: int = 64
+    quantization: str | None = field(
+        default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
+    )
+    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
+
+
+def answer(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, max_new_tokens: int) -> list[dict]:
+    """Generated answers, greedily."""
+    generated = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+    texts = processor.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [{"answer": text.strip()} for text in texts]
+
+
+def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
+    """What the head says: the likeliest label, or all that are likely, and the probability of each; or its numbers."""
+    with torch.no_grad():
+        logits = model(**batch).logits.float()
+    names, task = model.config.id2label, task_of(model)
+    if task == "regression":
+        return [{"numbers": {names[i]: number for i, number in enumerate(row)}} for row in logits.tolist()]
+    shares = logits.sigmoid() if task == "multilabel" else logits.softmax(dim=-1)
+    probabilities = [{names[i]: round(share, 4) for i, share in enumerate(row.tolist())} for row in shares]
+    if task == "multilabel":
+        likely = [[names[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
+        return [{"labels": own, "probabilities": row} for own, row in zip(likely, probabilities, strict=True)]
+    return [{"label": max(row, key=row.__getitem__), "probabilities": row} for row in probabilities]
+
+
+@torch.no_grad()
+def rank(
+    model: PreTrainedModel, processor: MMProcessor, medium: dict[str, torch.Tensor], texts: list[str]
+) -> list[dict]:
+    """Texts beside one picture or sound, the best first: the cosine of their embeddings, the probability of a match.
+
+    What orders them is the logit of the similarity, with the log-odds of a match where there is a matching head, as in
+    `evaluate --rerank`.
+    """
+    rows, media = [Row(i, [], text) for i, text in enumerate(texts)], BatchFeature(medium).to(model.device)
+    tokens = RetrievalCollator(processor, "retrieval", max_length=2**20).texts(rows)
+    tokens = BatchFeature(tokens).to(model.device)
+    embed = model.get_image_features if "pixel_values" in media else model.get_audio_features
+    said, seen = model.get_text_features(**tokens).pooler_output, embed(**media).pooler_output
+    scores = model.similarities(said, seen)[:, 0].float()
+    results = [
+        {"text": text, "cosine": round(c, 4)} for text, c in zip(texts, (said @ seen.T)[:, 0].tolist(), strict=True)
+    ]
+    if model.matching_head is not None:
+        shared = {name: value.expand(len(texts), 1) for name, value in media.items() if name.endswith("_index")}
+        logits = model.match(**tokens, **{**media, **shared}).float()  # (B, 2): apart, together
+        scores = model.ranking_scores(scores, logits)
+        for result, share in zip(results, logits.softmax(dim=-1)[:, 1].tolist(), strict=True):
+            result["match"] = round(share, 4)
+    order = scores.argsort(descending=True, stable=True).tolist()
+    return [{"rank": place, **results[index]} for place, index in enumerate(order, start=1)]
+
+
+def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProcessor) -> dict[str, Any]:
+    """The texts ranked for each picture and each sound.
+
+    Raises:
+        ValueError: there is nothing to compare, or a flag that retrieval has no use for.
+    """
+    compares = "a retrieval model compares texts with pictures or sounds"
+    if args.explain or args.video:
+        raise ValueError(f"{compares}; leave out {'--explain' if args.explain else '--video'}")
+    if not args.text or not (args.image or args.audio):
+        raise ValueError(f"{compares}; give --text, and --image or --audio")
+    if not all(text.strip() for text in args.text):
+        raise ValueError(f"{compares}; expected words in each --text, but one is empty")
+    media = [("image", path, processor.flat_images([[open_image(path)]])) for path in args.image]
+    media += [("audio", path, processor.flat_audio([[path]])) for path in args.audio]
+    results = [
+        {kind: path, **own} for kind, path, medium in media for own in rank(model, processor, medium, args.text)
+    ]
+    heard = {"audio": args.audio} if args.audio else {}
+    return {"model": args.model, "image": args.image, **heard, "results": results}
+
+
+def attention_grid(weights: torch.Tensor) -> torch.Tensor:
+    """Weights (S,) of one picture's slots as an (h, w) grid; leading class and register tokens are left out.
+
+    Raises:
+        ValueError: the slots are no square grid.
+    """
+    for skipped in (0, 1, 5):
+        side = round(max(0, len(weights) - skipped) ** 0.5)
+        if side > 1 and side * side == len(weights) - skipped:
+            return weights[skipped:].view(side, side)
+    raise ValueError(f"--explain needs one picture whose {len(weights)} slots form a square grid")
+
+
+def explain(
+    model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, longest: int
+) -> list[tuple[str, Any]]:
+    """Mean cross-attention over layers and heads in a single row, for each generated word or each of the text."""
+    if task_of(model) == "generation":
+        start = batch["input_ids"].shape[1]
+        batch["input_ids"] = model.generate(**batch, max_new_tokens=longest, do_sample=False)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        columns = range(start, batch["input_ids"].shape[1])
+        chosen_at = -1  # a generated token is chosen one column before it stands
+    else:
+        columns, chosen_at = range(batch["input_ids"].shape[1]), 0
+    with torch.no_grad():
+        attentions = model(**batch, output_attentions=True).cross_attentions
+    mean = torch.stack(attentions).mean(dim=(0, 2))[0].float()  # (T, S)
+    ids, special = batch["input_ids"][0].tolist(), processor.tokenizer.all_special_ids
+    words = [column for column in columns if ids[column] not in special][:8]
+    return [(processor.decode(ids[column]), attention_grid(mean[column + chosen_at]).numpy()) for column in words]
+
+
+def seen_picture(processor: MMProcessor, pixel_values: torch.Tensor) -> Image.Image | None:
+    """The first picture as the model saw it, where its processor crops; None where it sees the whole picture."""
+    if pixel_values.dim() != 4 or not processor.image_processor.to_dict().get("do_center_crop"):
+        return None
+    settings, pixels = processor.image_processor, pixel_values[0].permute(1, 2, 0)  # (H, W, C)
+    if settings.do_normalize:
+        pixels = pixels * torch.tensor(settings.image_std) + torch.tensor(settings.image_mean)
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Run the verb; returns its results."""
+    (args,) = MMParser(PredictArguments, prog="modeling-mm predict").parse(argv)
+    if not (args.image or args.text or args.audio or args.video):
+        raise ValueError("give --image, --audio, --video, --text or several of them")
+    if args.explain and (args.audio or args.video):
+        raise ValueError(f"--explain draws over one picture; leave {'--audio' if args.audio else '--video'} out")
+    if args.explain and len(args.image) != 1:
+        raise ValueError(f"--explain draws over one picture, but {len(args.image)} were given with --image")
+    attention = {"attn_implementation": "eager"} if args.explain else {}
+    model, processor = load_checkpoint(args.model, **attention, **quantized(args.quantization))
+    model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    task = task_of(model)
+    if task == "retrieval":
+        return rankings(args, model, processor)
+    if args.explain and model.config.num_latents:
+        raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
+    if args.explain and not model.config.cross_attention:
+        raise ValueError("--explain draws cross-attention, of which this model with `late_fusion` has none")
+    sounds, videos = list(args.audio), list(args.video)
+    rows = [
+        Row(number + 1, list(args.image), text, None, sounds, videos) for number, text in enumerate(args.text or [""])
+    ]
+    for row in rows:
+        processor.check_markers([row.text], [row.images])
+        processor.check_marker_count(0, row.text, processor.audio_token, len(row.audio), "sounds")
+        processor.check_marker_count(0, row.text, processor.video_token, len(row.videos), "videos")
+    collator = MMCollator(processor, task, max_length=2**20)
+    batch = BatchFeature(collator(rows)).to(model.device)
+    results = answer(model, processor, batch, args.max_new_tokens) if task == "generation" else classify(model, batch)
+    output: dict[str, Any] = {"model": args.model, "image": args.image, **({"audio": sounds} if sounds else {})}
+    output |= {"video": videos} if videos else {}
+    output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
+    if args.explain:
+        batch = BatchFeature(collator(rows[:1])).to(model.device)
+        maps = explain(model, processor, batch, args.max_new_tokens)
+        picture = seen_picture(processor, batch["pixel_values"].cpu()) or open_image(args.image[0])
+        figures.draw_attention(picture, maps, rows[0].text, Path(args.explain))
+        output["explain"] = args.explain
+    return output

@@ -1,0 +1,124 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""`modeling-mm search`: the pictures of an index that are most like a text, a picture, or both.
+
+modeling-mm search --index runs/gallery --text "a red circle" --where "price < 10" --html found.html
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.media import BadRow, open_image
+from ..report.html import write_page
+from ..search.dual_encoder import DualEncoder
+from ..search.gallery import Gallery
+from .arguments import MMParser
+
+
+@dataclass
+class SearchArguments:
+    """What to look for, and where."""
+
+    index: str = field(metadata={"help": "folder that modeling-mm index filled (or s3://bucket/path)"})
+    text: str | None = field(default=None, metadata={"help": "what the pictures should show"})
+    image: str | None = field(default=None, metadata={"help": "a picture that they should be like"})
+    image_weight: float = field(default=0.5, metadata={"help": "of text and picture, from 0 (text) to 1 (picture)"})
+    where: str | None = field(default=None, metadata={"help": 'SQL condition on columns, as "price < 10"'})
+    top_k: int = 10
+    rerank: int | None = field(
+        default=None, metadata={"help": "so many of the best are looked at by the matching head"}
+    )
+    json: bool = field(default=False, metadata={"help": "one line of JSON for each picture in place of a table"})
+    html: str | None = field(default=None, metadata={"help": "a page of the pictures found, in one file"})
+    exact: bool = field(default=False, metadata={"help": "look at every row, even where there is an ANN index"})
+    model: str | None = field(default=None, metadata={"help": "where the model of the index is now, if it moved"})
+    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
+
+    def __post_init__(self):
+        if not (self.text or self.image):
+            raise ValueError("there is no query; give --text, --image or both")
+        if not 0 <= self.image_weight <= 1:
+            raise ValueError(f"--image_weight is {self.image_weight}; expected 0 to 1")
+        if self.top_k < 1:
+            raise ValueError(f"--top_k is {self.top_k}; expected 1 or more")
+        if self.rerank is not None and (not self.text or self.rerank < self.top_k):
+            raise ValueError("--rerank needs --text, and looks at no fewer pictures than --top_k shows")
+
+
+def query_vector(encoder: DualEncoder, text: str | None, image: str | None, image_weight: float) -> np.ndarray:
+    """The normalised embedding (E,) of a text, of a picture, or their weighted mean."""
+    if not image:
+        return encoder.embed_texts([text or ""])[0]
+    picture = encoder.embed_pictures([open_image(image)])[0]
+    if not text:
+        return picture
+    mean = image_weight * picture + (1 - image_weight) * encoder.embed_texts([text])[0]
+    return mean / np.linalg.norm(mean)
+
+
+def reranked(encoder: DualEncoder, text: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by how well text and picture match; those whose pictures cannot be read come last."""
+    readable, pictures = [], []
+    for row in rows:
+        try:
+            pictures.append(open_image(row["image"]))
+        except BadRow:
+            row["matching"] = None
+            continue
+        readable.append(row)
+    for row, score in zip(readable, encoder.matching_scores(text, pictures), strict=True):
+        row["matching"] = score
+    return sorted(rows, key=lambda row: (row["matching"] is None, -(row["matching"] or 0.0)))
+
+
+def as_hit(rank: int, row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON shows it: scores rounded, and the columns of its own under `metadata`."""
+    scores = {name: row.pop(name) for name in ("score", "matching") if name in row}
+    rounded: dict[str, Any] = {name: None if score is None else round(score, 6) for name, score in scores.items()}
+    own = {"id": row.pop("id"), "image": row.pop("image")}
+    return {"rank": rank, **own, **rounded, "metadata": json.loads(json.dumps(row, default=str))}
+
+
+def as_table(hits: Sequence[dict[str, Any]], width: int = 119) -> str:
+    """Hits for a terminal."""
+    lines = ["rank   score  matching  id" if hits and "matching" in hits[0] else "rank   score  id"]
+    for hit in hits:
+        scores = [f"{hit['rank']:>4}", f"{hit['score']:>6.3f}"]
+        if "matching" in hit:
+            scores.append(f"{'-' if hit['matching'] is None else format(hit['matching'], '.3f'):>8}")
+        own = " ".join(f"{name}={value}" for name, value in hit["metadata"].items() if value is not None)
+        lines.append("  ".join([*scores, f"{hit['id']}  {own}".strip()]).replace("\n", " ")[:width])
+    return "\n".join(lines if hits else ["no picture fulfils --where"])
+
+
+def search(args: SearchArguments) -> list[dict[str, Any]]:
+    """The hits, best first.
+
+    Raises:
+        ValueError: the index is empty, or another model's.
+    """
+    gallery = Gallery.open(args.index)
+    if not len(gallery):
+        raise ValueError(f"the index '{args.index}' holds no pictures; add some with modeling-mm index --images")
+    encoder = DualEncoder.load(args.model or gallery.made_by["model"], args.device)
+    gallery.check(encoder.fingerprint())
+    if args.rerank:
+        encoder.check_matching()
+    query = query_vector(encoder, args.text, args.image, args.image_weight)
+    rows = gallery.nearest(query, args.rerank or args.top_k, args.where, args.exact)
+    if args.rerank:
+        rows = reranked(encoder, args.text or "", rows)
+    return [as_hit(rank, row) for rank, row in enumerate(rows[: args.top_k], start=1)]
+
+
+def main(argv: Sequence[str]) -> str:
+    """Run the verb; returns what it prints."""
+    (args,) = MMParser(SearchArguments, prog="modeling-mm search").parse(argv)
+    hits = search(args)
+    if args.html:
+        write_page(Path(args.html), args.text, args.image, args.where, hits)
+    return "\n".join(json.dumps(hit) for hit in hits) if args.json else as_table(hits)

@@ -1,0 +1,218 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""`modeling-mm train`: from a table of pictures and texts to a trained folder that `AutoModel` loads.
+
+modeling-mm train --config recipes/easy_vqa.yaml
+modeling-mm train --task classification --train_file t.csv --vision_tower scratch-tiny --text_model scratch-tiny \
+    --output_dir runs/mine --num_train_epochs 10
+
+The folder holds model, processor and code, curves.png, samples.png, report.json and a model card. Every argument of
+`TrainingArguments` works. Two processes on CPUs: torchrun --nproc_per_node 2 -m modeling_mm.cli train ... --use_cpu
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments, set_seed
+
+from ..checkpoint import BASE, last_checkpoint
+from ..data.collator import MMCollator
+from ..data.dataset import MMDataset, write_bad_rows
+from ..data.negatives import MatchingPairs
+from ..data.stream import MMStream
+from ..evaluation.calibration import fit_temperature
+from ..evaluation.metrics import MAIN, in_words
+from ..evaluation.predictions import evaluate_rows, write_predictions
+from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
+from ..hub.model_card import write_card
+from ..report import figures
+from ..report.augmented import draw_augmented
+from ..report.sections import draw_some
+from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, check_task
+from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
+from ..training.retrieval_trainer import RetrievalTrainer
+from ..training.splits import Splits, frames_of, known_labels, load_splits, seconds_heard
+from ..training.trainable import add_lora, freeze_unused, lora_pattern, trainable_parameters
+from ..training.trainer import MMTrainer
+from .arguments import MMParser
+
+logger = logging.getLogger(__name__)
+
+
+def resume_path(args: TrainingArguments) -> str | None:
+    """The checkpoint to resume from: a path, or the newest complete one in the output folder for "true" or "last".
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() == "false":
+        return None
+    path = last_checkpoint(str(args.output_dir)) if str(wanted).lower() in ("true", "last") else str(wanted)
+    if path is None or not Path(path, "trainer_state.json").is_file():
+        raise ValueError(f"no complete checkpoint to resume from in '{path or args.output_dir}'")
+    return path
+
+
+def main(argv: Sequence[str]) -> dict[str, Any] | None:
+    """Run the verb; returns its results on the first process."""
+    parser = MMParser((ModelArguments, DataArguments, RetrievalArguments, TrainingArguments), prog="modeling-mm train")
+    model_args, data_args, retrieval_args, args = parser.parse(argv)
+    output = Path(args.output_dir)
+    checkpoint = resume_path(args)
+    set_seed(args.seed)
+    check_task(model_args, data_args)
+    augmented = augmentation_of(data_args, args.seed) is not None
+    data_args.max_seconds = data_args.max_seconds or seconds_heard(model_args.model)
+    labels, num_frames = known_labels(model_args.model, data_args.task), frames_of(model_args)
+    splits = load_splits(data_args, args.seed, labels, num_frames)
+    model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
+    choose_trainable(model, model_args)
+    collator = build_collator(model, processor, data_args)
+    for split in filter(None, (splits.train, splits.validation, splits.test)):
+        collator.check_lengths(split, data_args.on_bad_row == "skip")
+    collator.negatives_seed = args.seed if data_args.task == "matching" else None
+    if unused := freeze_unused(model, collator(rows_with_media(splits))):
+        logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # none is left, and the search would cost a pass over the graph
+    if model_args.use_peft:
+        targets = lora_pattern(model, model_args)
+        if args.should_save:
+            model.save_pretrained(output / BASE)
+            processor.save_pretrained(output / BASE)
+            model.config.save_for_sentence_transformers(output)
+        model = add_lora(model, model_args, targets, output)
+    if not any((counts := trainable_parameters(model)).values()):
+        raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
+    logger.warning(f"trainable parameters: {counts}")
+    if splits.stream is not None:
+        prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
+    trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
+    if data_args.cache_features is not None:
+        use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
+    if augmented and trainer.is_world_process_zero():
+        draw_augmented(splits.train, trainer.data_collator, output / "augmented.png")
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = round(time.perf_counter() - started, 1)
+    if data_args.calibrate:
+        base = output / BASE if model_args.use_peft else None
+        calibrate(trainer, data_args.task, retrieval_args.rerank or CANDIDATES, base)
+    trainer.save_model()
+    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train), **streamed_figures(trainer)}
+    if isinstance(trainer, RetrievalTrainer):
+        report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
+        report |= {"evaluated_on": "test" if splits.test else "validation"}
+    else:
+        report |= final_evaluation(trainer, data_args.task, splits, output)
+    report |= {"skipped_rows": len(splits.bad_rows()) + report.get("skipped_rows", 0), "output_dir": str(output)}
+    if not trainer.is_world_process_zero():
+        return None
+    write_bad_rows(splits.bad_rows(), output)
+    write_history(trainer.state.log_history, report, output)
+    write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
+    if data_args.task != "retrieval":
+        show_some(splits.test or splits.validation, output)
+    return report
+
+
+def prepare_stream(
+    stream: MMStream, collator: MMCollator, args: TrainingArguments, contrastive_batch_size: int | None
+) -> None:
+    """Tell a stream which rows are too long, and the training how many steps make up the epochs that it asked for.
+
+    Raises:
+        ValueError: nobody knows how many rows there are.
+    """
+    if collator.task == "generation":
+        stream.too_long = collator.length_complaint
+    if args.max_steps > 0:
+        return
+    rows = stream.known_rows = stream.known_rows or stream.shards.count_rows()
+    if rows is None:
+        raise ValueError(f"how many rows '{stream.source}' holds is not known before they are read; give --max_steps")
+    small = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    args.max_steps = math.ceil(args.num_train_epochs * rows / (contrastive_batch_size or small))
+
+
+def streamed_figures(trainer: MMTrainer) -> dict[str, Any]:
+    """What a training on a stream did; nothing of any other."""
+    if trainer.loader is None:
+        return {}
+    state, args = trainer.state, trainer.args
+    rows = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    last = next(log for log in reversed(state.log_history) if "train_loss" in log)
+    return {"train_rows": rows, **{name: last[name] for name in ("rows_per_second", "skipped_rows")}}
+
+
+def write_history(history: list[dict[str, float]], report: dict[str, Any], output: Path) -> None:
+    """curves.png and report.json, which holds the report and the loss of each step that was logged."""
+    figures.draw_curves(history, output / "curves.png")
+    losses = {"loss_history": [log["loss"] for log in history if "loss" in log]}
+    (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
+
+
+def rows_with_media(splits: Splits) -> list[Any]:
+    """A first row with a picture, one with sound and one with video, where there are any: of rows without, fusion and
+    towers would seem unused. What the first rows of a stream lack may come later, and validation has it already."""
+    rows = []
+    for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
+        media = [dataset.row(number).media for number in dataset.kept]
+        firsts = [next((i for i, own in enumerate(media) if own[kind]), None) for kind in range(3)]
+        rows += [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)]
+    return rows or [splits.train[0]]
+
+
+def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
+    """Print what the model says to a few rows about one picture, and how to open it."""
+    lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = max(dataset.groups(), key=len)
+    row = dataset.row(dataset.kept[rows[0]])
+    kind, media = ("Video", row.videos) if row.videos and not row.images else ("Picture", row.images)
+    print(f"\n{kind}:", media[0] if media and isinstance(media[0], str) else "(embedded)")
+    by_truth = {in_words(said["truth"]): said for said in (json.loads(lines[i]) for i in rows)}
+    for said in list(by_truth.values())[:count]:
+        print(f"  {said['text']}  ->  {in_words(said['prediction'])}  (truth: {in_words(said['truth'])})")
+    print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
+    asked = "--video VIDEO" if kind == "Video" else "--image PICTURE --explain look.png"
+    print(f'  modeling-mm predict --model {output} {asked} --text "..."\n')
+
+
+def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None) -> None:
+    """Put into the config, and into that of an adapter's base, what fits the validation rows: the temperature of
+    classes, or the weight of the matching head."""
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    if isinstance(trainer, RetrievalTrainer):
+        config.rerank_weight = rerank_weight(trainer, trainer.eval_dataset, candidates)
+        logger.warning(f"weight of the matching head in ranking again: {config.rerank_weight:.4g}")
+    else:
+        evaluation = evaluate_rows(trainer, task, trainer.eval_dataset)
+        config.calibration_temperature = fit_temperature(task, evaluation.logits, evaluation.label_ids)
+        logger.warning(f"calibration temperature: {config.calibration_temperature:.4g}")
+    if base is not None and trainer.is_world_process_zero():
+        config.save_pretrained(base)
+
+
+def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path) -> dict[str, Any]:
+    """Metrics on the test set, or on validation without one, once with and once without the pictures."""
+    dataset: Any = splits.test or splits.validation
+    if task == "matching":
+        dataset = MatchingPairs(dataset, trainer.args.seed)
+    evaluation = evaluate_rows(trainer, task, dataset)
+    trainer.eval_collator.blind = True
+    try:
+        blind = evaluate_rows(trainer, task, dataset).metrics[MAIN[task]]
+    except ValueError as error:  # rows without any text have nothing left
+        logger.warning(f"no blind {MAIN[task]}: {error}")
+        blind = None
+    trainer.eval_collator.blind = False
+    if trainer.is_world_process_zero():
+        write_predictions(dataset, evaluation, output / "predictions.jsonl")
+        draw_some(dataset, evaluation, output / "samples.png")
+    share = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
+    return {**evaluation.metrics, f"blind_{MAIN[task]}": blind, **share}

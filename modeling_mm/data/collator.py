@@ -1,0 +1,271 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMCollator: rows to a batch for training and evaluation.
+
+- Only with an `augmentation` does a batch differ from its rows; evaluation has none.
+- Each distinct picture of the batch is opened and prepared once; `image_index` says which rows it belongs to.
+- For generation, labels are masked by position: the prompt and padding are -100, the answer and its end token are
+  trained. Prompt and answer are tokenised apart, so that training sees the very prompt that `generate` will see.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..model.losses_mm import text_keys
+from ..model.processing_mm import MMProcessor
+from .augmentation import Augmentation, shrunk
+from .dataset import CHUNK, MMDataset
+from .feature_cache import CachedMedia
+from .media import KeptPictures, image_key, open_image
+from .negatives import with_negatives
+from .rows import Row
+
+IGNORED = -100
+
+
+@dataclass
+class MMCollator:
+    """Turns a list of rows into model inputs.
+
+    Args:
+        processor: the model's processor.
+        task: `generation` (targets are text) or `classification` (targets are class ids).
+        max_length: tokens per row at most.
+        with_prompts: also give the prompts alone, padded on the left, for `generate` in evaluation.
+        negatives_seed: in a matching, also pair each picture with a wrong text of the batch, chosen by this seed.
+        blind: leave all pictures, sounds and videos out, to measure how much the text alone tells.
+        augmentation: how rows are changed; for training only.
+        cached: what frozen towers gave before, by modality; its media are not opened.
+        kept: memory for opened pictures; default: none.
+
+    Raises:
+        ValueError: a row is longer than `max_length`, or the augmentation is not for this processor.
+    """
+
+    processor: MMProcessor
+    task: str
+    max_length: int = 512
+    with_prompts: bool = False
+    blind: bool = False
+    negatives_seed: int | None = None
+    augmentation: Augmentation | None = None
+    cached: Mapping[str, CachedMedia] = field(default_factory=dict)
+    kept: KeptPictures = field(default_factory=KeptPictures)
+
+    def __post_init__(self):
+        if self.augmentation is not None:
+            self.augmentation.check(self.processor)
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        if self.negatives_seed is not None:
+            rows = with_negatives(rows, self.negatives_seed)
+        if self.augmentation is not None:
+            rows = self.augmentation.rows(rows, self.media_markers)
+        images = {} if self.blind else self.flat_images(rows)
+        batch = self.generation(rows) if self.task == "generation" else self.classification(rows)
+        batch |= images
+        if not self.blind and any(row.audio for row in rows):
+            batch |= self.flat_audio([row.audio for row in rows])
+        if not self.blind and any(row.videos for row in rows):
+            distinct = {image_key(video): video for row in rows for video in row.videos}
+            batch |= self.processor.flat_videos([[distinct[image_key(video)] for video in row.videos] for row in rows])
+        return batch
+
+    def flat_audio(self, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
+        """The tensors of the distinct sounds, as the processor gives them, or as their tower heard them."""
+        if "audio" in self.cached:
+            return self.cached["audio"].batch(clips)
+        if self.augmentation is not None and self.augmentation.audio:
+            return self.augmentation.sounds(self.processor, clips)
+        return self.processor.flat_audio(clips)
+
+    def flat_images(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """The tensors of the distinct pictures, as the processor gives them, or as their tower saw them."""
+        if not any(row.images for row in rows):
+            return {}
+        if "image" in self.cached:
+            return self.cached["image"].batch([row.images for row in rows])
+        return self.processor.flat_images(self.open_images(rows))
+
+    def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:
+        """The pictures of each row; one that stands in several rows is the same object in all of them."""
+        opened: dict[str, Image.Image] = {}
+        decoded = {key: image for row in rows for key, image in row.opened.items()}
+        for image in (image for row in rows for image in row.images):
+            if (key := image_key(image)) not in opened:
+                opened[key] = decoded[key] if key in decoded else self.kept_image(image, key)
+        if self.augmentation is not None:
+            opened = self.augmentation.pictures(opened, self.processor.image_processor)
+        return [[opened[image_key(image)] for image in row.images] for row in rows]
+
+    def kept_image(self, image: str | bytes, key: str) -> Image.Image:
+        """A picture from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
+        if self.augmentation is None or not self.augmentation.images:
+            return self.kept.get(key, lambda: open_image(image))
+        side = self.augmentation.short_side(self.processor.image_processor)
+        return self.kept.get((key, side), lambda: shrunk(open_image(image), side))
+
+    def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; prompts too where asked for."""
+        prompts, answers = self.prompts_and_answers(rows)
+        if reasons := self.too_long(rows, prompts, answers):
+            number, reason = next(iter(reasons.items()))
+            raise ValueError(f"row {number + 1}: {reason}")
+        batch = {}
+        if rows[0].target is not None:
+            batch = self.pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], "right")
+            labels = [[IGNORED] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
+            batch["labels"] = pad_right(labels, IGNORED)
+        if self.with_prompts or not batch:
+            left = self.pad(prompts, "left")
+            batch |= {f"prompt_{name}": value for name, value in left.items()} if batch else left
+        return batch
+
+    def prompts_and_answers(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of what the user says and of the answers with their end token (none without targets)."""
+        tokenizer = self.processor.tokenizer
+        images, sounds, videos = (list(counts) for counts in zip(*map(self.counts, rows), strict=True))
+        prompts = self.processor.encode_prompts([self.text(row) for row in rows], images, sounds, videos)
+        if rows[0].target is None:
+            return prompts, [[] for _ in rows]
+        answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
+        return prompts, [[*answer, tokenizer.eos_token_id] for answer in answers]
+
+    def too_long(self, rows: list[Row], prompts: list[list[int]], answers: list[list[int]]) -> dict[int, str]:
+        """By row, counted from 0, what is wrong with those that have more than `max_length` tokens."""
+        lengths = {row.number - 1: len(p) + len(a) for row, p, a in zip(rows, prompts, answers, strict=True)}
+        return {
+            number: f"prompt and answer have {length} tokens; expected at most {self.max_length} (--max_length)"
+            for number, length in lengths.items()
+            if length > self.max_length
+        }
+
+    def lengths(self, dataset: MMDataset) -> list[int]:
+        """Tokens of the text of each row, the answer with it in a generation."""
+        lengths = list[int]()
+        for start in range(0, len(dataset), CHUNK):
+            rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
+            if self.task == "generation":
+                both = zip(*self.prompts_and_answers(rows), strict=True)
+                lengths += [len(prompt) + len(answer) for prompt, answer in both]
+            else:
+                lengths += map(len, self.processor.tokenizer([self.text(row) for row in rows])["input_ids"])
+        return lengths
+
+    def length_complaint(self, row: Row) -> str | None:
+        """What is wrong with the length of a row of a generation; a classification truncates."""
+        return next(iter(self.too_long([row], *self.prompts_and_answers([row])).values()), None)
+
+    def check_lengths(self, dataset: MMDataset, skip: bool) -> None:
+        """Look at the length of every row of a generation before it is trained on; a classification truncates.
+
+        Raises:
+            BadRow: names source and row, when not skipping.
+        """
+        if self.task != "generation":
+            return
+        for start in range(0, len(dataset), CHUNK):
+            rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
+            dataset.note(self.too_long(rows, *self.prompts_and_answers(rows)), skip)
+        dataset.without_bad_rows()
+
+    def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), `text_present` (B,) where any text is missing."""
+        tokenizer = self.processor.tokenizer
+        first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
+        markers = [self.processor.with_markers(self.text(row), *self.counts(row)) for row in rows]
+        texts = [text or first for text in markers]
+        longest = min(self.max_length, tokenizer.model_max_length)
+        batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
+        present = [bool(self.without_markers(row.text).strip()) for row in rows]
+        if not all(present):
+            batch["text_present"] = torch.tensor(present)
+        if rows[0].target is not None:
+            batch["labels"] = torch.tensor([row.target for row in rows])
+        return batch
+
+    def text(self, row: Row) -> str:
+        return self.without_markers(row.text) if self.blind else row.text
+
+    def without_markers(self, text: str) -> str:
+        for marker in self.media_markers.values():
+            text = text.replace(marker, "")
+        return text
+
+    @property
+    def media_markers(self) -> dict[str, str]:
+        """The marker of each modality beside the text."""
+        processor = self.processor
+        return {"image": processor.image_token, "audio": processor.audio_token, "video": processor.video_token}
+
+    def counts(self, row: Row) -> tuple[int, int, int]:
+        """How many pictures, sounds and videos of a row the model is given."""
+        return (0, 0, 0) if self.blind else (len(row.images), len(row.audio), len(row.videos))
+
+    def pad(self, ids: list[list[int]], side: str) -> dict[str, torch.Tensor]:
+        padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")
+        return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+
+
+def pad_right(sequences: list[list[int]], value: int) -> torch.Tensor:
+    """(B, T) from sequences of different lengths."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in sequences], batch_first=True, padding_value=value)
+
+
+@dataclass
+class RetrievalCollator(MMCollator):
+    """Rows of a picture and its text to a batch; a picture in several rows is there once.
+
+    Args:
+        captions: also give each text as the answer to its picture, as `MMForConditionalGeneration` learns it.
+    """
+
+    captions: bool = False
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        whole = self.texts(rows)
+        changed = rows if self.augmentation is None else self.augmentation.rows(rows, self.media_markers)
+        said = whole if changed is rows else self.texts(changed)
+        batch: dict[str, Any] = {**said, **self.flat_images(rows)}
+        batch["image_keys"] = torch.zeros(int(batch["image_index"].max()) + 1, dtype=torch.long)
+        for row, places in zip(rows, batch["image_index"], strict=True):
+            batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image_key(i)) for i in row.images])
+        if said is not whole or any(row.concept for row in rows):
+            batch["text_keys"] = text_keys(**whole)
+            for place, row in enumerate(rows):
+                if row.concept:
+                    batch["text_keys"][place] = content_key(f"concept {row.concept}")
+        if self.captions:
+            batch |= self.as_captions(rows)
+        return {**batch, "return_loss": True}
+
+    def texts(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` (B, T), padded on the right, where padding can be left out."""
+        tokenizer = self.processor.tokenizer
+        longest = min(self.max_length, tokenizer.model_max_length)
+        texts = [self.without_markers(row.text) for row in rows]
+        options = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
+        batch = tokenizer(texts, **options, return_tensors="pt")
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def as_captions(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """`caption_ids`, `caption_mask` and `labels` (B, T): the picture's marker, then the text and its end."""
+        asked = [replace(row, text="", target=self.without_markers(row.text)) for row in rows]
+        prompts, answers = self.prompts_and_answers(asked)
+        room = [self.max_length - len(prompt) for prompt in prompts]
+        answers = [
+            answer if len(answer) <= own else [*answer[: own - 1], answer[-1]]
+            for own, answer in zip(room, answers, strict=True)
+        ]
+        batch = self.pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], "right")
+        labels = pad_right([[IGNORED] * len(p) + answer for p, answer in zip(prompts, answers, strict=True)], IGNORED)
+        return {"caption_ids": batch["input_ids"], "caption_mask": batch["attention_mask"], "labels": labels}
+
+
+def content_key(name: str) -> int:
+    """A key from 0, equal on every process, of what makes two pictures the same."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,198 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Rows of image, text, sound and video from a table, checked before any work is done.
+
+- Every row is looked at first, each distinct medium opened and decoded once: bad input is one sentence that names
+  file, row and what was expected.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from tqdm.auto import tqdm
+
+from ..model.audio_mm import MAX_SECONDS
+from .media import BadRow, MediaCheck, image_key
+from .rows import Columns, Row, RowReader, undecoded
+from .targets import encode_target
+
+logger = logging.getLogger(__name__)
+CHUNK = 512  # rows that are checked at a time
+
+
+@dataclass
+class MMDataset(torch.utils.data.Dataset):
+    """Rows of a table that passed `check`, in order.
+
+    Args:
+        source: the file or name it was read from, for messages.
+        table, folder: as `tables.read_table` returns them.
+        columns: which column holds what.
+        labels: the class names; rows of a classification become class ids. None: targets are text.
+        task: what the targets are, see `targets.py`; by default of a classification where labels are given.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+
+    source: str
+    table: datasets.Dataset
+    folder: Path
+    columns: Columns
+    labels: list[str] | None = None
+    kept: list[int] = None  # type: ignore[assignment]  # all rows
+    bad_rows: list[dict[str, Any]] = field(default_factory=list)
+    task: str = ""
+
+    def __post_init__(self):
+        self.task = self.task or ("generation" if self.labels is None else "classification")
+        self.reader = RowReader(self.source, self.folder, self.columns, self.task, self.table.features)
+        for name, feature in self.table.features.items():
+            if undecoded(feature) != feature:
+                self.table = self.table.cast_column(name, undecoded(feature))
+        if self.kept is None:
+            self.kept = list(range(len(self.table)))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> Row:
+        row = self.row(self.kept[index])
+        if row.target is not None:
+            row.target = encode_target(self.task, row.target, self.labels)
+        return row
+
+    def row(self, number: int) -> Row:
+        """Row `number` (from 0) of the table, with its target as it stands there; nothing is opened yet."""
+        return self.reader.row(self.table[number], number + 1)
+
+    def check(
+        self,
+        skip: bool = False,
+        image_token: str = "<image>",
+        audio_token: str = "<audio>",
+        max_seconds: float = MAX_SECONDS,
+        video_token: str = "<video>",
+        num_frames: int | None = None,
+    ) -> "MMDataset":
+        """Look at every row before any work is done, with progress; bad rows stop it or, with `skip`, are left out.
+
+        Sounds a little longer than `max_seconds`, which will be cut, and silent ones are counted in a warning. Videos
+        are bad without `num_frames`, the frames that will be taken of each.
+
+        Raises:
+            BadRow: names source and row, when not skipping; or no row is left.
+            ValueError: there is sound or video, and the libraries that read it are not installed.
+        """
+        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(self), desc=f"Checking {self.source}") as bar:
+            media = MediaCheck(pool, max_seconds, num_frames)
+            tokens = (image_token, audio_token, video_token)
+            for start in range(0, len(self), CHUNK):  # in parts, so that embedded media do not fill the memory
+                numbers = self.kept[start : start + CHUNK]
+                self.note(self.complaints(numbers, tokens, media), skip)
+                bar.update(len(numbers))
+        for remark in media.remarks():
+            logger.warning(f"{self.source}: {remark}")
+        return self.without_bad_rows()
+
+    def complaints(self, numbers: list[int], tokens: Sequence[str], media: MediaCheck) -> dict[int, str]:
+        """What is wrong with the bad ones among these rows; `tokens` mark an image, a sound and a video."""
+        rows, reasons = {}, {}
+        for number in numbers:
+            try:
+                rows[number] = self.row(number)
+                reasons[number] = self.reader.complaint(rows[number], tokens, self.labels)
+            except BadRow as error:
+                reasons[number] = str(error)
+        images, sounds, videos = ([item for row in rows.values() for item in row.media[kind]] for kind in range(3))
+        media.look((images, sounds, videos))
+        for number, row in rows.items():
+            reasons[number] = reasons[number] or media.complaint(row.media)
+        return {number: reason for number, reason in reasons.items() if reason is not None}
+
+    def note(self, reasons: dict[int, str], skip: bool) -> None:
+        """Keep bad rows for the list of what was skipped.
+
+        Raises:
+            BadRow: names source and row of the first, when not skipping.
+        """
+        for number, reason in sorted(reasons.items()):
+            if not skip:
+                raise BadRow(f"{self.source}, row {number + 1}: {reason}")
+            self.bad_rows.append({"source": self.source, "row": number + 1, "reason": reason})
+
+    def without_bad_rows(self) -> "MMDataset":
+        """This data set with the rows that were noted left out.
+
+        Raises:
+            BadRow: none is left.
+        """
+        left_out = {bad["row"] - 1 for bad in self.bad_rows}
+        self.kept = [number for number in self.kept if number not in left_out]
+        if not self.kept:
+            raise BadRow(f"'{self.source}' holds no usable rows: {self.bad_rows[0]['reason']}")
+        return self
+
+    def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
+        """Split off a share of the rows at random; rows about one picture, or of one concept, stay together.
+
+        Raises:
+            ValueError: all rows are about one picture, or the share is not between 0 and 1.
+        """
+        groups = self.groups(by_concept=True)
+        if len(groups) < 2:
+            raise ValueError(
+                f"all rows of '{self.source}' are about one picture, so none can be held out; give --validation_file"
+            )
+        if not 0 < share < 1:
+            raise ValueError(f"the validation share is {share}; expected a number between 0 and 1")
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+        count = min(len(groups) - 1, max(1, round(share * len(groups))))
+        held = sorted(self.kept[i] for g in order[:count] for i in groups[g])
+        rest = sorted(self.kept[i] for g in order[count:] for i in groups[g])
+        return self.subset(rest), self.subset(held)
+
+    def targets(self) -> list[Any]:
+        """The targets of all kept rows, as they stand in the table; nothing is opened."""
+        return [self.row(number).target for number in self.kept]
+
+    def subset(self, kept: list[int]) -> "MMDataset":
+        """The same table with other rows kept."""
+        return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)
+
+    def groups(self, by_concept: bool = False) -> list[list[int]]:
+        """Indices of rows with the same first picture, video or sound, in this order, together.
+
+        A row without any is a group of its own. With `by_concept`, rows that have a concept are grouped by that.
+        """
+        groups: dict[str, list[int]] = {}
+        for index, number in enumerate(self.kept):
+            row = self.row(number)
+            media = row.images or row.videos or row.audio
+            name = image_key(media[0]) if media else f"row {number}"
+            groups.setdefault(row.concept if by_concept and row.concept else name, []).append(index)
+        return list(groups.values())
+
+
+LISTED = 20  # bad rows that a warning lists; the file has all
+
+
+def write_bad_rows(bad_rows: list[dict[str, Any]], output: Path) -> None:
+    """bad_rows.jsonl: source, row and reason of what was skipped."""
+    path = output / "bad_rows.jsonl"
+    path.unlink(missing_ok=True)
+    if bad_rows:
+        path.write_text("".join(json.dumps(bad) + "\n" for bad in bad_rows), encoding="utf-8")
+        counts = ", ".join(f"{count} of {name}" for name, count in Counter(bad["source"] for bad in bad_rows).items())
+        listed = [f"  {bad['source']}, row {bad['row']}: {bad['reason']}" for bad in bad_rows[:LISTED]]
+        more = [f"  and {len(bad_rows) - LISTED} more"] if len(bad_rows) > LISTED else []
+        heading = f"{len(bad_rows)} bad rows were skipped ({counts}); they are listed in {path}"
+        logger.warning("\n".join([heading, *listed, *more]))

@@ -1,0 +1,343 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""What frozen towers give for pictures and sounds, computed once and kept on disk for all epochs, runs and processes.
+
+- Entries are found by the medium's content, in a folder for this tower, its weights, its processor and the precision:
+  anything else looks into another folder, so that nothing stale is ever used.
+- A batch then brings `image_states` in place of `pixel_values`, `audio_states` in place of `input_features`. All that
+  comes after the tower trains as ever, and the saved model knows nothing of this.
+
+Shapes: I distinct pictures or clips, P states each, V tower width.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..model.processing_mm import MMProcessor, distinct_items
+from ..version import __version__
+from .augmentation import Augmentation
+from .dataset import MMDataset
+from .feature_store import FeatureStore, buckets_of
+from .fingerprint import NAMES, digest_of_weights
+from .media import image_key, open_image
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MADE_BY = "made_by.json"  # the fingerprint, for people
+TOWERS = {"image": "vision_tower", "audio": "audio_tower"}
+WORDS = {"image": ("vision", "pictures"), "audio": ("audio", "sounds")}
+SHARD_BYTES = 128 * 2**20
+SHARD_SECONDS = 30  # of work, at most, are lost with a kill
+HASHED = 512  # media at a time, so that an interruption waits for no more
+TOLERANCE = 0.05  # of the states' spread, by which they may differ beside another medium; rounding is far below
+
+
+@dataclass
+class CachedMedia:
+    """One modality: the entries of its media, `keys` by what `image_key` says of them."""
+
+    modality: str
+    store: FeatureStore
+    keys: dict[str, str]
+
+    def batch(self, rows: Sequence[Sequence[str | bytes]]) -> dict[str, torch.Tensor]:
+        """What the tower gave for the distinct media of the rows, as the model takes it, and their index (B, N).
+
+        Raises:
+            ValueError: a medium is not there.
+        """
+        media, index = distinct_items([[image_key(medium) for medium in own] for own in rows])
+        if unknown := [medium for medium in media if medium not in self.keys]:
+            raise ValueError(f"'{unknown[0]}' is not in the cache '{self.store.folder}', which was made without it")
+        return {**self.store.read([self.keys[medium] for medium in media]), f"{self.modality}_index": index}
+
+
+@dataclass
+class FrozenTower:
+    """A tower and what prepares its media.
+
+    Args:
+        model: the `MMModel` that it is part of.
+        dtype: of the states that are kept.
+        autocast: makes the context in which training will run the model.
+        precision: the name of that context.
+        pooled: keep the tower's own pooled output too.
+    """
+
+    modality: str
+    model: PreTrainedModel
+    processor: MMProcessor
+    dtype: torch.dtype
+    autocast: Any
+    precision: str
+    pooled: bool = False
+    sizes: list[tuple[int, ...]] | None = None  # of the tensors of the first medium
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that entries depend on beside the media, as JSON can hold it."""
+        tower = getattr(self.model, TOWERS[self.modality])
+        settings = self.processor.image_processor
+        if self.modality == "audio":
+            settings = self.processor.feature_extractor
+        return {
+            "format": FORMAT,
+            "libraries": [__version__, transformers.__version__],
+            "modality": self.modality,
+            "tower": {name: value for name, value in tower.config.to_dict().items() if name != "_name_or_path"},
+            "attention": tower.config._attn_implementation,
+            "weights": digest_of_weights(tower),
+            "processor": type(settings).__name__,
+            "settings": {name: value for name, value in settings.to_dict().items() if name not in NAMES},
+            "max_seconds": self.processor.max_seconds if self.modality == "audio" else None,
+            "kept": [str(self.dtype), self.precision, self.pooled],
+        }
+
+    def prepare(self, medium: str | bytes) -> dict[str, torch.Tensor]:
+        """What the tower takes of one medium, exactly as a batch would bring it."""
+        if self.modality == "image":
+            given = self.processor.flat_images([[open_image(medium)]])
+        else:
+            given = self.processor.flat_audio([[medium]])
+        return {name: tensor for name, tensor in given.items() if name != f"{self.modality}_index"}
+
+    @torch.no_grad()
+    def run(self, prepared: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What is kept of several media, by the names under which the model takes it.
+
+        Raises:
+            ValueError: they are prepared in different sizes.
+        """
+        for sizes in ([tuple(tensor.shape) for tensor in one.values()] for one in prepared):
+            self.sizes = self.sizes or sizes
+            if sizes != self.sizes:
+                raise ValueError(
+                    f"--cache_features needs {WORDS[self.modality][1]} that are prepared in one size, but this "
+                    f"processor gives {self.sizes[0]} and {sizes[0]}"
+                )
+        device = getattr(self.model, TOWERS[self.modality]).device
+        inputs = {name: torch.cat([one[name] for one in prepared]).to(device) for name in prepared[0]}
+        with self.autocast():
+            if self.modality == "image":
+                seen = self.model.get_image_features(**inputs, return_dict=True)
+                kept = {"image_states": seen.pooler_output, "pixel_attention_mask": inputs.get("pixel_attention_mask")}
+                kept["image_pooled"] = seen.pooled.flatten(1) if self.pooled else None
+            else:
+                heard = self.model.get_audio_features(**inputs, return_dict=True)
+                kept = {"audio_states": heard.pooler_output, "input_features_mask": heard.attention_mask}
+        return {
+            name: (tensor.to(self.dtype) if tensor.is_floating_point() else tensor).cpu()
+            for name, tensor in kept.items()
+            if tensor is not None
+        }
+
+    def check(self, prepared: Sequence[Mapping[str, torch.Tensor]]) -> int:
+        """Bytes per medium, of one or two that are tried.
+
+        Raises:
+            ValueError: the tower does not say the same of a medium each time, and beside another one.
+        """
+        alone, beside = self.run(prepared[:1]), self.run(prepared)
+        name = f"{self.modality}_states"
+        first, again = alone[name].float(), beside[name][:1].float()
+        if first.shape != again.shape or (first - again).square().mean().sqrt() > TOLERANCE * first.std():
+            kind = getattr(self.model, TOWERS[self.modality]).config.model_type
+            raise ValueError(
+                f"the {WORDS[self.modality][0]} tower '{kind}' gives other states for the same medium beside another "
+                "or at another time, though it is frozen, so they cannot be kept; leave out --cache_features"
+            )
+        return sum(tensor.nbytes for tensor in alone.values())
+
+
+@dataclass
+class Source:
+    """Where a medium stands, so that embedded ones are not all held in memory."""
+
+    dataset: MMDataset
+    number: int
+    kind: int
+    place: int
+
+    def medium(self) -> str | bytes:
+        return self.dataset.row(self.number).media[self.kind][self.place]
+
+    def content_key(self) -> str:
+        """A digest of the medium's bytes."""
+        medium = self.medium()
+        return hashlib.sha256(Path(medium).read_bytes() if isinstance(medium, str) else medium).hexdigest()
+
+
+def sources_of(datasets: Sequence[MMDataset], kind: int) -> dict[str, Source]:
+    """Where the distinct media of a kind stand, by what `image_key` says of them."""
+    sources: dict[str, Source] = {}
+    for dataset in datasets:
+        for number in dataset.kept:
+            for place, medium in enumerate(dataset.row(number).media[kind]):
+                sources.setdefault(image_key(medium), Source(dataset, number, kind, place))
+    return sources
+
+
+def content_keys(sources: Mapping[str, Source], pool: ThreadPoolExecutor, bar: tqdm) -> dict[str, str]:
+    """The digest of each medium's bytes."""
+    names, keys = list(sources), dict[str, str]()
+    with bar:
+        for start in range(0, len(names), HASHED):
+            some = names[start : start + HASHED]
+            keys.update(zip(some, pool.map(lambda name: sources[name].content_key(), some), strict=True))
+            bar.update(len(some))
+    return keys
+
+
+def check_cacheable(
+    model: PreTrainedModel, sources: Mapping[str, dict[str, Source]], videos: bool, augmentation: Augmentation | None
+) -> list[str]:
+    """The modalities whose towers are frozen and whose media stay as they are; says why others cannot be kept.
+
+    Raises:
+        ValueError: there is none, or training would change their media.
+    """
+    cached, reasons = list[str](), list[str]()
+    for modality, own in sources.items():
+        tower, words = getattr(model, TOWERS[modality]), WORDS[modality]
+        if own and any(parameter.requires_grad for parameter in tower.parameters()):
+            reasons.append(f"the {words[0]} tower trains (--{words[0]}_trainable, or LoRA in it)")
+        elif own:
+            cached.append(modality)
+        changed = augmentation is not None and {"image": augmentation.images, "audio": augmentation.audio}[modality]
+        if modality in cached and changed:
+            flag = {"image": "--augment_images", "audio": "--augment_audio"}[modality]
+            raise ValueError(f"--cache_features keeps one view of the {words[1]}, but {flag} wants others; give one")
+    if videos:
+        reasons.append("what is seen in videos is not kept")
+    if not cached:
+        raise ValueError(f"--cache_features has nothing to keep: {'; '.join(reasons) or 'the rows have no media'}")
+    for reason in reasons:
+        logger.warning(f"not in the feature cache: {reason}")
+    return cached
+
+
+def build_cache(
+    tower: FrozenTower, sources: Mapping[str, Source], folder: Path, batch_size: int, quiet: bool
+) -> CachedMedia:
+    """Compute what is missing in the folder for these media, together with other processes that do the same.
+
+    Raises:
+        ValueError: the disk is or will be full, or what the tower says of a medium cannot be kept.
+    """
+    getattr(tower.model, TOWERS[tower.modality]).eval()
+    made_by = json.dumps(tower.fingerprint(), sort_keys=True, indent=1, default=str).encode()
+    store = FeatureStore(folder / f"{tower.modality}-{hashlib.sha256(made_by).hexdigest()[:16]}")
+    if not (store.folder / MADE_BY).exists():
+        store.put(MADE_BY, made_by)
+    words = WORDS[tower.modality][1]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        keys = content_keys(sources, pool, tqdm(desc=f"Hashing {words}", total=len(sources), disable=quiet))
+        by_key = {key: sources[name] for name, key in keys.items()}
+        store.look()
+        missing = [key for key in by_key if key not in store.places]
+        if missing:
+            tried = [tower.prepare(by_key[key].medium()) for key in (missing * 2)[:2]]
+            announce(store, len(by_key), len(missing), tower.check(tried), words, quiet)
+        waiting = buckets_of(missing, len(by_key))
+        with tqdm(desc=f"Caching {words}", total=len(missing), disable=quiet or not missing) as bar:
+            for wait in (False, True):
+                for bucket in list(waiting):
+                    with store.claimed(bucket, wait) as mine:
+                        if mine:
+                            own = waiting.pop(bucket)
+                            todo = [key for key in own if key not in store.places]
+                            bar.update(len(own) - len(todo))
+                            fill(store, bucket, todo, tower, by_key, batch_size, pool, bar)
+    store.look()
+    return CachedMedia(tower.modality, store, keys)
+
+
+def announce(store: FeatureStore, total: int, missing: int, size: int, words: str, quiet: bool) -> None:
+    """Say how much will be written.
+
+    Raises:
+        ValueError: it is more than the disk has.
+    """
+    free = shutil.disk_usage(store.folder).free
+    if not quiet:
+        logger.warning(
+            f"feature cache: {missing} of {total} {words} are to be computed, {in_bytes(size)} each, "
+            f"{in_bytes(missing * size)} together, in '{store.folder}', where {in_bytes(free)} are free"
+        )
+    if missing * size > free:
+        raise ValueError(
+            f"the feature cache of {missing} {words} takes {in_bytes(missing * size)} in '{store.folder}', where "
+            f"{in_bytes(free)} are free; make room, or halve it by --cache_dtype bfloat16"
+        )
+
+
+def in_bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def fill(
+    store: FeatureStore,
+    bucket: str,
+    keys: Sequence[str],
+    tower: FrozenTower,
+    sources: Mapping[str, Source],
+    batch_size: int,
+    pool: ThreadPoolExecutor,
+    bar: tqdm,
+) -> None:
+    """Compute the entries of these keys and write them, shard by shard; when interrupted, those that are computed."""
+    held: list[tuple[Sequence[str], dict[str, torch.Tensor]]] = []
+    started = time.monotonic()
+
+    def write() -> None:
+        some, held[:] = list(held), []
+        names = [key for own, _ in some for key in own]
+        store.write(bucket, names, {name: torch.cat([kept[name] for _, kept in some]) for name in some[0][1]})
+
+    try:
+        for own, prepared in read_ahead(keys, tower, sources, batch_size, pool):
+            held.append((own, tower.run(prepared)))
+            bar.update(len(own))
+            size = sum(tensor.nbytes for _, kept in held for tensor in kept.values())
+            if size > SHARD_BYTES or time.monotonic() - started > SHARD_SECONDS:
+                write()
+                started = time.monotonic()
+    finally:
+        if held:
+            write()
+
+
+def read_ahead(
+    keys: Sequence[str],
+    tower: FrozenTower,
+    sources: Mapping[str, Source],
+    batch_size: int,
+    pool: ThreadPoolExecutor,
+) -> Iterator[tuple[Sequence[str], list[dict[str, torch.Tensor]]]]:
+    """Batches of keys and what the tower takes of their media; the next is prepared while one is used."""
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+
+    def begin(own: Sequence[str]) -> list[Any]:
+        return [pool.submit(lambda key: tower.prepare(sources[key].medium()), key) for key in own]
+
+    ahead = begin(batches[0]) if batches else []
+    for place, own in enumerate(batches):
+        current, ahead = ahead, begin(batches[place + 1]) if place + 1 < len(batches) else []
+        yield own, [future.result() for future in current]

@@ -1,0 +1,166 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Images, sounds and videos of a table: told apart, opened with care, kept in memory, and what is wrong with each."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..model.audio_mm import is_silent, open_audio
+from ..model.video_mm import read_video
+
+Medium: TypeAlias = str | bytes | list  # a list holds the frames of a video
+Media: TypeAlias = tuple[Sequence[Medium], Sequence[Medium], Sequence[Medium]]  # pictures, sounds, videos
+
+LISTED = 20  # sounds that a remark names
+
+
+class MediaCheck:
+    """What was found out about the media looked at so far.
+
+    Args:
+        pool: where they are opened.
+        max_seconds: of a sound that will be used.
+        num_frames: of a video that will be used; None where the model takes no video.
+    """
+
+    def __init__(self, pool: Executor, max_seconds: float, num_frames: int | None = None):
+        self.pool, self.max_seconds, self.num_frames = pool, max_seconds, num_frames
+        self.known: tuple[dict[str, str | None], ...] = ({}, {}, {})
+        self.cut: list[str | bytes] = []
+        self.silent: list[str | bytes] = []
+
+    def look(self, media: Media) -> None:
+        """Open those that were not opened before.
+
+        Raises:
+            ValueError: there is sound or video, and the libraries that read it are not installed.
+        """
+        complaints = (image_complaint, self.sound_complaint, self.video_complaint)
+        for items, known, complaint in zip(media, self.known, complaints, strict=True):
+            new = {image_key(item): item for item in items}
+            new = {key: item for key, item in new.items() if key not in known}
+            known.update(zip(new, self.pool.map(complaint, new.values()), strict=True))
+
+    def sound_complaint(self, source: str | bytes) -> str | None:
+        """What is wrong with a sound, None where it can be used."""
+        try:
+            clip, _, seconds = open_audio(source, self.max_seconds)
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        except ValueError as error:
+            return str(error)
+        if seconds > self.max_seconds:
+            self.cut.append(source)
+        if is_silent(clip):
+            self.silent.append(source)
+        return None
+
+    def video_complaint(self, source: Medium) -> str | None:
+        """What is wrong with a video, None where it can be used."""
+        if self.num_frames is None:
+            return "there is a video, but this model takes none (a new one takes it by --num_frames)"
+        try:
+            read_video(source, self.num_frames)
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def complaint(self, media: Media) -> str | None:
+        """The first thing that is wrong with media which were looked at."""
+        found = [known[image_key(item)] for items, known in zip(media, self.known, strict=True) for item in items]
+        return next(filter(None, found), None)
+
+    def remarks(self) -> list[str]:
+        """What to know of the sounds that can be used."""
+        said = []
+        for sources, what in (
+            (self.cut, f"longer than {self.max_seconds:g} s and will be cut"),
+            (self.silent, "silent"),
+        ):
+            if sources:
+                names = sorted(f"'{source}'" for source in sources if isinstance(source, str))
+                more = [f"{len(sources) - len(names[:LISTED])} more"] if len(sources) > len(names[:LISTED]) else []
+                listed = f": {', '.join([*names[:LISTED], *more])}" if names else ""
+                said.append(f"{len(sources)} of {len(self.known[1])} sounds are {what}{listed}")
+        return said
+
+
+class BadRow(ValueError):
+    """A row that cannot be used; the message says what was found and what was expected."""
+
+
+def open_image(source: str | bytes) -> Image.Image:
+    """An RGB picture from a path or from encoded bytes, fully decoded and turned the way its EXIF data says.
+
+    Raises:
+        BadRow: it is missing, no picture, truncated, or so large that it may be a decompression bomb.
+    """
+    name = f"'{source}'" if isinstance(source, str) else "its embedded bytes"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+                image: Image.Image = file
+                if image.mode.startswith("I;16"):  # `convert` would clip its 65,536 greys to the first 256
+                    image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise BadRow(f"the image {name} does not exist") from None
+    except UnidentifiedImageError:
+        raise BadRow(f"the image {name} is not in a format that can be read; expected PNG, JPEG, ...") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = Image.MAX_IMAGE_PIXELS
+        raise BadRow(f"the image {name} has more than {limit} pixels and may be a decompression bomb") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadRow(f"the image {name} is broken: {error}") from None
+
+
+def image_key(source: str | bytes | list) -> str:
+    """What makes two cells the same medium: the path, or a digest of the bytes; those of all frames."""
+    if isinstance(source, list):
+        return "\n".join(map(image_key, source))
+    return source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
+
+
+def image_complaint(source: str | bytes) -> str | None:
+    """What is wrong with a picture, None where it opens."""
+    try:
+        open_image(source)
+    except BadRow as error:
+        return str(error)
+    return None
+
+
+BYTES_PER_PIXEL = 4  # of Pillow's RGB
+
+
+class KeptPictures:
+    """Pictures by a key. Once the room is taken, others are opened each time: in a random order every picture is as
+    likely to be the next, so that nothing is gained by making room.
+
+    Args:
+        megabytes: of pictures that are kept at most, in each process that opens any.
+    """
+
+    def __init__(self, megabytes: int = 0):
+        self.room = megabytes * 2**20
+        self.pictures: dict[Hashable, Image.Image] = {}
+
+    def get(self, key: Hashable, opened: Callable[[], Image.Image]) -> Image.Image:
+        """The picture of this key, `opened` where it is not in memory."""
+        if key in self.pictures:
+            return self.pictures[key]
+        picture = opened()
+        size = picture.width * picture.height * BYTES_PER_PIXEL
+        if size <= self.room:
+            self.room -= size
+            self.pictures[key] = picture
+        return picture

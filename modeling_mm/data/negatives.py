@@ -1,0 +1,70 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Pairs for image-text matching: each picture with its own text, and with the text of another row.
+
+What is drawn depends on the seed and on the rows at hand, on no state: a resumed training draws what an uninterrupted
+one would have drawn.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from .dataset import MMDataset
+from .media import image_key
+from .rows import Row
+from .targets import normalize
+
+
+def choose_negatives(rows: Sequence[Row], seed: int) -> list[int | None]:
+    """For each row the index of one whose text is wrong for its picture; None where there is none.
+
+    A text is wrong if no row at hand has it beside the same first picture, and, where targets give groups, if its row
+    is of another group.
+    """
+    numbers = zlib.crc32(repr((seed, [row.number for row in rows])).encode())
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(numbers)).tolist()
+    keys, texts = [image_key(row.images[0]) for row in rows], [normalize(row.text) for row in rows]
+    right: dict[str, set[str]] = {}
+    for key, text in zip(keys, texts, strict=True):
+        right.setdefault(key, set()).add(text)
+    chosen: list[int | None] = [None] * len(rows)
+    for place, index in enumerate(order):
+        row = rows[index]
+        for other in (order[(place + step) % len(rows)] for step in range(1, len(rows))):
+            same_group = row.target is not None and row.target == rows[other].target
+            if texts[other] not in right[keys[index]] and not same_group:
+                chosen[index] = other
+                break
+    return chosen
+
+
+def with_negatives(rows: Sequence[Row], seed: int) -> list[Row]:
+    """The rows with target 1, then each again with a wrong text and target 0 where there is one."""
+    negatives = [
+        replace(row, text=rows[other].text, target=0)
+        for row, other in zip(rows, choose_negatives(rows, seed), strict=True)
+        if other is not None
+    ]
+    return [*(replace(row, target=1) for row in rows), *negatives]
+
+
+class MatchingPairs(torch.utils.data.Dataset):
+    """All rows of a data set with their own and with a wrong text; always the same for a seed.
+
+    Raises:
+        ValueError: no row has a wrong text to go with it.
+    """
+
+    def __init__(self, dataset: MMDataset, seed: int):
+        self.labels = dataset.labels
+        self.rows = with_negatives([dataset[i] for i in range(len(dataset))], seed)
+        if len(self.rows) == len(dataset):
+            raise ValueError(f"'{dataset.source}' has no two rows whose texts differ; matching needs wrong texts")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]

@@ -1,0 +1,196 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""One row: what its cells hold, and what is wrong with it beside the contents of its media.
+
+Paths in a file are relative to it; an empty cell is a missing modality; several images, sounds or videos are a list,
+or paths joined by `;` in a CSV cell. Pictures in the column of videos are the frames of one.
+
+A table in memory (`dataset.py`) and a stream of shards (`stream.py`) both read their rows by this.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from ..model.video_mm import is_video
+from .media import BadRow
+from .targets import label_columns, read_target, target_complaint
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what, "" where none does; `target` is the answer, the label or numbers (`a,b`), or None;
+    rows alike in `concept` match each other."""
+
+    image: str = "image"
+    text: str = "text"
+    target: str | None = None
+    audio: str = ""
+    video: str = ""
+    concept: str = ""
+
+
+@dataclass
+class Row:
+    """One example: `images`, `audio` and `videos` are paths or encoded bytes, or a list of them for the frames of a
+    video; `number` counts from 1 within the source. `opened` holds pictures, by their keys, that a check has decoded
+    already."""
+
+    number: int
+    images: list[str | bytes]
+    text: str
+    target: Any = None
+    audio: list[str | bytes] = field(default_factory=list)
+    videos: list[str | bytes | list] = field(default_factory=list)
+    opened: dict[str, Image.Image] = field(default_factory=dict)
+    concept: str | None = None
+
+    @property
+    def media(self) -> tuple[list, list, list]:
+        """Pictures, sounds and videos."""
+        return self.images, self.audio, self.videos
+
+
+def undecoded(feature: Any) -> Any:
+    """A column's feature with its pictures, sounds and videos, alone or in lists, left encoded."""
+    if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
+        return type(feature)(decode=False)
+    return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the rows of one source.
+
+    Args:
+        source: the file or name it was read from, for messages.
+        folder: where relative paths start.
+        columns: which column holds what.
+        task: what the targets are, see `targets.py`.
+        features: of the columns by their names.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+
+    source: str
+    folder: Path
+    columns: Columns
+    task: str
+    features: Mapping[str, Any]
+
+    def __post_init__(self):
+        names, columns = list(self.features), self.columns
+        targets = label_columns(self.task, columns.target)
+        wanted = [*targets, columns.audio, columns.video, columns.concept]
+        others = set(names) - {columns.image, columns.audio, columns.video, *targets}
+        # one of them may be the picture, or it is all there is
+        if others - {columns.text} or not (columns.audio or columns.video):
+            wanted.append(columns.image)
+        if others:
+            wanted.append(columns.text)
+        for name in filter(None, wanted):
+            if name not in names:
+                raise ValueError(
+                    f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
+                    "--image_column, --text_column, --audio_column, --video_column, --label_column or "
+                    '--concept_column; "" where there is no picture, text, sound or video)'
+                )
+
+    def row(self, cells: dict[str, Any], number: int) -> Row:
+        """A row from its cells, with its target as it stands there; nothing is opened yet.
+
+        Raises:
+            BadRow: a cell is of another kind.
+        """
+        text, target = cells.get(self.columns.text), None
+        if isinstance(text, (list, dict)):
+            raise BadRow(f"'{self.columns.text}' holds a list or structure; expected one plain value")
+        for name in label_columns(self.task, self.columns.target):
+            feature, cell = self.features[name], cells[name]
+            if isinstance(feature, datasets.ClassLabel) and cell is not None:
+                cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
+        if self.columns.target is not None:
+            target = read_target(self.task, self.columns.target, cells)
+        columns = (self.columns.image, self.columns.audio, self.columns.video)
+        images, audio, videos = (self.media(cells.get(name), name) for name in columns)
+        videos = [videos] if videos and is_video(videos) else videos  # pictures, the frames of one video
+        concept = None if cells.get(self.columns.concept) in (None, "") else str(cells[self.columns.concept])
+        return Row(number, images, "" if text is None else str(text), target, audio, videos, concept=concept)
+
+    def media(self, cell: Any, column: str) -> list[Any]:
+        """The pictures, sounds or videos that a cell names or holds.
+
+        Raises:
+            BadRow: it is of another kind.
+        """
+        if cell is None or cell == "":
+            return []
+        if isinstance(cell, str):
+            return [os.path.join(self.folder, part.strip()) for part in cell.split(";") if part.strip()]
+        if isinstance(cell, bytes):
+            return [cell]
+        if isinstance(cell, dict) and "path" in cell:
+            return [cell["bytes"] if cell.get("bytes") is not None else os.path.join(self.folder, cell["path"])]
+        if not isinstance(cell, list):
+            kind = {self.columns.audio: "sound", self.columns.video: "video"}.get(column, "picture")
+            raise BadRow(f"'{column}' holds {cell!r:.60}; expected a path, a {kind} or a list of them")
+        if column == self.columns.video and any(isinstance(part, list) for part in cell):  # each a list of frames
+            return [self.media(part, column) for part in cell]
+        return [medium for part in cell for medium in self.media(part, column)]
+
+    def complaint(self, row: Row, tokens: Iterable[str], labels: Sequence[str] | None) -> str | None:
+        """What is wrong with a row, the contents of its media apart; `tokens` mark an image, a sound and a video."""
+        columns = self.columns
+        if not row.text.strip() and not any(row.media):
+            names = [f"'{name}'" for name in (columns.image, columns.text, columns.audio, columns.video) if name]
+            if len(names) == 1:
+                return f"{names[0]} is empty"
+            if len(names) > 2:
+                return f"{', '.join(names[:-1])} and {names[-1]} are all empty; expected at least one"
+            return f"{' and '.join(names)} are both empty; expected at least one of them"
+        kinds, used = ("images", "sounds", "videos"), (True, columns.audio, columns.video)
+        for token, own, kind, column in zip(tokens, row.media, kinds, used, strict=True):
+            markers = row.text.count(token) if column else 0
+            if markers and markers != len(own):
+                return f"the text has {markers} '{token}' markers but the row has {len(own)} {kind}"
+        if self.task in ("matching", "retrieval"):
+            missing = columns.text if row.images else columns.image
+            return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs a picture and a text"
+        if columns.target is None:
+            return None
+        return target_complaint(columns.target, row.target, labels)
+
+
+CELLS = {
+    "image": "images",
+    "audio": "audio",
+    "video": "videos",
+}  # fields of a row
+
+
+def present_modalities(row: Row, markers: Mapping[str, str]) -> list[str]:
+    """Which modalities a row has; a text of markers alone is none.
+
+    Args:
+        markers: of each modality beside the text, by its name.
+    """
+    text = row.text
+    for marker in markers.values():
+        text = text.replace(marker, "")
+    return [*(["text"] if text.strip() else []), *(m for m, cells in CELLS.items() if vars(row)[cells])]
+
+
+def without(row: Row, left_out: Collection[str], markers: Mapping[str, str]) -> Row:
+    """The row as if the cells of these modalities were empty; the markers of what is left out leave the text."""
+    changed: dict[str, Any] = {"text": row.text}
+    for modality in set(left_out) - {"text"}:
+        changed[CELLS[modality]] = []
+        changed["text"] = changed["text"].replace(markers[modality], "")
+    if "text" in left_out:
+        changed["text"] = ""
+    return replace(row, **changed)

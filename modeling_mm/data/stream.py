@@ -1,0 +1,238 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMStream: rows from shards without end, shuffled in blocks, whose place is a few integers.
+
+- Readers are processes times workers. In each pass over the data, reader r of R takes every R-th shard of a new random
+  order; when its shards end it begins the next pass, so that no process runs out before another.
+- A reader permutes `shuffle_buffer` rows, hands them out and reads the next ones (as MosaicML's Streaming does). What
+  it draws depends on the seed and on where the block begins, on no state: to go on, it reads one block again.
+- Media stay encoded until their row is handed out. It is checked then, and its pictures go along decoded.
+"""
+
+import logging
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import datasets
+import fsspec.asyn
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..model.audio_mm import MAX_SECONDS
+from .dataset import MMDataset
+from .media import BadRow, MediaCheck, image_key, open_image
+from .rows import Columns, Row, RowReader
+from .shards import Shards
+from .targets import encode_target
+
+logger = logging.getLogger(__name__)
+MARKERS = ("<image>", "<audio>", "<video>")
+FIRST_ROWS, FIRST_BYTES = 2_000, 2**26  # that are looked at before training
+LOGGED = 20  # bad rows of a reader
+
+
+class Position(NamedTuple):
+    """How far a reader has come: `used` rows of the block that begins at `row` of the shard at `place` in its order,
+    in this `turn` over the data. Bad rows are among the used ones; `skipped` counts those of all turns."""
+
+    reader: int
+    turn: int = 0
+    place: int = 0
+    row: int = 0
+    used: int = 0
+    skipped: int = 0
+
+
+class Sample(NamedTuple):
+    """A row as it was read, or why it could not be."""
+
+    shard: int
+    row: int
+    cells: dict[str, Any] | BadRow
+
+
+@dataclass
+class StreamedRow(Row):
+    """A row, and how far its reader has come with it."""
+
+    position: Position = Position(0)
+
+
+@dataclass
+class MMStream(IterableDataset):
+    """Rows of shards, without end.
+
+    Args:
+        shards: as `open_shards` gives them.
+        columns: which column holds what.
+        task, labels: as those of `MMDataset`.
+        shuffle_buffer: rows that are permuted at a time; with 0 or 1 all come in their order.
+        seed: another one draws another order.
+        skip: leave bad rows out and count them.
+        max_seconds, num_frames: of a sound and of a video that will be used.
+        too_long: what is wrong with a row's length, None where nothing is.
+        known_rows: how many there are in a pass, where known.
+        process, processes: which part of the shards is read here.
+        batches, positions: how many batches this process has used before, and how far its readers have come.
+
+    Raises:
+        ValueError: a column is missing.
+        BadRow: while reading, names shard and row; or a reader has found no good row in a whole pass.
+    """
+
+    shards: Shards
+    columns: Columns
+    task: str = "generation"
+    labels: list[str] | None = None
+    shuffle_buffer: int = 1000
+    seed: int = 0
+    skip: bool = False
+    max_seconds: float = MAX_SECONDS
+    num_frames: int | None = None
+    too_long: Callable[[Row], str | None] | None = None
+    known_rows: int | None = None
+    process: int = 0
+    processes: int = 1
+    batches: int = 0
+    positions: dict[int, Position] = field(default_factory=dict)
+
+    def __post_init__(self):
+        own = (self.shards.source, self.shards.folder, self.columns, self.task, self.shards.features)
+        self.reader = RowReader(*own)
+
+    def __iter__(self) -> Iterator[StreamedRow]:
+        worker, workers, number = get_worker_info(), 1, 0
+        if worker is not None:
+            workers, number = worker.num_workers, worker.id
+            fsspec.asyn.reset_lock()  # the lock of a forked process may be held by a thread that it lacks
+        self.shards = self.shards.enough_for(self.processes * workers)
+        # a loader asks its workers in turns, beginning with the first: it plays the reader whose turn it is
+        reader = self.process * workers + (number + self.batches) % workers
+        yield from self.rows(self.positions.get(reader, Position(reader)), self.processes * workers)
+
+    def rows(self, at: Position, readers: int) -> Iterator[StreamedRow]:
+        """What a reader hands out from a position on."""
+        skipped, good = at.skipped, at.place + at.row + at.used
+        while True:
+            for begin, block in self.blocks(at, readers):
+                again = at.used if begin[:4] == at[:4] else 0  # rows that were handed out before
+                for used in range(1, len(block) + 1):
+                    sample = block.pop()
+                    if used <= again:
+                        continue
+                    try:
+                        row = self.checked(sample)
+                    except BadRow as error:
+                        skipped += 1
+                        self.note(sample, error, skipped)
+                        continue
+                    good += 1
+                    yield StreamedRow(**vars(row), position=begin._replace(used=used, skipped=skipped))
+            if good == 0:
+                raise BadRow(f"reader {at.reader} of {readers} found no usable row in all its shards of {self.source}")
+            at, good = Position(at.reader, at.turn + 1), 0
+
+    @property
+    def source(self) -> str:
+        return self.shards.source
+
+    def blocks(self, at: Position, readers: int) -> Iterator[tuple[Position, list[Sample]]]:
+        """The blocks of one turn over a reader's shards, from where one begins, last rows first; whoever takes one
+        may empty it, so that no other is held beside it."""
+        order = self.order(at.turn)[at.reader :: readers]
+        begin, block = at, list[Sample]()
+        for place in range(at.place, len(order)):
+            first = at.row if place == at.place else 0
+            for row, cells in enumerate(self.shards.read(order[place], first), first):
+                if not block:
+                    begin = Position(at.reader, at.turn, place, row)
+                block.append(Sample(order[place], row, cells))
+                if len(block) >= self.shuffle_buffer:
+                    yield begin, self.shuffle(block, begin)
+                    block = []
+        if block:
+            yield begin, self.shuffle(block, begin)
+
+    def order(self, turn: int) -> list[int]:
+        """All shards in the order of this turn."""
+        return self.permutation(len(self.shards), "shards", turn)
+
+    def shuffle(self, block: list[Sample], begin: Position) -> list[Sample]:
+        """The same list, in another order."""
+        block[:] = [block[i] for i in reversed(self.permutation(len(block), *begin[:4]))]
+        return block
+
+    def permutation(self, count: int, *what: Any) -> list[int]:
+        if self.shuffle_buffer <= 1:
+            return list(range(count))
+        number = zlib.crc32(repr((self.seed, *what)).encode())
+        return torch.randperm(count, generator=torch.Generator().manual_seed(number)).tolist()
+
+    def checked(self, sample: Sample) -> Row:
+        """A row, its pictures decoded and its target as the collator takes it.
+
+        Raises:
+            BadRow: it cannot be used.
+        """
+        if isinstance(sample.cells, BadRow):
+            raise sample.cells
+        number = 1 + sample.row * len(self.shards) + sample.shard  # no other row has it
+        row = self.reader.row(dict(sample.cells), number)
+        reason = self.reader.complaint(row, MARKERS, self.labels) or self.media_complaint(row)
+        row.opened = {image_key(image): open_image(image) for image in row.images if reason is None}
+        if reason is None and self.too_long is not None:
+            reason = self.too_long(row)
+        if reason is not None:
+            raise BadRow(reason)
+        if row.target is not None:
+            row.target = encode_target(self.task, row.target, self.labels)
+        return row
+
+    def media_complaint(self, row: Row) -> str | None:
+        """What is wrong with a row's sounds and videos."""
+        media: tuple[list, list, list] = ([], row.audio, row.videos)
+        if not any(media):
+            return None
+        with ThreadPoolExecutor(1) as pool:
+            check = MediaCheck(pool, self.max_seconds, self.num_frames)
+            check.look(media)
+        return check.complaint(media)
+
+    def note(self, sample: Sample, error: BadRow, count: int) -> None:
+        """Say what is wrong with one of the first bad rows.
+
+        Raises:
+            BadRow: when not skipping.
+        """
+        said = f"{self.shards.name(sample.shard)}, row {sample.row + 1}: {error}"
+        if not self.skip:
+            raise BadRow(said) from None
+        if count <= LOGGED:
+            logger.warning(f"skipped: {said}" + ("; no more will be named" if count == LOGGED else ""))
+
+    def first_rows(self) -> MMDataset:
+        """The first good rows in the order of the shards, for what has to be known before training.
+
+        Raises:
+            BadRow: one is bad, when not skipping; or all are.
+        """
+        kept: list[dict[str, Any]] = []
+        size, reason = 0, "it has no rows"
+        samples = (Sample(s, i, cells) for s in range(len(self.shards)) for i, cells in enumerate(self.shards.read(s)))
+        for sample in samples:
+            try:
+                row = self.checked(sample)
+            except BadRow as error:
+                reason = str(error)
+                self.note(sample, error, LOGGED + 1)
+                continue
+            kept.append(sample.cells)  # type: ignore[arg-type]  # not bad
+            size += sum(len(medium) for own in row.media for medium in own if isinstance(medium, bytes))
+            if len(kept) == FIRST_ROWS or size > FIRST_BYTES:
+                break
+        if not kept:
+            raise BadRow(f"'{self.source}' holds no usable rows: {reason}")
+        table = datasets.Dataset.from_list(kept, features=datasets.Features(self.shards.features))
+        return MMDataset(self.source, table, self.shards.folder, self.columns, self.labels, task=self.task)

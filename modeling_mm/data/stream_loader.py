@@ -1,0 +1,116 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""StreamLoader: batches of a stream, and how far it has come with those that were used.
+
+Workers read ahead, so each batch brings the position of its reader along; only what was taken out here counts. A
+checkpoint holds it as `stream_{process}.json`.
+"""
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from .collator import MMCollator
+from .media import BadRow
+from .stream import MMStream, Position, StreamedRow
+
+POSITION = "stream_position"
+
+
+@dataclass
+class StreamCollator:
+    """A collator, whose batches say where their last row stood."""
+
+    collator: Callable[[list[Any]], dict[str, Any]]
+
+    def __call__(self, rows: list[StreamedRow]) -> dict[str, Any]:
+        if isinstance(self.collator, MMCollator) and self.collator.augmentation is not None:
+            # not filled in: workers share that memory, and may be in different turns
+            self.collator.augmentation.epoch = torch.tensor(rows[0].position.turn)
+        return {**self.collator(rows), POSITION: torch.tensor(rows[-1].position)}
+
+
+class StreamLoader(DataLoader):
+    """A `DataLoader` of one process's part of a stream.
+
+    Args:
+        stream: its part, see `MMStream`.
+        batch_size, collator: as those of a `DataLoader`.
+        options: more of them.
+
+    Raises:
+        ValueError: there are more readers than shards.
+        BadRow: while iterating, names shard and row.
+    """
+
+    def __init__(self, stream: MMStream, batch_size: int, collator: Callable, **options: Any):
+        own = torch.Generator()  # so that the random state of the model is left alone
+        super().__init__(stream, batch_size, collate_fn=StreamCollator(collator), generator=own, **options)
+        self.stream, self.rows = stream, batch_size
+        stream.shards = stream.shards.enough_for(stream.processes * max(1, self.num_workers))
+        self.positions, self.batches, self.before, self.started = dict(stream.positions), stream.batches, 0, 0.0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        self.started, self.before, said = time.perf_counter(), self.batches, ""
+        try:
+            for batch in super().__iter__():
+                position = Position(*batch.pop(POSITION).tolist())
+                self.positions[position.reader] = position
+                self.batches += 1
+                yield batch
+        except BadRow as error:  # from a worker, the sentence stands below its traceback
+            said = str(error).rpartition("BadRow: ")[2].strip()
+        raise BadRow(said)  # here, so that it does not keep the workers alive
+
+    @property
+    def skipped(self) -> int:
+        """Bad rows among those that were used, in this process."""
+        return sum(position.skipped for position in self.positions.values())
+
+    def rows_per_second(self) -> float:
+        """Of all processes, since this began."""
+        rows = (self.batches - self.before) * self.rows * self.stream.processes
+        return round(rows / max(1e-9, time.perf_counter() - self.started), 1)
+
+    def made_for(self) -> dict[str, int]:
+        """What has to be the same when it goes on."""
+        stream = self.stream
+        names = [PurePosixPath(stream.shards.name(shard)).name for shard in range(len(stream.shards))]
+        return {
+            "processes": stream.processes,
+            "workers": max(1, self.num_workers),
+            "shards": len(names),
+            "digest of their names": zlib.crc32("\n".join(names).encode()),
+            "seed": stream.seed,
+            "shuffle_buffer": stream.shuffle_buffer,
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write how far this process has come."""
+        state = {**self.made_for(), "batches": self.batches, "positions": list(self.positions.values())}
+        (Path(folder) / f"stream_{self.stream.process}.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def resume(self, folder: str | Path) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            ValueError: it was written by another kind of run, or by none that streams.
+        """
+        path = Path(folder) / f"stream_{self.stream.process}.json"
+        if not path.is_file():
+            raise ValueError(f"there is no '{path}'; expected a checkpoint of a run that streams in as many processes")
+        state = json.loads(path.read_text(encoding="utf-8"))
+        for name, own in self.made_for().items():
+            if state[name] != own:
+                raise ValueError(
+                    f"'{path}' was written with {name} {state[name]}; this run has {own}, expected the same"
+                )
+        self.batches = self.stream.batches = state["batches"]
+        self.positions = {own[0]: Position(*own) for own in state["positions"]}
+        self.stream.positions = dict(self.positions)

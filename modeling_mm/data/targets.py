@@ -1,0 +1,176 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""What the label column of each task holds, how it is read, and what the head has to know of it.
+
+| task           | a cell                                             | in a batch                     |
+| generation     | the answer                                         | tokens                         |
+| classification | a label                                            | its id                         |
+| multilabel     | `a|b|c` or a list; an empty list is no label       | 0 or 1 for each label          |
+| regression     | a number, in one or several columns                | the numbers                    |
+| matching       | no column; or a group, whose rows match each other | 0 or 1, made by `matching.py`  |
+| retrieval      | no column; the text is what a picture is found by  | no labels                      |
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .media import BadRow
+
+COLUMNS = {
+    "generation": "answer",
+    "classification": "label",
+    "multilabel": "label",
+    "regression": "label",
+    "matching": None,
+    "retrieval": None,
+}
+MATCH_LABELS = ["mismatch", "match"]
+
+
+def label_columns(task: str, name: str | None) -> list[str]:
+    """The columns of a target; only a regression has several, joined by commas."""
+    if name is None:
+        return []
+    return [part.strip() for part in name.split(",")] if task == "regression" else [name]
+
+
+def read_target(task: str, name: str, cells: dict[str, Any]) -> Any:
+    """A row's target as it stands: a text, a list of labels, or a list of numbers; None where the cell is empty.
+
+    Raises:
+        BadRow: the cell is of another kind.
+    """
+    if task == "regression":
+        return read_numbers(cells, label_columns(task, name))
+    cell = cells[name]
+    if task == "multilabel":
+        return read_labels(cell, name)
+    if isinstance(cell, (list, dict)):
+        raise BadRow(f"'{name}' holds a list or structure; expected one plain value")
+    return None if cell is None else str(cell).strip() or None
+
+
+def read_numbers(cells: dict[str, Any], names: Sequence[str]) -> list[float] | None:
+    """The number in each column; None where all are empty.
+
+    Raises:
+        BadRow: names the column that holds no finite number.
+    """
+    if all(cells[name] is None or str(cells[name]).strip() == "" for name in names):
+        return None
+    numbers = []
+    for name in names:
+        try:
+            numbers.append(float(cells[name]))
+        except (TypeError, ValueError):
+            raise BadRow(f"'{name}' is {cells[name]!r:.60}; expected a number") from None
+        if not math.isfinite(numbers[-1]):
+            raise BadRow(f"'{name}' is {numbers[-1]}; expected a finite number")
+    return numbers
+
+
+def read_labels(cell: Any, name: str) -> list[str] | None:
+    """The labels of a cell: a list, the JSON text of one, or `a|b|c`; None where it is empty.
+
+    Raises:
+        BadRow: a list holds more than plain values.
+    """
+    if isinstance(cell, str) and cell.strip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            raise BadRow(f"'{name}' is {cell!r:.60}; expected labels like a|b or a JSON list") from None
+    if cell is None or cell == "":
+        return None
+    parts = cell if isinstance(cell, list) else str(cell).split("|")
+    if any(isinstance(part, (list, dict)) or part is None for part in parts):
+        raise BadRow(f"'{name}' holds nested or empty values; expected a list of labels")
+    return sorted({label for label in (str(part).strip() for part in parts) if label})
+
+
+def target_complaint(name: str, target: Any, labels: Sequence[str] | None) -> str | None:
+    """What is wrong with a target, None where nothing is; `labels` are the known ones, None before training."""
+    if target is None:
+        return f"'{name}' is empty; expected a value"
+    for label in [target] if isinstance(target, str) else target:
+        if labels is not None and isinstance(label, str) and label not in labels:
+            return f"the label '{label}' is unknown; expected one of {', '.join(labels[:20])}"
+    return None
+
+
+def encode_target(task: str, target: Any, labels: Sequence[str] | None) -> Any:
+    """A target as the collator takes it."""
+    if task == "multilabel" and labels is not None:
+        return [float(label in target) for label in labels]
+    return labels.index(target) if task == "classification" and labels is not None else target
+
+
+def known_names(task: str, targets: Sequence[Any], column: str | None, source: str) -> list[str] | None:
+    """What the outputs of a head are called, from the targets of the training rows; None for a generation or
+    retrieval.
+
+    Raises:
+        ValueError: there is nothing to tell apart.
+    """
+    if task in ("generation", "retrieval"):
+        return None
+    if task == "matching":
+        return MATCH_LABELS
+    if task == "regression":
+        return label_columns(task, column)
+    names = sorted({name for target in targets for name in ([target] if isinstance(target, str) else target)})
+    if len(names) < 2:
+        found = f"only the label '{names[0]}'" if names else "no label at all"
+        raise ValueError(f"'{source}' has {found}; expected at least two labels")
+    return names
+
+
+def head_options(
+    task: str, names: Sequence[str] | None, targets: Sequence[Any], balanced: bool, source: str
+) -> dict[str, Any]:
+    """Fields of `MMConfig` that make the head: names, loss, scale of numbers, weights of classes.
+
+    Raises:
+        ValueError: numbers that never differ, or weights for a task that has no classes.
+    """
+    if balanced and task not in ("classification", "multilabel"):
+        raise ValueError(f"--class_weights balanced is for classification and multilabel, not for {task}")
+    if names is None:
+        return {}
+    options: dict[str, Any] = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": {"multilabel": "multi_label_classification", "regression": "regression"}.get(
+            task, "single_label_classification"
+        ),
+        "matching": task == "matching",
+    }
+    if task == "regression":
+        numbers = np.array(targets, dtype=np.float64)  # (rows, columns)
+        for name, scale, first in zip(names, numbers.std(axis=0), numbers[0], strict=True):
+            if scale == 0:
+                raise ValueError(f"'{source}' has only the number {first:g} in '{name}'; expected different numbers")
+        options |= {"label_mean": numbers.mean(axis=0).tolist(), "label_scale": numbers.std(axis=0).tolist()}
+    if balanced:
+        options["class_weights"] = balanced_weights(task, names, targets)
+    return options
+
+
+def balanced_weights(task: str, names: Sequence[str], targets: Sequence[Any]) -> list[float]:
+    """Weights under which all classes count the same; of several labels, as many negatives for each positive.
+
+    A class that never occurs counts as much as one that occurs once.
+    """
+    counts = np.array([encode_target("multilabel", [t] if isinstance(t, str) else t, names) for t in targets])
+    occurs = counts.sum(axis=0).clip(min=1)
+    if task == "multilabel":
+        return ((len(targets) - occurs).clip(min=1) / occurs).tolist()
+    return (len(targets) / (len(names) * occurs)).tolist()
+
+
+def normalize(answer: str) -> str:
+    """Case and white space do not make an answer wrong."""
+    return " ".join(answer.lower().split())

@@ -1,0 +1,170 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Metrics of each task over whole data sets, and predictions in words.
+
+Shapes: R rows, C outputs of the head.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn import metrics as sklearn_metrics
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from ..data.targets import normalize
+
+# What is compared where one figure has to stand for a task.
+MAIN = {
+    "generation": "accuracy",
+    "classification": "accuracy",
+    "multilabel": "micro_f1",
+    "regression": "r2",
+    "matching": "accuracy",
+    "retrieval": "text_to_image_r1",
+}
+
+
+def accuracy(predictions: Sequence[str], truths: Sequence[str]) -> float:
+    """Share of predictions that equal the truth after `normalize`."""
+    return float(np.mean([normalize(p) == normalize(t) for p, t in zip(predictions, truths, strict=True)]))
+
+
+def macro_f1(predictions: Any, truths: Any) -> float:
+    """F1 of each class that occurs, averaged without weights; of names or of ids."""
+    return float(sklearn_metrics.f1_score(truths, predictions, average="macro", zero_division=0))
+
+
+def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts from (R, T) token ids, where -100 is padding."""
+    kept = np.where(token_ids < 0, tokenizer.pad_token_id, token_ids)
+    return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=True)]
+
+
+def predictions_in_words(
+    task: str, predictions: np.ndarray, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None
+) -> list[Any]:
+    """For each row an answer, a label, a list of labels, or a number for each label column."""
+    if labels is None or task == "generation":
+        return decode(predictions, tokenizer)
+    if task == "regression":
+        return np.asarray(predictions, dtype=np.float64).reshape(-1, len(labels)).tolist()
+    if task == "multilabel":
+        return [[label for label, logit in zip(labels, row, strict=True) if logit > 0] for row in predictions]
+    return [labels[i] for i in predictions.argmax(axis=-1)]
+
+
+def in_words(value: Any) -> str:
+    """A prediction or a truth as it is shown."""
+    if isinstance(value, list):
+        return ", ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in value)
+    return str(value)
+
+
+def regression_metrics(predictions: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Mean absolute error, root of the mean squared error, R2 and Pearson's r; means over label columns."""
+    predictions, truths = (np.asarray(n, dtype=np.float64).reshape(len(truths), -1) for n in (predictions, truths))
+    with np.errstate(invalid="ignore", divide="ignore"):  # of one row, or of equal numbers, they say nothing: NaN
+        r2 = float(sklearn_metrics.r2_score(truths, predictions, force_finite=False)) if len(truths) > 1 else np.nan
+        both = [(a - a.mean(axis=0)) / a.std(axis=0) for a in (predictions, truths)]
+        pearson = (both[0] * both[1]).mean(axis=0)
+    return {
+        "mae": float(sklearn_metrics.mean_absolute_error(truths, predictions)),
+        "rmse": float(sklearn_metrics.root_mean_squared_error(truths, predictions)),
+        "r2": r2 if np.isfinite(r2) else float("nan"),
+        "pearson": float(pearson.mean()),
+    }
+
+
+def multilabel_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Micro and macro F1 at a probability of one half, and the mean over labels that occur of average precision."""
+    truths, said = truths > 0, logits > 0
+    occurs = truths.any(axis=0)
+    scores = [sklearn_metrics.average_precision_score(truths[:, i], logits[:, i]) for i in np.flatnonzero(occurs)]
+    return {
+        "micro_f1": float(sklearn_metrics.f1_score(truths, said, average="micro", zero_division=0)),
+        "macro_f1": float(sklearn_metrics.f1_score(truths, said, average="macro", zero_division=0)),
+        "map": float(np.mean(scores)) if scores else float("nan"),
+    }
+
+
+def head_metrics(task: str, logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Metrics of a head from its output (R, C) and its labels."""
+    if task == "regression":
+        return regression_metrics(logits, truths)
+    if task == "multilabel":
+        return multilabel_metrics(logits, truths)
+    chosen = logits.argmax(axis=-1)
+    if task == "classification":
+        return {"accuracy": float(np.mean(chosen == truths)), "macro_f1": macro_f1(chosen, truths)}
+    both = 0 < truths.sum() < len(truths)
+    auc = float(sklearn_metrics.roc_auc_score(truths, logits[:, 1] - logits[:, 0])) if both else float("nan")
+    return {"accuracy": float(np.mean(chosen == truths)), "auc": auc}
+
+
+def compute_metrics_for(
+    tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None, task: str | None = None
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`compute_metrics` for the Trainer; the task is by default that of a classification where labels are given."""
+    kind = task or ("generation" if labels is None else "classification")
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        if kind == "generation":
+            texts = decode(prediction.predictions, tokenizer)
+            return {"accuracy": accuracy(texts, decode(prediction.label_ids, tokenizer))}
+        return head_metrics(kind, prediction.predictions, prediction.label_ids)
+
+    return compute
+
+
+def per_class(task: str, logits: np.ndarray, truths: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and rows of each class; the average precision too where there are several labels."""
+    said = logits > 0 if task == "multilabel" else logits.argmax(axis=-1)
+    truths = truths > 0 if task == "multilabel" else truths
+    columns = sklearn_metrics.precision_recall_fscore_support(truths, said, labels=range(len(labels)), zero_division=0)
+    names = ("precision", "recall", "f1", "rows")
+    table = []
+    for i, (name, *values) in enumerate(zip(labels, *columns, strict=True)):
+        row = {"label": name, **{key: float(v) for key, v in zip(names, values, strict=True)}, "rows": int(values[-1])}
+        if task == "multilabel" and row["rows"]:
+            row["average_precision"] = float(sklearn_metrics.average_precision_score(truths[:, i], logits[:, i]))
+        table.append(row)
+    return table
+
+
+LEVEL = 0.95
+DRAWS = 500
+
+
+def wilson(right: int, rows: int) -> tuple[float, float]:
+    """The interval of a share of `right` among `rows`."""
+    found = binomtest(right, rows).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def main_score(task: str, predictions: np.ndarray, truths: np.ndarray) -> float:
+    """What `metrics.MAIN` names, from the head's outputs and labels (R, C), or from (R,) right or not and ones."""
+    if task == "regression":
+        with np.errstate(invalid="ignore", divide="ignore"):  # of equal numbers R2 says nothing
+            spread = ((truths - truths.mean(axis=0)) ** 2).sum(axis=0)
+            return float((1 - ((predictions - truths) ** 2).sum(axis=0) / spread).mean())
+    if task == "multilabel":
+        said, true = predictions > 0, truths > 0
+        return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
+    return float(predictions.mean())
+
+
+def drawn(task: str, predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
+    """(DRAWS,) main scores of as many rows drawn with replacement; the same rows for every run over them."""
+    generator, rows = np.random.default_rng(0), len(predictions)
+    picks = (generator.integers(rows, size=rows) for _ in range(DRAWS))
+    return np.array([main_score(task, predictions[pick], truths[pick]) for pick in picks])
+
+
+def spread(scores: np.ndarray) -> tuple[float, float] | None:
+    """The interval that holds the middle 95 % of drawn scores; None where too many of them say nothing."""
+    scores = scores[np.isfinite(scores)]
+    if len(scores) < DRAWS / 2:
+        return None
+    low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

@@ -1,0 +1,120 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Rows predicted and scored, and how far the scores of other such rows may lie from these.
+
+Shapes: R rows, C classes or labels.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, Trainer
+
+from ..data.targets import normalize
+from . import metrics as uncertainty
+from .calibration import expected_calibration_error
+from .metrics import MAIN, predictions_in_words
+
+
+@dataclass
+class Evaluation:
+    """Metrics of a data set, and for each row prediction and truth in words; of a head also what it gave and should.
+
+    logits: (R, C). label_ids: (R,) class ids or (R, C). Both are empty for a generation.
+    """
+
+    metrics: dict[str, float | None]
+    predictions: list[Any]
+    truths: list[Any]
+    logits: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    label_ids: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+def rounded(metrics: dict[str, float]) -> dict[str, float | None]:
+    """For JSON, which has no NaN: a metric that says nothing is None."""
+    return {name: round(float(value), 6) if np.isfinite(value) else None for name, value in metrics.items()}
+
+
+def label_names(model: PreTrainedModel, task: str) -> list[str] | None:
+    """What the head's outputs are called, in their order; None for a generation."""
+    return None if task == "generation" else [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
+    """Predict all rows of a data set (or of matching pairs), and score them."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    output = trainer.predict(dataset, metric_key_prefix="test")
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    metrics = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
+    metrics = {name: value for name, value in metrics.items() if name not in timing}
+    loss = metrics.pop("loss")
+    tokenizer, labels = trainer.processing_class.tokenizer, label_names(model, task)
+    predictions = predictions_in_words(task, output.predictions, tokenizer, labels)
+    if task == "generation":
+        truths = [dataset[i].target for i in range(len(dataset))]
+        return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths)
+    logits, label_ids = np.asarray(output.predictions, dtype=np.float64), output.label_ids
+    if task != "regression":
+        metrics["ece"] = expected_calibration_error(task, logits, label_ids)
+        if temperature := model.config.calibration_temperature:
+            metrics["ece_uncalibrated"] = expected_calibration_error(task, logits * temperature, label_ids)
+    as_logits = label_ids if task in ("regression", "multilabel") else np.eye(len(labels or []))[label_ids]
+    truths = predictions_in_words(task, as_logits, tokenizer, labels)
+    return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths, logits, label_ids)
+
+
+def is_right(prediction: Any, truth: Any) -> bool | None:
+    """Whether a prediction equals the truth; None for numbers."""
+    if isinstance(truth, list):
+        return None if any(isinstance(part, float) for part in truth) else prediction == truth
+    return normalize(prediction) == normalize(truth)
+
+
+def drawn_scores(task: str, evaluation: Evaluation) -> np.ndarray:
+    """Main scores of rows drawn again from those evaluated."""
+    if task in ("regression", "multilabel"):
+        outputs = (np.reshape(values, (len(values), -1)) for values in (evaluation.logits, evaluation.label_ids))
+        return uncertainty.drawn(task, *outputs)
+    right = right_rows(evaluation)
+    return uncertainty.drawn(task, right, np.ones_like(right))
+
+
+def right_rows(evaluation: Evaluation) -> np.ndarray:
+    """(R,) 1 where a label or an answer is right, 0 where it is wrong."""
+    if len(evaluation.logits):
+        return (evaluation.logits.argmax(axis=-1) == evaluation.label_ids).astype(float)
+    pairs = zip(evaluation.predictions, evaluation.truths, strict=True)
+    return np.array([float(bool(is_right(prediction, truth))) for prediction, truth in pairs])
+
+
+def interval(task: str, evaluation: Evaluation) -> tuple[float, float] | None:
+    """Where the main score of all such rows is likely to be; None where it says nothing."""
+    if MAIN[task] == "accuracy":
+        return uncertainty.wilson(int(right_rows(evaluation).sum()), len(evaluation.predictions))
+    return uncertainty.spread(drawn_scores(task, evaluation))
+
+
+def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict[str, Any]:
+    """A row of the modality table: main score, its interval, what it is above the `whole` and how far that may be."""
+    main = evaluation.metrics[MAIN[task]]
+    row: dict[str, Any] = {
+        MAIN[task]: main,
+        "interval": interval(task, evaluation),
+        "change": None,
+        "its interval": None,
+    }
+    if evaluation is not whole and main is not None:
+        row["change"] = round(main - (whole.metrics[MAIN[task]] or 0.0), 6)
+        row["its interval"] = uncertainty.spread(drawn_scores(task, evaluation) - drawn_scores(task, whole))
+    return row | {name: value for name, value in evaluation.metrics.items() if name != MAIN[task]}
+
+
+def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:
+    """One JSON line per row: number, text, truth, prediction, and whether it is correct."""
+    with path.open("w", encoding="utf-8") as file:
+        for i, (prediction, truth) in enumerate(zip(evaluation.predictions, evaluation.truths, strict=True)):
+            row, right = dataset[i], is_right(prediction, truth)
+            shown = {"row": row.number, "text": row.text, "truth": truth, "prediction": prediction}
+            file.write(json.dumps(shown if right is None else {**shown, "correct": right}) + "\n")

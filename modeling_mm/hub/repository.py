@@ -1,0 +1,146 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The folder that becomes a repository: weights, code, processor and card of a checkpoint, its towers or not."""
+
+import fnmatch
+import json
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from ..checkpoint import BASE, TASKS, is_adapter, read_config, task_of
+from ..model.processing_mm import MMProcessor
+from ..model.towers_mm import CHANGES, tower_tensors, tower_weights
+from .model_card import card_of
+
+SENTENCE_TRANSFORMERS = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "[0-9]_*/config.json",
+)
+REPLACED = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    CHANGES,
+    *("adapter_config.json", "adapter_model.safetensors", "*_mm.py"),
+    *("processor_config.json", "preprocessor_config.json", "feature_extractor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+    *SENTENCE_TRANSFORMERS,
+    "README.md",
+)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+
+def is_replaced(path: str) -> bool:
+    """Whether a file of a repository is one that pushing writes, and takes away when it is no longer needed."""
+    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in REPLACED)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """The size of every file of a folder, by its path in there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def open_whole(source: Path) -> tuple[PreTrainedModel, MMProcessor]:
+    """Model and processor of a trained folder, in evaluation mode; of an adapter, its base without it.
+
+    Raises:
+        ValueError: there is no model with a head, or the weights of an adapter are a pickle.
+    """
+    adapter = is_adapter(str(source))
+    if adapter and not (source / "adapter_model.safetensors").is_file():
+        raise ValueError(f"'{source}' has no adapter_model.safetensors; pickled adapters are not pushed")
+    folder = source / BASE if adapter else source
+    names = read_config(str(folder)).architectures or []
+    head = next((head for head in TASKS.values() if head.__name__ in names), None)
+    if head is None:
+        raise ValueError(f"'{folder}' holds {names}; expected a model with a head, as training leaves it")
+    return head.from_pretrained(folder, use_safetensors=True).eval(), MMProcessor.from_pretrained(source)
+
+
+def stage(source: Path, folder: Path, repo_id: str, fusion_only: bool = False) -> tuple[PreTrainedModel, MMProcessor]:
+    """Write what is to be pushed into an empty folder; returns what the trained folder holds, an adapter in its place.
+
+    Raises:
+        ValueError: the folder cannot be opened, or `fusion_only` is asked of an adapter or of towers not from the Hub.
+    """
+    if fusion_only and is_adapter(str(source)):
+        raise ValueError(f"'{source}' is an adapter, which is pushed beside its whole base; leave --fusion_only out")
+    model, processor = open_whole(source)
+    task = task_of(model)
+    processor.save_pretrained(folder)
+    if fusion_only:
+        save_fusion_only(model, folder)
+    else:
+        model.save_pretrained(folder)
+    if is_adapter(str(source)):
+        shutil.copy(source / "adapter_model.safetensors", folder)
+        adapter = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+        adapter["base_model_name_or_path"] = repo_id  # where `from_pretrained` looks for the base
+        (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2), encoding="utf-8")
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(source)).eval()
+    for pattern in SENTENCE_TRANSFORMERS:
+        for path in source.glob(pattern):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
+    pictures = add_card(source, folder, repo_id, task)
+    if strangers := [path for path in files_of(folder) if not is_replaced(path) and path not in pictures]:
+        raise ValueError(f"saving '{source}' wrote '{strangers[0]}', which is not on the list of what is pushed")
+    return model, processor
+
+
+def add_card(source: Path, folder: Path, repo_id: str, task: str) -> list[str]:
+    """The card, whose code opens the repository from anywhere, and the pictures that it shows, which are returned."""
+    card = card_of(source, repo_id, task)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    shown = [name for name in re.findall(r"!\[[^\]]*\]\(([^)/\\]+)\)", card) if (source / name).is_file()]
+    pictures = [name for name in dict.fromkeys(shown) if name.lower().endswith(PICTURES)]
+    for name in pictures:
+        shutil.copy(source / name, folder)
+    return pictures
+
+
+def change(own: torch.Tensor, fetched: torch.Tensor | None) -> torch.Tensor | None:
+    """What of a tensor is not as it came: nothing, the rows that were added, or all of it."""
+    if fetched is None or own.dim() != fetched.dim() or own.shape[1:] != fetched.shape[1:]:
+        return own
+    rows = len(fetched) if fetched.dim() else 0
+    same = fetched.to(own.dtype)
+    if own.shape == fetched.shape:
+        return None if torch.equal(own, same) else own
+    return own[rows:] if len(own) > rows and torch.equal(own[:rows], same) else own
+
+
+def save_fusion_only(model: PreTrainedModel, folder: Path) -> None:
+    """Write config, code and all weights but those of unchanged towers.
+
+    Raises:
+        ValueError: no tower came from the Hub, or training changed all that did.
+    """
+    sources, fetched = model.config.tower_sources or {}, []
+    changes: dict[str, torch.Tensor] = {}
+    if not sources:
+        raise ValueError("--fusion_only needs towers from the Hub, and the config of this model names none that are")
+    for part, source in sources.items():
+        weights = tower_weights(part, source, model.get_output_embeddings() is not None)
+        own = tower_tensors(model, part)
+        changed = {name: change(value, weights.get(name)) for name, value in own.items()}
+        kept = {name: value for name, value in changed.items() if value is not None}
+        if sum(value.numel() for value in kept.values()) < sum(value.numel() for value in own.values()) / 2:
+            fetched.append(part)
+            changes |= {name: value.clone() for name, value in kept.items()}
+    if not fetched:
+        raise ValueError(f"--fusion_only leaves out frozen towers, but training changed {' and '.join(sources)}")
+    names = {name for part in fetched for name in tower_tensors(model, part)}
+    weights = {name: value for name, value in model.state_dict().items() if name.removeprefix("model.") not in names}
+    model.config.fetched_towers = fetched
+    model.save_pretrained(folder, state_dict=weights)
+    model.config.fetched_towers = None
+    save_file(changes, folder / CHANGES, {"format": "pt"})

@@ -1,0 +1,93 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Proof that a repository is whole: without this package it makes the same tensors and the same logits, to the bit."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from ..checkpoint import task_of
+from ..model.configuration_mm import AUTO_MAP
+from ..model.processing_mm import MMProcessor
+from . import standalone as bare
+
+
+@dataclass
+class Proof:
+    """A sample, what the trained model makes of it, and how others open such a model.
+
+    The sample names files, which must outlive the proof.
+    """
+
+    auto_class: str
+    sample: dict[str, Any]
+    expected: dict[str, torch.Tensor]
+
+    def check(self, source: str, revision: str | None = None, offline: bool = False) -> None:
+        """Load a folder, or a Hub id at a revision, in a process without this package and with empty caches.
+
+        Raises:
+            ValueError: it does not load, or gives something else.
+        """
+        what = f"'{source}'" if revision is None else f"'{source}' at revision {revision}"
+        with tempfile.TemporaryDirectory() as work:
+            found = self.load(source, revision, offline, Path(work), what)
+        for name, expected in self.expected.items():
+            if name not in found or not torch.equal(found[name], expected):
+                raise ValueError(f"{what}, loaded without this package, gives another '{name}' than the model itself")
+
+    def load(self, source: str, revision: str | None, offline: bool, work: Path, what: str) -> dict[str, torch.Tensor]:
+        """What the process without the package makes of the sample; `work` holds its caches."""
+        task: dict[str, Any] = {"source": source, "revision": revision, "auto_class": self.auto_class}
+        task |= {"sample": self.sample, "threads": torch.get_num_threads(), "found": str(work / "found.safetensors")}
+        (work / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        caches = {"HF_HUB_CACHE": str(work / "hub"), "HF_MODULES_CACHE": str(work / "modules")}
+        caches |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+        program = Path(bare.__file__).read_text(encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(work / "task.json")],
+            cwd=work,
+            env={**os.environ, **caches},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise ValueError(f"{what} does not load without this package: {last}")
+        return load_file(task["found"])
+
+
+def make_proof(model: PreTrainedModel, processor: MMProcessor, folder: Path) -> Proof:
+    """The proof of a model, or of an adapter over one, on a sample of all the modalities that it takes.
+
+    The sample's files are written to `folder`.
+    """
+    whole = model.get_base_model() if hasattr(model, "peft_config") else model
+    config, generator = whole.config, np.random.default_rng(0)
+    noise = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "sample.png")
+    text, sample = "what is in the picture?", {"images": str(folder / "sample.png")}
+    if config.audio_config is not None:
+        rate = processor.feature_extractor.sampling_rate
+        np.save(folder / "sample.npy", generator.normal(0, 0.1, rate // 2).astype(np.float32))
+        sample |= {"audio": str(folder / "sample.npy"), "sampling_rate": rate}
+        text = processor.audio_token + text
+    if config.num_frames is not None:
+        sample["videos"] = sample["images"]
+        text = processor.video_token + text
+    if task_of(whole) == "retrieval":
+        sample["text"] = text
+    else:
+        sample["text"] = processor.image_token + text
+    names = {reference.split(".")[1]: auto for auto, reference in reversed(AUTO_MAP.items())}
+    return Proof(names[type(whole).__name__], sample, bare.outputs(model, processor, sample))

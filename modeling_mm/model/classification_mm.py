@@ -1,0 +1,175 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMForSequenceClassification: a label, labels or a number for each row of text and media.
+
+With `late_fusion` the text's vector is joined by one for each other modality, the mean of its projected states.
+
+Shapes: B rows, I distinct images, N images per row, M modalities, P states per image, T text tokens, D text width.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
+
+from .configuration_mm import MMConfig
+from .late_fusion_mm import MMLateFusion
+from .media_mm import MEDIA, Memory, check_text
+from .modeling_mm import MMModel, MMPreTrainedModel
+from .outputs_mm import MMOutput, head_output
+from .pooling_mm import pool_tokens
+
+
+class MMForSequenceClassification(MMPreTrainedModel):
+    """One label, several labels or a number for each row of text and media; the loss is a mean over rows.
+
+    Args:
+        config: the configuration; `num_labels` (or `id2label`), `problem_type`, `pooling` and `late_fusion` decide
+            the head.
+        towers: as for `MMModel`.
+    """
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MMConfig, **towers):
+        super().__init__(config)
+        self.model = MMModel(config, **towers)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        width = config.text_config.hidden_size
+        self.late_fusion: MMLateFusion | None = None
+        if config.late_fusion is not None:
+            modalities = ["text", "image"]
+            modalities += ["audio"] if config.audio_config is not None else []
+            modalities += ["video"] if config.num_frames is not None else []
+            self.late_fusion = MMLateFusion(config.late_fusion, width, modalities)
+            width = self.late_fusion.output_width
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.post_init()
+
+    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, T, D) to (B, D): the first or last token that is not padding, or the mean of all that are not."""
+        return pool_tokens(hidden_states, attention_mask, self.config.pooling)
+
+    def late_media(
+        self, media: dict[str, Any], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> tuple[dict[str, Any], dict[str, Memory]]:
+        """Run the towers once, for late fusion and for cross-attention.
+
+        Returns:
+            the media as `MMModel` then takes them, and the memory of each modality that came.
+
+        Raises:
+            ValueError: the media come encoded, which is for cross-attention only.
+        """
+        media = {name: value for name, value in media.items() if value is not None}
+        if "media_key_values" in media:
+            raise ValueError("late fusion pools the states of the media; pass `pixel_values`, no encoded media")
+        memories = self.model.project_media(**media)
+        if not memories or not self.config.cross_attention:
+            return {}, memories
+        key_values, start = self.model.attended(memories, input_ids, inputs_embeds)
+        return {"media_key_values": key_values, "media_start": start}, memories
+
+    def fuse(self, text: torch.Tensor, memories: dict[str, Memory], text_present: torch.Tensor | None) -> torch.Tensor:
+        """The text's vector (B, D) and the mean states of each other modality, joined by late fusion."""
+        assert self.late_fusion is not None
+        nowhere = torch.zeros(text.shape[0], dtype=torch.bool, device=text.device)
+        states: list[torch.Tensor | None] = [text]
+        present = [~nowhere if text_present is None else text_present.bool()]
+        for modality in self.late_fusion.modalities[1:]:
+            pooled = memories[modality].pooled() if modality in memories else (None, nowhere)
+            states.append(pooled[0])
+            present.append(pooled[1])
+        return self.late_fusion(states, torch.stack(present, dim=1))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        media_key_values: torch.Tensor | None = None,
+        media_start: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        text_present: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MMOutput | tuple:
+        """Logits (B, num_labels): of classes, divided by the calibration temperature, or numbers in the label's unit.
+
+        Args:
+            labels: (B,) class ids, (B, num_labels) of 0 and 1 for several labels, or (B,) or (B, num_labels) numbers.
+            text_present: (B,) bool for late fusion, whether a row has a text of its own; default: all have.
+            The others are `MMModel.forward`'s.
+        """
+        check_text(input_ids, inputs_embeds)
+        media = {
+            "pixel_values": pixel_values,
+            "image_index": image_index,
+            "input_features": input_features,
+            "audio_index": audio_index,
+            "media_key_values": media_key_values,
+            "media_start": media_start,
+            **{name: kwargs.pop(name) for name in MEDIA if name in kwargs},
+        }
+        memories: dict[str, Memory] = {}
+        if self.late_fusion is not None:
+            media, memories = self.late_media(media, input_ids, inputs_embeds)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **media,
+            **kwargs,
+        )
+        pooled = self.pool(output.last_hidden_state, attention_mask)
+        if self.late_fusion is not None:
+            pooled = self.fuse(pooled, memories, text_present)
+        logits = self.classifier(self.dropout(pooled))
+        loss = None if labels is None else self.task_loss(logits, labels)
+        return head_output(output, loss, self.readable(logits))
+
+    @torch.no_grad()
+    def modality_weights(self, **inputs) -> dict[str, torch.Tensor] | None:
+        """What late fusion counts each modality in each row, (B,) by its name; `inputs` are those of `forward`.
+
+        None for a model without late fusion, or with one that does not weigh: only `weighted` and `gated` do.
+        """
+        if self.late_fusion is None or self.late_fusion.kind not in ("weighted", "gated"):
+            return None
+        seen: list[torch.Tensor] = []
+        hook = self.late_fusion.register_forward_hook(lambda own, given, _: seen.append(own.row_weights(*given)))
+        try:
+            self(**inputs)
+        finally:
+            hook.remove()
+        return dict(zip(self.late_fusion.modalities, seen[0].unbind(dim=1), strict=True))
+
+    def readable(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the head computes (B, num_labels), calibrated or in the label's unit."""
+        if self.config.label_scale is not None:
+            scale = torch.tensor(self.config.label_scale, device=logits.device)
+            return logits.float() * scale + torch.tensor(self.config.label_mean, device=logits.device)
+        temperature = self.config.calibration_temperature
+        return logits if temperature is None else logits / temperature
+
+    def task_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean over rows, as the library has it; with `class_weights` each row, or positive label, counts so much."""
+        if self.config.label_scale is not None:
+            mean, scale = labels.new_tensor(self.config.label_mean), labels.new_tensor(self.config.label_scale)
+            labels = ((labels.view(logits.shape) - mean) / scale).to(logits.dtype)
+        if self.config.class_weights is None:
+            return self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        weights = logits.new_tensor(self.config.class_weights)
+        if self.config.problem_type == "multi_label_classification":
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+        # divided by the rows, not by their weights, so that small batches accumulated are one large batch
+        return (nn.functional.cross_entropy(logits, labels, reduction="none") * weights[labels]).mean()
+
+
+__all__ = ["MMForSequenceClassification"]

@@ -1,0 +1,206 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Embeddings: text, pictures and sound as vectors of length one in a common space, each without sight of the others.
+
+Shapes: B texts, I distinct images or clips, N of them per row, P states each, T text tokens, V tower width,
+E embedding width.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_mm import MMConfig
+from .losses_mm import NO_MEDIUM, Pairs, local_keys
+from .media_mm import Memory
+from .modeling_mm import MMModel
+from .outputs_mm import MMAudioOutput
+from .pooling_mm import masked_mean, pool_tokens
+
+
+@dataclass
+class Medium:
+    """The distinct pictures or sounds of a batch, as their tower gives them.
+
+    embeds: (I, E). states: (I, P, V). present: (I, P) bool, which states are real; None where all are. index: (B, N)
+    which belong to each text, None for one per text. keys: (I,) content keys, None where all differ.
+    """
+
+    modality: str
+    embeds: torch.Tensor
+    states: torch.Tensor
+    present: torch.Tensor | None = None
+    index: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+
+    def row_index(self) -> torch.Tensor:
+        """(B, N), -1 where a row has fewer than N."""
+        return torch.arange(len(self.embeds), device=self.embeds.device)[:, None] if self.index is None else self.index
+
+    def chosen(self, places: torch.Tensor, index: torch.Tensor) -> "Medium":
+        """Only the media at these places (M,), with the `index` (R, N) into them of other rows."""
+        present = None if self.present is None else self.present[places]
+        return Medium(self.modality, self.embeds[places], self.states[places], present, index)
+
+    def pairs(self, texts: torch.Tensor) -> Pairs:
+        """Which of the texts with these keys (B,) belong to which media: each to the first of its row.
+
+        Raises:
+            ValueError: there is no index, and not one medium per text.
+        """
+        first, keys = self.row_index()[:, 0], local_keys(self.embeds) if self.keys is None else self.keys
+        if len(first) != len(texts):
+            raise ValueError(
+                f"{len(first)} media came with {len(texts)} texts; a loss needs one for each text, or the "
+                f"`{self.modality}_index` (B, N) that says which belong to it"
+            )
+        return Pairs(texts, keys, torch.where(first < 0, NO_MEDIUM, keys[first.clamp(min=0)]))
+
+
+def per_row(embeds: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings (B, E) of rows that have one of the distinct media (I, E) each, by their index (B, 1).
+
+    Raises:
+        ValueError: a row has none, or several.
+    """
+    if index is None:
+        return embeds
+    if index.shape[1:] != (1,) or (index < 0).any():
+        raise ValueError(f"an embedding is of one picture or sound, but rows have {(index >= 0).sum(1).tolist()}")
+    return embeds[index[:, 0]]
+
+
+class MMEmbeddingMixin:
+    """`get_text_features`, `get_image_features` and `get_audio_features` of a model over `MMModel`."""
+
+    config: MMConfig
+    model: MMModel
+    training: bool
+    text_projection: nn.Linear
+    image_projection: nn.Linear
+    audio_projection: nn.Linear
+
+    def embed(self, pooled: torch.Tensor, projection: nn.Linear) -> torch.Tensor:
+        """Pooled states (rows, width) to embeddings (rows, E) of length one."""
+        return functional.normalize(projection(pooled.to(projection.weight.dtype)), dim=-1)
+
+    def decoder_options(self, attention_mask: torch.Tensor | None) -> dict[str, Any]:
+        """Of a decoder: no cache, and positions counted from the first real token, wherever padding stands."""
+        if not self.config.is_text_decoder:
+            return {}
+        parameters = inspect.signature(self.model.text_model.forward).parameters
+        if attention_mask is None or "position_ids" not in parameters:
+            return {"use_cache": False}
+        return {"use_cache": False, "position_ids": (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)}
+
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **text_inputs
+    ) -> BaseModelOutputWithPooling:
+        """Texts (B, T), read without any picture; `pooler_output` are their normalised embeddings (B, E)."""
+        inputs = {**self.decoder_options(attention_mask), **text_inputs}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
+        pooled = pool_tokens(output.last_hidden_state, attention_mask, self.config.pooling)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=self.embed(pooled, self.text_projection),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        **vision_inputs,
+    ) -> BaseModelOutputWithPooling:
+        """Distinct images (I, C, H, W); `pooler_output` are their normalised embeddings (I, E).
+
+        With the processor's `image_index` (B, 1) they are (B, E), one for each picture that it was given.
+        """
+        vision_inputs |= {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        output = self.model.get_image_features(pixel_values, return_dict=True, **vision_inputs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=per_row(self.image_embeds(output, pixel_attention_mask), image_index),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    @can_return_tuple
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor,
+        input_features_mask: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        **flags,
+    ) -> BaseModelOutputWithPooling:
+        """Distinct clips (A, ...); `pooler_output` are their normalised embeddings (A, E), with `audio_index` (B, 1)
+        one for each clip that the processor was given (B, E)."""
+        output = self.model.get_audio_features(input_features, input_features_mask, return_dict=True, **flags)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=per_row(self.audio_embeds(output), audio_index),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    def see(
+        self,
+        pixel_values: torch.Tensor | None,
+        patches: dict[str, torch.Tensor | None],
+        index: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> Medium:
+        """Pictures through the vision tower, once for embeddings and fusion."""
+        seen = self.model.get_image_features(pixel_values, return_dict=True, **patches)
+        present = patches["pixel_attention_mask"]
+        embeds = self.image_embeds(seen, present)
+        return Medium("image", embeds, seen.pooler_output, None if present is None else present.bool(), index, keys)
+
+    def hear(
+        self,
+        input_features: torch.Tensor | None,
+        sound: dict[str, torch.Tensor | None],
+        index: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> Medium:
+        """Sounds through the audio tower, once for embeddings and fusion."""
+        heard = self.model.get_audio_features(input_features, return_dict=True, **sound)
+        return Medium("audio", self.audio_embeds(heard), heard.pooler_output, heard.attention_mask, index, keys)
+
+    def memory(self, medium: Medium) -> Memory:
+        """What fusion attends to of a medium."""
+        states = self.model.fusion.project(medium.states, medium.present, medium.modality)
+        present = medium.present if self.config.num_latents is None else None
+        return Memory(states, medium.row_index(), present)
+
+    def image_embeds(self, seen: Any, pixel_attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """(I, E) of what the vision tower saw.
+
+        Raises:
+            ValueError: the tower makes no vector of its own, and the config asks for it.
+        """
+        states = seen.pooler_output  # (I, P, V)
+        if self.config.image_pooling == "tower":
+            if seen.pooled is None:
+                kind = self.config.vision_config.model_type
+                raise ValueError(f"the vision tower '{kind}' does not pool; set `image_pooling` to mean or first")
+            return self.embed(seen.pooled.flatten(1), self.image_projection)
+        pooled = states[:, 0] if self.config.image_pooling == "first" else masked_mean(states, pixel_attention_mask)
+        return self.embed(pooled, self.image_projection)
+
+    def audio_embeds(self, heard: MMAudioOutput) -> torch.Tensor:
+        """(A, E) of what the audio tower heard."""
+        return self.embed(masked_mean(heard.pooler_output, heard.attention_mask), self.audio_projection)
+
+
+__all__ = ["MMEmbeddingMixin", "Medium"]

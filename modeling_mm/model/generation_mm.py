@@ -1,0 +1,237 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""MMForConditionalGeneration: captions, answers and chat with a decoder backbone.
+
+Shapes: B rows, N images per row, S memory slots, T text tokens, V vocabulary, L fusion layers, K key/value heads,
+E head width.
+"""
+
+import inspect
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
+
+from .configuration_mm import MMConfig
+from .media_mm import MEDIA, Memory, check_markers, check_text, implied_image_index
+from .modeling_mm import MMModel, MMPreTrainedModel
+from .outputs_mm import MMOutput, head_output
+
+
+def scaled_logits(logits: torch.Tensor, text: PreTrainedConfig) -> torch.Tensor:
+    """What some backbones do to their logits: Granite divides, Cohere and Falcon-H1 multiply, Gemma caps."""
+    if (divisor := getattr(text, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if (factor := getattr(text, name, None)) is not None:
+            logits = logits * factor
+    for name in ("final_logit_softcapping", "logits_soft_cap"):
+        if (cap := getattr(text, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
+    """Captions, answers and chat: the language modelling head of a decoder backbone over what it sees.
+
+    Args:
+        config: the configuration; its text backbone must be a decoder.
+        lm_head: an already built head to use as it is. towers: as for `MMModel`.
+
+    Raises:
+        ValueError: the text backbone is an encoder, or keeps its past in another way than others do.
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: MMConfig, lm_head: nn.Linear | None = None, **towers):
+        super().__init__(config)
+        text = config.text_config
+        if not config.is_text_decoder:
+            raise ValueError(
+                f"the text backbone '{text.model_type}' is an encoder and cannot generate; use a decoder such as "
+                "llama, qwen3 or gpt2, or MMForSequenceClassification for this backbone"
+            )
+        self.model = MMModel(config, **towers)
+        if "past_key_values" not in inspect.signature(self.model.text_model.forward).parameters:
+            raise ValueError(
+                f"the text backbone '{text.model_type}' takes no `past_key_values`, which generation needs; use "
+                "a decoder such as llama, qwen3 or gpt2"
+            )
+        # recurrent backbones cannot take tokens back, so the library refuses to let others propose them
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+        self._is_stateful = causal._is_stateful
+        self._supports_default_dynamic_cache = causal._supports_default_dynamic_cache  # MiniMax makes its own cache
+        self.lm_head = (
+            nn.Linear(text.hidden_size, text.vocab_size, config.lm_head_bias) if lm_head is None else lm_head
+        )
+        embeddings = self.get_input_embeddings()
+        path = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{path}.weight"}
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
+
+    def get_image_features(self, *args, **kwargs):
+        """What the vision tower sees in distinct images; see `MMModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    def get_video_features(self, *args, **kwargs):
+        """What the vision tower sees in the frames of distinct videos; see `MMModel.get_video_features`."""
+        return self.model.get_video_features(*args, **kwargs)
+
+    def get_audio_features(self, *args, **kwargs):
+        """What the audio tower hears in distinct clips; see `MMModel.get_audio_features`."""
+        return self.model.get_audio_features(*args, **kwargs)
+
+    def encode_media(self, *args, **kwargs) -> torch.Tensor:
+        """`media_key_values` (B, L, 2, K, S, E) for `forward` and `generate`; see `MMModel.encode_media`."""
+        return self.model.encode_media(*args, **kwargs)
+
+    def project_media(self, *args, **kwargs) -> dict[str, Memory]:
+        """The memory of each modality, for `attended` and `media_starts`; see `MMModel.project_media`."""
+        return self.model.project_media(*args, **kwargs)
+
+    def attended(self, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """`media_key_values` and the `media_start` of one text; see `MMModel.attended`."""
+        return self.model.attended(*args, **kwargs)
+
+    def media_starts(self, *args, **kwargs) -> torch.Tensor:
+        """The `media_start` of another text about the same media; see `MMModel.media_starts`."""
+        return self.model.media_starts(*args, **kwargs)
+
+    def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the backbone does to its logits; see `scaled_logits`."""
+        return scaled_logits(logits, self.config.text_config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_index: torch.Tensor | None = None,
+        video_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
+        media_key_values: torch.Tensor | None = None,
+        media_start: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MMOutput | tuple:
+        """Next-token logits (B, T, V), or of the last `logits_to_keep` tokens only.
+
+        Args:
+            labels: (B, T), the tokens themselves where they are to be learned and -100 elsewhere; shifted inside.
+            The others are `MMModel.forward`'s.
+        """
+        check_text(input_ids, inputs_embeds)
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_index=image_index,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            input_features=input_features,
+            audio_index=audio_index,
+            input_features_mask=input_features_mask,
+            pixel_values_videos=pixel_values_videos,
+            video_index=video_index,
+            video_mask=video_mask,
+            image_states=image_states,
+            audio_states=audio_states,
+            media_key_values=media_key_values,
+            media_start=media_start,
+            return_dict=True,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.scale_logits(self.lm_head(output.last_hidden_state[:, keep]))  # (B, T, V)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return head_output(output, loss, logits)
+
+    @torch.no_grad()
+    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
+        """As `GenerationMixin.generate`; media are encoded once, before rows are repeated for beams or samples.
+
+        Takes `pixel_values` with `image_index`; or `media_key_values` from `encode_media` or an earlier output, with
+        the same `image_index`, for another question about the same pictures. For another question about a sound there
+        are `project_media` and `attended`, or with `num_latents` the same way. With `past_key_values` of an earlier
+        turn, the media are those of the whole conversation.
+
+        Raises:
+            ValueError: a row has another number of image markers than images, or what `prepare_media` refuses.
+        """
+        media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
+        if media:
+            encoded, kwargs["media_start"] = self.media_of_prompts(media, inputs, **kwargs)
+            # read whole for each new token, one layer at a time
+            kwargs["media_key_values"] = None if encoded is None else encoded.contiguous()
+        return super().generate(inputs, *args, **kwargs)
+
+    def media_of_prompts(
+        self,
+        media: dict[str, torch.Tensor],
+        inputs: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """`media_key_values` and `media_start` for prompts, whose markers and images are counted.
+
+        `input_ids` (or `inputs`) repeat what the cache holds, or come with a longer `attention_mask` and do not.
+        """
+        input_ids = input_ids if inputs is None else inputs
+        before: int | torch.Tensor = 0
+        if past_key_values is not None and input_ids is not None and attention_mask is not None:
+            before = past_key_values.get_seq_length() if attention_mask.shape[1] > input_ids.shape[1] else 0
+        text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        prepared = self.model.prepare_media(**text, **media, before=before)
+        indices = {modality: media.get(f"{modality}_index") for modality in ("image", "audio", "video")}
+        if indices["image"] is None and "pixel_values" in media:
+            indices["image"] = implied_image_index(media["pixel_values"])
+        for modality, index in indices.items():
+            markers = None if index is None else self.model.markers(modality, **text)
+            if markers is not None and "media_start" not in media:
+                check_markers(markers, index, before, modality)
+        return prepared
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        """A draft model proposes from the text alone: encoded media fit no model but the one that encoded them."""
+        draft = kwargs.get("assistant_model")
+        if draft is not None and draft is not self:
+            media = ("media_key_values", "media_start")
+            kwargs["model_kwargs"] = {k: v for k, v in kwargs["model_kwargs"].items() if k not in media}
+        return super()._get_candidate_generator(*args, **kwargs)
+
+
+__all__ = ["MMForConditionalGeneration", "scaled_logits"]

@@ -1,0 +1,322 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The base model: one text backbone that sees media through gated cross-attention. Heads are files of their own.
+
+- `MMModel` runs each distinct image through the vision tower once, and hands its keys and values to the fusion layers
+  that sit before some of the backbone's own layers. With gates at zero its output is the backbone's, bit for bit.
+- Media are encoded before text: `encode_media` gives `media_key_values`, which `forward` and `generate` take in place
+  of pixels. A second question about the same picture costs no vision work.
+
+Shapes: B rows, I distinct images, N images per row, S = N * P memory slots, T text tokens, D text width,
+V tower width, P states per image, L fusion layers, K key/value heads, E head width.
+"""
+
+import inspect
+import re
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
+
+from .adapters_mm import MMAdapterMixin
+from .audio_towers_mm import audio_tower_from_config
+from .configuration_mm import MMConfig
+from .encoding_mm import MMEncodingMixin
+from .fusion_mm import FusionCall, MMFusion, add_fusion_hooks, handed, text_layers
+from .media_mm import check_text, visible_slots
+from .outputs_mm import MMModelOutput
+from .resampler_mm import MMResampler
+from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
+
+if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
+    from .classification_mm import MMForSequenceClassification  # noqa: F401
+    from .generation_mm import MMForConditionalGeneration  # noqa: F401
+    from .late_fusion_mm import MMLateFusion  # noqa: F401
+    from .pipeline_mm import MultimodalClassificationPipeline  # noqa: F401
+    from .retrieval_mm import MMForImageTextRetrieval  # noqa: F401
+
+
+def block_classes(model: PreTrainedModel) -> set[str]:
+    """Names of the classes of a model's blocks: no device map splits them, FSDP brings each together by itself.
+
+    Those that the towers declare, if the model has them (CLIP's vision tower names a class of its text tower, which
+    accelerate would miss), the layers of the text backbone (DistilBERT declares none), and fusion's own. What holds
+    the text's embeddings is none: they are a block of their own, or one with the head that they are tied to.
+    """
+    declared = {
+        *model._no_split_modules,
+        *(type(layer).__name__ for layer in text_layers(model.base_model.text_model)),
+    }
+    words = model.config.text_config.vocab_size
+    blocks = [module for module in model.modules() if type(module).__name__ in declared]
+    return {type(block).__name__ for block in blocks} - {
+        type(block).__name__
+        for block in blocks
+        if any(isinstance(part, nn.Embedding) and part.num_embeddings == words for part in block.modules())
+    }
+
+
+def opened(gate: nn.Parameter) -> float:
+    """How far a gate is open; every process must ask, if FSDP holds it in shards."""
+    from torch.distributed.tensor import DTensor
+
+    whole = gate.full_tensor() if isinstance(gate, DTensor) else gate
+    return whole.tanh().item()
+
+
+class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
+    """Loading, saving and initialisation, common to every class here."""
+
+    config: MMConfig
+    config_class = MMConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules: Collection[str] = ["MMFusionLayer", "MMResamplerLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: as "custom code" the library would initialise missing weights of borrowed towers by its own rule."""
+        return False
+
+    def post_init(self) -> None:
+        """As usual; of the classes that the library collects from the parts, only real blocks stay."""
+        super().post_init()
+        self._no_split_modules = block_classes(self)
+        names = [name for name, module in self.named_modules() if type(module).__name__ in self._no_split_modules]
+        self._fsdp_plan = {re.sub(r"\.\d+(?=\.|$)", ".*", name): "free_full_weight" for name in names}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.text_model.set_input_embeddings(value)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        """As in the library: one name for all parts, or a dict by sub-config with "" for fusion."""
+        self.config.check_attention_parts(attn_implementation)
+        super().set_attn_implementation(attn_implementation, **kwargs)
+
+    def fusion_gates(self) -> list[dict[str, float]]:
+        """How much each fusion layer lets through: tanh of its gates, from -1 to 1, all 0 before training.
+
+        Returns:
+            for each fusion layer `before_text_layer`, `cross_attention` and, with `fusion_mlp`, `mlp`.
+        """
+        gates = []
+        for place, layer in zip(self.config.fusion_layers, self.base_model.fusion.layers, strict=True):
+            own = {"before_text_layer": place, "cross_attention": opened(layer.cross_attn_gate)}
+            gates.append(own if layer.mlp is None else {**own, "mlp": opened(layer.mlp_gate)})
+        return gates
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MMResampler):
+            init.normal_(module.latents, mean=0.0, std=self.config.initializer_range)
+        for name in ("cross_attn_gate", "mlp_gate", "modality_logits", "frame_embedding"):
+            if name in module._parameters:
+                init.zeros_(module._parameters[name])
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As usual; the class that FSDP makes of a model's own counts as that, or its code would be saved as ours."""
+        own = next(base for base in type(self).__mro__ if not base.__name__.startswith("FSDP"))
+        type(self).__name__, type(self).__module__ = own.__name__, own.__module__
+        super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As usual; towers that the checkpoint names but does not hold are fetched."""
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.fetched_towers:
+            fetch_towers(model, pretrained_model_name_or_path, **where)
+        return loaded
+
+    @classmethod
+    def from_towers(cls, vision, text, audio=None, **config):
+        """Compose a model from pretrained towers; see `compose_mm.model_from_towers`."""
+        from .compose_mm import model_from_towers
+
+        return model_from_towers(cls, vision=vision, text=text, audio=audio, **config)
+
+
+class MMModel(MMEncodingMixin, MMPreTrainedModel):
+    """Towers and fusion without a head.
+
+    Args:
+        config: the configuration.
+        vision_tower, text_model, audio_tower: already built towers to use as they are, whose configs `config` must
+            hold.
+
+    Raises:
+        ValueError: the backbone has no list of layers, or the audio tower does not hear.
+    """
+
+    def __init__(
+        self,
+        config: MMConfig,
+        vision_tower: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+        audio_tower: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config) if vision_tower is None else vision_tower
+        if config.audio_config is not None and audio_tower is None:
+            audio_tower = audio_tower_from_config(config.audio_config)
+        self.audio_tower = audio_tower
+        self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
+        self.fusion = MMFusion(config)
+        self._keys_to_ignore_on_load_missing = patterns_of(config.fetched_towers or [])
+        add_fusion_hooks(self.text_model)
+        parameters = inspect.signature(self.text_model.forward).parameters.values()
+        self.text_model_takes_keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        self.post_init()
+
+    def train(self, mode: bool = True):
+        """As usual, but a frozen tower stays in evaluation mode: its batch norms must not drift."""
+        super().train(mode)
+        for tower in (self.vision_tower, self.audio_tower):
+            if mode and tower is not None and not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()
+        return self
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_index: torch.Tensor | None = None,
+        video_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
+        media_key_values: torch.Tensor | None = None,
+        media_start: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MMModelOutput | BaseModelOutputWithPooling | tuple:
+        """Text (B, T), with or without media, to hidden states (B, T, D); pictures alone to `get_image_features`.
+
+        Args:
+            pixel_values, image_index, pixel_attention_mask, spatial_shapes, input_features, audio_index,
+            input_features_mask, pixel_values_videos, video_index, video_mask, image_states, audio_states: media, as
+                `encode_media` takes them. With `past_key_values`, those of the whole conversation: a row's last images
+                belong to the new markers.
+            media_key_values: media encoded before, (B, L, 2, K, S, E), in place of pixels.
+            media_start: (B, S), the text column from which each slot may be seen; by default from the markers.
+            The others are the text backbone's own.
+        """
+        if input_ids is None and inputs_embeds is None and pixel_values is not None:
+            patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+            return self.get_image_features(pixel_values, return_dict=True, **patches)
+        check_text(input_ids, inputs_embeds)
+        before = 0 if past_key_values is None else past_key_values.get_seq_length()
+        own = (input_ids, media_key_values, media_start, inputs_embeds, before)
+        media_key_values, media_start = self.prepare_media(
+            *own,
+            pixel_values=pixel_values,
+            image_index=image_index,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            input_features=input_features,
+            audio_index=audio_index,
+            input_features_mask=input_features_mask,
+            pixel_values_videos=pixel_values_videos,
+            video_index=video_index,
+            video_mask=video_mask,
+            image_states=image_states,
+            audio_states=audio_states,
+        )
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        call = self.fusion_call(media_key_values, media_start, tokens, before, output_attentions)
+        return self.run_text_model(
+            call,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions or None,
+            **kwargs,
+        )
+
+    def fusion_call(
+        self,
+        key_values: torch.Tensor | None,
+        media_start: torch.Tensor | None,
+        tokens: int,
+        before: int,
+        output_attentions: bool,
+    ) -> FusionCall | None:
+        """What the text backbone's layers need to attend to media (B, L, 2, K, S, E), of which each token sees those
+        that start (B, S) at or before its column; None without media."""
+        if key_values is None:
+            return None
+        visible = visible_slots(media_start, tokens, before)  # (B, 1, T, S)
+        attentions: list | None = [] if output_attentions else None
+        layers = tuple(self.config.fusion_layers)
+        return FusionCall(self.fusion, self.text_model, layers, key_values, visible, attentions)
+
+    def run_text_model(self, call: FusionCall | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
+        """The text backbone's states, fused with the media of the call; inputs that are None are left out."""
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if call is not None and self.text_model_takes_keywords:
+            inputs["fusion_call"] = call
+        with handed(call):
+            text = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
+        if call is not None:
+            self.check_entered(call)
+        states = text.last_hidden_state
+        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = states + self.touch_unused_parts().to(states.dtype)
+        return MMModelOutput(
+            last_hidden_state=states,
+            past_key_values=text.get("past_key_values"),
+            hidden_states=text.get("hidden_states"),
+            attentions=text.get("attentions"),
+            cross_attentions=tuple(call.attentions) if call is not None and call.attentions is not None else None,
+            media_key_values=None if call is None else call.key_values,
+        )
+
+    def check_entered(self, call: FusionCall) -> None:
+        """Refuse a backbone that fusion did not enter at each of its layers.
+
+        Raises:
+            ValueError: a fusion layer did not run, though LayerDrop left out no text layer.
+        """
+        text = self.config.text_config
+        if call.entered < len(call.layers) and not (self.training and getattr(text, "layerdrop", 0)):
+            raise ValueError(
+                f"fusion entered the text backbone '{text.model_type}' at {call.entered} of {len(call.layers)} "
+                "layers; a backbone must call its layers as modules and, to be compiled or exported, pass keyword "
+                "arguments down to them, as bert, modernbert, llama and qwen3 do"
+            )
+
+
+__all__ = ["MMPreTrainedModel", "MMModel"]

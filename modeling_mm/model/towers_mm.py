@@ -1,0 +1,235 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Towers: opened from any kind of source, and fetched where a checkpoint does not hold them.
+
+A model whose towers were frozen differs from them by its fusion alone, and its checkpoint can leave them out:
+`config.fetched_towers` names them, `config.tower_sources` says where they are, and what little of them is not as it is
+there (rows of new markers in the embeddings, a pooler that a tower came without) lies in `tower_changes.safetensors`.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file, logging
+
+from .audio_towers_mm import audio_half, audio_tower_from_config
+from .configuration_mm import MMConfig
+
+CHANGES = "tower_changes.safetensors"
+HALVES = {"vision_tower": "vision_config", "text_model": "text_config"}  # of a CLIP-like source
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+
+
+def tower_weights(part: str, source: dict[str, str], with_head: bool, **where: Any) -> dict[str, torch.Tensor]:
+    """The weights of a tower where it came from, by their names in the base model; those of its head as `lm_head`.
+
+    Args:
+        part: `vision_tower`, `audio_tower` or `text_model`. source: its `id` and `revision`.
+        with_head: whether the text backbone's language modelling head is wanted. where: `token` and the like.
+
+    Raises:
+        ValueError: it is not there any more, or not to be had.
+    """
+    place, verbosity = {"revision": source["revision"], **where}, logging.get_verbosity()
+    logging.set_verbosity_error()  # the other half of a CLIP-like checkpoint is left out on purpose
+    try:
+        config = AutoConfig.from_pretrained(source["id"], **place)
+        if part in HALVES and HALVES[part] in config.to_dict():
+            config = getattr(config, HALVES[part])
+        auto_class = AutoModelForCausalLM if with_head and part == "text_model" else AutoModel
+        tower = auto_class.from_pretrained(source["id"], config=config, dtype="auto", **place)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the {part} of this model is that of '{source['id']}' at revision {source['revision']}, which could not "
+            f"be fetched: {str(error).strip().splitlines()[0]}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    base = audio_half(tower) if part == "audio_tower" else tower.base_model
+    weights = {f"{part}.{name}": value for name, value in base.state_dict().items()}
+    if base is not tower and auto_class is AutoModelForCausalLM:
+        weights |= {f"lm_head.{name}": value for name, value in tower.get_output_embeddings().state_dict().items()}
+    return weights
+
+
+def tower_tensors(model: PreTrainedModel, part: str) -> dict[str, torch.Tensor]:
+    """A tower's tensors in a model, with the text backbone's those of its head, by the names of `tower_weights`."""
+    tensors = {f"{part}.{name}": value for name, value in getattr(model.base_model, part).state_dict().items()}
+    head: nn.Module | None = model.get_output_embeddings()
+    if part == "text_model" and head is not None:
+        tensors |= {f"lm_head.{name}": value for name, value in head.state_dict().items()}
+    return tensors
+
+
+def patterns_of(parts: list[str]) -> set[str]:
+    """Which names loading should not miss."""
+    patterns = {rf"^(model\.)?{part}\." for part in parts}
+    return patterns | ({r"^lm_head\."} if "text_model" in parts else set())
+
+
+@torch.no_grad()
+def fetch_towers(model: PreTrainedModel, checkpoint: Any, **where: Any) -> None:
+    """Fill in the towers that the checkpoint of a model just loaded does not hold.
+
+    Raises:
+        ValueError: a tower is not to be had, or does not fit; or the model was to be quantised while it was loaded.
+    """
+    from safetensors.torch import load_file
+
+    config = model.config
+    if hasattr(model, "hf_quantizer"):
+        raise ValueError("a checkpoint without its towers cannot be quantised while it loads; save it whole before")
+    file = cached_file(checkpoint, CHANGES, **{name: where[name] for name in HUB_ARGUMENTS if name in where})
+    changes = load_file(file)
+    elsewhere = {name: where[name] for name in ("token", "cache_dir", "local_files_only") if name in where}
+    for part in config.fetched_towers:
+        source = config.tower_sources[part]
+        weights = tower_weights(part, source, model.get_output_embeddings() is not None, **elsewhere)
+        for name, own in tower_tensors(model, part).items():
+            own.copy_(joined(name, own, weights.get(name), changes.get(name), source["id"]))
+    config.fetched_towers = None  # saved again, it is whole
+
+
+def joined(
+    name: str, own: torch.Tensor, fetched: torch.Tensor | None, change: torch.Tensor | None, tower: str
+) -> torch.Tensor:
+    """A tensor of a tower: as it was fetched, with the rows that were added to it, or all of it changed.
+
+    Raises:
+        ValueError: what came has another shape than the model.
+    """
+    whole = fetched if change is None else change
+    if fetched is not None and change is not None and change.shape != own.shape:
+        whole = torch.cat([fetched.to(change.dtype), change])
+    if whole is None or whole.shape != own.shape:
+        came = None if whole is None else tuple(whole.shape)
+        raise ValueError(f"'{tower}' has '{name}' of shape {came}; this checkpoint expects {tuple(own.shape)}")
+    return whole
+
+
+Tower: TypeAlias = str | PreTrainedConfig | PreTrainedModel
+
+
+def half_config(source: str, half: str | None) -> PreTrainedConfig:
+    """The config of the wanted half ("vision_config" or "text_config") of a CLIP-like source, or its whole config.
+
+    Raises:
+        ValueError: no model can be found there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        what = {"vision_config": "vision tower", "text_config": "text model", None: "audio tower"}[half]
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{what} '{source}' is neither a folder with a model nor a known Hub id ({reason})"
+        ) from error
+    return getattr(config, half) if half is not None and half in config.to_dict() else config
+
+
+def load_pretrained(auto_class, source: str, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
+    """`auto_class.from_pretrained`, that refuses a checkpoint which lacks most of the tower's weights."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the other half of a CLIP-like checkpoint is left out on purpose
+    try:
+        model, info = auto_class.from_pretrained(
+            source, config=config, dtype=dtype or "auto", output_loading_info=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = [name for name in info["missing_keys"] if "pooler" not in name]
+    if len(missing) > len(model.state_dict()) // 2:
+        raise ValueError(
+            f"'{source}' does not hold the weights of a {config.model_type} tower: {len(missing)} are missing, "
+            f"for instance '{missing[0]}'"
+        )
+    return model
+
+
+def load_vision_tower(source: Tower, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The vision tower of any kind of source."""
+    if isinstance(source, str):
+        return load_pretrained(AutoModel, source, half_config(source, "vision_config"), dtype)
+    if isinstance(source, PreTrainedConfig):
+        return AutoModel.from_config(getattr(source, "vision_config", source), dtype=dtype)
+    return source.vision_model if "vision_config" in source.config.to_dict() else source
+
+
+def load_text_model(
+    source: Tower, generates: bool, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, nn.Module | None, PreTrainedModel]:
+    """The text backbone, its language modelling head where one `generates`, and the model they came in.
+
+    Raises:
+        ValueError: a head is wanted of an encoder.
+    """
+    if isinstance(source, str):
+        config = half_config(source, "text_config")
+        auto_class = AutoModelForCausalLM if generates and is_decoder(config) else AutoModel
+        whole = load_pretrained(auto_class, source, config, dtype)
+    elif isinstance(source, PreTrainedConfig):
+        config = getattr(source, "text_config", source)
+        auto_class = AutoModelForCausalLM if generates and is_decoder(config) else AutoModel
+        whole = auto_class.from_config(config, dtype=dtype)
+    else:
+        whole = source.text_model if "vision_config" in source.config.to_dict() else source
+    head = whole.get_output_embeddings() if generates else None
+    if generates and is_decoder(whole.config):
+        check_head(whole, head)
+    return whole.base_model, head, whole
+
+
+def check_head(whole: PreTrainedModel, head: nn.Module | None) -> None:
+    """Refuse a causal model whose logits are not one linear layer over its backbone's states.
+
+    Raises:
+        ValueError: there is no head, or it has weights beside that layer's.
+    """
+    if head is None:
+        raise ValueError(
+            f"the text model {type(whole).__name__} has no language modelling head; load it with AutoModelForCausalLM"
+        )
+    known = {id(parameter) for part in (whole.base_model, head) for parameter in part.parameters()}
+    others = [name for name, parameter in whole.named_parameters() if id(parameter) not in known]
+    if others:
+        raise ValueError(
+            f"the head of the text backbone '{whole.config.model_type}' is more than one linear layer "
+            f"('{others[0]}'), which is not supported; use a decoder like llama, qwen3 or gpt2"
+        )
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Whether a text backbone with this config can carry a language modelling head."""
+    # a copy, because MMConfig resets what its sub-configs say of attention
+    return MMConfig(text_config=copy.deepcopy(config)).is_text_decoder
+
+
+def load_audio_tower(source: Tower, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The audio tower of any kind of source: of Whisper the encoder, of CLAP the audio half."""
+    if isinstance(source, PreTrainedConfig):
+        return audio_tower_from_config(source)
+    if isinstance(source, str):
+        source = load_pretrained(AutoModel, source, half_config(source, None), dtype)
+    return audio_half(source)
+
+
+def hub_sources(**towers: Any) -> dict[str, dict[str, str]] | None:
+    """Id and revision of the towers that were loaded from the Hub; None where there are none."""
+    sources = {}
+    for part, tower in towers.items():
+        if isinstance(tower, str) and not Path(tower).exists():
+            # the library tells the revision of what it has loaded by the place of the file alone
+            file = try_to_load_from_cache(tower, "config.json")
+            if isinstance(file, str):
+                sources[part] = {"id": tower, "revision": Path(file).parent.name}
+    return sources or None

@@ -1,0 +1,215 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The embeddings of a folder's or a table's pictures in a LanceDB table on disk, brought up to date.
+
+What is there is not embedded again, after a kill neither; files that changed are.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..data.media import BadRow, open_image
+from .dual_encoder import DualEncoder
+from .gallery import Gallery, is_local
+from .pictures import PictureRows, read_pictures
+
+logger = logging.getLogger(__name__)
+
+COMMIT_SECONDS = 30  # of work, at most, are lost with a kill
+TIDY_AFTER = 100  # commits; each adds a small file
+SHOWN = 20  # skipped pictures in the result; the file lists all
+
+
+@dataclass
+class Plan:
+    """Positions of rows by what they need, and the ids of rows to prune."""
+
+    embed: list[int] = field(default_factory=list)
+    rewrite: list[int] = field(default_factory=list)
+    pruned: list[str] = field(default_factory=list)
+
+
+def make_plan(rows: PictureRows, known: dict[str, dict[str, str]]) -> Plan:
+    """New and changed pictures are embedded; where only the row changed, or the path, the embedding is kept.
+
+    Raises:
+        ValueError: an id stands for another picture that still exists.
+    """
+    plan = Plan()
+    for position, own in enumerate(rows.ids):
+        old, path = known.get(own), rows.paths[position]
+        if old and old["image"] != path and Path(old["image"]).exists() and not Path(path).samefile(old["image"]):
+            raise ValueError(
+                f"the id '{own}' stands for '{old['image']}' in the index, so '{path}' cannot have it too; give "
+                "ids with --id_column, or another --index"
+            )
+        if old is None or old["_stamp"] != rows.stamps[position]:
+            plan.embed.append(position)
+        elif old["_details"] != rows.details[position]:
+            plan.rewrite.append(position)
+    listed = set(rows.ids)
+    plan.pruned = [own for own, old in known.items() if old["_source"] == rows.source and own not in listed]
+    return plan
+
+
+class Writer:
+    """Writes rows of `rows` to the gallery, and tidies up now and then."""
+
+    def __init__(self, gallery: Gallery, rows: PictureRows):
+        self.gallery, self.rows, self.commits = gallery, rows, 0
+        self.metadata = gallery.fit_columns(rows.metadata, len(rows))
+
+    def write(self, positions: Sequence[int], vectors: np.ndarray) -> None:
+        """One commit of rows and their embeddings (B, E)."""
+        rows = self.rows
+        columns = {"id": rows.ids, "image": rows.paths, "_stamp": rows.stamps, "_details": rows.details}
+        own = {name: [values[i] for i in positions] for name, values in columns.items()}
+        own["_source"] = [rows.source] * len(positions)
+        self.gallery.put(own, vectors, {name: column.take(positions) for name, column in self.metadata.items()})
+        self.commits += 1
+        if self.commits % TIDY_AFTER == 0:
+            self.gallery.tidy()
+
+
+def read_ahead(encoder: DualEncoder, paths: Sequence[str], batch_size: int, threads: int) -> Iterator[list[Any]]:
+    """Batches of what the model takes, or the BadRow that a picture gave; the next is read while one is used."""
+
+    def read(path: str) -> BatchFeature | BadRow:
+        try:
+            return encoder.prepare(open_image(path))
+        except BadRow as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(0, len(paths), batch_size)
+        batches = ([pool.submit(read, path) for path in paths[start : start + batch_size]] for start in starts)
+        ahead = next(batches, [])
+        while ahead:
+            batch, ahead = ahead, next(batches, [])
+            yield [future.result() for future in batch]
+
+
+def embed(
+    encoder: DualEncoder,
+    writer: Writer,
+    positions: Sequence[int],
+    batch_size: int = 32,
+    commit_rows: int = 1024,
+    num_workers: int = 4,
+) -> list[dict[str, str]]:
+    """Embed the rows at these positions and write them; returns the pictures that cannot be read, with the reason."""
+    rows, skipped = writer.rows, list[dict[str, str]]()
+    held: list[int] = []
+    vectors: list[np.ndarray] = []
+    last = time.monotonic()
+    batches = read_ahead(encoder, [rows.paths[i] for i in positions], batch_size, num_workers)
+    with tqdm(total=len(positions), unit="picture", desc="embedding") as bar:
+        for number, batch in enumerate(batches):
+            own = positions[number * batch_size :][: len(batch)]
+            readable = []
+            for position, given in zip(own, batch, strict=True):
+                if isinstance(given, BadRow):
+                    picture = {"id": rows.ids[position], "image": rows.paths[position]}
+                    skipped.append({**picture, "reason": str(given)})
+                else:
+                    held.append(position)
+                    readable.append(given)
+            if readable:
+                vectors.append(encoder.embed_prepared(readable))
+            if held and (len(held) >= commit_rows or time.monotonic() - last > COMMIT_SECONDS):
+                writer.write(held, np.concatenate(vectors))
+                held, vectors, last = [], [], time.monotonic()
+            bar.update(len(batch))
+    if held:
+        writer.write(held, np.concatenate(vectors))
+    return skipped
+
+
+def open_inputs(
+    index: str, images: str, model: str | None, image_column: str, id_column: str | None, device: str | None
+) -> tuple[PictureRows, DualEncoder]:
+    """The pictures and the model, before anything is written.
+
+    Raises:
+        ValueError: there are none.
+    """
+    gallery = Gallery.find(index)
+    source = model or (None if gallery is None else gallery.made_by["model"])
+    if source is None:
+        raise ValueError(f"'{index}' is no index yet; give the --model that should make it")
+    rows = read_pictures(images, image_column, id_column).stamped()
+    return rows, DualEncoder.load(source, device)
+
+
+def add_pictures(
+    index: str,
+    rows: PictureRows,
+    encoder: DualEncoder,
+    prune: bool = False,
+    batch_size: int = 32,
+    commit_rows: int = 1024,
+    num_workers: int = 4,
+) -> dict[str, Any]:
+    """Bring the index up to what `--images` holds now; returns what was done.
+
+    Raises:
+        ValueError: another model made the index.
+    """
+    made_by = encoder.fingerprint()
+    gallery = Gallery.find(index)
+    if gallery is None:
+        gallery = Gallery.create(index, made_by, rows.metadata)
+    gallery.check(made_by)
+    plan, before = make_plan(rows, gallery.known()), len(gallery)
+    writer = Writer(gallery, rows)
+    for start in range(0, len(plan.rewrite), commit_rows):
+        some = plan.rewrite[start : start + commit_rows]
+        writer.write(some, gallery.vectors([rows.ids[i] for i in some]))
+    unreadable = embed(encoder, writer, plan.embed, batch_size, commit_rows, num_workers)
+    added = len(gallery) - before
+    pruned = list[str]()
+    if prune:
+        known = gallery.known()
+        pruned = [*plan.pruned, *(row["id"] for row in unreadable if row["id"] in known)]
+        gallery.remove(pruned)
+    if writer.commits or pruned:
+        gallery.tidy()
+    skipped = rows.skipped + unreadable
+    done = {"added": added, "embedded": len(plan.embed) - len(unreadable), "rewritten": len(plan.rewrite)}
+    return {**done, "pruned": len(pruned), **listed(skipped, index)}
+
+
+def listed(skipped: list[dict[str, str]], index: str) -> dict[str, Any]:
+    """What was skipped, for the result; all of it goes to skipped.jsonl in the index."""
+    said: dict[str, Any] = {"skipped": len(skipped), "skipped_pictures": skipped[:SHOWN]}
+    if not is_local(index):
+        return said
+    path = Path(index) / "skipped.jsonl"
+    path.unlink(missing_ok=True)
+    if skipped:
+        path.write_text("".join(json.dumps(picture) + "\n" for picture in skipped), encoding="utf-8")
+        logger.warning(f"{len(skipped)} pictures were skipped; they are listed in {path}")
+        said["skipped_file"] = str(path)
+    return said
+
+
+def remove(gallery: Gallery, ids: Sequence[str]) -> int:
+    """Remove rows by id.
+
+    Raises:
+        ValueError: an id is not there; then none is removed.
+    """
+    known = gallery.known()
+    if missing := [own for own in ids if own not in known]:
+        raise ValueError(f"the index '{gallery.index}' has no row with the id '{missing[0]}'; nothing was removed")
+    gallery.remove(list(dict.fromkeys(ids)))
+    return len(set(ids))

@@ -1,0 +1,151 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Any dual encoder of transformers (CLIP, SigLIP, ours): pictures and texts as embeddings that can be compared.
+
+What made an index is told by a fingerprint: digests of the weights and of the vocabulary, and how pictures are
+prepared.
+
+Shapes: B pictures or texts, E embedding width.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+from transformers import AutoModelForZeroShotImageClassification, AutoProcessor, PreTrainedModel
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..data.fingerprint import NAMES, digest_of_weights
+
+Fingerprint = dict[str, Any]
+
+
+class DualEncoder:
+    """A model with `get_image_features` and `get_text_features`, and its processor.
+
+    Args:
+        source: what it was loaded from, for messages and for the index to find it again.
+    """
+
+    def __init__(self, source: str, model: PreTrainedModel, processor: Any):
+        self.source, self.model, self.processor = source, model.eval(), processor
+
+    @classmethod
+    def load(cls, source: str, device: str | None = None) -> "DualEncoder":
+        """The dual encoder of a folder or Hub id.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            model = AutoModelForZeroShotImageClassification.from_pretrained(source)
+            processor = AutoProcessor.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"'{source}' holds no dual encoder of pictures and texts with its processor: {reason}"
+            ) from error
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        source = str(Path(source).resolve()) if Path(source).is_dir() else source
+        return cls(source, model.to(device), processor)
+
+    def prepare(self, picture: Image.Image) -> BatchFeature:
+        """The tensors of one picture."""
+        return self.processor.image_processor(images=[picture], return_tensors="pt")
+
+    def batch(self, prepared: Sequence[BatchFeature]) -> BatchFeature:
+        """The tensors of pictures that `prepare` has seen, as the model takes them."""
+        tensors = {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
+        return BatchFeature(tensors).to(self.model.device, self.model.dtype)
+
+    def tokens(self, texts: Sequence[str]) -> BatchFeature:
+        """The tensors of texts, as the model takes them."""
+        # SigLIP was trained on texts of 64 tokens, padding and all, and has no mask to leave it out
+        fixed = {"padding": "max_length", "max_length": 64} if "siglip" in self.model.config.model_type else {}
+        options = {"padding": True, "truncation": True, "return_tensors": "pt", **fixed}
+        return self.processor.tokenizer(list(texts), **options).to(self.model.device)
+
+    @torch.no_grad()
+    def embed_prepared(self, prepared: Sequence[BatchFeature]) -> np.ndarray:
+        """Normalised embeddings (B, E) of pictures that `prepare` has seen."""
+        return self.normalised(self.model.get_image_features(**self.batch(prepared)).pooler_output)
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """Normalised embeddings (B, E)."""
+        return self.embed_prepared([self.prepare(picture) for picture in pictures])
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Normalised embeddings (B, E)."""
+        return self.normalised(self.model.get_text_features(**self.tokens(texts)).pooler_output)
+
+    def normalised(self, embeddings: torch.Tensor) -> np.ndarray:
+        """Embeddings (B, E) of length one, on the CPU.
+
+        Raises:
+            ValueError: the model gave something that is no number.
+        """
+        if not embeddings.isfinite().all():
+            raise ValueError(f"'{self.source}' gave embeddings with NaN or infinity; are its weights intact?")
+        return functional.normalize(embeddings.float(), dim=-1).cpu().numpy()
+
+    def check_matching(self) -> None:
+        """Refuse a model that cannot rerank.
+
+        Raises:
+            ValueError: it has no matching head.
+        """
+        if not hasattr(self.model, "match") or self.model.matching_head is None:
+            kind = type(self.model).__name__
+            raise ValueError(f"'{self.source}' ({kind}) has no matching head, which --rerank needs; leave it out")
+
+    @torch.no_grad()
+    def matching_scores(self, text: str, pictures: Sequence[Image.Image], batch_size: int = 16) -> list[float]:
+        """How well each picture goes with the text, by the matching head, which sees both at once.
+
+        It is the logit of the similarity and the log-odds of a match together, as `evaluate --rerank` has it.
+        """
+        text_embeds, scores = self.model.get_text_features(**self.tokens([text])).pooler_output, list[float]()
+        for start in range(0, len(pictures), batch_size):
+            batch = self.batch([self.prepare(picture) for picture in pictures[start : start + batch_size]])
+            tokens = self.tokens([text] * len(batch["pixel_values"]))
+            logits = self.model.match(**tokens, **batch)  # (B, 2): apart, together
+            image_embeds = self.model.get_image_features(**batch).pooler_output
+            similar = self.model.similarities(text_embeds, image_embeds)[0]
+            scores += self.model.ranking_scores(similar, logits).float().tolist()
+        return scores
+
+    def fingerprint(self) -> Fingerprint:
+        """What embeddings depend on, as JSON can hold it."""
+        vocabulary = json.dumps(self.processor.tokenizer.get_vocab(), sort_keys=True).encode()
+        settings = self.processor.image_processor.to_dict()
+        return {
+            "model": self.source,
+            "weights": digest_of_weights(self.model),
+            "width": self.embed_pictures([Image.new("RGB", (32, 32))]).shape[1],
+            "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
+            "image_processor": {name: value for name, value in settings.items() if name not in NAMES},
+        }
+
+
+def disagreement(made: Fingerprint, given: Fingerprint) -> str | None:
+    """How two fingerprints differ, in words; None where their embeddings can be compared.
+
+    Settings that only one of them knows are passed over: a newer library may know more.
+    """
+    if made["width"] != given["width"]:
+        return f"embeddings {made['width']} wide, not {given['width']}"
+    if made["weights"] != given["weights"]:
+        return f"weights {made['weights'][:8]}, not {given['weights'][:8]}"
+    if made["vocabulary"] != given["vocabulary"]:
+        return "another tokenizer vocabulary"
+    settings = json.loads(json.dumps(given["image_processor"]))  # tuples become lists, as they did in the index
+    for name, value in made["image_processor"].items():
+        if name in settings and settings[name] != value:
+            return f"pictures prepared with {name} {value}, not {settings[name]}"
+    return None

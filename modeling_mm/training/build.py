@@ -1,0 +1,162 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""What a training run is put together from by its flags: model, collator, trainer."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPil
+
+from ..checkpoint import TASKS, load_checkpoint, task_of
+from ..data.collator import MMCollator, RetrievalCollator
+from ..data.dataset import MMDataset
+from ..data.feature_cache import TOWERS, FrozenTower, build_cache, check_cacheable, sources_of
+from ..data.media import KeptPictures
+from ..data.negatives import MatchingPairs
+from ..data.targets import head_options
+from ..evaluation.metrics import compute_metrics_for, in_words
+from ..evaluation.retrieval import compute_retrieval_metrics
+from ..model.audio_mm import MAX_SECONDS, window_seconds
+from ..model.compose_mm import add_video
+from ..model.processing_mm import MMProcessor
+from . import scratch
+from .arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of
+from .retrieval_trainer import RetrievalTrainer
+from .splits import Splits
+from .trainable import set_trainable
+from .trainer import MMTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(
+    args: ModelArguments, data: DataArguments, train: MMDataset, retrieval: RetrievalArguments
+) -> tuple[PreTrainedModel, MMProcessor]:
+    """The model to train and its processor: a trained folder's, or composed from towers, in float32.
+
+    Raises:
+        ValueError: towers are missing, or given beside a model.
+    """
+    balanced = data.class_weights == "balanced"
+    options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
+    if data.task == "retrieval":
+        options |= retrieval.config()
+    if args.model is not None:
+        if args.vision_tower or args.text_model or args.audio_tower:
+            raise ValueError("give either --model or the towers")
+        model, processor = load_checkpoint(args.model, dtype=torch.float32)
+        processor.max_seconds = data.max_seconds or processor.max_seconds
+        if args.num_frames is not None:
+            add_video(model, processor, args.num_frames)
+        if task_of(model) != data.task:
+            raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
+        # the labels and their scale stay, what this run's rows and flags say of the loss does not
+        model.config.class_weights, model.config.calibration_temperature = options.get("class_weights"), None
+        model.config.rerank_weight = 1.0
+        return model, processor
+    if args.vision_tower is None or args.text_model is None:
+        raise ValueError("give --vision_tower and --text_model (ids, folders or scratch-tiny), or --model")
+    vision: Any = args.vision_tower
+    text: Any = args.text_model
+    image_processor = tokenizer = extractor = None
+    if vision in scratch.SIZES:
+        side = scratch.SIZES[vision]["image_size"]
+        image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
+        vision = scratch.vision_config(vision)
+    if text in scratch.SIZES:
+        rows = [train.row(number) for number in train.kept]
+        words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
+        tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
+        decoder = data.task == "generation" or bool(retrieval.language_weight)
+        text = scratch.text_config(text, tokenizer, decoder, args.text_layers)
+    audio: Any = args.audio_tower
+    if audio in scratch.SIZES:
+        audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)
+    sources, seconds = (image_processor or vision, tokenizer or text, extractor or audio), data.max_seconds
+    processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, max_frames=args.num_frames)
+    options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents, "num_frames": args.num_frames}
+    options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
+    if args.fusion_layers is not None:
+        options["fusion_layers"] = args.fusion_layers
+    model = TASKS[data.task].from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options)
+    return model, processor
+
+
+def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
+    """Freeze and train the parts as asked; a part that is not mentioned trains when it is new."""
+    vision = args.vision_tower in scratch.SIZES if args.vision_trainable is None else args.vision_trainable
+    text = args.text_model in scratch.SIZES if args.text_trainable is None else args.text_trainable
+    audio = args.audio_tower in scratch.SIZES if args.audio_trainable is None else args.audio_trainable
+    set_trainable(model, vision, args.fusion_trainable, text, audio)
+
+
+def build_collator(model: PreTrainedModel, processor: MMProcessor, data: DataArguments) -> MMCollator:
+    """What turns rows of this task into batches, not augmented."""
+    window = window_seconds(processor.feature_extractor) if hasattr(processor, "feature_extractor") else None
+    if window is not None and window < (data.max_seconds or MAX_SECONDS):
+        logger.warning(f"the audio tower hears {window:.4g} s of a sound; of longer ones the rest is not used")
+    if data.task != "retrieval":
+        return MMCollator(processor, data.task, data.max_length)
+    return RetrievalCollator(processor, data.task, data.max_length, captions=model.config.language_weight > 0)
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    args: TrainingArguments,
+    splits: Splits,
+    collator: MMCollator,
+    data: DataArguments,
+    retrieval: RetrievalArguments,
+) -> MMTrainer:
+    """The trainer of this task, with its data, collators, augmentation and metrics."""
+    processor, matches = collator.processor, data.task == "matching"
+    parts: dict[str, Any] = {
+        "model": model,
+        "args": args,
+        "train_dataset": splits.stream or splits.train,
+        "eval_dataset": MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
+        "processing_class": processor,
+        "data_collator": replace(
+            collator, augmentation=augmentation_of(data, args.seed), kept=KeptPictures(data.keep_pictures)
+        ),
+        "group_by_image": data.group_by_image,
+        "group_size": data.group_size,
+    }
+    if data.task == "retrieval":
+        if (data.calibrate or retrieval.rerank) and model.matching_head is None:
+            raise ValueError("--rerank and --calibrate need a matching head; train with a --matching_weight above 0")
+        size = retrieval.contrastive_batch_size
+        return RetrievalTrainer(**parts, compute_metrics=compute_retrieval_metrics, contrastive_batch_size=size)
+    generates = data.task == "generation"
+    return MMTrainer(
+        **parts,
+        eval_collator=MMCollator(processor, data.task, data.max_length, with_prompts=generates),
+        compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data.task),
+        max_new_tokens=data.max_new_tokens,
+    )
+
+
+def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype: str) -> None:
+    """Let the trainer's batches bring what its frozen towers give, from a folder where it is computed if missing.
+
+    Raises:
+        ValueError: it cannot be kept, or there is no room.
+    """
+    model, collator, accelerator = trainer.model, trainer.data_collator, trainer.accelerator
+    head = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = [split for split in (splits.train, splits.validation, splits.test) if split]
+    sources = {modality: sources_of(parts, kind) for kind, modality in enumerate(TOWERS)}
+    modalities = check_cacheable(head.base_model, sources, bool(sources_of(parts, 2)), collator.augmentation)
+    cached = {}
+    for modality in modalities:
+        getattr(head.base_model, TOWERS[modality]).to(trainer.args.device)
+        own = (modality, head.base_model, collator.processor, getattr(torch, dtype), accelerator.autocast)
+        pooled = isinstance(trainer, RetrievalTrainer) and modality == "image" and head.config.image_pooling == "tower"
+        tower = FrozenTower(*own, precision=accelerator.mixed_precision, pooled=pooled)
+        quiet = not trainer.is_world_process_zero()
+        size = trainer.args.per_device_eval_batch_size
+        cached[modality] = build_cache(tower, sources[modality], folder, size, quiet)
+    for own in filter(None, (collator, trainer.eval_collator)):
+        own.cached = cached

@@ -1,0 +1,104 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Callbacks of the trainer: missing gradients, the epoch of augmentation, shared statistics, streams, shards."""
+
+import logging
+
+import torch
+from transformers import TrainerCallback
+
+from ..data.augmentation import Augmentation
+from ..model.processing_mm import MMProcessor
+from .fsdp import is_sharded, open_methods, unseen_media, with_gradient
+
+logger = logging.getLogger(__name__)
+
+AUDIT_STEPS = 4
+
+
+class GradientAudit(TrainerCallback):
+    """After the first optimiser steps, names every trainable parameter that never got a gradient other than zero.
+
+    Gates start at zero, so the weights behind them get their first gradient in the second step.
+    """
+
+    def __init__(self):
+        self.silent: set[str] | None = None
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step >= AUDIT_STEPS or model is None:
+            return
+        if self.silent is None:
+            self.silent = {name for name, p in model.named_parameters() if p.requires_grad}
+        self.silent -= with_gradient({n: p for n, p in model.named_parameters() if n in self.silent})
+        if state.global_step == AUDIT_STEPS - 1 and self.silent:
+            names = ", ".join(sorted(self.silent)[:20])
+            logger.warning(f"{len(self.silent)} parameters should train but got no gradient so far: {names}")
+
+
+class EpochOfAugmentation(TrainerCallback):
+    """Tells the collator's augmentation, in this process and in its workers, which epoch begins."""
+
+    def __init__(self, augmentation: Augmentation):
+        self.augmentation = augmentation
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.augmentation.epoch.fill_(int(state.epoch or 0))  # resumed within an epoch, it is a fraction
+
+
+class SharedStatistics(TrainerCallback):
+    """After each step, the running statistics of batch norms become the mean over the processes that updated them.
+
+    `DistributedDataParallel` would give every process those of the first, which may never have seen a sound.
+    """
+
+    def __init__(self):
+        self.norms: list[torch.nn.modules.batchnorm._BatchNorm] = []
+        self.counted: list[int] = []  # batches that all processes together saw, by norm
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        kind = torch.nn.modules.batchnorm._BatchNorm
+        self.norms = [m for m in model.modules() if isinstance(m, kind) and m.num_batches_tracked is not None]
+        self.counted = [int(norm.num_batches_tracked) for norm in self.norms]
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size == 1 or not self.norms:
+            return
+        news = [int(norm.num_batches_tracked) - count for norm, count in zip(self.norms, self.counted, strict=True)]
+        own = []
+        for norm, new in zip(self.norms, news, strict=True):
+            mean, variance = norm.running_mean.float(), norm.running_var.float()
+            own.append(torch.cat([mean.new_tensor([new]), new * mean, new * variance]))
+        sums = torch.cat(own)
+        torch.distributed.all_reduce(sums)
+        for i, (norm, part) in enumerate(zip(self.norms, sums.split([len(o) for o in own]), strict=True)):
+            self.counted[i] += int(part[0])
+            norm.num_batches_tracked.fill_(self.counted[i])
+            if part[0] > 0:
+                mean, variance = (part[1:] / part[0]).chunk(2)
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(variance)
+
+
+class StreamedEpochs(TrainerCallback):
+    """Epochs of a stream: passes over its rows where their number is known, else the part of all steps done."""
+
+    def __init__(self, rows: int | None):
+        self.rows = rows
+
+    def on_step_end(self, args, state, control, **kwargs):
+        size = state.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        state.epoch = state.global_step / state.max_steps if not self.rows else state.global_step * size / self.rows
+
+
+class InShards(TrainerCallback):
+    """Before training, opens a model that FSDP2 holds in shards, and prepares what its batches may lack."""
+
+    def __init__(self, processor: MMProcessor | None):
+        self.processor = processor
+        self.unseen: dict[str, dict[str, torch.Tensor]] = {}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if is_sharded(model):
+            open_methods(model)
+            self.unseen = {} if self.processor is None else unseen_media(self.processor)

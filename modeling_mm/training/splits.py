@@ -1,0 +1,131 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""The rows of a run, read and checked before anything is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..checkpoint import BASE, read_config
+from ..data.dataset import MMDataset
+from ..data.rows import Columns
+from ..data.shards import is_shards, open_shards
+from ..data.stream import MMStream
+from ..data.tables import read_table
+from ..data.targets import COLUMNS, known_names
+from ..model.audio_mm import MAX_SECONDS
+from ..model.processing_mm import MMProcessor
+from .arguments import DataArguments, ModelArguments
+
+
+@dataclass
+class Splits:
+    """The data sets of a run; `test` may be absent. With a `stream`, that is trained on, and `train` holds its first
+    rows."""
+
+    train: MMDataset
+    validation: MMDataset
+    test: MMDataset | None = None
+    stream: MMStream | None = None
+
+    def bad_rows(self) -> list[dict[str, Any]]:
+        """Those of the tables; a stream counts its own."""
+        tables = (None if self.stream else self.train, self.validation, self.test)
+        return [bad for split in tables if split for bad in split.bad_rows]
+
+
+def known_labels(source: str | None, task: str) -> list[str] | None:
+    """The labels of the model to go on from, in the order of its classifier; None without one."""
+    if source is None or task in ("generation", "retrieval"):
+        return None
+    config = read_config(source if not Path(source, BASE).is_dir() else str(Path(source, BASE)))
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def seconds_heard(source: str | None) -> float:
+    """How much of a sound the model to go on from hears, or a new one does."""
+    if source is None:
+        return MAX_SECONDS
+    folder = Path(source, BASE)
+    return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source).max_seconds
+
+
+def frames_of(args: ModelArguments) -> int | None:
+    """How many frames of a video the model will take: those asked for, or those that the model to go on from takes."""
+    if args.num_frames is not None or args.model is None:
+        return args.num_frames
+    return read_config(args.model if not Path(args.model, BASE).is_dir() else str(Path(args.model, BASE))).num_frames
+
+
+def load_splits(
+    data: DataArguments, seed: int, labels: list[str] | None = None, num_frames: int | None = None
+) -> Splits:
+    """Read and check all rows before anything is trained; `labels` are those a trained model already has.
+
+    Raises:
+        ValueError: no source or two of them, a missing column, a bad row.
+    """
+    if (data.train_file is None) == (data.dataset is None):
+        raise ValueError("give either --train_file or --dataset")
+    target = data.label_column or COLUMNS[data.task]
+    columns = Columns(
+        data.image_column, data.text_column, target, data.audio_column, data.video_column, data.concept_column
+    )
+    skip = data.on_bad_row == "skip"
+
+    def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
+        if data.streaming and is_shards(source):
+            shards = open_shards(source)
+            table, folder = shards.whole_table(), shards.folder
+        else:
+            table, folder = read_table(source, split)
+        dataset = MMDataset(source, table, folder, columns, labels, task=data.task)
+        return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS, num_frames=num_frames)
+
+    stream, held_out = None, None
+    if data.streaming:
+        stream = open_stream(data, columns, seed, labels, num_frames)
+        train = stream.first_rows()
+        held_out = read(str(data.validation_file), "validation", labels)
+        if labels is None:
+            stream.labels = train.labels = held_out.labels = names_of_stream(stream, train, held_out)
+    else:
+        train = read(data.train_file or str(data.dataset), "train", labels)
+        if labels is None:
+            train.labels = known_names(data.task, train.targets(), columns.target, train.source)
+    test = None
+    if data.test_file is not None:
+        test = read(data.test_file, "test", train.labels)
+    elif data.test_split is not None and data.dataset is None:
+        raise ValueError("--test_split names a split of --dataset; for a file give --test_file")
+    elif data.test_split is not None:
+        test = read(train.source, data.test_split, train.labels)
+    if held_out is not None:
+        return Splits(train, held_out, test, stream)
+    if data.validation_file is not None:
+        return Splits(train, read(data.validation_file, "validation", train.labels), test)
+    bad_rows = train.bad_rows
+    rest, held = train.hold_out(data.validation_share, seed)
+    rest.bad_rows = bad_rows
+    return Splits(rest, held, test)
+
+
+def open_stream(
+    data: DataArguments, columns: Columns, seed: int, labels: list[str] | None, num_frames: int | None
+) -> MMStream:
+    """What to train on, opened but not yet read."""
+    shards = open_shards(data.train_file) if data.train_file is not None else open_shards(str(data.dataset), "train")
+    rows = shards.count_rows() if shards.is_local else None
+    limits = {"max_seconds": data.max_seconds or MAX_SECONDS, "num_frames": num_frames}
+    own: dict[str, Any] = {"seed": seed, "skip": data.on_bad_row == "skip", "known_rows": rows, **limits}
+    return MMStream(shards, columns, data.task, labels, data.shuffle_buffer, **own)
+
+
+def names_of_stream(stream: MMStream, first: MMDataset, validation: MMDataset) -> list[str] | None:
+    """As `known_names`: those that the column declares, else those of the first rows and of validation together."""
+    column = stream.columns.target
+    feature = stream.reader.features.get(column) if column else None
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    return known_names(stream.task, [*first.targets(), *validation.targets()], column, stream.source)
