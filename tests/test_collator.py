@@ -88,7 +88,7 @@ def test_a_prompt_with_pictures_is_the_chat_template_s(processor, files):
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
     )  # fmt: skip
     batch = MMCollator(processor, "generation")([Row(1, [files[0]], "is it red")])
-    assert batch.keys() == tokenized.keys()
+    assert batch.pop("image_index").tolist() == [[0]] and batch.keys() == tokenized.keys()
     assert all(torch.equal(value, tokenized[name]) for name, value in batch.items())
 
 

@@ -73,6 +73,8 @@ class MMCollator:
         if not self.blind and any(row.videos for row in rows):
             distinct = {image_key(video): video for row in rows for video in row.videos}
             batch |= self.processor.flat_videos([[distinct[image_key(video)] for video in row.videos] for row in rows])
+        if self.task not in ("generation", "retrieval"):
+            self.processor.drop_cut_media(batch)
         return batch
 
     def flat_audio(self, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
@@ -175,15 +177,8 @@ class MMCollator:
 
     def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), `text_present` (B,) where any text is missing."""
-        tokenizer = self.processor.tokenizer
-        first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
-        markers = [self.processor.with_markers(self.text(row), *self.counts(row)) for row in rows]
-        texts = [text or first for text in markers]
-        longest = min(self.max_length, tokenizer.model_max_length)
-        batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
-        present = [bool(self.without_markers(row.text).strip()) for row in rows]
-        if not all(present):
-            batch["text_present"] = torch.tensor(present)
+        texts, counts = [self.text(row) for row in rows], [self.counts(row) for row in rows]
+        batch = self.processor.encode_rows(texts, counts, self.max_length)
         if rows[0].target is not None:
             batch["labels"] = torch.tensor([row.target for row in rows])
         return batch

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .media_mm import items_per_row
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -56,17 +58,9 @@ def is_video(source: Any) -> bool:
     return not isinstance(source, (list, tuple)) or len(source) > 0 and all(is_frame(part) for part in source)
 
 
-def videos_per_row(videos: Any, rows: int | None) -> list[list]:
-    """One list of videos for each row, from a single video, one video (or None) per row, or lists of them.
-
-    Raises:
-        ValueError: they are not as many as the rows.
-    """
-    videos = [videos] if is_video(videos) else videos
-    nested = [[] if own is None else [own] if is_video(own) else list(own) for own in videos]
-    if rows is not None and len(nested) != rows:
-        raise ValueError(f"{len(nested)} videos or lists of videos came with {rows} texts; give one or None for each")
-    return nested
+def videos_per_row(videos: Any, rows: int | None, markers: list[int]) -> list[list]:
+    """One list of videos for each row; see `items_per_row`."""
+    return items_per_row(videos, rows, markers, is_video, "videos")
 
 
 def evenly(count: int, wanted: int) -> list[int]:

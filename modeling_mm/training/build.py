@@ -80,6 +80,8 @@ def build_model(
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
+    if data.task == "generation":  # as `generate` wants prompts, for whoever takes the saved folder
+        processor.tokenizer.padding_side = "left"
     model = TASKS[data.task].from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options)
     return model, processor
 
