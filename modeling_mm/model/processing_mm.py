@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import ImageInput, is_valid_image
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 
 from .audio_mm import MAX_SECONDS, audio_features, clips_per_row, read_audio, told_rate, with_sounds_read
 from .chat_mm import multimodal_chat_template
+from .images_mm import BACKGROUND, check_background, fetch_image, is_image, open_image
 from .video_mm import video_features, videos_per_row
 
 AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
@@ -33,7 +35,7 @@ def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
     Raises:
         ValueError: the images are not as many as the rows, nor as the markers.
     """
-    if is_valid_image(images) or isinstance(images, str):
+    if is_image(images):
         images = [images]
     flat = all(image is not None and not isinstance(image, (list, tuple)) for image in images)
     if flat and len(images) == sum(markers):
@@ -67,9 +69,10 @@ class MMProcessor(ProcessorMixin):
             of its own.
         video_token (`str`): the marker of one video.
         max_frames (`int`, *optional*): the frames taken of a video, spread evenly over it; None takes no video.
+        image_background (`str`): the colour on which transparent images are laid, as `PIL.ImageColor` names it.
 
     Raises:
-        ValueError: the tokenizer does not know the marker.
+        ValueError: the tokenizer does not know the marker, or the background is no colour.
     """
 
     def __init__(
@@ -83,8 +86,10 @@ class MMProcessor(ProcessorMixin):
         max_seconds=MAX_SECONDS,
         video_token="<video>",
         max_frames=None,
+        image_background=BACKGROUND,
         **kwargs,
     ):
+        self.image_background = check_background(image_background)
         self.audio_token, self._feature_extractor, self.max_seconds = audio_token, audio, max_seconds
         self.video_token, self.max_frames = video_token, max_frames
         if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
@@ -134,7 +139,7 @@ class MMProcessor(ProcessorMixin):
 
         Args:
             images: one image, one per text (None: no image), a list of images for each text, or a flat list with one
-                image per marker; PIL, array or path.
+                image per marker; each is what `open_image` takes.
             text: one string or a list; may hold markers of images and sound. Without it, media alone are prepared.
             audio: one clip, one per text (None: no sound), a list of clips for each text, or a flat list with one clip
                 per marker; a path, `(array, sampling rate)` or what else `audio_mm.read_audio` takes.
@@ -192,8 +197,7 @@ class MMProcessor(ProcessorMixin):
         """Called first by the library: texts as a list, images as one list per row."""
         texts = [text] if isinstance(text, str) else text if text is None else list(text)
         if images is not None:
-            single = is_valid_image(images) or isinstance(images, str)
-            rows = len(texts) if texts is not None else 1 if single else len(images)
+            rows = len(texts) if texts is not None else 1 if is_image(images) else len(images)
             images = images_per_row(images, rows, [one.count(self.image_token) for one in texts or []])
         return images, texts, videos, audio
 
@@ -271,8 +275,27 @@ class MMProcessor(ProcessorMixin):
         distinct, index = distinct_items(images)
         if not distinct:
             return {}
-        distinct = self.image_processor.fetch_images(distinct)
+        ready = kwargs.get("do_rescale") is False and all(hasattr(image, "__array__") for image in distinct)
+        if not ready:  # arrays that are not to be rescaled are what the caller wants the tower to see
+            layout = kwargs.pop("input_data_format", None)
+            distinct = [self.open_image(image, layout) for image in distinct]
         return {**self.image_processor(distinct, return_tensors="pt", **kwargs), "image_index": index}
+
+    def open_image(self, image: Any, layout: str | None = None) -> Image.Image:
+        """The RGB image that every image becomes first, on this processor's background; see `images_mm.open_image`.
+
+        Pipelines of the library that open files by themselves (`zero-shot-image-classification`, and
+        `image-text-to-text` with `images` beside a string) drop transparency and clip 16-bit greys; give them what
+        this returns.
+
+        Args:
+            image: a path, an address that is fetched, encoded bytes or base64, an image of PIL, an array or a tensor.
+            layout: "channels_first" or "channels_last" of an array; default: what its shape allows.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return open_image(fetch_image(image), self.image_background, layout)
 
     def flat_audio(self, clips: list[list], rate: int | None = None) -> dict[str, torch.Tensor]:
         """`input_features` of the distinct clips, their mask and `audio_index` (B, N), for a list of clips per row.
@@ -305,7 +328,7 @@ class MMProcessor(ProcessorMixin):
             return {}
         if self.max_frames is None:
             raise ValueError("video came to a processor without `max_frames`; give it the `num_frames` of its model")
-        pixels, mask = video_features(self.image_processor, distinct, self.max_frames)
+        pixels, mask = video_features(self.image_processor, distinct, self.max_frames, self.image_background)
         seen = {"pixel_values_videos": pixels, "video_index": index}
         return seen if mask is None else {**seen, "video_mask": mask}
 
