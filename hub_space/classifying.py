@@ -95,7 +95,7 @@ def classify_tab(shown: Shown) -> None:
         visits.admit(sound_and_request[-1])
         given: dict[str, Any] = {}
         if path := uploaded_file(picture, "picture"):
-            given["image"] = open_picture(path)
+            given["image"] = open_picture(path, shown.processor)
         if text := checked_text(text, shown.processor):
             given["text"] = text
         if path := uploaded_file(sound, "sound"):

@@ -145,7 +145,7 @@ def look_tab(shown: Shown) -> None:
         path, text = uploaded_file(picture, "picture"), checked_text(text, shown.processor)
         if path is None or not text:
             raise Refused("Give a picture and a text.")
-        answer, found = maps(shown, open_picture(path), text, TOKENS)
+        answer, found = maps(shown, open_picture(path, shown.processor), text, TOKENS)
         return answer or "(the model says nothing)", found
 
     what = "each word of the answer" if generates else "each word of the text"

@@ -96,7 +96,7 @@ def test_a_prompt_with_pictures_is_the_chat_template_s(processor, files):
 def test_a_distinct_picture_is_opened_and_prepared_once(processor, files, monkeypatch, task):
     opened = []
     whole = collator.open_image
-    monkeypatch.setattr(collator, "open_image", lambda source: opened.append(source) or whole(source))
+    monkeypatch.setattr(collator, "open_image", lambda source, *rest: opened.append(source) or whole(source, *rest))
     a, b, c = files
     target = "yes" if task == "generation" else 0
     rows = [Row(i + 1, own, "q", target) for i, own in enumerate([[a], [], [b, a], [a], [c]])]

@@ -41,6 +41,7 @@ PROCESSOR_FILES = sorted(
         "compose",
         "configuration",
         "media",
+        "images",
         "outputs",
         "processing",
         "towers",

@@ -107,7 +107,8 @@ def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProces
         raise ValueError(f"{compares}; give --text, and --image or --audio")
     if not all(text.strip() for text in args.text):
         raise ValueError(f"{compares}; expected words in each --text, but one is empty")
-    media = [("image", path, processor.flat_images([[open_image(path)]])) for path in args.image]
+    ground = processor.image_background
+    media = [("image", path, processor.flat_images([[open_image(path, ground)]])) for path in args.image]
     media += [("audio", path, processor.flat_audio([[path]])) for path in args.audio]
     results = [
         {kind: path, **own} for kind, path, medium in media for own in rank(model, processor, medium, args.text)
@@ -195,7 +196,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if args.explain:
         batch = BatchFeature(collator(rows[:1])).to(model.device)
         maps = explain(model, processor, batch, args.max_new_tokens)
-        picture = seen_picture(processor, batch["pixel_values"].cpu()) or open_image(args.image[0])
+        picture = seen_picture(processor, batch["pixel_values"].cpu())
+        picture = picture or open_image(args.image[0], processor.image_background)
         figures.draw_attention(picture, maps, rows[0].text, Path(args.explain))
         output["explain"] = args.explain
     return output

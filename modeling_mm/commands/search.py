@@ -53,7 +53,7 @@ def query_vector(encoder: DualEncoder, text: str | None, image: str | None, imag
     """The normalised embedding (E,) of a text, of a picture, or their weighted mean."""
     if not image:
         return encoder.embed_texts([text or ""])[0]
-    picture = encoder.embed_pictures([open_image(image)])[0]
+    picture = encoder.embed_pictures([image])[0]
     if not text:
         return picture
     mean = image_weight * picture + (1 - image_weight) * encoder.embed_texts([text])[0]
@@ -65,7 +65,7 @@ def reranked(encoder: DualEncoder, text: str, rows: list[dict[str, Any]]) -> lis
     readable, pictures = [], []
     for row in rows:
         try:
-            pictures.append(open_image(row["image"]))
+            pictures.append(open_image(row["image"], encoder.background))
         except BadRow:
             row["matching"] = None
             continue

@@ -129,6 +129,7 @@ def prepare_stream(
     Raises:
         ValueError: nobody knows how many rows there are.
     """
+    stream.background = collator.processor.image_background
     if collator.task == "generation":
         stream.too_long = collator.length_complaint
     if args.max_steps > 0:

@@ -106,10 +106,11 @@ class MMCollator:
 
     def kept_image(self, image: str | bytes, key: str) -> Image.Image:
         """A picture from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
+        background = self.processor.image_background
         if self.augmentation is None or not self.augmentation.images:
-            return self.kept.get(key, lambda: open_image(image))
+            return self.kept.get(key, lambda: open_image(image, background))
         side = self.augmentation.short_side(self.processor.image_processor)
-        return self.kept.get((key, side), lambda: shrunk(open_image(image), side))
+        return self.kept.get((key, side), lambda: shrunk(open_image(image, background), side))
 
     def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; prompts too where asked for."""

@@ -36,7 +36,7 @@ from .media import image_key, open_image
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # 2: transparency on the processor's background, 16-bit greys by 65535
 MADE_BY = "made_by.json"  # the fingerprint, for people
 TOWERS = {"image": "vision_tower", "audio": "audio_tower"}
 WORDS = {"image": ("vision", "pictures"), "audio": ("audio", "sounds")}
@@ -103,13 +103,14 @@ class FrozenTower:
             "processor": type(settings).__name__,
             "settings": {name: value for name, value in settings.to_dict().items() if name not in NAMES},
             "max_seconds": self.processor.max_seconds if self.modality == "audio" else None,
+            "background": self.processor.image_background if self.modality == "image" else None,
             "kept": [str(self.dtype), self.precision, self.pooled],
         }
 
     def prepare(self, medium: str | bytes) -> dict[str, torch.Tensor]:
         """What the tower takes of one medium, exactly as a batch would bring it."""
         if self.modality == "image":
-            given = self.processor.flat_images([[open_image(medium)]])
+            given = self.processor.flat_images([[open_image(medium, self.processor.image_background)]])
         else:
             given = self.processor.flat_audio([[medium]])
         return {name: tensor for name, tensor in given.items() if name != f"{self.modality}_index"}

@@ -2,16 +2,15 @@
 """Images, sounds and videos of a table: told apart, opened with care, kept in memory, and what is wrong with each."""
 
 import hashlib
-import io
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from typing import TypeAlias
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ..model import images_mm
 from ..model.audio_mm import is_silent, open_audio
+from ..model.images_mm import BACKGROUND
 from ..model.video_mm import read_video
 
 Medium: TypeAlias = str | bytes | list  # a list holds the frames of a video
@@ -97,30 +96,16 @@ class BadRow(ValueError):
     """A row that cannot be used; the message says what was found and what was expected."""
 
 
-def open_image(source: str | bytes) -> Image.Image:
-    """An RGB picture from a path or from encoded bytes, fully decoded and turned the way its EXIF data says.
+def open_image(source: str | bytes | Image.Image, background: str = BACKGROUND) -> Image.Image:
+    """The RGB image of a cell, a file or an object; see `images_mm.open_image`.
 
     Raises:
-        BadRow: it is missing, no picture, truncated, or so large that it may be a decompression bomb.
+        BadRow: it is missing, no image, truncated, or so large that it may be a decompression bomb.
     """
-    name = f"'{source}'" if isinstance(source, str) else "its embedded bytes"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                image: Image.Image = file
-                if image.mode.startswith("I;16"):  # `convert` would clip its 65,536 greys to the first 256
-                    image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise BadRow(f"the image {name} does not exist") from None
-    except UnidentifiedImageError:
-        raise BadRow(f"the image {name} is not in a format that can be read; expected PNG, JPEG, ...") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = Image.MAX_IMAGE_PIXELS
-        raise BadRow(f"the image {name} has more than {limit} pixels and may be a decompression bomb") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadRow(f"the image {name} is broken: {error}") from None
+        return images_mm.open_image(source, background)
+    except ValueError as error:
+        raise BadRow(str(error)) from None
 
 
 def image_key(source: str | bytes | list) -> str:

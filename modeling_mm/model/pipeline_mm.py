@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import TextClassificationPipeline
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import is_valid_image
 from transformers.utils import logging
 
 from .audio_mm import clips_per_row
+from .images_mm import is_image
 from .media_mm import MODALITIES
 from .video_mm import videos_per_row
 
@@ -22,10 +22,10 @@ logger = logging.get_logger(__name__)
 class MultimodalClassificationPipeline(TextClassificationPipeline):
     """Labels `{"image": ..., "text": ...}`, a list of them, or a data set or generator of them.
 
-    `image` is a picture (PIL, path or URL) or a list of them; `audio` a path, an array with its rate or what else
-    `audio_mm.read_audio` takes, or a list of them; `video` a path, a list of frames or what else `video_mm.read_video`
-    takes, or several in a list; `text` a string. Each may be None or left out. `top_k`, `function_to_apply`,
-    `batch_size` and the tokenizer's own arguments are as in text classification.
+    `image` is what `MMProcessor.open_image` takes, or a list of them; `audio` a path, an array with its rate or what
+    else `audio_mm.read_audio` takes, or a list of them; `video` a path, a list of frames or what else
+    `video_mm.read_video` takes, or several in a list; `text` a string. Each may be None or left out. `top_k`,
+    `function_to_apply`, `batch_size` and the tokenizer's own arguments are as in text classification.
     """
 
     _load_processor = True
@@ -54,8 +54,7 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
                 f"the input is {str(inputs)[:80]!r}; expected a dict with any of 'image', 'text', 'audio' and 'video'"
             )
         image = inputs.get("image")
-        single = isinstance(image, str) or is_valid_image(image)
-        images = [] if image is None else [image] if single else list(image)
+        images = [] if image is None else [image] if is_image(image) else list(image)
         (sounds,) = clips_per_row([inputs.get("audio")], 1, [])
         (videos,) = videos_per_row([inputs.get("video")], 1, [])
         return {"images": images, "sounds": sounds, "videos": videos, "text": inputs.get("text") or ""}

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from .audio_mm import MAX_SECONDS, audio_features, clips_per_row, read_audio, told_rate, with_sounds_read
 from .chat_mm import multimodal_chat_template
+from .images_mm import BACKGROUND, check_background, fetch_image, open_image
 from .media_mm import MODALITIES, Modality, items_per_row
 from .video_mm import video_features, videos_per_row
 
@@ -31,14 +32,13 @@ logger = logging.get_logger(__name__)
 AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
 
 
-def is_image(value: Any) -> bool:
-    """Whether a value is one image, and not a list or an array (B, C, H, W) of them."""
-    return not isinstance(value, (list, tuple)) and getattr(value, "ndim", 3) < 4
-
-
 def images_per_row(images: Any, rows: int | None, markers: list[int]) -> list[list]:
     """One list of images for each row; see `items_per_row`."""
-    return items_per_row(images, rows, markers, is_image, "images")
+
+    def is_item(value: Any) -> bool:
+        return not isinstance(value, (list, tuple)) and getattr(value, "ndim", 3) < 4  # an array (B, C, H, W) is not
+
+    return items_per_row(images, rows, markers, is_item, "images")
 
 
 class MMProcessor(ProcessorMixin):
@@ -55,9 +55,10 @@ class MMProcessor(ProcessorMixin):
             of its own.
         video_token (`str`): the marker of one video.
         max_frames (`int`, *optional*): the frames taken of a video, spread evenly over it; None takes no video.
+        image_background (`str`): the colour on which transparent images are laid, as `PIL.ImageColor` names it.
 
     Raises:
-        ValueError: the tokenizer does not know the marker.
+        ValueError: the tokenizer does not know the marker, or the background is no colour.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class MMProcessor(ProcessorMixin):
         max_seconds=MAX_SECONDS,
         video_token="<video>",
         max_frames=None,
+        image_background=BACKGROUND,
         **kwargs,
     ):
+        self.image_background = check_background(image_background)
         self.audio_token, self._feature_extractor, self.max_seconds = audio_token, audio, max_seconds
         self.video_token, self.max_frames = video_token, max_frames
         if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
@@ -123,7 +126,7 @@ class MMProcessor(ProcessorMixin):
 
         Args:
             images: one image, one per text (None: no image), a list of images for each text, or a flat list with one
-                image per marker; PIL, array or path.
+                image per marker; each is what `open_image` takes.
             text: one string or a list; may hold markers of images and sound. Without it, media alone are prepared.
             audio: one clip, one per text (None: no sound), a list of clips for each text, or a flat list with one clip
                 per marker; a path, `(array, sampling rate)` or what else `audio_mm.read_audio` takes.
@@ -371,8 +374,27 @@ class MMProcessor(ProcessorMixin):
         distinct, index = distinct_items(images)
         if not distinct:
             return {}
-        distinct = self.image_processor.fetch_images(distinct)
+        ready = kwargs.get("do_rescale") is False and all(hasattr(image, "__array__") for image in distinct)
+        if not ready:  # arrays that are not to be rescaled are what the caller wants the tower to see
+            layout = kwargs.pop("input_data_format", None)
+            distinct = [self.open_image(image, layout) for image in distinct]
         return {**self.image_processor(distinct, return_tensors="pt", **kwargs), "image_index": index}
+
+    def open_image(self, image: Any, layout: str | None = None) -> Image.Image:
+        """The RGB image that every image becomes first, on this processor's background; see `images_mm.open_image`.
+
+        Pipelines of the library that open files by themselves (`zero-shot-image-classification`, and
+        `image-text-to-text` with `images` beside a string) drop transparency and clip 16-bit greys; give them what
+        this returns.
+
+        Args:
+            image: a path, an address that is fetched, encoded bytes or base64, an image of PIL, an array or a tensor.
+            layout: "channels_first" or "channels_last" of an array; default: what its shape allows.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return open_image(fetch_image(image), self.image_background, layout)
 
     def flat_audio(self, clips: list[list], rate: int | None = None) -> dict[str, torch.Tensor]:
         """`input_features` of the distinct clips, their mask and `audio_index` (B, N), for a list of clips per row.
@@ -405,7 +427,7 @@ class MMProcessor(ProcessorMixin):
             return {}
         if self.max_frames is None:
             raise ValueError("video came to a processor without `max_frames`; give it the `num_frames` of its model")
-        pixels, mask = video_features(self.image_processor, distinct, self.max_frames)
+        pixels, mask = video_features(self.image_processor, distinct, self.max_frames, self.image_background)
         seen = {"pixel_values_videos": pixels, "video_index": index}
         return seen if mask is None else {**seen, "video_mask": mask}
 
