@@ -15,12 +15,13 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..checkpoint import QUANTIZATIONS, load_checkpoint, quantized, task_of
+from ..checkpoint import QUANTIZATIONS, load_checkpoint, quantized
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.media import open_image
 from ..data.rows import Row
 from ..model.processing_mm import MMProcessor
 from ..report import figures
+from ..tasks import TASKS, task_of
 from .arguments import MMParser
 
 
@@ -55,12 +56,12 @@ def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
     """What the head says: the likeliest label, or all that are likely, and the probability of each; or its numbers."""
     with torch.no_grad():
         logits = model(**batch).logits.float()
-    names, task = model.config.id2label, task_of(model)
-    if task == "regression":
+    names, task = model.config.id2label, TASKS[task_of(model)]
+    if task.numbers:
         return [{"numbers": {names[i]: number for i, number in enumerate(row)}} for row in logits.tolist()]
-    shares = logits.sigmoid() if task == "multilabel" else logits.softmax(dim=-1)
+    shares = logits.sigmoid() if task.several_labels else logits.softmax(dim=-1)
     probabilities = [{names[i]: round(share, 4) for i, share in enumerate(row.tolist())} for row in shares]
-    if task == "multilabel":
+    if task.several_labels:
         likely = [[names[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
         return [{"labels": own, "probabilities": row} for own, row in zip(likely, probabilities, strict=True)]
     return [{"label": max(row, key=row.__getitem__), "probabilities": row} for row in probabilities]
@@ -134,7 +135,7 @@ def explain(
     model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, longest: int
 ) -> list[tuple[str, Any]]:
     """Mean cross-attention over layers and heads in a single row, for each generated word or each of the text."""
-    if task_of(model) == "generation":
+    if TASKS[task_of(model)].generates:
         start = batch["input_ids"].shape[1]
         batch["input_ids"] = model.generate(**batch, max_new_tokens=longest, do_sample=False)
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
@@ -173,7 +174,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     model, processor = load_checkpoint(args.model, **attention, **quantized(args.quantization))
     model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task = task_of(model)
-    if task == "retrieval":
+    if TASKS[task].embeds:
         return rankings(args, model, processor)
     if args.explain and model.config.num_latents:
         raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
@@ -189,7 +190,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         processor.check_marker_count(0, row.text, processor.video_token, len(row.videos), "videos")
     collator = MMCollator(processor, task, max_length=2**20)
     batch = BatchFeature(collator(rows)).to(model.device)
-    results = answer(model, processor, batch, args.max_new_tokens) if task == "generation" else classify(model, batch)
+    results = answer(model, processor, batch, args.max_new_tokens) if TASKS[task].generates else classify(model, batch)
     output: dict[str, Any] = {"model": args.model, "image": args.image, **({"audio": sounds} if sounds else {})}
     output |= {"video": videos} if videos else {}
     output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]

@@ -25,13 +25,14 @@ from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
 from ..data.stream import MMStream
 from ..evaluation.calibration import fit_temperature
-from ..evaluation.metrics import MAIN, in_words
+from ..evaluation.metrics import in_words
 from ..evaluation.predictions import evaluate_rows, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
 from ..report import figures
 from ..report.augmented import draw_augmented
 from ..report.sections import draw_some
+from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, check_task
 from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
 from ..training.retrieval_trainer import RetrievalTrainer
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     collator = build_collator(model, processor, data_args)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
-    collator.negatives_seed = args.seed if data_args.task == "matching" else None
+    collator.negatives_seed = args.seed if TASKS[data_args.task].pairs else None
     if unused := freeze_unused(model, collator(rows_with_media(splits))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if args.ddp_find_unused_parameters is None:
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     write_bad_rows(splits.bad_rows(), output)
     write_history(trainer.state.log_history, report, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
-    if data_args.task != "retrieval":
+    if not TASKS[data_args.task].embeds:
         show_some(splits.test or splits.validation, output)
     return report
 
@@ -130,7 +131,7 @@ def prepare_stream(
         ValueError: nobody knows how many rows there are.
     """
     stream.background = collator.processor.image_background
-    if collator.task == "generation":
+    if TASKS[collator.task].generates:
         stream.too_long = collator.length_complaint
     if args.max_steps > 0:
         return
@@ -202,18 +203,19 @@ def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None)
 def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path) -> dict[str, Any]:
     """Metrics on the test set, or on validation without one, once with and once without the pictures."""
     dataset: Any = splits.test or splits.validation
-    if task == "matching":
+    metric = TASKS[task].main_metric
+    if TASKS[task].pairs:
         dataset = MatchingPairs(dataset, trainer.args.seed)
     evaluation = evaluate_rows(trainer, task, dataset)
     trainer.eval_collator.blind = True
     try:
-        blind = evaluate_rows(trainer, task, dataset).metrics[MAIN[task]]
+        blind = evaluate_rows(trainer, task, dataset).metrics[metric]
     except ValueError as error:  # rows without any text have nothing left
-        logger.warning(f"no blind {MAIN[task]}: {error}")
+        logger.warning(f"no blind {metric}: {error}")
         blind = None
     trainer.eval_collator.blind = False
     if trainer.is_world_process_zero():
         write_predictions(dataset, evaluation, output / "predictions.jsonl")
         draw_some(dataset, evaluation, output / "samples.png")
     share = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
-    return {**evaluation.metrics, f"blind_{MAIN[task]}": blind, **share}
+    return {**evaluation.metrics, f"blind_{metric}": blind, **share}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..model.losses_mm import text_keys
 from ..model.processing_mm import MMProcessor
+from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
 from .dataset import CHUNK, MMDataset
 from .feature_cache import CachedMedia
@@ -66,14 +67,14 @@ class MMCollator:
         if self.augmentation is not None:
             rows = self.augmentation.rows(rows, self.media_markers)
         images = {} if self.blind else self.flat_images(rows)
-        batch = self.generation(rows) if self.task == "generation" else self.classification(rows)
+        batch = self.generation(rows) if TASKS[self.task].generates else self.classification(rows)
         batch |= images
         if not self.blind and any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
         if not self.blind and any(row.videos for row in rows):
             distinct = {image_key(video): video for row in rows for video in row.videos}
             batch |= self.processor.flat_videos([[distinct[image_key(video)] for video in row.videos] for row in rows])
-        if self.task not in ("generation", "retrieval"):
+        if TASKS[self.task].has_labels:
             self.processor.drop_cut_media(batch)
         return batch
 
@@ -152,7 +153,7 @@ class MMCollator:
         lengths = list[int]()
         for start in range(0, len(dataset), CHUNK):
             rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
-            if self.task == "generation":
+            if TASKS[self.task].generates:
                 both = zip(*self.prompts_and_answers(rows), strict=True)
                 lengths += [len(prompt) + len(answer) for prompt, answer in both]
             else:
@@ -169,7 +170,7 @@ class MMCollator:
         Raises:
             BadRow: names source and row, when not skipping.
         """
-        if self.task != "generation":
+        if not TASKS[self.task].generates:
             return
         for start in range(0, len(dataset), CHUNK):
             rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]

@@ -17,6 +17,7 @@ import datasets
 from PIL import Image
 
 from ..model.video_mm import is_video
+from ..tasks import TASKS
 from .media import BadRow
 from .targets import label_columns, read_target, target_complaint
 
@@ -158,7 +159,7 @@ class RowReader:
             markers = row.text.count(token) if column else 0
             if markers and markers != len(own):
                 return f"the text has {markers} '{token}' markers but the row has {len(own)} {kind}"
-        if self.task in ("matching", "retrieval"):
+        if TASKS[self.task].needs_image_and_text:
             missing = columns.text if row.images else columns.image
             return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs a picture and a text"
         if columns.target is None:

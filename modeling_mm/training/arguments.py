@@ -4,8 +4,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoint import TASKS
 from ..data.augmentation import Augmentation
+from ..tasks import TASKS
 from .scratch import SIZES
 
 
@@ -114,58 +114,68 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     Raises:
         ValueError: names the flag.
     """
-    if data.streaming:
-        check_streaming(data)
-    if model.text_layers is not None and model.text_model not in SIZES:
-        raise ValueError(f"--text_layers is for a scratch text model, but --text_model is {model.text_model}")
-    if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
-        raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
-    others: dict[str, object] = {
-        "--late_fusion": model.late_fusion,
-        "--audio_column": data.audio_column,
-        "--audio_tower": model.audio_tower,
-        "--video_column": data.video_column,
-        "--num_frames": model.num_frames,
+    refusals = {**(streaming_refusals(data) if data.streaming else {}), **task_refusals(model, data)}
+    for sentence, refused in refusals.items():
+        if refused:
+            raise ValueError(sentence)
+
+
+def named(**values: object) -> str:
+    """Those of the flags that have a value."""
+    return " and ".join(f"--{name}" for name, value in values.items() if value)
+
+
+def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, object]:
+    """What is said of flags that the task has no use for or that lack another one, and when."""
+    task, name, new = TASKS[data.task], data.task, model.model is None
+    audio, video = (data.audio_column, model.audio_tower), (data.video_column, model.num_frames)
+    fusion, attention, grouped = model.late_fusion, model.cross_attention, data.group_by_image
+    others = named(
+        late_fusion=fusion, audio_column=audio[0], audio_tower=audio[1], video_column=video[0], num_frames=video[1]
+    )
+    return {
+        f"--text_layers is for a scratch text model, but --text_model is {model.text_model}": (
+            model.text_layers is not None and model.text_model not in SIZES
+        ),
+        f"--late_fusion is for tasks with a label; a {name} needs cross-attention": (
+            task.generates and (fusion or attention is False)
+        ),
+        f"--task {name} learns from pictures and texts alone; leave out {others}": task.embeds and others,
+        f"--concept_column says which pairs of a retrieval match; {name} has no use for it": (
+            data.concept_column and not task.embeds
+        ),
+        f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more": (
+            data.group_size is not None and not (grouped and data.group_size > 0)
+        ),
+        f"--keep_pictures is {data.keep_pictures}; expected megabytes, 0 or more": data.keep_pictures < 0,
+        f"--calibrate makes probabilities honest, but a {name} gives none": (
+            data.calibrate and not task.gives_probabilities
+        ),
+        f"--modality_dropout empties cells, but {name} needs a picture and a text in each row": (
+            data.modality_dropout and task.needs_image_and_text
+        ),
+        "sound needs both: --audio_column for where it is and --audio_tower for who hears it": (
+            new and (audio[0] == "") != (audio[1] is None)
+        ),
+        "video needs both: --video_column for where it is and --num_frames for how much of it is seen": (
+            new and (video[0] == "") != (video[1] is None)
+        ),
+        "--late_fusion and --cross_attention are for new models; that of --model keeps its own": (
+            not new and (fusion or attention is not None)
+        ),
     }
-    if data.task == "retrieval" and (given := [flag for flag, value in others.items() if value]):
-        raise ValueError(f"--task retrieval learns from pictures and texts alone; leave out {' and '.join(given)}")
-    if data.concept_column and data.task != "retrieval":
-        raise ValueError(f"--concept_column says which pairs of a retrieval match; {data.task} has no use for it")
-    if data.group_size is not None and not (data.group_by_image and data.group_size > 0):
-        raise ValueError(f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more")
-    if data.keep_pictures < 0:
-        raise ValueError(f"--keep_pictures is {data.keep_pictures}; expected megabytes, 0 or more")
-    if data.calibrate and data.task in ("generation", "regression"):
-        raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
-    if data.task in ("matching", "retrieval") and data.modality_dropout:
-        raise ValueError(f"--modality_dropout empties cells, but {data.task} needs a picture and a text in each row")
-    if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
-        raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
-    if (model.num_frames is None) != (data.video_column == "") and model.model is None:
-        raise ValueError(
-            "video needs both: --video_column for where it is and --num_frames for how much of it is seen"
-        )
-    if model.model is not None and (model.late_fusion or model.cross_attention is not None):
-        raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
 
 
-def check_streaming(data: DataArguments) -> None:
-    """Refuse what needs to look at all rows before training, which a stream never does.
-
-    Raises:
-        ValueError: names the flag.
-    """
-    if data.validation_file is None:
-        raise ValueError("--streaming true can hold no rows out of training; give --validation_file")
-    others: dict[str, object] = {
-        "--class_weights": data.class_weights,
-        "--group_by_image": data.group_by_image,
-        "--cache_features": data.cache_features,
+def streaming_refusals(data: DataArguments) -> dict[str, object]:
+    """What is said of flags by which a stream would have to look at all rows before training, and when."""
+    ahead = named(
+        class_weights=data.class_weights, group_by_image=data.group_by_image, cache_features=data.cache_features
+    )
+    return {
+        "--streaming true can hold no rows out of training; give --validation_file": data.validation_file is None,
+        f"{ahead} must look at all rows first, which --streaming true does not do": ahead,
+        f"--shuffle_buffer is {data.shuffle_buffer}; expected a number of rows, 0 or more": data.shuffle_buffer < 0,
     }
-    if given := [flag for flag, value in others.items() if value]:
-        raise ValueError(f"{' and '.join(given)} must look at all rows first, which --streaming true does not do")
-    if data.shuffle_buffer < 0:
-        raise ValueError(f"--shuffle_buffer is {data.shuffle_buffer}; expected a number of rows, 0 or more")
 
 
 def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPil
 
-from ..checkpoint import TASKS, load_checkpoint, task_of
+from ..checkpoint import load_checkpoint
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset
 from ..data.feature_cache import TOWERS, FrozenTower, build_cache, check_cacheable, sources_of
@@ -21,6 +21,7 @@ from ..evaluation.retrieval import compute_retrieval_metrics
 from ..model.audio_mm import MAX_SECONDS, window_seconds
 from ..model.compose_mm import add_video
 from ..model.processing_mm import MMProcessor
+from ..tasks import TASKS, task_of
 from . import scratch
 from .arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of
 from .retrieval_trainer import RetrievalTrainer
@@ -41,7 +42,7 @@ def build_model(
     """
     balanced = data.class_weights == "balanced"
     options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
-    if data.task == "retrieval":
+    if TASKS[data.task].embeds:
         options |= retrieval.config()
     if args.model is not None:
         if args.vision_tower or args.text_model or args.audio_tower:
@@ -69,7 +70,7 @@ def build_model(
         rows = [train.row(number) for number in train.kept]
         words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
         tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
-        decoder = data.task == "generation" or bool(retrieval.language_weight)
+        decoder = TASKS[data.task].generates or bool(retrieval.language_weight)
         text = scratch.text_config(text, tokenizer, decoder, args.text_layers)
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
@@ -80,10 +81,10 @@ def build_model(
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
-    if data.task == "generation":  # as `generate` wants prompts, for whoever takes the saved folder
+    if TASKS[data.task].generates:  # as `generate` wants prompts, for whoever takes the saved folder
         processor.tokenizer.padding_side = "left"
-    model = TASKS[data.task].from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options)
-    return model, processor
+    head = TASKS[data.task].head_class()
+    return head.from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options), processor
 
 
 def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
@@ -99,7 +100,7 @@ def build_collator(model: PreTrainedModel, processor: MMProcessor, data: DataArg
     window = window_seconds(processor.feature_extractor) if hasattr(processor, "feature_extractor") else None
     if window is not None and window < (data.max_seconds or MAX_SECONDS):
         logger.warning(f"the audio tower hears {window:.4g} s of a sound; of longer ones the rest is not used")
-    if data.task != "retrieval":
+    if not TASKS[data.task].embeds:
         return MMCollator(processor, data.task, data.max_length)
     return RetrievalCollator(processor, data.task, data.max_length, captions=model.config.language_weight > 0)
 
@@ -113,12 +114,12 @@ def build_trainer(
     retrieval: RetrievalArguments,
 ) -> MMTrainer:
     """The trainer of this task, with its data, collators, augmentation and metrics."""
-    processor, matches = collator.processor, data.task == "matching"
+    processor, task = collator.processor, TASKS[data.task]
     parts: dict[str, Any] = {
         "model": model,
         "args": args,
         "train_dataset": splits.stream or splits.train,
-        "eval_dataset": MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
+        "eval_dataset": MatchingPairs(splits.validation, args.seed) if task.pairs else splits.validation,
         "processing_class": processor,
         "data_collator": replace(
             collator, augmentation=augmentation_of(data, args.seed), kept=KeptPictures(data.keep_pictures)
@@ -126,15 +127,14 @@ def build_trainer(
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,
     }
-    if data.task == "retrieval":
+    if task.embeds:
         if (data.calibrate or retrieval.rerank) and model.matching_head is None:
             raise ValueError("--rerank and --calibrate need a matching head; train with a --matching_weight above 0")
         size = retrieval.contrastive_batch_size
         return RetrievalTrainer(**parts, compute_metrics=compute_retrieval_metrics, contrastive_batch_size=size)
-    generates = data.task == "generation"
     return MMTrainer(
         **parts,
-        eval_collator=MMCollator(processor, data.task, data.max_length, with_prompts=generates),
+        eval_collator=MMCollator(processor, data.task, data.max_length, with_prompts=task.generates),
         compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data.task),
         max_new_tokens=data.max_new_tokens,
     )
