@@ -1,12 +1,16 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Arguments of `modeling-mm train`, and what is refused before any row is read."""
+"""Arguments of `modeling-mm train`, and what is refused before any row is read.
+
+Importing this file imports neither torch nor transformers, so that `--help` answers at once.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import TASKS
-from ..data.augmentation import Augmentation
-from .scratch import SIZES
+if TYPE_CHECKING:
+    from ..data.augmentation import Augmentation
+
+TASK_NAMES = ["generation", "retrieval", "classification", "multilabel", "regression", "matching"]
 
 
 @dataclass
@@ -47,7 +51,7 @@ class ModelArguments:
 class DataArguments:
     """Where the rows are and what their columns mean."""
 
-    task: str = field(default="generation", metadata={"help": "what to learn", "choices": list(TASKS)})
+    task: str = field(default="generation", metadata={"help": "what to learn", "choices": TASK_NAMES})
     streaming: bool = field(default=False, metadata={"help": "read Parquet or WebDataset shards while training"})
     shuffle_buffer: int = field(default=1000, metadata={"help": "streamed rows shuffled at a time; 1: in their order"})
     train_file: str | None = field(
@@ -114,6 +118,8 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     Raises:
         ValueError: names the flag.
     """
+    from .scratch import SIZES
+
     if data.streaming:
         check_streaming(data)
     if model.text_layers is not None and model.text_model not in SIZES:
@@ -168,7 +174,7 @@ def check_streaming(data: DataArguments) -> None:
         raise ValueError(f"--shuffle_buffer is {data.shuffle_buffer}; expected a number of rows, 0 or more")
 
 
-def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:
+def augmentation_of(data: DataArguments, seed: int) -> "Augmentation | None":
     """How training rows are to be changed; None where they stay as they are.
 
     Raises:
@@ -178,6 +184,8 @@ def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:
     audio = [name for word in data.augment_audio for name in word.split(",") if name]
     if not (images or audio or data.word_dropout or data.modality_dropout):
         return None
+    from ..data.augmentation import Augmentation
+
     return Augmentation(images, audio, data.word_dropout, data.modality_dropout, seed)
 
 
