@@ -140,11 +140,8 @@ def last_checkpoint(folder: str) -> str | None:
     return max(found)[1] if found else None
 
 
-QUANTIZATIONS = ["int8"]
-
-
 def quantized(kind: str | None) -> dict[str, Any]:
-    """Arguments of `load_checkpoint` or `from_pretrained` for one of `QUANTIZATIONS`; none at all for None.
+    """Arguments of `load_checkpoint` or `from_pretrained` for a kind of quantization, int8; none at all for None.
 
     Raises:
         ValueError: torchao is not installed.

@@ -9,14 +9,13 @@ Of a retrieval model, recall both ways, or with --label_column how well it tells
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..checkpoint import QUANTIZATIONS, load_checkpoint, quantized
+from ..checkpoint import load_checkpoint, quantized
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
@@ -41,49 +40,9 @@ from ..tasks import TASKS, task_of
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.trainer import MMTrainer
 from .arguments import MMParser
+from .verbs import EvaluateArguments
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class EvaluateArguments:
-    """What to evaluate, on what."""
-
-    model: str = field(metadata={"help": "trained folder or Hub id"})
-    test_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSONL or Parquet file, or a folder"})
-    dataset: str | None = field(default=None, metadata={"help": "name of a data set in place of a file"})
-    split: str = field(default="test", metadata={"help": "split of the data set"})
-    output_dir: str | None = field(default=None, metadata={"help": "where results go, default MODEL/evaluation"})
-    image_column: str = "image"
-    text_column: str = "text"
-    label_column: str | None = field(
-        default=None,
-        metadata={"help": "default: answer of a generation, else label; of a retrieval: zero-shot classes"},
-    )
-    prompt_templates: list[str] | None = field(
-        default=None, metadata={"help": f"zero-shot: sentences with {{}} for a class's name; default: '{TEMPLATE}'"}
-    )
-    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
-    video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
-    batch_size: int = 32
-    max_length: int = 512
-    max_new_tokens: int = 32
-    blind: bool = field(
-        default=False, metadata={"help": "leave pictures and sounds out, to see what the text alone tells"}
-    )
-    modality_report: bool | None = field(
-        default=None, metadata={"help": "score without each modality and with each alone; default: not for generation"}
-    )
-    rerank: int = field(default=0, metadata={"help": "of a retrieval, rank the best k by the matching head as well"})
-    seed: int = field(default=0, metadata={"help": "chooses the wrong texts of a matching"})
-    max_seconds: float | None = field(
-        default=None, metadata={"help": "of a sound that are used, twice as long is refused; default: as in training"}
-    )
-    on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
-    quantization: str | None = field(
-        default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
-    )
-    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
 
 
 def modality_markers(processor: MMProcessor, columns: Columns) -> dict[str, str]:

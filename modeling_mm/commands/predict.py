@@ -6,7 +6,6 @@ modeling-mm predict --model RETRIEVAL --image a.png --text "a red circle" "a blu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..checkpoint import QUANTIZATIONS, load_checkpoint, quantized
+from ..checkpoint import load_checkpoint, quantized
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.media import open_image
 from ..data.rows import Row
@@ -23,26 +22,7 @@ from ..model.processing_mm import MMProcessor
 from ..report import figures
 from ..tasks import TASKS, task_of
 from .arguments import MMParser
-
-
-@dataclass
-class PredictArguments:
-    """What to ask of which model."""
-
-    model: str = field(metadata={"help": "trained folder or Hub id"})
-    image: list[str] = field(default_factory=list, metadata={"help": "one or more pictures"})
-    audio: list[str] = field(default_factory=list, metadata={"help": "one or more sounds"})
-    video: list[str] = field(default_factory=list, metadata={"help": "one or more videos, files or folders of frames"})
-    text: list[str] = field(
-        default_factory=list,
-        metadata={"help": "one or more texts, each about all of these; a retrieval model ranks them for each"},
-    )
-    explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
-    max_new_tokens: int = 64
-    quantization: str | None = field(
-        default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
-    )
-    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
+from .verbs import PredictArguments
 
 
 def answer(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, max_new_tokens: int) -> list[dict]:

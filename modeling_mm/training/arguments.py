@@ -1,12 +1,16 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Arguments of `modeling-mm train`, and what is refused before any row is read."""
+"""Arguments of `modeling-mm train`, and what is refused before any row is read.
+
+Importing this file imports neither torch nor transformers, so that `--help` answers at once.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..data.augmentation import Augmentation
 from ..tasks import TASKS
-from .scratch import SIZES
+
+if TYPE_CHECKING:
+    from ..data.augmentation import Augmentation
 
 
 @dataclass
@@ -127,6 +131,8 @@ def named(**values: object) -> str:
 
 def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, object]:
     """What is said of flags that the task has no use for or that lack another one, and when."""
+    from .scratch import SIZES
+
     task, name, new = TASKS[data.task], data.task, model.model is None
     audio, video = (data.audio_column, model.audio_tower), (data.video_column, model.num_frames)
     fusion, attention, grouped = model.late_fusion, model.cross_attention, data.group_by_image
@@ -178,7 +184,7 @@ def streaming_refusals(data: DataArguments) -> dict[str, object]:
     }
 
 
-def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:
+def augmentation_of(data: DataArguments, seed: int) -> "Augmentation | None":
     """How training rows are to be changed; None where they stay as they are.
 
     Raises:
@@ -188,6 +194,8 @@ def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:
     audio = [name for word in data.augment_audio for name in word.split(",") if name]
     if not (images or audio or data.word_dropout or data.modality_dropout):
         return None
+    from ..data.augmentation import Augmentation
+
     return Augmentation(images, audio, data.word_dropout, data.modality_dropout, seed)
 
 
