@@ -19,7 +19,7 @@ ON_BAD_ROW = "stop at the first row that cannot be read, or skip such rows and l
 
 @dataclass
 class EvaluateArguments:
-    """What to evaluate, on what."""
+    """Evaluation: of which model, on which rows."""
 
     model: str = field(metadata={"help": "trained folder or Hub id"})
     test_file: str | None = field(
@@ -75,16 +75,18 @@ class EvaluateArguments:
 
 @dataclass
 class PredictArguments:
-    """What to ask which model."""
+    """Prediction: by which model, about which media and texts."""
 
     model: str = field(metadata={"help": "trained folder or Hub id"})
-    image: list[str] = field(default_factory=list, metadata={"help": "image files"})
-    audio: list[str] = field(default_factory=list, metadata={"help": "audio files"})
-    video: list[str] = field(default_factory=list, metadata={"help": "video files, or folders of frames"})
+    image: list[str] = field(default_factory=list, metadata={"help": "image files to ask about"})
+    audio: list[str] = field(default_factory=list, metadata={"help": "audio files to ask about"})
+    video: list[str] = field(
+        default_factory=list, metadata={"help": "videos to ask about: files or folders of frames"}
+    )
     text: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "questions or texts, each about all given media; a retrieval model ranks them for each medium"
+            "help": "questions or texts, each about all these media; a retrieval model ranks them for each medium"
         },
     )
     explain: str | None = field(
@@ -97,7 +99,7 @@ class PredictArguments:
 
 @dataclass
 class ExportArguments:
-    """What to export, how and where to."""
+    """Export: of which model, how and where to."""
 
     model: str = field(metadata={"help": "trained folder or Hub id"})
     output_dir: str = field(metadata={"help": "folder for the graphs and the processor"})
@@ -114,7 +116,7 @@ class ExportArguments:
 
 @dataclass
 class IndexArguments:
-    """Which images go into which index."""
+    """Index: which images go into it, and how."""
 
     index: str = field(metadata={"help": "folder of the index, or s3://bucket/path; created if it does not exist"})
     model: str | None = field(
@@ -160,7 +162,7 @@ class IndexArguments:
 
 @dataclass
 class SearchArguments:
-    """What to look for, and where."""
+    """Search: for what, and in which index."""
 
     index: str = field(metadata={"help": "folder, or s3://bucket/path, of an index made by modeling-mm index"})
     text: str | None = field(default=None, metadata={"help": "description of the images to find"})
@@ -196,7 +198,7 @@ class SearchArguments:
 
 @dataclass
 class PushArguments:
-    """What to push where."""
+    """Push: of which model, and where to."""
 
     model: str = field(metadata={"help": "trained folder, of a whole model or of a LoRA adapter"})
     repo_id: str = field(metadata={"help": "repository, user/name; created if it does not exist"})

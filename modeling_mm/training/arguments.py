@@ -15,101 +15,186 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelArguments:
-    """What the model is made of and which parts train."""
+    """The model: what it is made of and which parts train."""
 
-    model: str | None = field(default=None, metadata={"help": "trained folder to go on from, in place of towers"})
-    vision_tower: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
-    text_model: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
-    text_layers: int | None = field(default=None, metadata={"help": "of a scratch text model; default: 2 or 6"})
-    audio_tower: str | None = field(default=None, metadata={"help": "the same, for rows with sound; default: none"})
-    fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
-    fusion_mlp: bool = field(default=False, metadata={"help": "gated MLP in each fusion layer as well"})
-    num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
-    num_frames: int | None = field(default=None, metadata={"help": "frames taken of a video; default: takes no video"})
+    model: str | None = field(
+        default=None, metadata={"help": "trained folder or Hub id to continue from, in place of towers"}
+    )
+    vision_tower: str | None = field(
+        default=None,
+        metadata={"help": "vision tower: a Hub id, a folder, scratch-tiny or scratch-small (random weights)"},
+    )
+    text_model: str | None = field(
+        default=None,
+        metadata={"help": "text backbone: a Hub id, a folder, scratch-tiny or scratch-small (random weights)"},
+    )
+    text_layers: int | None = field(
+        default=None,
+        metadata={"help": "number of layers of a scratch text backbone; the default is 2 (tiny) or 6 (small)"},
+    )
+    audio_tower: str | None = field(
+        default=None,
+        metadata={"help": "audio tower, if rows have audio: a Hub id, a folder, scratch-tiny or scratch-small"},
+    )
+    fusion_layers: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "text layers, counted from 0, that attend to media; the default is the last layer and "
+            "every fourth before it"
+        },
+    )
+    fusion_mlp: bool = field(
+        default=False,
+        metadata={
+            "help": "end each fusion layer with a gated MLP, as in Flamingo; slower, with five times the weights"
+        },
+    )
+    num_latents: int | None = field(
+        default=None,
+        metadata={"help": "slots per image that a Perceiver resampler reduces the tower's states to; none by default"},
+    )
+    num_frames: int | None = field(
+        default=None, metadata={"help": "frames sampled from each video; without it the model takes no video"}
+    )
     late_fusion: str | None = field(
         default=None,
         metadata={
-            "help": "join pooled embeddings, in place of cross-attention or beside it",
+            "help": "join pooled embeddings of the modalities before the head, in place of cross-attention",
             "choices": ["concat", "sum", "weighted", "gated", "product"],
         },
     )
-    cross_attention: bool | None = field(default=None, metadata={"help": "default: only without late fusion"})
-    vision_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
-    audio_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
-    fusion_trainable: bool = True
-    text_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch backbone trains"})
-    use_peft: bool = field(default=False, metadata={"help": "LoRA; other parts that train do so in full"})
-    lora_parts: list[str] = field(
-        default_factory=lambda: ["text"], metadata={"help": "parts with LoRA: text, fusion, vision or all"}
+    cross_attention: bool | None = field(
+        default=None,
+        metadata={
+            "help": "let text attend to media; on by default, except with --late_fusion; true with it uses both"
+        },
     )
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
+    vision_trainable: bool | None = field(
+        default=None, metadata={"help": "train the vision tower; by default it trains only if it starts from scratch"}
+    )
+    audio_trainable: bool | None = field(
+        default=None, metadata={"help": "train the audio tower; by default it trains only if it starts from scratch"}
+    )
+    fusion_trainable: bool = field(default=True, metadata={"help": "train the fusion layers"})
+    text_trainable: bool | None = field(
+        default=None, metadata={"help": "train the text backbone; by default it trains only if it starts from scratch"}
+    )
+    use_peft: bool = field(
+        default=False, metadata={"help": "train LoRA adapters in --lora_parts; other parts that train do so in full"}
+    )
+    lora_parts: list[str] = field(
+        default_factory=lambda: ["text"],
+        metadata={"help": "parts that get LoRA adapters: text, fusion, vision, audio or all"},
+    )
+    lora_r: int = field(default=16, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the LoRA update, divided by the rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability in the LoRA layers"})
 
 
 @dataclass
 class DataArguments:
-    """Where the rows are and what their columns mean."""
+    """The data: where the rows are, what their columns mean, and how they are read."""
 
-    task: str = field(default="generation", metadata={"help": "what to learn", "choices": list(TASKS)})
-    streaming: bool = field(default=False, metadata={"help": "read Parquet or WebDataset shards while training"})
-    shuffle_buffer: int = field(default=1000, metadata={"help": "streamed rows shuffled at a time; 1: in their order"})
+    task: str = field(default="generation", metadata={"help": "what the model learns to do", "choices": list(TASKS)})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "read Parquet or WebDataset shards during training, without loading the data set first"},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "number of streamed rows that are shuffled together; 1 keeps their order"}
+    )
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "CSV, TSV, JSONL or Parquet file, or a folder; with --streaming a glob or URL of shards too"
+            "help": "training rows: CSV, TSV, JSONL or Parquet file, or an image folder; with --streaming a "
+            "glob or URL of shards too"
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "default: rows held out of training"})
-    test_file: str | None = field(default=None, metadata={"help": "evaluated once, after training"})
-    dataset: str | None = field(default=None, metadata={"help": "data set name, or easy-vqa, in place of files"})
-    test_split: str | None = field(default=None, metadata={"help": "split of the data set to evaluate after training"})
-    image_column: str = "image"
-    text_column: str = "text"
+    validation_file: str | None = field(
+        default=None, metadata={"help": "validation rows; by default some training rows are held out"}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "test rows, evaluated once after training"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "name of a data set of the Hub, or easy-vqa, in place of files"}
+    )
+    test_split: str | None = field(default=None, metadata={"help": "split of --dataset to evaluate after training"})
+    image_column: str = field(default="image", metadata={"help": "column with images"})
+    text_column: str = field(default="text", metadata={"help": "column with texts"})
     label_column: str | None = field(
         default=None,
-        metadata={"help": "default: answer of a generation, else label; a,b for two numbers; a matching needs none"},
+        metadata={
+            "help": "column with the expected output, a,b for two numbers; the default is `answer` for "
+            "generation, none for matching and retrieval, and `label` otherwise"
+        },
     )
     class_weights: str | None = field(
         default=None,
-        metadata={"help": "balanced: rare classes count as much as frequent ones", "choices": ["balanced"]},
+        metadata={"help": "balanced: weight classes in the loss by their inverse frequency", "choices": ["balanced"]},
     )
     calibrate: bool = field(
         default=False,
-        metadata={"help": "fit a temperature (of retrieval, the matching head's weight) to the validation rows"},
+        metadata={
+            "help": "fit the temperature of the probabilities (for retrieval, the matching head's weight) on "
+            "the validation rows"
+        },
     )
-    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
-    video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
+    audio_column: str = field(default="", metadata={"help": "column with audio clips; none is read by default"})
+    video_column: str = field(default="", metadata={"help": "column with videos; none is read by default"})
     concept_column: str = field(
-        default="", metadata={"help": "rows of a retrieval that are alike there all match each other in training"}
+        default="",
+        metadata={"help": "retrieval: rows with equal values in this column are positives of each other in training"},
     )
-    validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
-    group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
-    group_size: int | None = field(default=None, metadata={"help": "with it, rows about one picture together at most"})
-    max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
-    max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
+    validation_share: float = field(
+        default=0.1, metadata={"help": "share of the training rows held out where there are no validation rows"}
+    )
+    group_by_image: bool = field(
+        default=False, metadata={"help": "put rows about the same image into the same batch, where it is encoded once"}
+    )
+    group_size: int | None = field(
+        default=None, metadata={"help": "maximum number of rows about one image that --group_by_image puts together"}
+    )
+    max_length: int = field(default=512, metadata={"help": "maximum number of tokens per row"})
+    max_new_tokens: int = field(
+        default=32, metadata={"help": "maximum number of tokens of an answer generated in evaluation"}
+    )
     max_seconds: float | None = field(
         default=None,
-        metadata={"help": "of a sound that are used, twice as long is refused; default: 30, or --model's"},
+        metadata={
+            "help": "seconds of audio used per clip; clips more than twice as long are rejected; the default "
+            "is 30, or the setting of --model"
+        },
     )
     augment_images: list[str] = field(
         default_factory=list,
-        metadata={"help": "of training pictures: crop, rotate, color, flip (not for digits)"},
+        metadata={"help": "random changes of training images: crop, rotate, color, flip (not for digits or text)"},
     )
     augment_audio: list[str] = field(
-        default_factory=list, metadata={"help": "of training sounds: noise, shift, specaugment"}
+        default_factory=list, metadata={"help": "random changes of training audio: noise, shift, specaugment"}
     )
-    word_dropout: float = field(default=0.0, metadata={"help": "probability that training leaves a word out"})
-    modality_dropout: float = field(default=0.0, metadata={"help": "probability that training empties a cell"})
+    word_dropout: float = field(default=0.0, metadata={"help": "probability of dropping each word of a training text"})
+    modality_dropout: float = field(
+        default=0.0, metadata={"help": "probability of dropping each modality of a training row; never its last one"}
+    )
     cache_features: str | None = field(
-        default=None, metadata={"help": "folder for what frozen towers give, computed once for all epochs and runs"}
+        default=None, metadata={"help": "folder for features of frozen towers, computed once for all epochs and runs"}
     )
     cache_dtype: str = field(
         default="float32",
-        metadata={"help": "of these; bfloat16 takes half, and rounds", "choices": ["float32", "bfloat16"]},
+        metadata={
+            "help": "data type of cached features; bfloat16 halves the size at lower precision",
+            "choices": ["float32", "bfloat16"],
+        },
     )
-    keep_pictures: int = field(default=0, metadata={"help": "megabytes of opened pictures in memory for later epochs"})
-    on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
+    keep_pictures: int = field(
+        default=0, metadata={"help": "cache up to this many megabytes of decoded images in memory"}
+    )
+    on_bad_row: str = field(
+        default="stop",
+        metadata={
+            "help": "stop at the first row that cannot be read, or skip such rows and list them in bad_rows.jsonl",
+            "choices": ["stop", "skip"],
+        },
+    )
 
 
 def check_task(model: ModelArguments, data: DataArguments) -> None:
@@ -201,31 +286,54 @@ def augmentation_of(data: DataArguments, seed: int) -> "Augmentation | None":
 
 @dataclass
 class RetrievalArguments:
-    """What --task retrieval learns; the other tasks have no use for these."""
+    """Retrieval: arguments that only --task retrieval uses."""
 
     contrastive_loss: str = field(
-        default="infonce", metadata={"help": "softmax over the batch, or each pair", "choices": ["infonce", "sigmoid"]}
+        default="infonce",
+        metadata={
+            "help": "contrastive loss: softmax over the batch (infonce) or each pair on its own (sigmoid)",
+            "choices": ["infonce", "sigmoid"],
+        },
     )
-    contrastive_weight: float = 1.0
-    matching_weight: float = field(default=1.0, metadata={"help": "of the head that ranks again; 0: none"})
+    contrastive_weight: float = field(default=1.0, metadata={"help": "weight of the contrastive loss"})
+    matching_weight: float = field(
+        default=1.0, metadata={"help": "weight of the matching head's loss; 0 leaves the head out"}
+    )
     matching_rows: int | None = field(
-        default=None, metadata={"help": "of a batch that this head learns from, at random; default: all"}
+        default=None,
+        metadata={"help": "number of rows per batch, drawn at random, that the matching loss uses; all by default"},
     )
-    language_weight: float = field(default=0.0, metadata={"help": "of captioning, by a decoder; 0: none"})
-    embedding_size: int | None = field(default=None, metadata={"help": "default: the text backbone's width, or 512"})
-    image_pooling: str = field(default="mean", metadata={"help": "of states", "choices": ["mean", "first", "tower"]})
+    language_weight: float = field(
+        default=0.0, metadata={"help": "weight of the captioning loss, which needs a decoder; 0 leaves it out"}
+    )
+    embedding_size: int | None = field(
+        default=None,
+        metadata={"help": "size of the embeddings; the default is the width of the text backbone, at most 512"},
+    )
+    image_pooling: str = field(
+        default="mean",
+        metadata={
+            "help": "pooling of image states: their mean, the first (class token), or the tower's own pooling",
+            "choices": ["mean", "first", "tower"],
+        },
+    )
     text_pooling: str | None = field(
         default=None,
-        metadata={"help": "default: first of an encoder, last of a decoder", "choices": ["first", "mean", "last"]},
+        metadata={
+            "help": "pooling of text states; the default is the first of an encoder and the last of a decoder",
+            "choices": ["first", "mean", "last"],
+        },
     )
     contrastive_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "rows compared with each other, a multiple of the batch size (GradCache); batch norms that train, "
-            "as those of scratch towers, still normalise by the batch size"
+            "help": "rows compared with each other, a multiple of the batch size, by gradient caching; batch "
+            "norms that train, such as those of scratch towers, still normalise over the batch size"
         },
     )
-    rerank: int = field(default=0, metadata={"help": "also score the best k candidates ranked by the matching head"})
+    rerank: int = field(
+        default=0, metadata={"help": "evaluate also the best K candidates reranked by the matching head"}
+    )
 
     def config(self) -> dict[str, Any]:
         """Fields of `MMConfig`."""
