@@ -47,12 +47,6 @@ class Shown:
         return self.model.config.audio_config is not None
 
     @property
-    def has_maps(self) -> bool:
-        """Whether cross-attention has weights for places of a picture: a resampler mixes them."""
-        config = self.model.config
-        return config.cross_attention and config.num_latents is None and self.kind != "retrieval"
-
-    @property
     def longest(self) -> int:
         """How many tokens a text may have."""
         positions = self.model.config.text_config.to_dict().get("max_position_embeddings") or 2**20

@@ -198,7 +198,7 @@ def test_what_is_no_video_is_said(folder):
         (bar(0), "a video has no frames"),
         (bar(2)[0], r"an array of shape \(64, 64, 3\) is no video"),
         (np.zeros((2, 64, 64, 5), np.uint8), r"an array of uint8 of shape \(64, 64, 5\); expected"),
-        (bar(2).astype(int) - 1, "expected integers up to 255"),
+        (bar(2).astype(int) - 1, "the video holds values from -1 to .*; expected integers up to 255"),
         ([str(folder / "none.png")], "the video's frame '.*none.png' does not exist"),
         ([str(folder / "text.mp4")], "the video's frame '.*text.mp4' is not in a format"),
         (b"no video", "in its embedded bytes cannot be read"),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import BatchFeature
 
@@ -98,49 +97,6 @@ def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProces
     return {"model": args.model, "image": args.image, **heard, "results": results}
 
 
-def attention_grid(weights: torch.Tensor) -> torch.Tensor:
-    """Weights (S,) of one picture's slots as an (h, w) grid; leading class and register tokens are left out.
-
-    Raises:
-        ValueError: the slots are no square grid.
-    """
-    for skipped in (0, 1, 5):
-        side = round(max(0, len(weights) - skipped) ** 0.5)
-        if side > 1 and side * side == len(weights) - skipped:
-            return weights[skipped:].view(side, side)
-    raise ValueError(f"--explain needs one picture whose {len(weights)} slots form a square grid")
-
-
-def explain(
-    model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, longest: int
-) -> list[tuple[str, Any]]:
-    """Mean cross-attention over layers and heads in a single row, for each generated word or each of the text."""
-    if TASKS[task_of(model)].generates:
-        start = batch["input_ids"].shape[1]
-        batch["input_ids"] = model.generate(**batch, max_new_tokens=longest, do_sample=False)
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        columns = range(start, batch["input_ids"].shape[1])
-        chosen_at = -1  # a generated token is chosen one column before it stands
-    else:
-        columns, chosen_at = range(batch["input_ids"].shape[1]), 0
-    with torch.no_grad():
-        attentions = model(**batch, output_attentions=True).cross_attentions
-    mean = torch.stack(attentions).mean(dim=(0, 2))[0].float()  # (T, S)
-    ids, special = batch["input_ids"][0].tolist(), processor.tokenizer.all_special_ids
-    words = [column for column in columns if ids[column] not in special][:8]
-    return [(processor.decode(ids[column]), attention_grid(mean[column + chosen_at]).numpy()) for column in words]
-
-
-def seen_picture(processor: MMProcessor, pixel_values: torch.Tensor) -> Image.Image | None:
-    """The first picture as the model saw it, where its processor crops; None where it sees the whole picture."""
-    if pixel_values.dim() != 4 or not processor.image_processor.to_dict().get("do_center_crop"):
-        return None
-    settings, pixels = processor.image_processor, pixel_values[0].permute(1, 2, 0)  # (H, W, C)
-    if settings.do_normalize:
-        pixels = pixels * torch.tensor(settings.image_std) + torch.tensor(settings.image_mean)
-    return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
-
-
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Run the verb; returns its results."""
     (args,) = MMParser(PredictArguments, prog="modeling-mm predict").parse(argv)
@@ -156,10 +112,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     task = task_of(model)
     if TASKS[task].embeds:
         return rankings(args, model, processor)
-    if args.explain and model.config.num_latents:
-        raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
-    if args.explain and not model.config.cross_attention:
-        raise ValueError("--explain draws cross-attention, of which this model with `late_fusion` has none")
+    if args.explain:
+        try:
+            model.check_attention_maps()
+        except ValueError as error:
+            raise ValueError(f"--explain: {error}") from None
     sounds, videos = list(args.audio), list(args.video)
     rows = [
         Row(number + 1, list(args.image), text, None, sounds, videos) for number, text in enumerate(args.text or [""])
@@ -175,10 +132,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     output |= {"video": videos} if videos else {}
     output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
     if args.explain:
-        batch = BatchFeature(collator(rows[:1])).to(model.device)
-        maps = explain(model, processor, batch, args.max_new_tokens)
-        picture = seen_picture(processor, batch["pixel_values"].cpu())
-        picture = picture or open_image(args.image[0], processor.image_background)
-        figures.draw_attention(picture, maps, rows[0].text, Path(args.explain))
+        image = open_image(args.image[0], processor.image_background)
+        try:
+            maps = model.attention_maps(processor, image, rows[0].text, args.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"--explain: {error}") from None
+        figures.draw_attention(maps.image, maps.words, rows[0].text, Path(args.explain))
         output["explain"] = args.explain
     return output

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .attention_maps_mm import MMAttentionMapsMixin
 from .configuration_mm import MMConfig
 from .late_fusion_mm import MMLateFusion
 from .media_mm import Memory, check_text
@@ -21,7 +22,7 @@ from .outputs_mm import MMOutput, head_output
 from .pooling_mm import pool_tokens
 
 
-class MMForSequenceClassification(MMPreTrainedModel):
+class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
     """One label, several labels or a number for each row of text and media; the loss is a mean over rows.
 
     Args:

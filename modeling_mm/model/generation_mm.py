@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .attention_maps_mm import MMAttentionMapsMixin
 from .configuration_mm import MMConfig
 from .media_mm import MEDIA, MODALITIES, Memory, check_markers, check_text, implied_image_index
 from .modeling_mm import MMModel, MMPreTrainedModel
@@ -35,7 +36,7 @@ def scaled_logits(logits: torch.Tensor, text: PreTrainedConfig) -> torch.Tensor:
     return logits
 
 
-class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
+class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, GenerationMixin):
     """Captions, answers and chat: the language modelling head of a decoder backbone over what it sees.
 
     Args:
