@@ -10,7 +10,6 @@
 | retrieval      | no column; the text is what a picture is found by  | no labels                      |
 """
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .media import BadRow
+from .text_files import as_written, parse_json
 
 COLUMNS = {
     "generation": "answer",
@@ -80,7 +80,7 @@ def read_labels(cell: Any, name: str) -> list[str] | None:
     """
     if isinstance(cell, str) and cell.strip().startswith("["):
         try:
-            cell = json.loads(cell)
+            cell = as_written(parse_json(cell))
         except ValueError:
             raise BadRow(f"'{name}' is {cell!r:.60}; expected labels like a|b or a JSON list") from None
     if cell is None or cell == "":
