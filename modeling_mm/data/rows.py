@@ -10,10 +10,12 @@ A table in memory (`dataset.py`) and a stream of shards (`stream.py`) both read 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from PIL import Image
 
 from ..model.video_mm import is_video
@@ -63,6 +65,27 @@ def undecoded(feature: Any) -> Any:
     return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
 
 
+def as_text(cell: Any, feature: Any, column: str) -> Any:
+    """A cell whose Python value would read otherwise than it stands in its column: a decimal, a 32-bit number, bytes.
+
+    Raises:
+        BadRow: the bytes are no text.
+    """
+    if isinstance(cell, list):
+        inner = feature.feature if isinstance(feature, datasets.List) else None
+        return [as_text(part, inner, column) for part in cell]
+    if isinstance(cell, Decimal):
+        return f"{cell:f}"
+    if isinstance(cell, float) and getattr(feature, "dtype", None) in ("float32", "float16"):
+        return str(np.dtype(feature.dtype).type(cell))
+    if isinstance(cell, bytes):
+        try:
+            return cell.decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadRow(f"'{column}' holds bytes that are no UTF-8 text; expected a text") from None
+    return cell
+
+
 @dataclass(frozen=True)
 class RowReader:
     """Reads the rows of one source.
@@ -108,6 +131,8 @@ class RowReader:
         Raises:
             BadRow: a cell is of another kind.
         """
+        written = (self.columns.text, self.columns.concept, *label_columns(self.task, self.columns.target))
+        cells |= {name: as_text(cells[name], self.features[name], name) for name in written if name in cells}
         text, target = cells.get(self.columns.text), None
         if isinstance(text, (list, dict)):
             raise BadRow(f"'{self.columns.text}' holds a list or structure; expected one plain value")

@@ -10,7 +10,6 @@
 | retrieval      | no column; the text is what a picture is found by  | no labels                      |
 """
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from ..tasks import TASKS
 from .media import BadRow
+from .text_files import as_written, parse_json
 
 
 def label_columns(task: str, name: str | None) -> list[str]:
@@ -71,7 +71,7 @@ def read_labels(cell: Any, name: str) -> list[str] | None:
     """
     if isinstance(cell, str) and cell.strip().startswith("["):
         try:
-            cell = json.loads(cell)
+            cell = as_written(parse_json(cell))
         except ValueError:
             raise BadRow(f"'{name}' is {cell!r:.60}; expected labels like a|b or a JSON list") from None
     if cell is None or cell == "":
