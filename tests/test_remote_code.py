@@ -40,6 +40,7 @@ PROCESSOR_FILES = sorted(
         "chat",
         "compose",
         "configuration",
+        "dealing",
         "media",
         "images",
         "outputs",

@@ -26,7 +26,8 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..model.processing_mm import MMProcessor, distinct_items
+from ..model.dealing_mm import distinct_items
+from ..model.processing_mm import MMProcessor
 from ..version import __version__
 from .augmentation import Augmentation
 from .dataset import MMDataset

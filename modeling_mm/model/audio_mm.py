@@ -25,7 +25,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from .media_mm import items_per_row
+from .dealing_mm import items_per_row
 
 MAX_SECONDS = 30.0
 CUT_UP_TO = 2  # a clip may be this many times `max_seconds` long and is cut; beyond, it is some other recording

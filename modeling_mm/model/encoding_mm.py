@@ -16,21 +16,19 @@ from transformers.utils.generic import can_return_tuple
 from .audio_towers_mm import audio_states as hear
 from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
+from .dealing_mm import check_stacked, dealt_index, is_flat
 from .fusion_mm import MMFusion
 from .media_mm import (
     MODALITIES,
     RAW,
     Memory,
     check_media,
-    check_stacked,
     check_states,
     check_told_apart,
     check_videos,
-    dealt_index,
     encoded_starts,
     find_markers,
     implied_image_index,
-    is_flat,
     one_per_row,
 )
 from .outputs_mm import MMAudioOutput, MMImageOutput

@@ -23,8 +23,9 @@ from transformers.utils import logging
 
 from .audio_mm import MAX_SECONDS, audio_features, clips_per_row, read_audio, told_rate, with_sounds_read
 from .chat_mm import multimodal_chat_template
+from .dealing_mm import distinct_items, items_per_row
 from .images_mm import BACKGROUND, check_background, fetch_image, open_image
-from .media_mm import MODALITIES, Modality, items_per_row
+from .media_mm import MODALITIES, Modality
 from .video_mm import video_features, videos_per_row
 
 logger = logging.get_logger(__name__)
@@ -442,21 +443,6 @@ class MMProcessor(ProcessorMixin):
         video = [] if self.max_frames is None else ["pixel_values_videos", "video_index", "video_mask"]
         images = [*self.image_processor.model_input_names, "image_index"]
         return [*self.tokenizer.model_input_names, *images, *sound, *video]
-
-
-def distinct_items(rows: list[list]) -> tuple[list[Any], torch.Tensor]:
-    """The distinct images or clips of all rows, and (B, N) which of them each row has, -1 where fewer than N."""
-    position: dict[int | str, int] = {}
-    distinct: list[Any] = []
-    index = torch.full((len(rows), max((len(own) for own in rows), default=0)), -1)
-    for row, own in enumerate(rows):
-        for column, item in enumerate(own):
-            key = item if isinstance(item, str) else id(item)
-            if key not in position:
-                position[key] = len(distinct)
-                distinct.append(item)
-            index[row, column] = position[key]
-    return distinct, index
 
 
 __all__ = ["MMProcessor"]

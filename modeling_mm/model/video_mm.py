@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .dealing_mm import items_per_row
 from .images_mm import BACKGROUND, as_array, eight_bit, open_image
-from .media_mm import items_per_row
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
