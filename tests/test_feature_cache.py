@@ -22,7 +22,6 @@ from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.data.collator import MMCollator
-from modeling_mm.data.feature_cache import TOWERS
 from modeling_mm.training.build import use_cached_features
 
 CACHING = Path(__file__).parent / "caching.py"
@@ -95,7 +94,7 @@ def towers_at_rest(monkeypatch):
 
     def then_rest(trainer, *arguments):
         use_cached_features(trainer, *arguments)
-        for name in TOWERS.values():
+        for name in ("vision_tower", "audio_tower"):
             if (tower := getattr(trainer.model.base_model, name)) is not None:
                 tower.register_forward_pre_hook(refuse)
 
@@ -337,7 +336,7 @@ REFUSED = {
         ["--use_peft", "true", "--lora_parts", "vision,text"],
         "nothing to keep: the vision tower trains .--vision_trainable, or LoRA in it.",
     ),
-    "augmented": (["--augment_images", "crop"], "one view of the pictures, but --augment_images wants others"),
+    "augmented": (["--augment_images", "crop"], "one view of the images, but --augment_images wants others"),
     "no media": (["--image_column", ""], "nothing to keep: the rows have no media"),
 }
 

@@ -29,6 +29,7 @@ from ..evaluation.metrics import in_words
 from ..evaluation.predictions import evaluate_rows, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
+from ..model.media_mm import MODALITIES
 from ..report import figures
 from ..report.augmented import draw_augmented
 from ..report.sections import draw_some
@@ -165,7 +166,7 @@ def rows_with_media(splits: Splits) -> list[Any]:
     rows = []
     for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
         media = [dataset.row(number).media for number in dataset.kept]
-        firsts = [next((i for i, own in enumerate(media) if own[kind]), None) for kind in range(3)]
+        firsts = [next((i for i, items in enumerate(media) if items[name]), None) for name in MODALITIES]
         rows += [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)]
     return rows or [splits.train[0]]
 

@@ -2,7 +2,7 @@
 """Images, sounds and videos of a table: told apart, opened with care, kept in memory, and what is wrong with each."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TypeAlias
 
@@ -11,10 +11,11 @@ from PIL import Image
 from ..model import images_mm
 from ..model.audio_mm import is_silent, open_audio
 from ..model.images_mm import BACKGROUND
+from ..model.media_mm import MODALITIES
 from ..model.video_mm import read_video
 
 Medium: TypeAlias = str | bytes | list  # a list holds the frames of a video
-Media: TypeAlias = tuple[Sequence[Medium], Sequence[Medium], Sequence[Medium]]  # pictures, sounds, videos
+Media: TypeAlias = Mapping[str, Sequence[Medium]]  # by the name of their modality
 
 LISTED = 20  # sounds that a remark names
 
@@ -30,7 +31,7 @@ class MediaCheck:
 
     def __init__(self, pool: Executor, max_seconds: float, num_frames: int | None = None):
         self.pool, self.max_seconds, self.num_frames = pool, max_seconds, num_frames
-        self.known: tuple[dict[str, str | None], ...] = ({}, {}, {})
+        self.known: dict[str, dict[str, str | None]] = {name: {} for name in MODALITIES}
         self.cut: list[str | bytes] = []
         self.silent: list[str | bytes] = []
 
@@ -40,11 +41,11 @@ class MediaCheck:
         Raises:
             ValueError: there is sound or video, and the libraries that read it are not installed.
         """
-        complaints = (image_complaint, self.sound_complaint, self.video_complaint)
-        for items, known, complaint in zip(media, self.known, complaints, strict=True):
+        complaints = {"image": image_complaint, "audio": self.sound_complaint, "video": self.video_complaint}
+        for name, items in media.items():
             new = {image_key(item): item for item in items}
-            new = {key: item for key, item in new.items() if key not in known}
-            known.update(zip(new, self.pool.map(complaint, new.values()), strict=True))
+            new = {key: item for key, item in new.items() if key not in self.known[name]}
+            self.known[name].update(zip(new, self.pool.map(complaints[name], new.values()), strict=True))
 
     def sound_complaint(self, source: str | bytes) -> str | None:
         """What is wrong with a sound, None where it can be used."""
@@ -74,7 +75,7 @@ class MediaCheck:
 
     def complaint(self, media: Media) -> str | None:
         """The first thing that is wrong with media which were looked at."""
-        found = [known[image_key(item)] for items, known in zip(media, self.known, strict=True) for item in items]
+        found = [self.known[name][image_key(item)] for name, items in media.items() for item in items]
         return next(filter(None, found), None)
 
     def remarks(self) -> list[str]:
@@ -88,7 +89,7 @@ class MediaCheck:
                 names = sorted(f"'{source}'" for source in sources if isinstance(source, str))
                 more = [f"{len(sources) - len(names[:LISTED])} more"] if len(sources) > len(names[:LISTED]) else []
                 listed = f": {', '.join([*names[:LISTED], *more])}" if names else ""
-                said.append(f"{len(sources)} of {len(self.known[1])} sounds are {what}{listed}")
+                said.append(f"{len(sources)} of {len(self.known['audio'])} sounds are {what}{listed}")
         return said
 
 

@@ -195,8 +195,8 @@ class MMStream(IterableDataset):
 
     def media_complaint(self, row: Row) -> str | None:
         """What is wrong with a row's sounds and videos."""
-        media: tuple[list, list, list] = ([], row.audio, row.videos)
-        if not any(media):
+        media = {name: items for name, items in row.media.items() if name != "image"}
+        if not any(media.values()):
             return None
         with ThreadPoolExecutor(1) as pool:
             check = MediaCheck(pool, self.max_seconds, self.num_frames)
@@ -232,7 +232,7 @@ class MMStream(IterableDataset):
                 self.note(sample, error, LOGGED + 1)
                 continue
             kept.append(sample.cells)  # type: ignore[arg-type]  # not bad
-            size += sum(len(medium) for own in row.media for medium in own if isinstance(medium, bytes))
+            size += sum(len(medium) for items in row.media.values() for medium in items if isinstance(medium, bytes))
             if len(kept) == FIRST_ROWS or size > FIRST_BYTES:
                 break
         if not kept:

@@ -18,9 +18,9 @@ from .configuration_mm import MMConfig
 class Modality:
     """What is to know of one modality beside the text.
 
-    tensor: the argument with its items, flat. states: the argument with what its tower gave for them, None where that
-    is not taken. details: other arguments, one entry per item. tower: its attribute of the base model. items: what
-    several of them are called, and the field of a row.
+    tensor: the model's argument with its items, flat. states: the argument with what its tower gave for them, None
+    where that is not taken. details: other arguments, one entry per item. tower: its attribute of the base model.
+    argument: the processor's, and the field of a table's row. items: what several of them are called.
     """
 
     name: str
@@ -28,8 +28,8 @@ class Modality:
     states: str | None
     details: tuple[str, ...]
     tower: str
+    argument: str
     items: str
-    noun: str
 
     @property
     def index(self) -> str:
@@ -68,12 +68,12 @@ MODALITIES = {
             ("pixel_attention_mask", "spatial_shapes"),
             "vision_tower",
             "images",
-            "image",
+            "images",
         ),
         Modality(
-            "audio", "input_features", "audio_states", ("input_features_mask",), "audio_tower", "sounds", "audio clip"
+            "audio", "input_features", "audio_states", ("input_features_mask",), "audio_tower", "audio", "sounds"
         ),
-        Modality("video", "pixel_values_videos", None, ("video_mask",), "vision_tower", "videos", "video"),
+        Modality("video", "pixel_values_videos", None, ("video_mask",), "vision_tower", "videos", "videos"),
     )
 }
 RAW = tuple(name for modality in MODALITIES.values() for name in modality.raw)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPi
 from ..checkpoint import load_checkpoint
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset
-from ..data.feature_cache import TOWERS, FrozenTower, build_cache, check_cacheable, sources_of
+from ..data.feature_cache import CACHED, FrozenTower, build_cache, check_cacheable, sources_of
 from ..data.media import KeptPictures
 from ..data.negatives import MatchingPairs
 from ..data.targets import head_options
@@ -20,6 +20,7 @@ from ..evaluation.metrics import compute_metrics_for, in_words
 from ..evaluation.retrieval import compute_retrieval_metrics
 from ..model.audio_mm import MAX_SECONDS, window_seconds
 from ..model.compose_mm import add_video
+from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS, task_of
 from . import scratch
@@ -149,11 +150,11 @@ def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype:
     model, collator, accelerator = trainer.model, trainer.data_collator, trainer.accelerator
     head = model.get_base_model() if hasattr(model, "get_base_model") else model
     parts = [split for split in (splits.train, splits.validation, splits.test) if split]
-    sources = {modality: sources_of(parts, kind) for kind, modality in enumerate(TOWERS)}
-    modalities = check_cacheable(head.base_model, sources, bool(sources_of(parts, 2)), collator.augmentation)
+    sources = {modality: sources_of(parts, modality) for modality in CACHED}
+    modalities = check_cacheable(head.base_model, sources, bool(sources_of(parts, "video")), collator.augmentation)
     cached = {}
     for modality in modalities:
-        getattr(head.base_model, TOWERS[modality]).to(trainer.args.device)
+        getattr(head.base_model, MODALITIES[modality].tower).to(trainer.args.device)
         own = (modality, head.base_model, collator.processor, getattr(torch, dtype), accelerator.autocast)
         pooled = isinstance(trainer, RetrievalTrainer) and modality == "image" and head.config.image_pooling == "tower"
         tower = FrozenTower(*own, precision=accelerator.mixed_precision, pooled=pooled)
