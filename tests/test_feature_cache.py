@@ -307,7 +307,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_there_is_whole(rows, tmp_path, 
 def test_what_will_not_fit_is_refused_before_it_is_computed(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
     tower = tower_of(tiny_model(), tiny_processor())
-    with pytest.raises(ValueError, match=r"of 23 pictures takes 11 kB in .* 5 kB are free; .* --cache_dtype bfloat16"):
+    with pytest.raises(ValueError, match=r"of 23 images takes 11 kB in .* 5 kB are free; .* --cache_dtype bfloat16"):
         build(tower, rows, tmp_path / "cache")
     assert tower.count == 0
 
