@@ -22,7 +22,7 @@ import gradio as gr
 from asking import Asker, ask_tab
 from classifying import STYLE, classify_tab
 from limits import CHARACTERS, FILE_BYTES, GALLERY, PICTURES, PIXELS, SECONDS, GuardedBlocks
-from loading import Shown, load, section
+from loading import Shown, limits_of, load
 from looking import can_look, look_tab
 from searching import Searcher, search_tab
 
@@ -58,7 +58,7 @@ def facts(shown: Shown) -> str:
 
 def limits_text(shown: Shown) -> str:
     """What the card says of the model's limits, and what this page takes."""
-    said = section(shown.card, "limit") or "The model card says nothing about limits; expect wrong answers."
+    said = limits_of(shown.card) or "The model card says nothing about limits; expect wrong answers."
     media = f"files up to {FILE_BYTES // 10**6} MB, pictures up to {PIXELS // 10**6} million pixels"
     sound = f", sounds up to {SECONDS} seconds" if shown.hears else ""
     counts = {"generation": f", {PICTURES} files in a conversation", "retrieval": f", {GALLERY} pictures to search in"}

@@ -113,7 +113,7 @@ class Asker:
         return self.memories.of(path, self.heard, "audio")
 
     def seen(self, path: Path) -> dict[str, Any]:
-        return self.projected(self.shown.processor.flat_images([[open_picture(path)]]))
+        return self.projected(self.shown.processor.flat_images([[open_picture(path, self.shown.processor)]]))
 
     def heard(self, path: Path) -> dict[str, Any]:
         return self.projected(self.shown.processor.flat_audio([[open_sound(path)]]))

@@ -13,6 +13,7 @@ import gradio as gr
 import torch
 from limits import CHARACTERS, Refused, checked_text, open_picture, open_sound, uploaded_file, visits
 from loading import Shown
+from transformers.feature_extraction_utils import BatchFeature
 
 STYLE = """
 .brought { display: grid; grid-template-columns: max-content 1fr max-content; gap: .5rem .75rem; align-items: center; }
@@ -35,7 +36,8 @@ def scores(shown: Shown, rows: list[dict[str, Any]]) -> torch.Tensor:
         for row, image, sound in zip(rows, images, sounds, strict=True)
     ]
     options = {"padding": True, "truncation": True, "max_length": shown.longest, "return_tensors": "pt"}
-    batch = processor(images=images, text=texts, audio=sounds if any(sounds) else None, **options)
+    batch = BatchFeature(tokenizer(texts, **options))
+    batch.update(processor.flat_images(images) | processor.flat_audio(sounds))  # each distinct one goes in once
     if model.config.late_fusion is not None:
         batch["text_present"] = torch.tensor(["text" in row for row in rows])
     logits = model(**batch.to(model.device)).logits.float().cpu()
@@ -95,7 +97,7 @@ def classify_tab(shown: Shown) -> None:
         visits.admit(sound_and_request[-1])
         given: dict[str, Any] = {}
         if path := uploaded_file(picture, "picture"):
-            given["image"] = open_picture(path)
+            given["image"] = open_picture(path, shown.processor)
         if text := checked_text(text, shown.processor):
             given["text"] = text
         if path := uploaded_file(sound, "sound"):

@@ -149,8 +149,8 @@ def uploaded_file(given: Any, what: str) -> Path | None:
     return path
 
 
-def open_picture(path: Path) -> Image.Image:
-    """An RGB picture, decoded in full and turned the way its EXIF data says.
+def open_picture(path: Path, processor: Any) -> Image.Image:
+    """An RGB picture, decoded in full and made of the file as the model's processor does.
 
     Raises:
         Refused: it is none that can be read, or has too many pixels.
@@ -159,7 +159,9 @@ def open_picture(path: Path) -> Image.Image:
         with Image.open(path, formats=PICTURE_FORMATS) as file:
             if file.width * file.height > PIXELS:  # known before anything is decoded
                 raise Refused(f"The picture has more than {PIXELS // 10**6} million pixels.")
-            image: Image.Image = file
+            if hasattr(processor, "open_image"):
+                return processor.open_image(file).copy()  # which the file, closed below, has no part in
+            image: Image.Image = file  # the code of an older checkpoint
             if image.mode.startswith("I;16"):  # `convert` would clip its 65,536 greys to the first 256
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             return ImageOps.exif_transpose(image).convert("RGB")

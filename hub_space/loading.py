@@ -25,6 +25,7 @@ HEADS = {
     "MMForSequenceClassification": ("classification", "AutoModelForSequenceClassification"),
     "MMForImageTextRetrieval": ("retrieval", "AutoModelForZeroShotImageClassification"),
 }
+LIMITS_HEADING = "Intended use and limits"  # of the card that training writes; other cards name it otherwise
 
 
 @dataclass
@@ -44,12 +45,6 @@ class Shown:
     @property
     def hears(self) -> bool:
         return self.model.config.audio_config is not None
-
-    @property
-    def has_maps(self) -> bool:
-        """Whether cross-attention has weights for places of a picture: a resampler mixes them."""
-        config = self.model.config
-        return config.cross_attention and config.num_latents is None and self.kind != "retrieval"
 
     @property
     def longest(self) -> int:
@@ -101,6 +96,12 @@ def load(model_id: str, revision: str | None = None) -> Shown:
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     name = model_id if commit else folder.resolve().name
     return Shown(name, kind, model.eval().to(device), processor, commit, text)
+
+
+def limits_of(card: str) -> str:
+    """What a model card says of limits: the section that training writes, or one that is called after them."""
+    untitled = re.sub(r"(?m)^# .*", "", card.split("\n---\n", 1)[-1], count=1)  # a model may be called after them too
+    return section(card, LIMITS_HEADING) or section(untitled, "limit")
 
 
 def section(card: str, word: str) -> str:

@@ -42,7 +42,8 @@ class Searcher:
 
     def pixels(self, paths: list[Path]) -> Any:
         """The tensors of pictures, without an index: one for each row."""
-        made = self.shown.processor.image_processor([open_picture(path) for path in paths], return_tensors="pt")
+        processor = self.shown.processor
+        made = processor.image_processor([open_picture(path, processor) for path in paths], return_tensors="pt")
         return made.to(self.shown.model.device)
 
     def tokens(self, texts: list[str]) -> Any:

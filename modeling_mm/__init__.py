@@ -1,61 +1,46 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""modeling_mm: any text backbone of transformers sees pictures, through gated cross-attention.
+"""modeling_mm: any text backbone of transformers understands images, audio and video, by gated cross-attention.
 
-Importing this package registers its classes with the Auto classes and its pipeline, and does nothing else.
+Importing this package registers its classes with the Auto classes and its pipeline, and does nothing else. Only the
+command line registers later, once it has read its arguments, so that `modeling-mm --help` answers at once.
 """
 
-import sys
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_RETRIEVAL_MAPPING,
-    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .model.classification_mm import MMForSequenceClassification
-from .model.configuration_mm import MMConfig
-from .model.generation_mm import MMForConditionalGeneration
-from .model.modeling_mm import MMModel, MMPreTrainedModel
-from .model.pipeline_mm import MultimodalClassificationPipeline
-from .model.processing_mm import MMProcessor
-from .model.retrieval_mm import MMForImageTextRetrieval
+from .startup import is_command_line, register
 from .version import __version__
 
-AutoConfig.register(MMConfig.model_type, MMConfig, exist_ok=True)
-AutoModel.register(MMConfig, MMModel, exist_ok=True)
-AutoModelForImageTextToText.register(MMConfig, MMForConditionalGeneration, exist_ok=True)
-AutoModelForMultimodalLM.register(MMConfig, MMForConditionalGeneration, exist_ok=True)
-AutoModelForSequenceClassification.register(MMConfig, MMForSequenceClassification, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(MMConfig, MMForImageTextRetrieval, exist_ok=True)
-AutoProcessor.register(MMConfig, MMProcessor, exist_ok=True)
-# the pipeline looks here, where `register` does not write, before it says that a model is not supported
-MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(MMConfig.model_type, "MMForImageTextRetrieval")
-# no Auto class has this one; sentence-transformers looks here
-MODEL_FOR_RETRIEVAL_MAPPING.register(MMConfig, MMForImageTextRetrieval, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    "multimodal-classification", MultimodalClassificationPipeline, AutoModelForSequenceClassification
-)
+if TYPE_CHECKING:
+    from .checkpoint import load_checkpoint as load_checkpoint
+    from .data.collator import MMCollator as MMCollator
+    from .data.dataset import MMDataset as MMDataset
+    from .model.classification_mm import MMForSequenceClassification
+    from .model.configuration_mm import MMConfig
+    from .model.generation_mm import MMForConditionalGeneration
+    from .model.modeling_mm import MMModel, MMPreTrainedModel
+    from .model.pipeline_mm import MultimodalClassificationPipeline
+    from .model.processing_mm import MMProcessor
+    from .model.retrieval_mm import MMForImageTextRetrieval
+    from .training.retrieval_trainer import RetrievalTrainer as RetrievalTrainer
+    from .training.trainer import MMTrainer as MMTrainer
 
-# the names that adapters trained before the heads moved into `model` have in their adapter_config.json
-for name in ("modeling_mm", "generation_mm", "classification_mm", "retrieval_mm"):
-    sys.modules[f"{__name__}.{name}"] = sys.modules[f"{__name__}.model.{name}"]
-
-# So that saving again copies the code beside the weights, and others can load the folder without this package.
-MMConfig.register_for_auto_class()
-MMModel.register_for_auto_class("AutoModel")
-MMForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-MMForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-MMForImageTextRetrieval.register_for_auto_class("AutoModelForZeroShotImageClassification")
-MMProcessor.register_for_auto_class()
+HOMES = {
+    "MMConfig": "model.configuration_mm",
+    "MMForConditionalGeneration": "model.generation_mm",
+    "MMForImageTextRetrieval": "model.retrieval_mm",
+    "MMForSequenceClassification": "model.classification_mm",
+    "MMModel": "model.modeling_mm",
+    "MMPreTrainedModel": "model.modeling_mm",
+    "MMProcessor": "model.processing_mm",
+    "MultimodalClassificationPipeline": "model.pipeline_mm",
+    # the extra `train` installs what these import, so that `import *` leaves them out
+    "MMCollator": "data.collator",
+    "MMDataset": "data.dataset",
+    "MMTrainer": "training.trainer",
+    "RetrievalTrainer": "training.retrieval_trainer",
+    "load_checkpoint": "checkpoint",
+}
 
 __all__ = [
     "MMConfig",
@@ -68,3 +53,29 @@ __all__ = [
     "MultimodalClassificationPipeline",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used.
+
+    Raises:
+        AttributeError: there is no such name.
+        ImportError: a package is not installed; says which extra installs it.
+    """
+    if name not in HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    register()
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{name} needs the package {error.name}; pip install "modeling-mm[train]"') from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOMES})
+
+
+if not is_command_line():
+    register()

@@ -11,32 +11,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .model.classification_mm import MMForSequenceClassification
 from .model.configuration_mm import MMConfig
-from .model.generation_mm import MMForConditionalGeneration
 from .model.processing_mm import MMProcessor
-from .model.retrieval_mm import MMForImageTextRetrieval
+from .tasks import head_of, heads
 
 logger = logging.getLogger(__name__)
 
-TASKS = {
-    "generation": MMForConditionalGeneration,
-    "retrieval": MMForImageTextRetrieval,
-    **dict.fromkeys(("classification", "multilabel", "regression", "matching"), MMForSequenceClassification),
-}
 BASE = "base"  # sub-folder of an adapter's folder that holds the composed model
-
-
-def task_of(model: PreTrainedModel) -> str:
-    """The task of a model's head."""
-    if isinstance(model, MMForConditionalGeneration):
-        return "generation"
-    if isinstance(model, MMForImageTextRetrieval):
-        return "retrieval"
-    if model.config.matching:
-        return "matching"
-    kinds = {"multi_label_classification": "multilabel", "regression": "regression"}
-    return kinds.get(model.config.problem_type, "classification")
 
 
 def is_adapter(source: str) -> bool:
@@ -66,10 +47,9 @@ def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProc
         base, processor = load_checkpoint(str(Path(source) / BASE), **kwargs)
         return merge_adapter(base, source).eval(), processor
     config = read_config(source)
-    head = next((head for head in TASKS.values() if head.__name__ in (config.architectures or [])), None)
+    head = head_of(config.architectures or [])
     if head is None:
-        expected = " or ".join(dict.fromkeys(head.__name__ for head in TASKS.values()))
-        raise ValueError(f"'{source}' holds {config.architectures}; expected {expected}")
+        raise ValueError(f"'{source}' holds {config.architectures}; expected {' or '.join(heads())}")
     return head.from_pretrained(source, **kwargs).eval(), MMProcessor.from_pretrained(source)
 
 
@@ -160,11 +140,8 @@ def last_checkpoint(folder: str) -> str | None:
     return max(found)[1] if found else None
 
 
-QUANTIZATIONS = ["int8"]
-
-
 def quantized(kind: str | None) -> dict[str, Any]:
-    """Arguments of `load_checkpoint` or `from_pretrained` for one of `QUANTIZATIONS`; none at all for None.
+    """Arguments of `load_checkpoint` or `from_pretrained` for a kind of quantization, int8; none at all for None.
 
     Raises:
         ValueError: torchao is not installed.

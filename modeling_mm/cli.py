@@ -12,25 +12,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-VERBS = {
-    "train": "train a model on a CSV, a folder or a data set",
-    "evaluate": "metrics, a picture report and predictions of a trained model on a test file",
-    "predict": "answer or label for one picture and text; --explain draws where the model looked",
-    "index": "embed a folder or a table of pictures, to be searched; resumes after a kill",
-    "search": "pictures of an index by text, by picture or by both",
-    "push": "a trained folder to the Hub, proved before and after, with a Space if wanted",
-    "export": "ONNX or torch.export graphs of a trained model, checked against it",
-}
-
-
-def usage() -> str:
-    lines = [f"  {verb:<10}{what}" for verb, what in VERBS.items()]
-    return "\n".join(["usage: modeling-mm <verb> [--config file.yaml] [--key value ...]", "", *lines])
+from .commands.verbs import VERBS, help_page, usage
+from .startup import register
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb; returns the exit code. Help and bad arguments are answered before torch is imported."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -39,10 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"modeling-mm: there is no verb '{verb}'; it can {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    if {"-h", "--help"} & set(arguments):
+        print(help_page(verb))
+        return 0
     try:
-        asks_for_help = {"-h", "--help"} & set(arguments)
-        with contextlib.nullcontext() if asks_for_help else contextlib.redirect_stdout(sys.stderr):
-            result = importlib.import_module(f"modeling_mm.commands.{verb}").main(arguments[1:])
+        with contextlib.redirect_stdout(sys.stderr):
+            result = run(verb, arguments[1:])
     except KeyboardInterrupt:
         print(f"modeling-mm {verb}: interrupted; what was saved is kept", file=sys.stderr)
         return 130
@@ -54,6 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if result is not None:
         print(result if isinstance(result, str) else json.dumps(result), flush=True)
     return 0
+
+
+def run(verb: str, arguments: list[str]) -> Any:
+    """What a verb returns.
+
+    Raises:
+        ValueError: bad input, or a package that the verb needs is not installed.
+    """
+    try:
+        importlib.import_module("modeling_mm.commands.arguments").check_arguments(verb, arguments)
+        register()
+        command = importlib.import_module(f"modeling_mm.commands.{verb}")
+    except ModuleNotFoundError as error:
+        if (error.name or "modeling_mm").startswith("modeling_mm"):
+            raise
+        extra = f'pip install "modeling-mm[{VERBS[verb].extra}]"'
+        raise ValueError(f"this needs the package {error.name}, which is not installed; {extra}") from error
+    return command.main(arguments)
 
 
 def is_about_input(error: Exception) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
-from recipes.make_interaction import OPERATIONS, result
+from .make_interaction import OPERATIONS, result
 
 
 def labels() -> np.ndarray:

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from recipes.speech import VOICES, Utterance, utterance
-from recipes.tables import save
+from .speech import VOICES, Utterance, utterance
+from .tables import save
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD = {"test": 40, "validation": 20}  # per digit: 400 and 200 pictures, enough for 1,000 rows in other combinations

@@ -11,8 +11,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from recipes.digits import WORDS, digit_name, save_digit, split_pictures
-from recipes.tables import SPLITS, command, side_by_side, write_table
+from .digits import WORDS, digit_name, save_digit, split_pictures
+from .tables import SPLITS, command, side_by_side, write_table
 
 PHRASES = (
     *("a handwritten {word}", "the digit {digit}", "a picture of the digit {word}", "the number {word}, by hand"),

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipes.digits import WORDS, digit_name, save_digit, save_picture, split_pictures, spoken_digit
-from recipes.speech import RATE, require_espeak, write_sound, write_utterance
-from recipes.tables import SPLITS, command, side_by_side, write_table
+from .digits import WORDS, digit_name, save_digit, save_picture, split_pictures, spoken_digit
+from .speech import RATE, require_espeak, write_sound, write_utterance
+from .tables import SPLITS, command, side_by_side, write_table
 
 TRAIN_ROWS = 4_000  # each training picture is clear in about two of them, with other companions
 VALIDATION_ROWS, TEST_ROWS = 400, 1_000  # 1,000: the standard error of 0.9 is 0.01

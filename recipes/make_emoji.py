@@ -37,7 +37,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy.sparse.csgraph import connected_components
 
-from recipes.tables import command, save, side_by_side, write_table
+from .tables import command, save, side_by_side, write_table
 
 SIDE = 64  # pixels
 WORDS = 3  # keywords in a caption

@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from recipes.digits import digit_name, save_digit, split_pictures, spoken_digit
-from recipes.speech import require_espeak, write_utterance
-from recipes.tables import SPLITS, command, side_by_side, write_table
+from .digits import digit_name, save_digit, split_pictures, spoken_digit
+from .speech import require_espeak, write_utterance
+from .tables import SPLITS, command, side_by_side, write_table
 
 OPERATIONS = {
     "sum": ("the drawn digit plus the spoken digit", "add what you hear to what you see", "both digits together"),

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mm.data.tables import read_easy_vqa
-from recipes.speech import VOICES, require_espeak, utterance, write_utterance
-from recipes.tables import command, save, side_by_side, write_table
+
+from .speech import VOICES, require_espeak, utterance, write_utterance
+from .tables import command, save, side_by_side, write_table
 
 TRAIN_ROWS = 34_000  # of 38,575: nearly all about nine tenths of the pictures; each sentence in nearly all 48 voices
 DICTATION_ROWS = 4_000  # of the 5,136 pairs of a sentence and a voice

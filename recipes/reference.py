@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from recipes.speech import RATE
+from .speech import RATE
 
 MELS, PARTS, SIDE = 40, 12, 16
 Row = dict[str, str]

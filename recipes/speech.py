@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-from recipes.tables import save
+from .tables import save
 
 RATE = 16000
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029")

@@ -72,7 +72,7 @@ def tiny_processor(**options):
 
 
 def build(tower, dataset, folder, batch_size=2):
-    return build_cache(tower, sources_of([dataset], 0), folder, batch_size, quiet=True)
+    return build_cache(tower, sources_of([dataset], "image"), folder, batch_size, quiet=True)
 
 
 def small_parts(monkeypatch=None):

@@ -136,7 +136,7 @@ def test_zero_rows(folder, capsys, text):
 
 def test_ragged_csv(folder, capsys):
     said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "a.png,x,red,one,too,many")))
-    assert "t.csv' cannot be read as a table" in said
+    assert "t.csv' cannot be read as a table: line 6 has 6 cells; expected 3, as the header names" in said
 
 
 def test_row_with_too_many_tokens(folder, capsys):
@@ -212,5 +212,5 @@ def test_wrong_shape_of_pixels():
     media = model.encode_media(torch.zeros(2, 3, 16, 16))
     with pytest.raises(ValueError, match=r"`media_start` has shape \(2, 1\); expected"):
         model(input_ids=ids, media_key_values=media, media_start=torch.zeros(2, 1, dtype=torch.long))
-    with pytest.raises(ValueError, match="the media have 1 rows"):
+    with pytest.raises(ValueError, match="1 images came without `image_index`, but the 2 texts hold 0 markers"):
         model(input_ids=ids, pixel_values=torch.zeros(1, 3, 16, 16))

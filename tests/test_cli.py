@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import pytest
 from conftest import mm_model
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 
 from modeling_mm import cli
 from modeling_mm.commands.arguments import MMParser
+from modeling_mm.commands.verbs import VERBS
 from modeling_mm.training.arguments import DataArguments, ModelArguments
 
 
@@ -123,10 +125,19 @@ def test_usage_lists_the_verbs(capsys):
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_explains_its_arguments(verb):
-    with pytest.raises(SystemExit) as end:
-        cli.main([verb, "--help"])
-    assert end.value.code == 0
+def test_every_verb_explains_its_arguments(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    page = capsys.readouterr().out
+    known = {action.dest for action in MMParser(VERBS[verb].arguments)._actions} - {"help"}
+    assert set(re.findall(r"^  --(\w+)", page, re.MULTILINE)) == known | {"config"}
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_argument_has_a_help_text_of_words(verb):
+    for arguments in VERBS[verb].arguments:
+        for entry in fields(arguments):
+            text = entry.metadata.get("help", "")
+            assert len(text.split()) >= 3 and not text.startswith("default"), f"--{entry.name}: '{text}'"
 
 
 @pytest.mark.parametrize("verb, flags", [("train", ["--task", "fly"]), ("predict", []), ("evaluate", ["--fly", "1"])])
@@ -146,30 +157,30 @@ def raising(error):
 
 def test_interrupted_is_130(monkeypatch, capsys):
     monkeypatch.setattr("modeling_mm.commands.predict.main", raising(KeyboardInterrupt()))
-    assert cli.main(["predict"]) == 130
+    assert cli.main(["predict", "--model", "x"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_our_own_mistakes_are_not_hidden(monkeypatch, capsys):
     monkeypatch.setattr("modeling_mm.commands.predict.main", raising(ValueError("one\n  two")))
-    assert cli.main(["predict"]) == 2
+    assert cli.main(["predict", "--model", "x"]) == 2
     assert capsys.readouterr().err == "modeling-mm predict: one two\n"
     monkeypatch.setenv("MODELING_MM_TRACEBACK", "1")
     with pytest.raises(ValueError):
-        cli.main(["predict"])
+        cli.main(["predict", "--model", "x"])
     monkeypatch.delenv("MODELING_MM_TRACEBACK")
     monkeypatch.setattr("modeling_mm.commands.predict.main", raising(TypeError("a bug")))
     with pytest.raises(TypeError):
-        cli.main(["predict"])
+        cli.main(["predict", "--model", "x"])
 
 
 def test_what_a_verb_prints_does_not_mix_with_its_result(monkeypatch, capsys):
     monkeypatch.setattr("modeling_mm.commands.predict.main", lambda argv: print("loading ...") or {"a": 1})
-    assert cli.main(["predict"]) == 0
+    assert cli.main(["predict", "--model", "x"]) == 0
     captured = capsys.readouterr()
     assert captured.out == '{"a": 1}\n' and captured.err == "loading ...\n"
     monkeypatch.setattr("modeling_mm.commands.predict.main", lambda argv: None)
-    assert cli.main(["predict"]) == 0 and capsys.readouterr().out == ""
+    assert cli.main(["predict", "--model", "x"]) == 0 and capsys.readouterr().out == ""
 
 
 def test_json_is_all_that_stands_on_standard_output(tmp_path, processor):

@@ -88,7 +88,7 @@ def test_a_prompt_with_pictures_is_the_chat_template_s(processor, files):
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
     )  # fmt: skip
     batch = MMCollator(processor, "generation")([Row(1, [files[0]], "is it red")])
-    assert batch.keys() == tokenized.keys()
+    assert batch.pop("image_index").tolist() == [[0]] and batch.keys() == tokenized.keys()
     assert all(torch.equal(value, tokenized[name]) for name, value in batch.items())
 
 
@@ -96,7 +96,7 @@ def test_a_prompt_with_pictures_is_the_chat_template_s(processor, files):
 def test_a_distinct_picture_is_opened_and_prepared_once(processor, files, monkeypatch, task):
     opened = []
     whole = collator.open_image
-    monkeypatch.setattr(collator, "open_image", lambda source: opened.append(source) or whole(source))
+    monkeypatch.setattr(collator, "open_image", lambda source, *rest: opened.append(source) or whole(source, *rest))
     a, b, c = files
     target = "yes" if task == "generation" else 0
     rows = [Row(i + 1, own, "q", target) for i, own in enumerate([[a], [], [b, a], [a], [c]])]

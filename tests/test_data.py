@@ -120,9 +120,9 @@ def test_plain_bytes_are_a_picture(folder):
 
 
 def test_a_cell_that_is_no_picture_is_a_bad_row(folder):
-    (folder / "n.jsonl").write_text('{"image": 3, "text": "a", "answer": "b"}\n')
-    with pytest.raises(BadRow, match="n.jsonl, row 1: 'image' holds 3; expected a path"):
-        read(folder / "n.jsonl").check()
+    datasets.Dataset.from_dict({"image": [3], "text": ["a"], "answer": ["b"]}).to_parquet(folder / "n.parquet")
+    with pytest.raises(BadRow, match="n.parquet, row 1: 'image' holds 3; expected a path"):
+        read(folder / "n.parquet").check()
 
 
 def test_a_class_label_column_gives_names_and_none_where_unlabelled(folder):

@@ -12,25 +12,11 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, HfArgumentParser,
 
 from modeling_mm import cli
 from modeling_mm.commands.arguments import MMParser
-from modeling_mm.commands.evaluate import EvaluateArguments
-from modeling_mm.commands.export import ExportArguments
-from modeling_mm.commands.index import IndexArguments
-from modeling_mm.commands.predict import PredictArguments
-from modeling_mm.commands.push import PushArguments
-from modeling_mm.commands.search import SearchArguments
+from modeling_mm.commands.verbs import TRAIN, VERBS
 from modeling_mm.training.arguments import DataArguments, ModelArguments, RetrievalArguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-VERBS = {
-    "train": (ModelArguments, DataArguments, RetrievalArguments, TrainingArguments),
-    "evaluate": EvaluateArguments,
-    "predict": PredictArguments,
-    "export": ExportArguments,
-    "index": IndexArguments,
-    "search": SearchArguments,
-    "push": PushArguments,
-}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +75,8 @@ def commands():
 @pytest.mark.parametrize("line", commands())
 def test_documented_commands_have_these_arguments(line):
     verb, *argv = shlex.split(line)
-    known = {option for action in HfArgumentParser(VERBS[verb])._actions for option in action.option_strings}
+    classes = VERBS[verb].arguments + ((TrainingArguments,) if VERBS[verb].arguments == TRAIN else ())
+    known = {option for action in HfArgumentParser(classes)._actions for option in action.option_strings}
     used = {word for word in argv if word.startswith("--")}
     assert used <= known | {"--config"}
 

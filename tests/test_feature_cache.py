@@ -22,7 +22,6 @@ from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.data.collator import MMCollator
-from modeling_mm.data.feature_cache import TOWERS
 from modeling_mm.training.build import use_cached_features
 
 CACHING = Path(__file__).parent / "caching.py"
@@ -95,7 +94,7 @@ def towers_at_rest(monkeypatch):
 
     def then_rest(trainer, *arguments):
         use_cached_features(trainer, *arguments)
-        for name in TOWERS.values():
+        for name in ("vision_tower", "audio_tower"):
             if (tower := getattr(trainer.model.base_model, name)) is not None:
                 tower.register_forward_pre_hook(refuse)
 
@@ -308,7 +307,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_there_is_whole(rows, tmp_path, 
 def test_what_will_not_fit_is_refused_before_it_is_computed(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
     tower = tower_of(tiny_model(), tiny_processor())
-    with pytest.raises(ValueError, match=r"of 23 pictures takes 11 kB in .* 5 kB are free; .* --cache_dtype bfloat16"):
+    with pytest.raises(ValueError, match=r"of 23 images takes 11 kB in .* 5 kB are free; .* --cache_dtype bfloat16"):
         build(tower, rows, tmp_path / "cache")
     assert tower.count == 0
 
@@ -337,7 +336,7 @@ REFUSED = {
         ["--use_peft", "true", "--lora_parts", "vision,text"],
         "nothing to keep: the vision tower trains .--vision_trainable, or LoRA in it.",
     ),
-    "augmented": (["--augment_images", "crop"], "one view of the pictures, but --augment_images wants others"),
+    "augmented": (["--augment_images", "crop"], "one view of the images, but --augment_images wants others"),
     "no media": (["--image_column", ""], "nothing to keep: the rows have no media"),
 }
 

@@ -12,7 +12,7 @@ from sklearn import metrics as sklearn_metrics
 from torch.nn import functional
 
 from modeling_mm import MMForSequenceClassification, cli
-from modeling_mm.checkpoint import load_checkpoint, read_config, task_of
+from modeling_mm.checkpoint import load_checkpoint, read_config
 from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.media import BadRow
 from modeling_mm.data.negatives import choose_negatives, with_negatives
@@ -20,6 +20,7 @@ from modeling_mm.data.rows import Row
 from modeling_mm.data.targets import balanced_weights, head_options, read_labels, read_numbers
 from modeling_mm.evaluation import metrics
 from modeling_mm.evaluation.calibration import expected_calibration_error, fit_temperature
+from modeling_mm.tasks import task_of
 
 SCRATCH = ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--fusion_layers", "0", "1"]
 QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no"]

@@ -249,7 +249,9 @@ def test_bad_use_is_one_sentence():
     with pytest.raises(ValueError, match="row 0: 1 sounds came with 2 audio markers"):
         model.generate(row, **clips(1), audio_index=torch.tensor([[0]]), **GREEDY)
     with pytest.raises(ValueError, match=r"the media have 2 rows \(`audio_index`\) and the text 1"):
-        model(row, **clips(2))
+        model(row, **clips(2), audio_index=torch.tensor([[0], [1]]))
+    with pytest.raises(ValueError, match="3 sounds came without `audio_index`, but the 1 texts hold 2 markers"):
+        model(row, **clips(3))
     with pytest.raises(ValueError, match=r"`audio_index` has shape \(1,\)"):
         model(row, **clips(1), audio_index=torch.tensor([0]))
     encoded = model.encode_media(**clips(1))
@@ -280,19 +282,22 @@ def test_a_processor_prepares_sound_and_comes_back(listener, tmp_path):
     low, high = tone(220), tone(880)
     texts = ["<audio>what do you hear", "what do you hear", "<audio><audio>a tone"]
     batch = listener(text=texts, audio=[low, None, [high, low]], images=[None, drawing(9), None], return_tensors="pt",
-                     padding=True)  # fmt: skip
+                     padding=True, deduplicate=True)  # fmt: skip
     assert batch["input_features"].shape == (2, 64, 50)
     assert batch["audio_index"].tolist() == [[0, -1], [-1, -1], [1, 0]]
     assert batch["image_index"].tolist() == [[-1], [0], [-1]]
     assert (batch["input_ids"] == listener.tokenizer.convert_tokens_to_ids("<audio>")).sum() == 3
     listener.save_pretrained(tmp_path)
     again = MMProcessor.from_pretrained(tmp_path)
-    second = again(text=texts, audio=[low, None, [high, low]], return_tensors="pt", padding=True)
+    second = again(text=texts, audio=[low, None, [high, low]], return_tensors="pt", padding=True, deduplicate=True)
     assert torch.equal(second["input_features"], batch["input_features"]) and again.max_seconds == 1.0
     with pytest.raises(ValueError, match="row 0: the text has 1 '<audio>' markers but 2 sounds"):
         listener(text="<audio>hm", audio=[[low, high]])
-    with pytest.raises(ValueError, match="2 sounds or lists of sounds came with 1 texts"):
-        listener(text="hm", audio=[low, high])
+    with pytest.raises(ValueError, match="2 sounds or lists of sounds came with 3 texts"):
+        listener(text=["hm"] * 3, audio=[low, high])
+    with pytest.raises(ValueError, match="row 0: truncation left 0 of its 1 '<audio>' markers"):
+        listener(text="what do you hear <audio>", audio=low, truncation=True, max_length=3)
+    assert listener(text="hm", audio=[low, high], return_tensors="pt")["audio_index"].tolist() == [[0, 1]]
 
 
 def test_from_a_csv_with_sound_to_a_model_that_predicts(tmp_path, capsys):

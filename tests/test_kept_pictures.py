@@ -28,7 +28,7 @@ def opened(monkeypatch):
     """What is opened, in order."""
     sources = []
 
-    def open_image(source):
+    def open_image(source, background):
         sources.append(source)
         return Image.open(source).convert("RGB")
 

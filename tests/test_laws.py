@@ -227,8 +227,9 @@ def test_pixels_without_an_index_are_one_or_more_images_per_row():
     assert torch.equal(flat, nested)
     with pytest.raises(ValueError, match="expected .B, C, H, W. for one image per row"):
         model(**padded([row, row]), pixel_values=images[0])
-    with pytest.raises(ValueError, match="one row of each per text"):
-        model(**padded([row, row]), pixel_values=images)
+    assert torch.equal(rows_out(model, **padded([row, row]), pixel_values=images), flat)
+    with pytest.raises(ValueError, match="3 images came without `image_index`, but the 2 texts hold 4 markers"):
+        model(**padded([row, row]), pixel_values=images[:3])
 
 
 def test_random_initialisation_is_small_and_closes_the_gates():

@@ -36,7 +36,7 @@ def imported(file: Path) -> set[str]:
 
 
 def test_every_folder_and_file_has_a_layer():
-    beside = {"__init__", "cli", "version", "__pycache__", "py"}
+    beside = {"__init__", "cli", "version", "startup", "registration", "__pycache__", "py"}
     assert {path.stem for path in PACKAGE.iterdir()} - beside <= {*RANK}
 
 

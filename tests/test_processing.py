@@ -33,7 +33,11 @@ def chat(*parts, answer=None):
 
 def test_images_are_flat_and_indexed(processor):
     red, blue = drawing(RED), drawing(BLUE)
-    batch = processor([[red], [blue, red]], ["<image>a", "<image>a <image>b"], padding=True, return_tensors="pt")
+    texts, options = ["<image>a", "<image>a <image>b"], {"padding": True, "return_tensors": "pt"}
+    flat = processor([[red], [blue, red]], texts, **options)
+    batch = processor([[red], [blue, red]], texts, deduplicate=True, **options)
+    assert set(flat) == set(batch) - {"image_index"}
+    assert torch.equal(flat["pixel_values"], batch["pixel_values"][[0, 1, 0]])
     assert batch["pixel_values"].shape == (2, 3, 16, 16)
     assert batch["image_index"].tolist() == [[0, -1], [1, 0]]
     assert batch["input_ids"].shape == batch["attention_mask"].shape
@@ -42,14 +46,15 @@ def test_images_are_flat_and_indexed(processor):
 
 def test_the_same_image_object_is_prepared_once(processor):
     red, same_colour = drawing(RED), drawing(RED)
-    batch = processor([red, red, same_colour, red], ["<image>a"] * 4, return_tensors="pt")
+    images = [red, red, same_colour, red]
+    batch = processor(images, ["<image>a"] * 4, return_tensors="pt", deduplicate=True)
     assert batch["pixel_values"].shape[0] == 2
     assert batch["image_index"].tolist() == [[0], [0], [1], [0]]
 
 
 def test_none_is_a_row_without_images(processor):
     batch = processor([None, drawing(RED), []], ["a", "<image>a", "b"], padding=True, return_tensors="pt")
-    assert batch["image_index"].tolist() == [[-1], [0], [-1]]
+    assert len(batch["pixel_values"]) == 1 and "image_index" not in batch
     for nothing in (None, [None, None], [[], []]):
         assert set(processor(nothing, ["a", "b"], padding=True)) == {"input_ids", "attention_mask"}
 
@@ -58,18 +63,22 @@ def test_one_text_takes_one_image_or_a_flat_list(processor):
     red, blue = drawing(RED), drawing(BLUE)
     expected = processor([[red, blue]], ["<image><image>a"], return_tensors="pt")
     assert equal(processor([red, blue], "<image><image>a", return_tensors="pt"), expected)
-    assert processor(red, "<image>a", return_tensors="pt")["image_index"].tolist() == [[0]]
+    assert set(processor(red, "<image>a", return_tensors="pt")) == {"input_ids", "attention_mask", "pixel_values"}
 
 
 def test_a_text_without_markers_may_have_any_images(processor):
     batch = processor([[drawing(RED), drawing(BLUE)]], ["what is this"], return_tensors="pt")
     assert batch["image_index"].tolist() == [[0, 1]]
+    one_each = processor([drawing(RED), drawing(BLUE)], ["what", "is"], padding=True, return_tensors="pt")
+    assert len(one_each["pixel_values"]) == 2 and "image_index" not in one_each
+    mixed = processor([drawing(RED), None], ["what", "is"], padding=True, return_tensors="pt")
+    assert mixed["image_index"].tolist() == [[0], [-1]]
 
 
 def test_images_alone_are_one_per_row(processor):
     batch = processor([drawing(RED), drawing(BLUE)], return_tensors="pt")
-    assert set(batch) == {"pixel_values", "image_index"} and batch["image_index"].tolist() == [[0], [1]]
-    assert processor(drawing(RED), return_tensors="pt")["image_index"].tolist() == [[0]]
+    assert set(batch) == {"pixel_values"} and len(batch["pixel_values"]) == 2
+    assert processor(drawing(RED), return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 16)
 
 
 def test_arrays_and_paths_are_images_too(processor, tmp_path):
@@ -82,7 +91,7 @@ def test_arrays_and_paths_are_images_too(processor, tmp_path):
 
 def test_the_same_path_is_prepared_once(processor, tmp_path):
     drawing(RED).save(tmp_path / "red.png")
-    batch = processor([str(tmp_path / "red.png")] * 3, ["<image>a"] * 3, return_tensors="pt")
+    batch = processor([str(tmp_path / "red.png")] * 3, ["<image>a"] * 3, return_tensors="pt", deduplicate=True)
     assert batch["image_index"].tolist() == [[0], [0], [0]]
     assert batch["pixel_values"].shape[0] == 1
 
@@ -112,7 +121,7 @@ def test_rows_that_differ_are_refused(processor):
 def test_a_flat_list_is_dealt_out_to_the_markers(processor):
     red, blue = drawing(RED), drawing(BLUE)
     texts = ["<image>a <image>", "b", "<image>c"]
-    batch = processor([red, blue, red], texts, padding=True, return_tensors="pt")
+    batch = processor([red, blue, red], texts, padding=True, return_tensors="pt", deduplicate=True)
     assert batch["image_index"].tolist() == [[0, 1], [-1, -1], [0, -1]]
     with pytest.raises(ValueError, match="2 images or lists of images came with 3 texts"):
         processor([red, blue], texts)
@@ -189,7 +198,9 @@ def test_a_chat_tokenized_equals_its_text_processed(processor, template, tmp_pat
     )
     texts = [processor.apply_chat_template(one) for one in conversations]
     assert equal(tokenized, processor([[red], [blue, red], []], texts, **options))
-    assert tokenized["image_index"].tolist() == [[0, -1], [1, 0], [-1, -1]]
+    assert len(tokenized["pixel_values"]) == 3 and "image_index" not in tokenized
+    alone = processor.apply_chat_template(conversations[2], tokenize=True, return_dict=True, return_tensors="pt")
+    assert alone["pixel_values"].shape == (0, 3, 16, 16)  # so that it can be joined with others
 
 
 def test_a_processed_chat_can_be_answered(processor):

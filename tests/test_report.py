@@ -15,6 +15,7 @@ from modeling_mm.evaluation import metrics
 from modeling_mm.evaluation import metrics as uncertainty
 from modeling_mm.report import figures
 from modeling_mm.report.html import Section, cell, write_page, write_report
+from modeling_mm.tasks import TASKS
 
 
 def classifier(kind, **fields):
@@ -85,7 +86,7 @@ def test_main_scores_are_those_of_the_metrics():
     logits, several = generator.normal(size=(40, 3)), generator.integers(2, size=(40, 3))
     numbers = logits + generator.normal(size=logits.shape)
     for task, truths in (("multilabel", several), ("regression", numbers)):
-        expected = metrics.head_metrics(task, logits, truths)[metrics.MAIN[task]]
+        expected = metrics.head_metrics(task, logits, truths)[TASKS[task].main_metric]
         assert uncertainty.main_score(task, logits, truths) == pytest.approx(expected)
     assert uncertainty.spread(uncertainty.drawn("regression", logits[:1], numbers[:1])) is None
     assert cell((0.25, 0.7512345)) == "0.250 to 0.751"

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ from hostile import SECRET, cases  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from spaces import SPACE, folders, given, serve, server, stop  # noqa: E402, F401
 
-from modeling_mm import MMForSequenceClassification  # noqa: E402
+from modeling_mm import MMForSequenceClassification, cli  # noqa: E402
 from modeling_mm.checkpoint import load_checkpoint  # noqa: E402
+from modeling_mm.report import figures  # noqa: E402
 
 SENTENCE = r"[A-Z][^\n<>/\\]{10,200}\."  # one, without paths and markup
 ENDPOINTS = {"asked": ["/ask", "/look"], "classified": ["/classify", "/look"], "found": ["/search"]}
@@ -48,9 +50,10 @@ def modules(monkeypatch):
     import asking
     import limits
     import loading
+    import looking
 
-    yield {"asking": asking, "limits": limits, "loading": loading}
-    for name in ("asking", "limits", "loading", "drawn"):
+    yield {"asking": asking, "limits": limits, "loading": loading, "looking": looking}
+    for name in ("asking", "limits", "loading", "looking", "drawn"):
         sys.modules.pop(name)
 
 
@@ -307,7 +310,33 @@ def test_a_model_without_places_offers_no_look(modules, tmp_path):
     from spaces import MMForConditionalGeneration, save_tiny
 
     shown = modules["loading"].load(str(save_tiny(tmp_path / "m", MMForConditionalGeneration, num_latents=4)))
-    assert not shown.has_maps
+    assert not modules["looking"].can_look(shown)
+
+
+def test_a_checkpoint_with_older_code_offers_no_look_and_opens_pictures(modules, folders, tmp_path):  # noqa: F811
+    shown = modules["loading"].load(str(folders[0]))
+    assert modules["looking"].can_look(shown)
+    shown.model, shown.processor = SimpleNamespace(config=shown.model.config), SimpleNamespace()
+    assert not modules["looking"].can_look(shown)
+    Image.new("I;16", (4, 4), 30000).save(tmp_path / "a.png")
+    opened = modules["limits"].open_picture(tmp_path / "a.png", shown.processor)
+    assert opened.mode == "RGB" and opened.getpixel((0, 0)) == (117, 117, 117)
+
+
+def test_the_space_draws_the_maps_of_the_command(modules, folders, media, tmp_path, monkeypatch, capsys):  # noqa: F811
+    drawn = []
+    monkeypatch.setattr(figures, "draw_attention", lambda *call: drawn.append(call))
+    for folder in folders[:2]:
+        shown, text = modules["loading"].load(str(folder)), "is there a red square"
+        answer, found = modules["looking"].maps(shown, Image.open(media["red"]), text, 4)
+        flags = ["--text", text, "--max_new_tokens", "4", "--explain", str(tmp_path / "look.png")]
+        assert cli.main(["predict", "--model", str(folder), "--image", str(media["red"]), *flags]) == 0
+        image, maps, _, _ = drawn.pop()
+        assert [word for word, _ in maps] == [word for _, word in found][:8]
+        assert answer == " ".join(word for _, word in found)
+        for (_, grid), (overlaid, _) in zip(maps, found, strict=False):
+            expected = modules["looking"].overlay(image, grid)
+            assert np.abs(np.asarray(expected).astype(int) - np.asarray(overlaid)).max() <= 1
 
 
 def test_an_adapter_is_shown_as_trained_or_not_at_all(modules, folders, tmp_path, monkeypatch):  # noqa: F811

@@ -282,6 +282,13 @@ def test_several_gpus_in_one_process_are_refused(processor, tmp_path, monkeypatc
             MMTrainer(model_for(processor), args)
 
 
+@pytest.mark.parametrize("asked", [None, True])
+def test_batches_of_iterable_data_are_not_dealt_out_by_accelerate_unless_asked(processor, tmp_path, asked):
+    config = {"dispatch_batches": asked}
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, accelerator_config=config)
+    assert MMTrainer(model=model_for(processor), args=args).accelerator.dispatch_batches is bool(asked)
+
+
 @pytest.fixture
 def table(tmp_path):
     """A CSV whose first four rows have no picture, with answers and labels."""

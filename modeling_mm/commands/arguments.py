@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser
+
+from .shipped import config_file
+from .verbs import TRAIN, VERBS
 
 
 class MMParser(HfArgumentParser):
-    """`HfArgumentParser` with `--config file.yaml`, whose keys any `--key value` overrides."""
+    """`HfArgumentParser` with `--config file.yaml` or a recipe's name, whose keys any `--key value` overrides."""
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """Dataclass instances from the arguments.
@@ -20,32 +23,46 @@ class MMParser(HfArgumentParser):
         Raises:
             ValueError: the YAML file is missing, malformed, or has a key that is no argument.
         """
-        arguments = list(argv)
-        inline = next((i for i, word in enumerate(arguments) if word.startswith("--config=")), None)
-        if inline is not None:
-            arguments[inline : inline + 1] = arguments[inline].split("=", 1)
-        if "--config" in arguments:
-            at = arguments.index("--config")
-            if at + 1 == len(arguments):
-                raise ValueError("--config needs the path of a YAML file")
-            arguments = [*self.arguments_of(Path(arguments[at + 1])), *arguments[:at], *arguments[at + 2 :]]
-        *parsed, rest = self.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+        *parsed, rest = self.parse_args_into_dataclasses(args=self.with_config(argv), return_remaining_strings=True)
         if rest:
             raise ValueError(f"unknown argument {rest[0]}; see {self.prog} --help")
         return tuple(parsed)
 
-    def arguments_of(self, path: Path) -> list[str]:
+    def check_known(self, argv: Sequence[str]) -> None:
+        """Refuse bad values of the arguments that this parser knows, and ignore all others.
+
+        Raises:
+            ValueError: as of `parse`.
+        """
+        arguments = self.with_config(argv, known_only=True)
+        self.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
+
+    def with_config(self, argv: Sequence[str], known_only: bool = False) -> list[str]:
+        """The arguments with those of the `--config` file before them."""
+        arguments = list(argv)
+        inline = next((i for i, word in enumerate(arguments) if word.startswith("--config=")), None)
+        if inline is not None:
+            arguments[inline : inline + 1] = arguments[inline].split("=", 1)
+        if "--config" not in arguments:
+            return arguments
+        at = arguments.index("--config")
+        if at + 1 == len(arguments):
+            raise ValueError("--config needs the path of a YAML file or the name of a recipe")
+        path = config_file(arguments[at + 1])
+        return [*self.arguments_of(path, known_only), *arguments[:at], *arguments[at + 2 :]]
+
+    def arguments_of(self, path: Path, known_only: bool) -> list[str]:
         """The file's keys as command line arguments, so that both are read alike; `env` goes to the environment."""
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise ValueError(f"the config file '{path}' does not exist") from None
         except yaml.YAMLError as error:
             raise ValueError(f"the config file '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise ValueError(f"the config file '{path}' must hold 'key: value' lines")
         os.environ.update({key: str(value) for key, value in (values.pop("env", None) or {}).items()})
         known = {action.dest for action in self._actions}
+        if known_only:
+            values = {key: value for key, value in values.items() if key in known}
         if unknown := sorted(str(key) for key in set(values) - known):
             raise ValueError(f"the config file '{path}' has keys that are no arguments: {', '.join(unknown)}")
         arguments: list[str] = []
@@ -63,3 +80,16 @@ class MMParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence in place of argparse's page of usage."""
         raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def check_arguments(verb: str, argv: Sequence[str]) -> None:
+    """Refuse bad arguments of a verb, as far as this needs no torch, whose import takes seconds.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    classes, prog = VERBS[verb].arguments, f"modeling-mm {verb}"
+    if classes == TRAIN:  # `TrainingArguments` imports torch; short forms of its names must not be taken for ours
+        MMParser(classes, prog=prog, allow_abbrev=False).check_known(argv)
+    else:
+        MMParser(classes, prog=prog).parse(argv)

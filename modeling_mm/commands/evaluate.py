@@ -9,21 +9,19 @@ Of a retrieval model, recall both ways, or with --label_column how well it tells
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..checkpoint import QUANTIZATIONS, load_checkpoint, quantized, task_of
+from ..checkpoint import load_checkpoint, quantized
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
 from ..data.rows import Columns
 from ..data.tables import read_table
-from ..data.targets import COLUMNS
-from ..evaluation.metrics import MAIN, compute_metrics_for
+from ..evaluation.metrics import compute_metrics_for
 from ..evaluation.modalities import learned_results, modality_report, weight_table, weights_of_rows
 from ..evaluation.predictions import (
     Evaluation,
@@ -38,52 +36,13 @@ from ..evaluation.zero_shot import TEMPLATE, check_templates, evaluate_zero_shot
 from ..model.processing_mm import MMProcessor
 from ..report.html import write_report
 from ..report.sections import draw_some, report_sections, skipped_section, zero_shot_sections
+from ..tasks import TASKS, task_of
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.trainer import MMTrainer
 from .arguments import MMParser
+from .verbs import EvaluateArguments
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class EvaluateArguments:
-    """What to evaluate, on what."""
-
-    model: str = field(metadata={"help": "trained folder or Hub id"})
-    test_file: str | None = field(default=None, metadata={"help": "CSV, TSV, JSONL or Parquet file, or a folder"})
-    dataset: str | None = field(default=None, metadata={"help": "name of a data set in place of a file"})
-    split: str = field(default="test", metadata={"help": "split of the data set"})
-    output_dir: str | None = field(default=None, metadata={"help": "where results go, default MODEL/evaluation"})
-    image_column: str = "image"
-    text_column: str = "text"
-    label_column: str | None = field(
-        default=None,
-        metadata={"help": "default: answer of a generation, else label; of a retrieval: zero-shot classes"},
-    )
-    prompt_templates: list[str] | None = field(
-        default=None, metadata={"help": f"zero-shot: sentences with {{}} for a class's name; default: '{TEMPLATE}'"}
-    )
-    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
-    video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
-    batch_size: int = 32
-    max_length: int = 512
-    max_new_tokens: int = 32
-    blind: bool = field(
-        default=False, metadata={"help": "leave pictures and sounds out, to see what the text alone tells"}
-    )
-    modality_report: bool | None = field(
-        default=None, metadata={"help": "score without each modality and with each alone; default: not for generation"}
-    )
-    rerank: int = field(default=0, metadata={"help": "of a retrieval, rank the best k by the matching head as well"})
-    seed: int = field(default=0, metadata={"help": "chooses the wrong texts of a matching"})
-    max_seconds: float | None = field(
-        default=None, metadata={"help": "of a sound that are used, twice as long is refused; default: as in training"}
-    )
-    on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
-    quantization: str | None = field(
-        default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
-    )
-    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
 
 
 def modality_markers(processor: MMProcessor, columns: Columns) -> dict[str, str]:
@@ -157,13 +116,13 @@ def check_flags(args: EvaluateArguments, task: str) -> None:
     Raises:
         ValueError: names the flag.
     """
-    zero_shot = task == "retrieval" and args.label_column is not None
+    zero_shot = TASKS[task].embeds and args.label_column is not None
     if args.prompt_templates is not None and not zero_shot:
         raise ValueError("--prompt_templates is for a retrieval model with a --label_column, whose values it names")
     check_templates(args.prompt_templates or [])
     if zero_shot and args.rerank:
         raise ValueError("--rerank looks again at texts and pictures; with --label_column leave it out")
-    if task == "retrieval" and (args.audio_column or args.video_column):
+    if TASKS[task].embeds and (args.audio_column or args.video_column):
         raise ValueError("a retrieval is of pictures and texts; leave out --audio_column and --video_column")
 
 
@@ -175,7 +134,7 @@ def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMP
     """
     source = args.test_file or str(args.dataset)
     table, folder = read_table(source, args.split)
-    target = args.label_column or COLUMNS[task]
+    target = args.label_column or TASKS[task].label_column
     columns = Columns(args.image_column, args.text_column, target, args.audio_column, args.video_column)
     dataset = MMDataset(source, table, folder, columns, label_names(model, task), task=task)
     if args.max_seconds is not None:
@@ -195,14 +154,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     model.is_quantized = False  # Trainer would refuse int8 weights, though an evaluation trains nothing
     task = task_of(model)
     check_flags(args, task)
-    if task == "retrieval" and args.label_column is not None:
+    if TASKS[task].embeds and args.label_column is not None:
         return zero_shot_results(args, model, processor)
     dataset = checked_rows(args, model, processor, task)
-    collator = MMCollator(processor, task, args.max_length, task == "generation", args.blind)
-    if task == "retrieval":
+    collator = MMCollator(processor, task, args.max_length, TASKS[task].generates, args.blind)
+    if TASKS[task].embeds:
         return retrieval_results(args, model, RetrievalCollator(processor, task, args.max_length), dataset)
     collator.check_lengths(dataset, args.on_bad_row == "skip")
-    rows = MatchingPairs(dataset, args.seed) if task == "matching" else dataset
+    rows = MatchingPairs(dataset, args.seed) if TASKS[task].pairs else dataset
     output = output_folder(args)
     trainer = MMTrainer(
         model=model,
@@ -215,7 +174,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     with weights_of_rows(trainer) as collected:
         evaluation = evaluate_rows(trainer, task, rows)
     scores: list[dict[str, Any]] = []
-    if (task != "generation") if args.modality_report is None else args.modality_report:
+    if (not TASKS[task].generates) if args.modality_report is None else args.modality_report:
         # all of them are scored already
         scores = modality_report(
             lambda some: with_intervals(
@@ -243,9 +202,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
 def results(task: str, evaluation: Evaluation, modalities: list[dict[str, Any]]) -> dict[str, Any]:
     """What metrics.json says of the scores."""
     result: dict[str, Any] = {**evaluation.metrics, "rows": len(evaluation.predictions)}
-    result["interval"] = {MAIN[task]: shortened(interval(task, evaluation))}
+    result["interval"] = {TASKS[task].main_metric: shortened(interval(task, evaluation))}
     if modalities:
-        result["modalities"] = {row["modalities"]: row[MAIN[task]] for row in modalities}
+        result["modalities"] = {row["modalities"]: row[TASKS[task].main_metric] for row in modalities}
         result["modality_intervals"] = {row["modalities"]: shortened(row["interval"]) for row in modalities}
     return result
 

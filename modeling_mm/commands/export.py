@@ -5,7 +5,6 @@ modeling-mm export --model DIR --output_dir OUT
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,7 @@ import torch
 from ..checkpoint import load_checkpoint
 from ..export.writer import export_model, exporter_of
 from .arguments import MMParser
-
-
-@dataclass
-class ExportArguments:
-    """What to export, how and where to."""
-
-    model: str = field(metadata={"help": "trained folder or Hub id"})
-    output_dir: str = field(metadata={"help": "where the graphs and the processor go"})
-    format: str = field(default="onnx", metadata={"help": "onnx or torch", "choices": ["onnx", "torch"]})
-    features: bool = field(default=False, metadata={"help": "the base model: hidden states in place of the head's"})
-    tolerance: float = field(default=1e-4, metadata={"help": "largest difference to accept, for values around 1"})
+from .verbs import ExportArguments
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

@@ -6,42 +6,22 @@ modeling-mm predict --model RETRIEVAL --image a.png --text "a red circle" "a blu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..checkpoint import QUANTIZATIONS, load_checkpoint, quantized, task_of
+from ..checkpoint import load_checkpoint, quantized
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.media import open_image
 from ..data.rows import Row
 from ..model.processing_mm import MMProcessor
 from ..report import figures
+from ..tasks import TASKS, task_of
 from .arguments import MMParser
-
-
-@dataclass
-class PredictArguments:
-    """What to ask of which model."""
-
-    model: str = field(metadata={"help": "trained folder or Hub id"})
-    image: list[str] = field(default_factory=list, metadata={"help": "one or more pictures"})
-    audio: list[str] = field(default_factory=list, metadata={"help": "one or more sounds"})
-    video: list[str] = field(default_factory=list, metadata={"help": "one or more videos, files or folders of frames"})
-    text: list[str] = field(
-        default_factory=list,
-        metadata={"help": "one or more texts, each about all of these; a retrieval model ranks them for each"},
-    )
-    explain: str | None = field(default=None, metadata={"help": "PNG for the cross-attention of the first text"})
-    max_new_tokens: int = 64
-    quantization: str | None = field(
-        default=None, metadata={"help": "int8: linear layers with int8 weights (torchao)", "choices": QUANTIZATIONS}
-    )
-    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
+from .verbs import PredictArguments
 
 
 def answer(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, max_new_tokens: int) -> list[dict]:
@@ -55,12 +35,12 @@ def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
     """What the head says: the likeliest label, or all that are likely, and the probability of each; or its numbers."""
     with torch.no_grad():
         logits = model(**batch).logits.float()
-    names, task = model.config.id2label, task_of(model)
-    if task == "regression":
+    names, task = model.config.id2label, TASKS[task_of(model)]
+    if task.numbers:
         return [{"numbers": {names[i]: number for i, number in enumerate(row)}} for row in logits.tolist()]
-    shares = logits.sigmoid() if task == "multilabel" else logits.softmax(dim=-1)
+    shares = logits.sigmoid() if task.several_labels else logits.softmax(dim=-1)
     probabilities = [{names[i]: round(share, 4) for i, share in enumerate(row.tolist())} for row in shares]
-    if task == "multilabel":
+    if task.several_labels:
         likely = [[names[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
         return [{"labels": own, "probabilities": row} for own, row in zip(likely, probabilities, strict=True)]
     return [{"label": max(row, key=row.__getitem__), "probabilities": row} for row in probabilities]
@@ -107,56 +87,14 @@ def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProces
         raise ValueError(f"{compares}; give --text, and --image or --audio")
     if not all(text.strip() for text in args.text):
         raise ValueError(f"{compares}; expected words in each --text, but one is empty")
-    media = [("image", path, processor.flat_images([[open_image(path)]])) for path in args.image]
+    ground = processor.image_background
+    media = [("image", path, processor.flat_images([[open_image(path, ground)]])) for path in args.image]
     media += [("audio", path, processor.flat_audio([[path]])) for path in args.audio]
     results = [
         {kind: path, **own} for kind, path, medium in media for own in rank(model, processor, medium, args.text)
     ]
     heard = {"audio": args.audio} if args.audio else {}
     return {"model": args.model, "image": args.image, **heard, "results": results}
-
-
-def attention_grid(weights: torch.Tensor) -> torch.Tensor:
-    """Weights (S,) of one picture's slots as an (h, w) grid; leading class and register tokens are left out.
-
-    Raises:
-        ValueError: the slots are no square grid.
-    """
-    for skipped in (0, 1, 5):
-        side = round(max(0, len(weights) - skipped) ** 0.5)
-        if side > 1 and side * side == len(weights) - skipped:
-            return weights[skipped:].view(side, side)
-    raise ValueError(f"--explain needs one picture whose {len(weights)} slots form a square grid")
-
-
-def explain(
-    model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, longest: int
-) -> list[tuple[str, Any]]:
-    """Mean cross-attention over layers and heads in a single row, for each generated word or each of the text."""
-    if task_of(model) == "generation":
-        start = batch["input_ids"].shape[1]
-        batch["input_ids"] = model.generate(**batch, max_new_tokens=longest, do_sample=False)
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        columns = range(start, batch["input_ids"].shape[1])
-        chosen_at = -1  # a generated token is chosen one column before it stands
-    else:
-        columns, chosen_at = range(batch["input_ids"].shape[1]), 0
-    with torch.no_grad():
-        attentions = model(**batch, output_attentions=True).cross_attentions
-    mean = torch.stack(attentions).mean(dim=(0, 2))[0].float()  # (T, S)
-    ids, special = batch["input_ids"][0].tolist(), processor.tokenizer.all_special_ids
-    words = [column for column in columns if ids[column] not in special][:8]
-    return [(processor.decode(ids[column]), attention_grid(mean[column + chosen_at]).numpy()) for column in words]
-
-
-def seen_picture(processor: MMProcessor, pixel_values: torch.Tensor) -> Image.Image | None:
-    """The first picture as the model saw it, where its processor crops; None where it sees the whole picture."""
-    if pixel_values.dim() != 4 or not processor.image_processor.to_dict().get("do_center_crop"):
-        return None
-    settings, pixels = processor.image_processor, pixel_values[0].permute(1, 2, 0)  # (H, W, C)
-    if settings.do_normalize:
-        pixels = pixels * torch.tensor(settings.image_std) + torch.tensor(settings.image_mean)
-    return Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -172,12 +110,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     model, processor = load_checkpoint(args.model, **attention, **quantized(args.quantization))
     model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     task = task_of(model)
-    if task == "retrieval":
+    if TASKS[task].embeds:
         return rankings(args, model, processor)
-    if args.explain and model.config.num_latents:
-        raise ValueError("--explain needs slots that have a place; this model's resampler mixes the whole picture")
-    if args.explain and not model.config.cross_attention:
-        raise ValueError("--explain draws cross-attention, of which this model with `late_fusion` has none")
+    if args.explain:
+        try:
+            model.check_attention_maps()
+        except ValueError as error:
+            raise ValueError(f"--explain: {error}") from None
     sounds, videos = list(args.audio), list(args.video)
     rows = [
         Row(number + 1, list(args.image), text, None, sounds, videos) for number, text in enumerate(args.text or [""])
@@ -188,14 +127,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         processor.check_marker_count(0, row.text, processor.video_token, len(row.videos), "videos")
     collator = MMCollator(processor, task, max_length=2**20)
     batch = BatchFeature(collator(rows)).to(model.device)
-    results = answer(model, processor, batch, args.max_new_tokens) if task == "generation" else classify(model, batch)
+    results = answer(model, processor, batch, args.max_new_tokens) if TASKS[task].generates else classify(model, batch)
     output: dict[str, Any] = {"model": args.model, "image": args.image, **({"audio": sounds} if sounds else {})}
     output |= {"video": videos} if videos else {}
     output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
     if args.explain:
-        batch = BatchFeature(collator(rows[:1])).to(model.device)
-        maps = explain(model, processor, batch, args.max_new_tokens)
-        picture = seen_picture(processor, batch["pixel_values"].cpu()) or open_image(args.image[0])
-        figures.draw_attention(picture, maps, rows[0].text, Path(args.explain))
+        image = open_image(args.image[0], processor.image_background)
+        try:
+            maps = model.attention_maps(processor, image, rows[0].text, args.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"--explain: {error}") from None
+        figures.draw_attention(maps.image, maps.words, rows[0].text, Path(args.explain))
         output["explain"] = args.explain
     return output

@@ -12,7 +12,6 @@ After a fault, run the same command again: what is up is not sent twice, and not
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,9 @@ from ..hub.repository import files_of, stage
 from ..hub.upload import in_one_sentence, persistently, push_space, upload
 from ..hub.verification import make_proof
 from .arguments import MMParser
+from .verbs import PushArguments
 
 logger = logging.getLogger(__name__)
-SPACE = Path(__file__).parents[2] / "hub_space"
-
-
-@dataclass
-class PushArguments:
-    """What goes where."""
-
-    model: str = field(metadata={"help": "trained folder, whole or a LoRA adapter"})
-    repo_id: str = field(metadata={"help": "where to: user/name; made if it does not exist"})
-    private: bool = field(default=False, metadata={"help": "make the repositories private; a public one is refused"})
-    revision: str = field(default="main", metadata={"help": "branch to push to; made if it does not exist"})
-    fusion_only: bool = field(
-        default=False, metadata={"help": "leave out frozen towers of the Hub; loading fetches them at their revision"}
-    )
-    dry_run: bool = field(default=False, metadata={"help": "prove the repository and list its files, push nothing"})
-    space: str | None = field(default=None, metadata={"help": "user/name of a Space that shows the model"})
-    space_folder: str = field(default=str(SPACE), metadata={"help": "folder with app.py, requirements.txt, README.md"})
 
 
 def check_arguments(args: PushArguments) -> None:

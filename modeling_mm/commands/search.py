@@ -6,7 +6,6 @@ modeling-mm search --index runs/gallery --text "a red circle" --where "price < 1
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +16,14 @@ from ..report.html import write_page
 from ..search.dual_encoder import DualEncoder
 from ..search.gallery import Gallery
 from .arguments import MMParser
-
-
-@dataclass
-class SearchArguments:
-    """What to look for, and where."""
-
-    index: str = field(metadata={"help": "folder that modeling-mm index filled (or s3://bucket/path)"})
-    text: str | None = field(default=None, metadata={"help": "what the pictures should show"})
-    image: str | None = field(default=None, metadata={"help": "a picture that they should be like"})
-    image_weight: float = field(default=0.5, metadata={"help": "of text and picture, from 0 (text) to 1 (picture)"})
-    where: str | None = field(default=None, metadata={"help": 'SQL condition on columns, as "price < 10"'})
-    top_k: int = 10
-    rerank: int | None = field(
-        default=None, metadata={"help": "so many of the best are looked at by the matching head"}
-    )
-    json: bool = field(default=False, metadata={"help": "one line of JSON for each picture in place of a table"})
-    html: str | None = field(default=None, metadata={"help": "a page of the pictures found, in one file"})
-    exact: bool = field(default=False, metadata={"help": "look at every row, even where there is an ANN index"})
-    model: str | None = field(default=None, metadata={"help": "where the model of the index is now, if it moved"})
-    device: str | None = field(default=None, metadata={"help": "default: a GPU where there is one"})
-
-    def __post_init__(self):
-        if not (self.text or self.image):
-            raise ValueError("there is no query; give --text, --image or both")
-        if not 0 <= self.image_weight <= 1:
-            raise ValueError(f"--image_weight is {self.image_weight}; expected 0 to 1")
-        if self.top_k < 1:
-            raise ValueError(f"--top_k is {self.top_k}; expected 1 or more")
-        if self.rerank is not None and (not self.text or self.rerank < self.top_k):
-            raise ValueError("--rerank needs --text, and looks at no fewer pictures than --top_k shows")
+from .verbs import SearchArguments
 
 
 def query_vector(encoder: DualEncoder, text: str | None, image: str | None, image_weight: float) -> np.ndarray:
     """The normalised embedding (E,) of a text, of a picture, or their weighted mean."""
     if not image:
         return encoder.embed_texts([text or ""])[0]
-    picture = encoder.embed_pictures([open_image(image)])[0]
+    picture = encoder.embed_pictures([image])[0]
     if not text:
         return picture
     mean = image_weight * picture + (1 - image_weight) * encoder.embed_texts([text])[0]
@@ -65,7 +35,7 @@ def reranked(encoder: DualEncoder, text: str, rows: list[dict[str, Any]]) -> lis
     readable, pictures = [], []
     for row in rows:
         try:
-            pictures.append(open_image(row["image"]))
+            pictures.append(open_image(row["image"], encoder.background))
         except BadRow:
             row["matching"] = None
             continue

@@ -25,13 +25,15 @@ from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
 from ..data.stream import MMStream
 from ..evaluation.calibration import fit_temperature
-from ..evaluation.metrics import MAIN, in_words
+from ..evaluation.metrics import in_words
 from ..evaluation.predictions import evaluate_rows, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
+from ..model.media_mm import MODALITIES
 from ..report import figures
 from ..report.augmented import draw_augmented
 from ..report.sections import draw_some
+from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, check_task
 from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
 from ..training.retrieval_trainer import RetrievalTrainer
@@ -75,7 +77,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     collator = build_collator(model, processor, data_args)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
-    collator.negatives_seed = args.seed if data_args.task == "matching" else None
+    collator.negatives_seed = args.seed if TASKS[data_args.task].pairs else None
     if unused := freeze_unused(model, collator(rows_with_media(splits))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
     if args.ddp_find_unused_parameters is None:
@@ -116,7 +118,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     write_bad_rows(splits.bad_rows(), output)
     write_history(trainer.state.log_history, report, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
-    if data_args.task != "retrieval":
+    if not TASKS[data_args.task].embeds:
         show_some(splits.test or splits.validation, output)
     return report
 
@@ -129,7 +131,8 @@ def prepare_stream(
     Raises:
         ValueError: nobody knows how many rows there are.
     """
-    if collator.task == "generation":
+    stream.background = collator.processor.image_background
+    if TASKS[collator.task].generates:
         stream.too_long = collator.length_complaint
     if args.max_steps > 0:
         return
@@ -163,7 +166,7 @@ def rows_with_media(splits: Splits) -> list[Any]:
     rows = []
     for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
         media = [dataset.row(number).media for number in dataset.kept]
-        firsts = [next((i for i, own in enumerate(media) if own[kind]), None) for kind in range(3)]
+        firsts = [next((i for i, items in enumerate(media) if items[name]), None) for name in MODALITIES]
         rows += [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)]
     return rows or [splits.train[0]]
 
@@ -201,18 +204,19 @@ def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None)
 def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path) -> dict[str, Any]:
     """Metrics on the test set, or on validation without one, once with and once without the pictures."""
     dataset: Any = splits.test or splits.validation
-    if task == "matching":
+    metric = TASKS[task].main_metric
+    if TASKS[task].pairs:
         dataset = MatchingPairs(dataset, trainer.args.seed)
     evaluation = evaluate_rows(trainer, task, dataset)
     trainer.eval_collator.blind = True
     try:
-        blind = evaluate_rows(trainer, task, dataset).metrics[MAIN[task]]
+        blind = evaluate_rows(trainer, task, dataset).metrics[metric]
     except ValueError as error:  # rows without any text have nothing left
-        logger.warning(f"no blind {MAIN[task]}: {error}")
+        logger.warning(f"no blind {metric}: {error}")
         blind = None
     trainer.eval_collator.blind = False
     if trainer.is_world_process_zero():
         write_predictions(dataset, evaluation, output / "predictions.jsonl")
         draw_some(dataset, evaluation, output / "samples.png")
     share = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
-    return {**evaluation.metrics, f"blind_{MAIN[task]}": blind, **share}
+    return {**evaluation.metrics, f"blind_{metric}": blind, **share}

@@ -24,9 +24,10 @@ from PIL import Image
 from transformers import ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from ..model.audio_mm import read_audio
+from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from .media import image_key
-from .rows import CELLS, Row, present_modalities, without
+from .rows import Row, present_modalities, without
 
 IMAGES = ("crop", "rotate", "flip", "color")
 AUDIO = ("noise", "shift", "specaugment")
@@ -231,7 +232,7 @@ def drop_modalities(row: Row, share: float, markers: Mapping[str, str], generato
 
     Where every one would go, each is equally likely to stay.
     """
-    draws = {modality: generator.random() for modality in ("text", *CELLS)}
+    draws = {modality: generator.random() for modality in ("text", *MODALITIES)}
     present = present_modalities(row, markers)
     stays = max(present, key=lambda modality: draws[modality], default=None)
     return without(row, [m for m in present if m != stays and draws[m] < share], markers)

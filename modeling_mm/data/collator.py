@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..model.losses_mm import text_keys
 from ..model.processing_mm import MMProcessor
+from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
 from .dataset import CHUNK, MMDataset
 from .feature_cache import CachedMedia
@@ -66,13 +67,15 @@ class MMCollator:
         if self.augmentation is not None:
             rows = self.augmentation.rows(rows, self.media_markers)
         images = {} if self.blind else self.flat_images(rows)
-        batch = self.generation(rows) if self.task == "generation" else self.classification(rows)
+        batch = self.generation(rows) if TASKS[self.task].generates else self.classification(rows)
         batch |= images
         if not self.blind and any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
         if not self.blind and any(row.videos for row in rows):
             distinct = {image_key(video): video for row in rows for video in row.videos}
             batch |= self.processor.flat_videos([[distinct[image_key(video)] for video in row.videos] for row in rows])
+        if TASKS[self.task].has_labels:
+            self.processor.drop_cut_media(batch)
         return batch
 
     def flat_audio(self, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
@@ -104,10 +107,11 @@ class MMCollator:
 
     def kept_image(self, image: str | bytes, key: str) -> Image.Image:
         """A picture from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
+        background = self.processor.image_background
         if self.augmentation is None or not self.augmentation.images:
-            return self.kept.get(key, lambda: open_image(image))
+            return self.kept.get(key, lambda: open_image(image, background))
         side = self.augmentation.short_side(self.processor.image_processor)
-        return self.kept.get((key, side), lambda: shrunk(open_image(image), side))
+        return self.kept.get((key, side), lambda: shrunk(open_image(image, background), side))
 
     def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; prompts too where asked for."""
@@ -149,7 +153,7 @@ class MMCollator:
         lengths = list[int]()
         for start in range(0, len(dataset), CHUNK):
             rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
-            if self.task == "generation":
+            if TASKS[self.task].generates:
                 both = zip(*self.prompts_and_answers(rows), strict=True)
                 lengths += [len(prompt) + len(answer) for prompt, answer in both]
             else:
@@ -166,7 +170,7 @@ class MMCollator:
         Raises:
             BadRow: names source and row, when not skipping.
         """
-        if self.task != "generation":
+        if not TASKS[self.task].generates:
             return
         for start in range(0, len(dataset), CHUNK):
             rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
@@ -175,15 +179,8 @@ class MMCollator:
 
     def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), `text_present` (B,) where any text is missing."""
-        tokenizer = self.processor.tokenizer
-        first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
-        markers = [self.processor.with_markers(self.text(row), *self.counts(row)) for row in rows]
-        texts = [text or first for text in markers]
-        longest = min(self.max_length, tokenizer.model_max_length)
-        batch = dict(tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"))
-        present = [bool(self.without_markers(row.text).strip()) for row in rows]
-        if not all(present):
-            batch["text_present"] = torch.tensor(present)
+        texts, counts = [self.text(row) for row in rows], [self.counts(row) for row in rows]
+        batch = self.processor.encode_rows(texts, counts, self.max_length)
         if rows[0].target is not None:
             batch["labels"] = torch.tensor([row.target for row in rows])
         return batch

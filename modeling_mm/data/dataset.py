@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..model.audio_mm import MAX_SECONDS
+from ..model.media_mm import MODALITIES
 from .media import BadRow, MediaCheck, image_key
 from .rows import Columns, Row, RowReader, undecoded
 from .targets import encode_target
@@ -112,8 +113,7 @@ class MMDataset(torch.utils.data.Dataset):
                 reasons[number] = self.reader.complaint(rows[number], tokens, self.labels)
             except BadRow as error:
                 reasons[number] = str(error)
-        images, sounds, videos = ([item for row in rows.values() for item in row.media[kind]] for kind in range(3))
-        media.look((images, sounds, videos))
+        media.look({name: [item for row in rows.values() for item in row.media[name]] for name in MODALITIES})
         for number, row in rows.items():
             reasons[number] = reasons[number] or media.complaint(row.media)
         return {number: reason for number, reason in reasons.items() if reason is not None}

@@ -26,7 +26,9 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..model.processing_mm import MMProcessor, distinct_items
+from ..model.dealing_mm import distinct_items
+from ..model.media_mm import MODALITIES
+from ..model.processing_mm import MMProcessor
 from ..version import __version__
 from .augmentation import Augmentation
 from .dataset import MMDataset
@@ -36,10 +38,9 @@ from .media import image_key, open_image
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # 2: transparency on the processor's background, 16-bit greys by 65535
 MADE_BY = "made_by.json"  # the fingerprint, for people
-TOWERS = {"image": "vision_tower", "audio": "audio_tower"}
-WORDS = {"image": ("vision", "pictures"), "audio": ("audio", "sounds")}
+CACHED = ("image", "audio")  # modalities whose towers' states can be kept
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 30  # of work, at most, are lost with a kill
 HASHED = 512  # media at a time, so that an interruption waits for no more
@@ -89,7 +90,7 @@ class FrozenTower:
 
     def fingerprint(self) -> dict[str, Any]:
         """All that entries depend on beside the media, as JSON can hold it."""
-        tower = getattr(self.model, TOWERS[self.modality])
+        tower = getattr(self.model, MODALITIES[self.modality].tower)
         settings = self.processor.image_processor
         if self.modality == "audio":
             settings = self.processor.feature_extractor
@@ -103,13 +104,14 @@ class FrozenTower:
             "processor": type(settings).__name__,
             "settings": {name: value for name, value in settings.to_dict().items() if name not in NAMES},
             "max_seconds": self.processor.max_seconds if self.modality == "audio" else None,
+            "background": self.processor.image_background if self.modality == "image" else None,
             "kept": [str(self.dtype), self.precision, self.pooled],
         }
 
     def prepare(self, medium: str | bytes) -> dict[str, torch.Tensor]:
         """What the tower takes of one medium, exactly as a batch would bring it."""
         if self.modality == "image":
-            given = self.processor.flat_images([[open_image(medium)]])
+            given = self.processor.flat_images([[open_image(medium, self.processor.image_background)]])
         else:
             given = self.processor.flat_audio([[medium]])
         return {name: tensor for name, tensor in given.items() if name != f"{self.modality}_index"}
@@ -125,10 +127,10 @@ class FrozenTower:
             self.sizes = self.sizes or sizes
             if sizes != self.sizes:
                 raise ValueError(
-                    f"--cache_features needs {WORDS[self.modality][1]} that are prepared in one size, but this "
-                    f"processor gives {self.sizes[0]} and {sizes[0]}"
+                    f"--cache_features needs {MODALITIES[self.modality].items} that are prepared in one size, but "
+                    f"this processor gives {self.sizes[0]} and {sizes[0]}"
                 )
-        device = getattr(self.model, TOWERS[self.modality]).device
+        device = getattr(self.model, MODALITIES[self.modality].tower).device
         inputs = {name: torch.cat([one[name] for one in prepared]).to(device) for name in prepared[0]}
         with self.autocast():
             if self.modality == "image":
@@ -154,10 +156,11 @@ class FrozenTower:
         name = f"{self.modality}_states"
         first, again = alone[name].float(), beside[name][:1].float()
         if first.shape != again.shape or (first - again).square().mean().sqrt() > TOLERANCE * first.std():
-            kind = getattr(self.model, TOWERS[self.modality]).config.model_type
+            tower = MODALITIES[self.modality].tower
+            kind = getattr(self.model, tower).config.model_type
             raise ValueError(
-                f"the {WORDS[self.modality][0]} tower '{kind}' gives other states for the same medium beside another "
-                "or at another time, though it is frozen, so they cannot be kept; leave out --cache_features"
+                f"the {tower.removesuffix('_tower')} tower '{kind}' gives other states for the same medium beside "
+                "another or at another time, though it is frozen, so they cannot be kept; leave out --cache_features"
             )
         return sum(tensor.nbytes for tensor in alone.values())
 
@@ -168,11 +171,11 @@ class Source:
 
     dataset: MMDataset
     number: int
-    kind: int
+    modality: str
     place: int
 
     def medium(self) -> str | bytes:
-        return self.dataset.row(self.number).media[self.kind][self.place]
+        return self.dataset.row(self.number).media[self.modality][self.place]
 
     def content_key(self) -> str:
         """A digest of the medium's bytes."""
@@ -180,13 +183,13 @@ class Source:
         return hashlib.sha256(Path(medium).read_bytes() if isinstance(medium, str) else medium).hexdigest()
 
 
-def sources_of(datasets: Sequence[MMDataset], kind: int) -> dict[str, Source]:
-    """Where the distinct media of a kind stand, by what `image_key` says of them."""
+def sources_of(datasets: Sequence[MMDataset], modality: str) -> dict[str, Source]:
+    """Where the distinct media of a modality stand, by what `image_key` says of them."""
     sources: dict[str, Source] = {}
     for dataset in datasets:
         for number in dataset.kept:
-            for place, medium in enumerate(dataset.row(number).media[kind]):
-                sources.setdefault(image_key(medium), Source(dataset, number, kind, place))
+            for place, medium in enumerate(dataset.row(number).media[modality]):
+                sources.setdefault(image_key(medium), Source(dataset, number, modality, place))
     return sources
 
 
@@ -211,15 +214,16 @@ def check_cacheable(
     """
     cached, reasons = list[str](), list[str]()
     for modality, own in sources.items():
-        tower, words = getattr(model, TOWERS[modality]), WORDS[modality]
+        tower, items = getattr(model, MODALITIES[modality].tower), MODALITIES[modality].items
+        part = MODALITIES[modality].tower.removesuffix("_tower")
         if own and any(parameter.requires_grad for parameter in tower.parameters()):
-            reasons.append(f"the {words[0]} tower trains (--{words[0]}_trainable, or LoRA in it)")
+            reasons.append(f"the {part} tower trains (--{part}_trainable, or LoRA in it)")
         elif own:
             cached.append(modality)
         changed = augmentation is not None and {"image": augmentation.images, "audio": augmentation.audio}[modality]
         if modality in cached and changed:
             flag = {"image": "--augment_images", "audio": "--augment_audio"}[modality]
-            raise ValueError(f"--cache_features keeps one view of the {words[1]}, but {flag} wants others; give one")
+            raise ValueError(f"--cache_features keeps one view of the {items}, but {flag} wants others; give one")
     if videos:
         reasons.append("what is seen in videos is not kept")
     if not cached:
@@ -237,12 +241,12 @@ def build_cache(
     Raises:
         ValueError: the disk is or will be full, or what the tower says of a medium cannot be kept.
     """
-    getattr(tower.model, TOWERS[tower.modality]).eval()
+    getattr(tower.model, MODALITIES[tower.modality].tower).eval()
     made_by = json.dumps(tower.fingerprint(), sort_keys=True, indent=1, default=str).encode()
     store = FeatureStore(folder / f"{tower.modality}-{hashlib.sha256(made_by).hexdigest()[:16]}")
     if not (store.folder / MADE_BY).exists():
         store.put(MADE_BY, made_by)
-    words = WORDS[tower.modality][1]
+    words = MODALITIES[tower.modality].items
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         keys = content_keys(sources, pool, tqdm(desc=f"Hashing {words}", total=len(sources), disable=quiet))
         by_key = {key: sources[name] for name, key in keys.items()}

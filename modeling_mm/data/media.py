@@ -2,20 +2,20 @@
 """Images, sounds and videos of a table: told apart, opened with care, kept in memory, and what is wrong with each."""
 
 import hashlib
-import io
-import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import TypeAlias
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ..model import images_mm
 from ..model.audio_mm import is_silent, open_audio
+from ..model.images_mm import BACKGROUND
+from ..model.media_mm import MODALITIES
 from ..model.video_mm import read_video
 
 Medium: TypeAlias = str | bytes | list  # a list holds the frames of a video
-Media: TypeAlias = tuple[Sequence[Medium], Sequence[Medium], Sequence[Medium]]  # pictures, sounds, videos
+Media: TypeAlias = Mapping[str, Sequence[Medium]]  # by the name of their modality
 
 LISTED = 20  # sounds that a remark names
 
@@ -31,7 +31,7 @@ class MediaCheck:
 
     def __init__(self, pool: Executor, max_seconds: float, num_frames: int | None = None):
         self.pool, self.max_seconds, self.num_frames = pool, max_seconds, num_frames
-        self.known: tuple[dict[str, str | None], ...] = ({}, {}, {})
+        self.known: dict[str, dict[str, str | None]] = {name: {} for name in MODALITIES}
         self.cut: list[str | bytes] = []
         self.silent: list[str | bytes] = []
 
@@ -41,11 +41,11 @@ class MediaCheck:
         Raises:
             ValueError: there is sound or video, and the libraries that read it are not installed.
         """
-        complaints = (image_complaint, self.sound_complaint, self.video_complaint)
-        for items, known, complaint in zip(media, self.known, complaints, strict=True):
+        complaints = {"image": image_complaint, "audio": self.sound_complaint, "video": self.video_complaint}
+        for name, items in media.items():
             new = {image_key(item): item for item in items}
-            new = {key: item for key, item in new.items() if key not in known}
-            known.update(zip(new, self.pool.map(complaint, new.values()), strict=True))
+            new = {key: item for key, item in new.items() if key not in self.known[name]}
+            self.known[name].update(zip(new, self.pool.map(complaints[name], new.values()), strict=True))
 
     def sound_complaint(self, source: str | bytes) -> str | None:
         """What is wrong with a sound, None where it can be used."""
@@ -75,7 +75,7 @@ class MediaCheck:
 
     def complaint(self, media: Media) -> str | None:
         """The first thing that is wrong with media which were looked at."""
-        found = [known[image_key(item)] for items, known in zip(media, self.known, strict=True) for item in items]
+        found = [self.known[name][image_key(item)] for name, items in media.items() for item in items]
         return next(filter(None, found), None)
 
     def remarks(self) -> list[str]:
@@ -89,7 +89,7 @@ class MediaCheck:
                 names = sorted(f"'{source}'" for source in sources if isinstance(source, str))
                 more = [f"{len(sources) - len(names[:LISTED])} more"] if len(sources) > len(names[:LISTED]) else []
                 listed = f": {', '.join([*names[:LISTED], *more])}" if names else ""
-                said.append(f"{len(sources)} of {len(self.known[1])} sounds are {what}{listed}")
+                said.append(f"{len(sources)} of {len(self.known['audio'])} sounds are {what}{listed}")
         return said
 
 
@@ -97,30 +97,16 @@ class BadRow(ValueError):
     """A row that cannot be used; the message says what was found and what was expected."""
 
 
-def open_image(source: str | bytes) -> Image.Image:
-    """An RGB picture from a path or from encoded bytes, fully decoded and turned the way its EXIF data says.
+def open_image(source: str | bytes | Image.Image, background: str = BACKGROUND) -> Image.Image:
+    """The RGB image of a cell, a file or an object; see `images_mm.open_image`.
 
     Raises:
-        BadRow: it is missing, no picture, truncated, or so large that it may be a decompression bomb.
+        BadRow: it is missing, no image, truncated, or so large that it may be a decompression bomb.
     """
-    name = f"'{source}'" if isinstance(source, str) else "its embedded bytes"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-                image: Image.Image = file
-                if image.mode.startswith("I;16"):  # `convert` would clip its 65,536 greys to the first 256
-                    image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise BadRow(f"the image {name} does not exist") from None
-    except UnidentifiedImageError:
-        raise BadRow(f"the image {name} is not in a format that can be read; expected PNG, JPEG, ...") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = Image.MAX_IMAGE_PIXELS
-        raise BadRow(f"the image {name} has more than {limit} pixels and may be a decompression bomb") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadRow(f"the image {name} is broken: {error}") from None
+        return images_mm.open_image(source, background)
+    except ValueError as error:
+        raise BadRow(str(error)) from None
 
 
 def image_key(source: str | bytes | list) -> str:

@@ -10,13 +10,17 @@ A table in memory (`dataset.py`) and a stream of shards (`stream.py`) both read 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from PIL import Image
 
+from ..model.media_mm import MODALITIES
 from ..model.video_mm import is_video
+from ..tasks import TASKS
 from .media import BadRow
 from .targets import label_columns, read_target, target_complaint
 
@@ -50,9 +54,9 @@ class Row:
     concept: str | None = None
 
     @property
-    def media(self) -> tuple[list, list, list]:
-        """Pictures, sounds and videos."""
-        return self.images, self.audio, self.videos
+    def media(self) -> dict[str, list]:
+        """Images, audio clips and videos by the name of their modality."""
+        return {name: getattr(self, modality.argument) for name, modality in MODALITIES.items()}
 
 
 def undecoded(feature: Any) -> Any:
@@ -60,6 +64,27 @@ def undecoded(feature: Any) -> Any:
     if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
         return type(feature)(decode=False)
     return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
+
+
+def as_text(cell: Any, feature: Any, column: str) -> Any:
+    """A cell whose Python value would read otherwise than it stands in its column: a decimal, a 32-bit number, bytes.
+
+    Raises:
+        BadRow: the bytes are no text.
+    """
+    if isinstance(cell, list):
+        inner = feature.feature if isinstance(feature, datasets.List) else None
+        return [as_text(part, inner, column) for part in cell]
+    if isinstance(cell, Decimal):
+        return f"{cell:f}"
+    if isinstance(cell, float) and getattr(feature, "dtype", None) in ("float32", "float16"):
+        return str(np.dtype(feature.dtype).type(cell))
+    if isinstance(cell, bytes):
+        try:
+            return cell.decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadRow(f"'{column}' holds bytes that are no UTF-8 text; expected a text") from None
+    return cell
 
 
 @dataclass(frozen=True)
@@ -107,6 +132,8 @@ class RowReader:
         Raises:
             BadRow: a cell is of another kind.
         """
+        written = (self.columns.text, self.columns.concept, *label_columns(self.task, self.columns.target))
+        cells |= {name: as_text(cells[name], self.features[name], name) for name in written if name in cells}
         text, target = cells.get(self.columns.text), None
         if isinstance(text, (list, dict)):
             raise BadRow(f"'{self.columns.text}' holds a list or structure; expected one plain value")
@@ -146,31 +173,24 @@ class RowReader:
     def complaint(self, row: Row, tokens: Iterable[str], labels: Sequence[str] | None) -> str | None:
         """What is wrong with a row, the contents of its media apart; `tokens` mark an image, a sound and a video."""
         columns = self.columns
-        if not row.text.strip() and not any(row.media):
+        if not row.text.strip() and not any(row.media.values()):
             names = [f"'{name}'" for name in (columns.image, columns.text, columns.audio, columns.video) if name]
             if len(names) == 1:
                 return f"{names[0]} is empty"
             if len(names) > 2:
                 return f"{', '.join(names[:-1])} and {names[-1]} are all empty; expected at least one"
             return f"{' and '.join(names)} are both empty; expected at least one of them"
-        kinds, used = ("images", "sounds", "videos"), (True, columns.audio, columns.video)
-        for token, own, kind, column in zip(tokens, row.media, kinds, used, strict=True):
-            markers = row.text.count(token) if column else 0
-            if markers and markers != len(own):
-                return f"the text has {markers} '{token}' markers but the row has {len(own)} {kind}"
-        if self.task in ("matching", "retrieval"):
+        for token, (name, items) in zip(tokens, row.media.items(), strict=True):
+            markers = row.text.count(token) if name == "image" or getattr(columns, name) else 0
+            if markers and markers != len(items):
+                what = f"{len(items)} {MODALITIES[name].items}"
+                return f"the text has {markers} '{token}' markers but the row has {what}"
+        if TASKS[self.task].needs_image_and_text:
             missing = columns.text if row.images else columns.image
             return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs a picture and a text"
         if columns.target is None:
             return None
         return target_complaint(columns.target, row.target, labels)
-
-
-CELLS = {
-    "image": "images",
-    "audio": "audio",
-    "video": "videos",
-}  # fields of a row
 
 
 def present_modalities(row: Row, markers: Mapping[str, str]) -> list[str]:
@@ -182,14 +202,14 @@ def present_modalities(row: Row, markers: Mapping[str, str]) -> list[str]:
     text = row.text
     for marker in markers.values():
         text = text.replace(marker, "")
-    return [*(["text"] if text.strip() else []), *(m for m, cells in CELLS.items() if vars(row)[cells])]
+    return [*(["text"] if text.strip() else []), *(name for name, items in row.media.items() if items)]
 
 
 def without(row: Row, left_out: Collection[str], markers: Mapping[str, str]) -> Row:
     """The row as if the cells of these modalities were empty; the markers of what is left out leave the text."""
     changed: dict[str, Any] = {"text": row.text}
     for modality in set(left_out) - {"text"}:
-        changed[CELLS[modality]] = []
+        changed[MODALITIES[modality].argument] = []
         changed["text"] = changed["text"].replace(markers[modality], "")
     if "text" in left_out:
         changed["text"] = ""

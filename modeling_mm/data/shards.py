@@ -6,7 +6,7 @@ Files are found by fsspec and read by `datasets`, both as they come: nothing is 
 
 import itertools
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from .media import BadRow
 from .rows import undecoded
+from .text_files import as_written, parse_json
 
 ENDINGS = (".parquet", ".tar")
 AT_ONCE = 64  # rows of a Parquet file that become Python objects together
@@ -254,6 +255,16 @@ def is_textual(name: str) -> bool:
     return name.rpartition(".")[2].lower() in TEXTUAL
 
 
+def textual_decoder(name: str) -> Callable[[bytes], Any]:
+    """What turns a member's bytes into its text, or into structures of texts; 007 stays 007, and 1e5 1e5."""
+    ending = name.rpartition(".")[2].lower()
+    if ending == "json":
+        return lambda cell: as_written(parse_json(cell.decode("utf-8-sig")))
+    if ending in ("txt", "text", "transcript"):
+        return lambda cell: cell.decode("utf-8")
+    return lambda cell: cell.decode("utf-8").strip()  # a class or a number, where a last newline is no part of it
+
+
 def decoded(cells: dict[str, Any], features: datasets.Features | None = None) -> dict[str, Any]:
     """A row with its members of text decoded, and as these features have them.
 
@@ -264,7 +275,7 @@ def decoded(cells: dict[str, Any], features: datasets.Features | None = None) ->
     for name, cell in cells.items():
         if is_textual(name) and cell is not None:
             try:
-                made[name] = WebDataset.DECODERS[name.rpartition(".")[2].lower()](cell)
+                made[name] = textual_decoder(name)(cell)
                 if features is not None:
                     made[name] = datasets.Features({name: features[name]}).encode_example({name: made[name]})[name]
             except (ValueError, TypeError, AttributeError) as error:

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..model.audio_mm import MAX_SECONDS
+from ..model.images_mm import BACKGROUND
 from .dataset import MMDataset
 from .media import BadRow, MediaCheck, image_key, open_image
 from .rows import Columns, Row, RowReader
@@ -73,6 +74,7 @@ class MMStream(IterableDataset):
         skip: leave bad rows out and count them.
         max_seconds, num_frames: of a sound and of a video that will be used.
         too_long: what is wrong with a row's length, None where nothing is.
+        background: the colour below transparent images.
         known_rows: how many there are in a pass, where known.
         process, processes: which part of the shards is read here.
         batches, positions: how many batches this process has used before, and how far its readers have come.
@@ -92,6 +94,7 @@ class MMStream(IterableDataset):
     max_seconds: float = MAX_SECONDS
     num_frames: int | None = None
     too_long: Callable[[Row], str | None] | None = None
+    background: str = BACKGROUND
     known_rows: int | None = None
     process: int = 0
     processes: int = 1
@@ -181,7 +184,7 @@ class MMStream(IterableDataset):
         number = 1 + sample.row * len(self.shards) + sample.shard  # no other row has it
         row = self.reader.row(dict(sample.cells), number)
         reason = self.reader.complaint(row, MARKERS, self.labels) or self.media_complaint(row)
-        row.opened = {image_key(image): open_image(image) for image in row.images if reason is None}
+        row.opened = {image_key(image): open_image(image, self.background) for image in row.images if reason is None}
         if reason is None and self.too_long is not None:
             reason = self.too_long(row)
         if reason is not None:
@@ -192,8 +195,8 @@ class MMStream(IterableDataset):
 
     def media_complaint(self, row: Row) -> str | None:
         """What is wrong with a row's sounds and videos."""
-        media: tuple[list, list, list] = ([], row.audio, row.videos)
-        if not any(media):
+        media = {name: items for name, items in row.media.items() if name != "image"}
+        if not any(media.values()):
             return None
         with ThreadPoolExecutor(1) as pool:
             check = MediaCheck(pool, self.max_seconds, self.num_frames)
@@ -229,7 +232,7 @@ class MMStream(IterableDataset):
                 self.note(sample, error, LOGGED + 1)
                 continue
             kept.append(sample.cells)  # type: ignore[arg-type]  # not bad
-            size += sum(len(medium) for own in row.media for medium in own if isinstance(medium, bytes))
+            size += sum(len(medium) for items in row.media.values() for medium in items if isinstance(medium, bytes))
             if len(kept) == FIRST_ROWS or size > FIRST_BYTES:
                 break
         if not kept:

@@ -1,18 +1,22 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Tables from files, folders and data sets, their cells as they were written.
 
-CSV, TSV, JSONL, Parquet, a folder of pictures or of sounds, any name the `datasets` library knows, and `easy-vqa` (the
+CSV, TSV, JSON, Parquet, a folder of pictures or of sounds, any name the `datasets` library knows, and `easy-vqa` (the
 PyPI package).
 """
 
-import csv
 import logging
+import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
+
+from .text_files import read_delimited, read_json, refuse
 
 FILE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 SPLITS = ("train", "validation", "test")
@@ -54,17 +58,27 @@ def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
         ValueError: it holds several splits, and not this one.
     """
     for folder in (path / split, path):
-        if (folder / "metadata.csv").is_file():  # read by `imagefolder`, 007 would become 7.0 and None be missing
-            table = read_file(folder / "metadata.csv")
-            if "file_name" in table.column_names:
-                table = table.rename_column("file_name", "audio" if is_sound(table[0]["file_name"]) else "image")
-            return table, folder
+        # read by `imagefolder`, 007 would become 7.0, None be missing, and 2024-01-01 a time
+        for metadata in (folder / "metadata.csv", folder / "metadata.jsonl"):
+            if metadata.is_file():
+                table = read_file(metadata)
+                if "file_name" in table.column_names:
+                    table = table.rename_column("file_name", "audio" if is_sound(table[0]["file_name"]) else "image")
+                elif metadata.suffix == ".jsonl":
+                    table = table.rename_columns({name: medium_of(name) for name in table.column_names})
+                return table, folder
     if any(is_sound(file.name) for file in path.rglob("*")):
         return read_sounds(path, split)
     splits = datasets.load_dataset("imagefolder", data_dir=str(path))
     if split not in splits and len(splits) > 1:
         raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
     return splits[split] if split in splits else next(iter(splits.values())), path
+
+
+def medium_of(name: str) -> str:
+    """The column that `imagefolder` makes of one with file names: `image` of `image_file_name`, `images` of
+    `file_names`."""
+    return "images" if name == "file_names" else re.sub("_file_names?$", "", name)
 
 
 def read_sounds(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
@@ -89,34 +103,43 @@ def is_sound(name: str | None) -> bool:
     return name is not None and Path(name).suffix.lower() in AudioFolder.EXTENSIONS
 
 
-def read_file(path: Path) -> datasets.Dataset:
-    """One CSV, TSV, JSONL or Parquet file; CSV cells stay strings, and only an empty one counts as missing.
+def read_file(path: Path, text_columns: Collection[str] | None = None) -> datasets.Dataset:
+    """One CSV, TSV, JSON or Parquet file; see `text_files` for the first three, Parquet keeps its types.
+
+    Args:
+        text_columns: of JSON, those that hold text; the others keep numbers and truth values. None: all hold text.
 
     Raises:
-        ValueError: the file is empty.
+        ValueError: the file is no table, or empty.
     """
-    if path.stat().st_size == 0:
-        raise ValueError(f"'{path}' holds no rows; expected at least one")
-    reader = FILE_READERS[path.suffix.lower()]
-    options: dict[str, Any] = {}
+    reader, table = FILE_READERS[path.suffix.lower()], None
     if reader == "csv":
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            try:
-                names = next(csv.reader(file, delimiter=separator))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"'{path}' cannot be read as a table; expected UTF-8 text: {error}") from None
-        strings = datasets.Features({name: datasets.Value("string") for name in names})
-        options = {"sep": separator, "features": strings, "keep_default_na": False, "na_values": [""]}
+        table = read_delimited(path, "\t" if path.suffix.lower() == ".tsv" else ",")
+    elif reader == "json":
+        table = read_json(path, text_columns)
+    elif path.stat().st_size > 0:
+        table = read_parquet(path)
+    if not table:
+        raise ValueError(f"'{path}' holds no rows; expected at least one")
+    return table
+
+
+def read_parquet(path: Path) -> datasets.Dataset:
+    """One Parquet file.
+
+    Raises:
+        ValueError: two of its columns have the same name.
+    """
     log = logging.getLogger("datasets.packaged_modules")
     level = log.level
     log.setLevel(logging.CRITICAL)  # it would log the traceback of what we say in one sentence
     try:
-        return datasets.load_dataset(reader, data_files=str(path), split="train", **options)
-    except ValueError as error:
-        if "corresponds to no data" in str(error):
-            raise ValueError(f"'{path}' holds no rows; expected at least one") from None
-        raise
+        names = pyarrow.parquet.read_schema(path).names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            refuse(path, f"two columns have the name '{twice}'; expected different ones")
+        return datasets.load_dataset("parquet", data_files=str(path), split="train")
+    except pyarrow.ArrowInvalid as error:
+        refuse(path, str(error).strip().splitlines()[0])
     finally:
         log.setLevel(level)
 

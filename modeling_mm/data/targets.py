@@ -10,31 +10,22 @@
 | retrieval      | no column; the text is what a picture is found by  | no labels                      |
 """
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..tasks import TASKS
 from .media import BadRow
-
-COLUMNS = {
-    "generation": "answer",
-    "classification": "label",
-    "multilabel": "label",
-    "regression": "label",
-    "matching": None,
-    "retrieval": None,
-}
-MATCH_LABELS = ["mismatch", "match"]
+from .text_files import as_written, parse_json
 
 
 def label_columns(task: str, name: str | None) -> list[str]:
     """The columns of a target; only a regression has several, joined by commas."""
     if name is None:
         return []
-    return [part.strip() for part in name.split(",")] if task == "regression" else [name]
+    return [part.strip() for part in name.split(",")] if TASKS[task].numbers else [name]
 
 
 def read_target(task: str, name: str, cells: dict[str, Any]) -> Any:
@@ -43,10 +34,10 @@ def read_target(task: str, name: str, cells: dict[str, Any]) -> Any:
     Raises:
         BadRow: the cell is of another kind.
     """
-    if task == "regression":
+    if TASKS[task].numbers:
         return read_numbers(cells, label_columns(task, name))
     cell = cells[name]
-    if task == "multilabel":
+    if TASKS[task].several_labels:
         return read_labels(cell, name)
     if isinstance(cell, (list, dict)):
         raise BadRow(f"'{name}' holds a list or structure; expected one plain value")
@@ -80,7 +71,7 @@ def read_labels(cell: Any, name: str) -> list[str] | None:
     """
     if isinstance(cell, str) and cell.strip().startswith("["):
         try:
-            cell = json.loads(cell)
+            cell = as_written(parse_json(cell))
         except ValueError:
             raise BadRow(f"'{name}' is {cell!r:.60}; expected labels like a|b or a JSON list") from None
     if cell is None or cell == "":
@@ -103,9 +94,9 @@ def target_complaint(name: str, target: Any, labels: Sequence[str] | None) -> st
 
 def encode_target(task: str, target: Any, labels: Sequence[str] | None) -> Any:
     """A target as the collator takes it."""
-    if task == "multilabel" and labels is not None:
+    if TASKS[task].several_labels and labels is not None:
         return [float(label in target) for label in labels]
-    return labels.index(target) if task == "classification" and labels is not None else target
+    return labels.index(target) if TASKS[task].has_classes and labels is not None else target
 
 
 def known_names(task: str, targets: Sequence[Any], column: str | None, source: str) -> list[str] | None:
@@ -115,11 +106,11 @@ def known_names(task: str, targets: Sequence[Any], column: str | None, source: s
     Raises:
         ValueError: there is nothing to tell apart.
     """
-    if task in ("generation", "retrieval"):
+    if not TASKS[task].has_labels:
         return None
-    if task == "matching":
-        return MATCH_LABELS
-    if task == "regression":
+    if fixed := TASKS[task].labels:
+        return list(fixed)
+    if TASKS[task].numbers:
         return label_columns(task, column)
     names = sorted({name for target in targets for name in ([target] if isinstance(target, str) else target)})
     if len(names) < 2:
@@ -136,19 +127,18 @@ def head_options(
     Raises:
         ValueError: numbers that never differ, or weights for a task that has no classes.
     """
-    if balanced and task not in ("classification", "multilabel"):
-        raise ValueError(f"--class_weights balanced is for classification and multilabel, not for {task}")
+    if balanced and not TASKS[task].has_classes:
+        known = " and ".join(name for name in TASKS if TASKS[name].has_classes)
+        raise ValueError(f"--class_weights balanced is for {known}, not for {task}")
     if names is None:
         return {}
     options: dict[str, Any] = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
-        "problem_type": {"multilabel": "multi_label_classification", "regression": "regression"}.get(
-            task, "single_label_classification"
-        ),
-        "matching": task == "matching",
+        "problem_type": TASKS[task].problem_type,
+        "matching": TASKS[task].pairs,
     }
-    if task == "regression":
+    if TASKS[task].numbers:
         numbers = np.array(targets, dtype=np.float64)  # (rows, columns)
         for name, scale, first in zip(names, numbers.std(axis=0), numbers[0], strict=True):
             if scale == 0:
@@ -166,7 +156,7 @@ def balanced_weights(task: str, names: Sequence[str], targets: Sequence[Any]) ->
     """
     counts = np.array([encode_target("multilabel", [t] if isinstance(t, str) else t, names) for t in targets])
     occurs = counts.sum(axis=0).clip(min=1)
-    if task == "multilabel":
+    if TASKS[task].several_labels:
         return ((len(targets) - occurs).clip(min=1) / occurs).tolist()
     return (len(targets) / (len(names) * occurs)).tolist()
 

@@ -10,13 +10,15 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
+from ..tasks import TASKS
+
 BINS = 15
 PRIOR = 1e-4  # nats, for a weight that is e times or 1/e times 1
 
 
 def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
     """(R, C): shares of one for classes, independent ones for several labels."""
-    return expit(logits) if task == "multilabel" else softmax(logits, axis=-1)
+    return expit(logits) if TASKS[task].several_labels else softmax(logits, axis=-1)
 
 
 def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
@@ -25,7 +27,7 @@ def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
 
     def surprise(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        if task == "multilabel":
+        if TASKS[task].several_labels:
             return float(np.logaddexp(0, np.where(labels > 0, -scaled, scaled)).mean())
         return float(-log_softmax(scaled, axis=-1)[np.arange(len(labels)), labels].mean())
 
@@ -63,7 +65,7 @@ def least_surprising(surprise: Callable[[float], float], most: float) -> float:
 def confidence(task: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How sure each prediction is and whether it is true: of the likeliest class, or of each of several labels."""
     shares = probabilities(task, logits.astype(np.float64))
-    if task == "multilabel":
+    if TASKS[task].several_labels:
         return shares.ravel(), labels.ravel() > 0
     return shares.max(axis=-1), shares.argmax(axis=-1) == labels
 

@@ -13,16 +13,7 @@ from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from ..data.targets import normalize
-
-# What is compared where one figure has to stand for a task.
-MAIN = {
-    "generation": "accuracy",
-    "classification": "accuracy",
-    "multilabel": "micro_f1",
-    "regression": "r2",
-    "matching": "accuracy",
-    "retrieval": "text_to_image_r1",
-}
+from ..tasks import TASKS
 
 
 def accuracy(predictions: Sequence[str], truths: Sequence[str]) -> float:
@@ -45,11 +36,11 @@ def predictions_in_words(
     task: str, predictions: np.ndarray, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None
 ) -> list[Any]:
     """For each row an answer, a label, a list of labels, or a number for each label column."""
-    if labels is None or task == "generation":
+    if labels is None or TASKS[task].generates:
         return decode(predictions, tokenizer)
-    if task == "regression":
+    if TASKS[task].numbers:
         return np.asarray(predictions, dtype=np.float64).reshape(-1, len(labels)).tolist()
-    if task == "multilabel":
+    if TASKS[task].several_labels:
         return [[label for label, logit in zip(labels, row, strict=True) if logit > 0] for row in predictions]
     return [labels[i] for i in predictions.argmax(axis=-1)]
 
@@ -88,18 +79,30 @@ def multilabel_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, floa
     }
 
 
-def head_metrics(task: str, logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    """Metrics of a head from its output (R, C) and its labels."""
-    if task == "regression":
-        return regression_metrics(logits, truths)
-    if task == "multilabel":
-        return multilabel_metrics(logits, truths)
+def classification_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Accuracy, and F1 as a mean over classes."""
     chosen = logits.argmax(axis=-1)
-    if task == "classification":
-        return {"accuracy": float(np.mean(chosen == truths)), "macro_f1": macro_f1(chosen, truths)}
+    return {"accuracy": float(np.mean(chosen == truths)), "macro_f1": macro_f1(chosen, truths)}
+
+
+def matching_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Accuracy, and the area under the ROC curve, NaN where all pairs match or none does."""
     both = 0 < truths.sum() < len(truths)
     auc = float(sklearn_metrics.roc_auc_score(truths, logits[:, 1] - logits[:, 0])) if both else float("nan")
-    return {"accuracy": float(np.mean(chosen == truths)), "auc": auc}
+    return {"accuracy": float(np.mean(logits.argmax(axis=-1) == truths)), "auc": auc}
+
+
+HEAD_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
+    "classification": classification_metrics,
+    "multilabel": multilabel_metrics,
+    "regression": regression_metrics,
+    "matching": matching_metrics,
+}
+
+
+def head_metrics(task: str, logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """Metrics of a head from its output (R, C) and its labels."""
+    return HEAD_METRICS[task](logits, truths)
 
 
 def compute_metrics_for(
@@ -109,7 +112,7 @@ def compute_metrics_for(
     kind = task or ("generation" if labels is None else "classification")
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        if kind == "generation":
+        if TASKS[kind].generates:
             texts = decode(prediction.predictions, tokenizer)
             return {"accuracy": accuracy(texts, decode(prediction.label_ids, tokenizer))}
         return head_metrics(kind, prediction.predictions, prediction.label_ids)
@@ -119,14 +122,14 @@ def compute_metrics_for(
 
 def per_class(task: str, logits: np.ndarray, truths: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and rows of each class; the average precision too where there are several labels."""
-    said = logits > 0 if task == "multilabel" else logits.argmax(axis=-1)
-    truths = truths > 0 if task == "multilabel" else truths
+    said = logits > 0 if TASKS[task].several_labels else logits.argmax(axis=-1)
+    truths = truths > 0 if TASKS[task].several_labels else truths
     columns = sklearn_metrics.precision_recall_fscore_support(truths, said, labels=range(len(labels)), zero_division=0)
     names = ("precision", "recall", "f1", "rows")
     table = []
     for i, (name, *values) in enumerate(zip(labels, *columns, strict=True)):
         row = {"label": name, **{key: float(v) for key, v in zip(names, values, strict=True)}, "rows": int(values[-1])}
-        if task == "multilabel" and row["rows"]:
+        if TASKS[task].several_labels and row["rows"]:
             row["average_precision"] = float(sklearn_metrics.average_precision_score(truths[:, i], logits[:, i]))
         table.append(row)
     return table
@@ -143,12 +146,12 @@ def wilson(right: int, rows: int) -> tuple[float, float]:
 
 
 def main_score(task: str, predictions: np.ndarray, truths: np.ndarray) -> float:
-    """What `metrics.MAIN` names, from the head's outputs and labels (R, C), or from (R,) right or not and ones."""
-    if task == "regression":
+    """The task's `main_metric`, from the head's outputs and labels (R, C), or from (R,) right or not and ones."""
+    if TASKS[task].numbers:
         with np.errstate(invalid="ignore", divide="ignore"):  # of equal numbers R2 says nothing
             spread = ((truths - truths.mean(axis=0)) ** 2).sum(axis=0)
             return float((1 - ((predictions - truths) ** 2).sum(axis=0) / spread).mean())
-    if task == "multilabel":
+    if TASKS[task].several_labels:
         said, true = predictions > 0, truths > 0
         return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
     return float(predictions.mean())

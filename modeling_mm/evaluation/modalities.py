@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from ..checkpoint import task_of
 from ..data.rows import Row
+from ..tasks import TASKS, task_of
 
 
 class Without(torch.utils.data.Dataset):
@@ -62,7 +62,7 @@ def weights_of_rows(trainer: Trainer) -> Iterator[list[torch.Tensor]]:
     """
     collected: list[torch.Tensor] = []
     model = trainer.accelerator.unwrap_model(trainer.model)
-    fusion = None if task_of(model) == "generation" else model.late_fusion
+    fusion = None if TASKS[task_of(model)].generates else model.late_fusion
     if fusion is None or fusion.kind not in ("weighted", "gated"):
         yield collected
         return

@@ -13,9 +13,10 @@ import numpy as np
 from transformers import PreTrainedModel, Trainer
 
 from ..data.targets import normalize
+from ..tasks import TASKS
 from . import metrics as uncertainty
 from .calibration import expected_calibration_error
-from .metrics import MAIN, predictions_in_words
+from .metrics import predictions_in_words
 
 
 @dataclass
@@ -38,8 +39,8 @@ def rounded(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 def label_names(model: PreTrainedModel, task: str) -> list[str] | None:
-    """What the head's outputs are called, in their order; None for a generation."""
-    return None if task == "generation" else [model.config.id2label[i] for i in range(model.config.num_labels)]
+    """What the head's outputs are called, in their order; None of a head without labels."""
+    return [model.config.id2label[i] for i in range(model.config.num_labels)] if TASKS[task].has_labels else None
 
 
 def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
@@ -52,15 +53,17 @@ def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
     loss = metrics.pop("loss")
     tokenizer, labels = trainer.processing_class.tokenizer, label_names(model, task)
     predictions = predictions_in_words(task, output.predictions, tokenizer, labels)
-    if task == "generation":
+    if TASKS[task].generates:
         truths = [dataset[i].target for i in range(len(dataset))]
         return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths)
     logits, label_ids = np.asarray(output.predictions, dtype=np.float64), output.label_ids
-    if task != "regression":
+    if TASKS[task].gives_probabilities:
         metrics["ece"] = expected_calibration_error(task, logits, label_ids)
         if temperature := model.config.calibration_temperature:
             metrics["ece_uncalibrated"] = expected_calibration_error(task, logits * temperature, label_ids)
-    as_logits = label_ids if task in ("regression", "multilabel") else np.eye(len(labels or []))[label_ids]
+    as_logits = (
+        label_ids if TASKS[task].numbers or TASKS[task].several_labels else np.eye(len(labels or []))[label_ids]
+    )
     truths = predictions_in_words(task, as_logits, tokenizer, labels)
     return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths, logits, label_ids)
 
@@ -74,7 +77,7 @@ def is_right(prediction: Any, truth: Any) -> bool | None:
 
 def drawn_scores(task: str, evaluation: Evaluation) -> np.ndarray:
     """Main scores of rows drawn again from those evaluated."""
-    if task in ("regression", "multilabel"):
+    if TASKS[task].main_metric != "accuracy":
         outputs = (np.reshape(values, (len(values), -1)) for values in (evaluation.logits, evaluation.label_ids))
         return uncertainty.drawn(task, *outputs)
     right = right_rows(evaluation)
@@ -91,24 +94,25 @@ def right_rows(evaluation: Evaluation) -> np.ndarray:
 
 def interval(task: str, evaluation: Evaluation) -> tuple[float, float] | None:
     """Where the main score of all such rows is likely to be; None where it says nothing."""
-    if MAIN[task] == "accuracy":
+    if TASKS[task].main_metric == "accuracy":
         return uncertainty.wilson(int(right_rows(evaluation).sum()), len(evaluation.predictions))
     return uncertainty.spread(drawn_scores(task, evaluation))
 
 
 def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict[str, Any]:
     """A row of the modality table: main score, its interval, what it is above the `whole` and how far that may be."""
-    main = evaluation.metrics[MAIN[task]]
+    metric = TASKS[task].main_metric
+    main = evaluation.metrics[metric]
     row: dict[str, Any] = {
-        MAIN[task]: main,
+        metric: main,
         "interval": interval(task, evaluation),
         "change": None,
         "its interval": None,
     }
     if evaluation is not whole and main is not None:
-        row["change"] = round(main - (whole.metrics[MAIN[task]] or 0.0), 6)
+        row["change"] = round(main - (whole.metrics[metric] or 0.0), 6)
         row["its interval"] = uncertainty.spread(drawn_scores(task, evaluation) - drawn_scores(task, whole))
-    return row | {name: value for name, value in evaluation.metrics.items() if name != MAIN[task]}
+    return row | {name: value for name, value in evaluation.metrics.items() if name != metric}
 
 
 def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:

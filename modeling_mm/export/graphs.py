@@ -19,7 +19,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ..model.generation_mm import MMForConditionalGeneration
 from ..model.media_mm import media_start_from_markers
 from ..model.processing_mm import MMProcessor
 
@@ -230,7 +229,7 @@ def graphs_of(model: PreTrainedModel, processor: MMProcessor) -> dict[str, Graph
     if model.config.num_frames is not None:
         raise ValueError("this model takes video; graphs with video are not supported, only of image and text")
     shape = picture_shape(processor)
-    if isinstance(model, MMForConditionalGeneration):
+    if model.can_generate():
         parts = {"media_encoder": MediaEncoder, "media_start": MediaStart, "decoder": Decoder}
         return {name: part(model, shape) for name, part in parts.items()}
     return {"model": OneGraph(model, shape, "last_hidden_state" if model.base_model is model else "logits")}

@@ -12,7 +12,6 @@ import torch
 import transformers
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..model.generation_mm import MMForConditionalGeneration
 from ..model.processing_mm import MMProcessor
 from .graphs import CHECKED, TRACED, Graph, graphs_of
 from .runtime import ExportedMM
@@ -59,7 +58,7 @@ def write_graphs(
             towers = f"'{model.config.vision_config.model_type}' and '{model.config.text_config.model_type}'"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"the graph '{name}' of {towers} cannot be traced: {reason}") from error
-    generation_config = model.generation_config if isinstance(model, MMForConditionalGeneration) else None
+    generation_config = model.generation_config if model.can_generate() else None
     ExportedModel(components, exporter.export_format, model.config, generation_config).save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -12,37 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData, model_info
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever it uses
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint import is_adapter
-from ..evaluation.metrics import MAIN
+from ..tasks import TASKS
 from ..version import __version__
 
-SCORES = {
-    "generation": "`accuracy` is the share of rows whose answer equals the truth",
-    "classification": "`accuracy` is the share of rows whose label equals the truth",
-    "multilabel": "`micro_f1` and `macro_f1` count a label from a probability of one half, `map` is the mean over "
-    "labels of average precision",
-    "regression": "`mae` and `rmse` are in the label's unit",
-    "matching": "`accuracy` is the share of pairs told right, half of which have the text of another row",
-    "retrieval": "`r1` is the share of queries with a true candidate in first place, `map` the mean average precision",
-}
-USES = {
-    "generation": "answering questions about",
-    "classification": "choosing one of its labels for",
-    "multilabel": "telling which of its labels hold for",
-    "regression": "estimating its numbers for",
-    "matching": "telling whether a text belongs to",
-    "retrieval": "finding by text, or finding texts for,",
-}
-PIPELINE_TAGS = {"generation": "image-text-to-text", "retrieval": "zero-shot-image-classification"}
 TAGS = ["modeling_mm", "multimodal", "cross-attention"]
-LIBRARIES = {"retrieval": ["sentence-transformers"]}  # that open the folder too
 NO_SCORES = ("train_seconds", "train_rows", "evaluated_rows", "skipped_rows", "rows", "pictures")
 TOWERS = ("vision_tower", "audio_tower", "text_model")
+TEMPLATE = Path(__file__).with_suffix(".md")
+LIMITS_HEADING = "Intended use and limits"  # by which the Space finds the section, see `hub_space/loading.py`
 
 
 def without_token(argv: Sequence[str]) -> list[str]:
@@ -87,14 +70,13 @@ def metadata(
     name: str, task: str, report: dict[str, Any], settings: dict[str, Any], towers: list[str]
 ) -> ModelCardData:
     """The front matter: what the Hub sorts models by, and every score with the rows that it is of."""
-    tag = PIPELINE_TAGS.get(task, "text-classification")
     own_data = settings["dataset"] is None
     data = Path(settings["train_file"]).name if own_data else settings["dataset"]
     test = Path(settings["test_file"]).name if settings["test_file"] else data
     scores = {k: v for k, v in report.items() if isinstance(v, (int, float)) and k not in NO_SCORES and v == v}
     results = [
         EvalResult(
-            task_type=tag,
+            task_type=TASKS[task].pipeline_tag,
             dataset_type="private" if own_data else data,
             dataset_name=test,
             dataset_split=report.get("evaluated_on"),
@@ -103,35 +85,39 @@ def metadata(
         )
         for score, value in scores.items()
     ]
-    return ModelCardData(
+    return card_data(
+        task,
         model_name=name,
-        library_name="transformers",
-        pipeline_tag=tag,
-        tags=[*TAGS, *LIBRARIES.get(task, [])],
         base_model=[tower for tower in towers if on_hub(tower)] or None,
         eval_results=results or None,
     )
 
 
-def towers_table(model: PreTrainedModel, towers: dict[str, str]) -> str:
+def card_data(task: str, **fields: Any) -> ModelCardData:
+    """What every card's front matter has, and more fields."""
+    tags = [*TAGS, *TASKS[task].libraries]
+    return ModelCardData(library_name="transformers", pipeline_tag=TASKS[task].pipeline_tag, tags=tags, **fields)
+
+
+def tower_rows(model: PreTrainedModel, towers: dict[str, str]) -> list[dict[str, str]]:
     """Each tower with its revision, its licence and whether its weights were trained."""
-    lines = ["| tower | from | licence | its weights |", "| --- | --- | --- | --- |"]
+    rows = []
     for part, tower in towers.items():
-        own = [p for name, p in model.named_parameters() if f".{part}." in f".{name}"]
-        share = "trained" if any(p.requires_grad for p in own) else "frozen"
+        weights = [p for name, p in model.named_parameters() if f".{part}." in f".{name}"]
+        share = "trained" if any(p.requires_grad for p in weights) else "frozen"
         source = (model.config.tower_sources or {}).get(part)
         revision = f"/tree/{source['revision']}" if source else ""
         where = f"[{tower}]({ENDPOINT}/{tower}{revision})" if on_hub(tower) else f"`{Path(tower).name}`"
-        lines.append(f"| {part.replace('_', ' ')} | {where} | {licence_of(tower)} | {share} |")
-    return "\n".join(lines) if towers else ""
+        rows.append({"part": part.replace("_", " "), "source": where, "licence": licence_of(tower), "share": share})
+    return rows
 
 
 def limits(task: str, media: str, report: dict[str, Any]) -> str:
     """Intended use, and what is not known of the model."""
-    blind = report.get(f"blind_{MAIN[task]}")
+    blind = report.get(f"blind_{TASKS[task].main_metric}")
     seen = f" With the {media} left out it still reaches {blind}: so much the text alone tells." if blind else ""
     return (
-        f"Meant for {USES[task]} {media} like those it was trained on.{seen} It was measured on "
+        f"Meant for {TASKS[task].use} {media} like those it was trained on.{seen} It was measured on "
         f"{report.get('evaluated_rows', report.get('rows'))} {report.get('evaluated_on', 'validation')} rows of the "
         "same data and on nothing else: how it does on other sources, languages or groups of people is not known, and "
         "it has the biases of its data and of its towers. Its output is a guess, not a fact; do not let it decide "
@@ -143,64 +129,36 @@ def write_card(
     output: Path, model: PreTrainedModel, report: dict[str, Any], settings: dict[str, Any], argv: Sequence[str]
 ) -> None:
     """README.md with what was trained on what, the figures, and code that runs as it is."""
-    task = settings["task"]
-    figures = "\n".join(f"| {name} | {value} |" for name, value in report.items() if name != "output_dir")
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    task = TASKS[settings["task"]]
     hears = model.config.audio_config is not None
     modalities, media = ("image, text and sound", "pictures and sounds") if hears else ("image and text", "pictures")
-    explained, samples = f"{SCORES[task]}.", ""
-    if task != "retrieval":
-        explained = f"{SCORES[task]};\n`blind_{MAIN[task]}` is `{MAIN[task]}` with the {media} left out."
-        samples = "![samples](samples.png)"
     ways = ["gated cross-attention"] if model.config.cross_attention else []
     ways += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
     towers = towers_of(model.config, settings)
     origin = " + ".join(towers.values()) if settings["model"] is None else f"trained on from {settings['model']}"
-    card = f"""---
-{metadata(output.name, task, report, settings, list(towers.values())).to_yaml()}
----
-
-# {output.name}
-
-A {task} model over {modalities} by modeling_mm {__version__}: {origin},
-joined by {" and ".join(ways)}; {parameters / 1e6:.1f} million parameters, {trained / 1e6:.1f} of them trained.
-
-{towers_table(model, towers)}
-
-## Use
-
-```python
-{usage(task, (output / "adapter_config.json").is_file())}
-```
-
-## Intended use and limits
-
-{limits(task, media, report)}
-
-## Results
-
-Of the command below.
-
-| | |
-| --- | --- |
-{figures}
-
-{explained}
-
-![loss and accuracy](curves.png)
-{samples}
-
-## Training
-
-On {report["train_rows"]} rows of {settings["dataset"] or settings["train_file"]}, in {report["train_seconds"]} seconds
-on {hardware()}.
-
-```
-modeling-mm train {shlex.join(without_token(argv))}
-```
-"""
-    (output / "README.md").write_text(card, encoding="utf-8")
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    blind = f"`blind_{task.main_metric}` is `{task.main_metric}` with the {media} left out"
+    card = ModelCard.from_template(
+        metadata(output.name, task.name, report, settings, list(towers.values())),
+        str(TEMPLATE),
+        title=output.name,
+        summary=f"A {task.name} model over {modalities} by modeling_mm {__version__}: {origin},\n"
+        f"joined by {' and '.join(ways)}; {millions:.1f} million parameters, {trained:.1f} of them trained.",
+        towers=tower_rows(model, towers),
+        code=usage(task.name, (output / "adapter_config.json").is_file()),
+        limits_heading=LIMITS_HEADING,
+        limits=limits(task.name, media, report),
+        figures={name: value for name, value in report.items() if name != "output_dir"},
+        scores=f"{task.scores}." if task.embeds else f"{task.scores};\n{blind}.",
+        has_samples=not task.embeds,
+        rows=report["train_rows"],
+        source=settings["dataset"] or settings["train_file"],
+        seconds=report["train_seconds"],
+        hardware=hardware(),
+        command=f"modeling-mm train {shlex.join(without_token(argv))}",
+    )
+    (output / "README.md").write_text(f"{card}\n", encoding="utf-8")
 
 
 def card_of(folder: Path, repo_id: str, task: str) -> str:
@@ -212,42 +170,13 @@ def card_of(folder: Path, repo_id: str, task: str) -> str:
     if path.is_file():
         card = path.read_text(encoding="utf-8").replace(usage(task, adapter), usage(task, adapter, repo_id))
         return card.replace(SOURCE.format("."), SOURCE.format(repo_id))
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=PIPELINE_TAGS.get(task, "text-classification"),
-        tags=[*TAGS, *LIBRARIES.get(task, [])],
-    )
     what = f"A {task} model by modeling_mm {__version__}. Nothing is recorded of its data, figures and limits."
     code = usage(task, adapter, repo_id)
-    return f"---\n{data.to_yaml()}\n---\n\n# {repo_id}\n\n{what}\n\n```python\n{code}\n```\n"
+    card = ModelCard.from_template(card_data(task), str(TEMPLATE), title=repo_id, summary=what, code=code)
+    return f"{card}\n"
 
 
 SOURCE = 'source = "{}"'
-
-GENERATION = """inputs = processor.apply_chat_template(
-    [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "what is it?"}]}],
-    add_generation_prompt=True,
-    tokenize=True,
-    return_dict=True,
-    return_tensors="pt",
-)
-answer = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
-print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
-
-CLASSIFY = """inputs = processor(images=picture, text="<image>what is it?", return_tensors="pt")
-"""
-SAY = {
-    "multilabel": "print([model.config.id2label[i] for i, x in enumerate(model(**inputs).logits[0]) if x > 0])",
-    "regression": "print(model(**inputs).logits[0].tolist())",
-}
-BEST = "print(model.config.id2label[model(**inputs).logits.argmax().item()])"
-
-RETRIEVAL = """pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
-texts = processor(text=["a red square", "a dog"], padding=True, return_tensors="pt")
-pictures = model.get_image_features(pixels).pooler_output
-print(model.get_text_features(**texts).pooler_output @ pictures.T)"""
-
-AUTO_CLASSES = {"generation": "AutoModelForImageTextToText", "retrieval": "AutoModelForZeroShotImageClassification"}
 
 
 def usage(task: str, adapter: bool, source: str = ".") -> str:
@@ -255,7 +184,7 @@ def usage(task: str, adapter: bool, source: str = ".") -> str:
 
     An adapter's base lies in a sub-folder where it was trained, and beside the adapter in a repository.
     """
-    auto = AUTO_CLASSES.get(task, "AutoModelForSequenceClassification")
+    auto = TASKS[task].auto_class
     apart = adapter and source == "."
     opened = "source" if not apart else 'f"{source}/base"'
     lines = ["import peft  # noqa: F401, from_pretrained finds the adapter by it"] if adapter and not apart else []
@@ -266,5 +195,4 @@ def usage(task: str, adapter: bool, source: str = ".") -> str:
     lines += ["model = PeftModel.from_pretrained(model, source)"] if apart else []
     lines += ["processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)"]
     lines += ['picture = Image.new("RGB", (224, 224), "red")  # or Image.open("yours.jpg")']
-    asked = {"generation": GENERATION, "retrieval": RETRIEVAL}.get(task, CLASSIFY + SAY.get(task, BEST))
-    return "\n".join([*lines, asked])
+    return "\n".join([*lines, TASKS[task].example])

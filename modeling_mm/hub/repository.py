@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from ..checkpoint import BASE, TASKS, is_adapter, read_config, task_of
+from ..checkpoint import BASE, is_adapter, read_config
 from ..model.processing_mm import MMProcessor
 from ..model.towers_mm import CHANGES, tower_tensors, tower_weights
+from ..tasks import head_of, task_of
 from .model_card import card_of
 
 SENTENCE_TRANSFORMERS = (
@@ -56,7 +57,7 @@ def open_whole(source: Path) -> tuple[PreTrainedModel, MMProcessor]:
         raise ValueError(f"'{source}' has no adapter_model.safetensors; pickled adapters are not pushed")
     folder = source / BASE if adapter else source
     names = read_config(str(folder)).architectures or []
-    head = next((head for head in TASKS.values() if head.__name__ in names), None)
+    head = head_of(names)
     if head is None:
         raise ValueError(f"'{folder}' holds {names}; expected a model with a head, as training leaves it")
     return head.from_pretrained(folder, use_safetensors=True).eval(), MMProcessor.from_pretrained(source)

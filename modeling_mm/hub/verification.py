@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from ..checkpoint import task_of
 from ..model.configuration_mm import AUTO_MAP
 from ..model.processing_mm import MMProcessor
+from ..tasks import TASKS, task_of
 from . import standalone as bare
 
 
@@ -85,7 +85,7 @@ def make_proof(model: PreTrainedModel, processor: MMProcessor, folder: Path) -> 
     if config.num_frames is not None:
         sample["videos"] = sample["images"]
         text = processor.video_token + text
-    if task_of(whole) == "retrieval":
+    if TASKS[task_of(whole)].embeds:
         sample["text"] = text
     else:
         sample["text"] = processor.image_token + text

@@ -25,6 +25,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from .dealing_mm import items_per_row
+
 MAX_SECONDS = 30.0
 CUT_UP_TO = 2  # a clip may be this many times `max_seconds` long and is cut; beyond, it is some other recording
 SILENT = 1e-4  # highest amplitude of a silent clip, 80 dB below full scale
@@ -104,23 +106,8 @@ def with_sounds_read(conversation: Any, sampling_rate: int, max_seconds: float) 
 
 
 def clips_per_row(audio: Any, rows: int | None, markers: list[int]) -> list[list]:
-    """One list of clips for each row, from a single clip, one clip (or None) per row, or lists of them.
-
-    A flat list of as many clips as there are markers is dealt out to these in their order; `markers` are counted per
-    row, and empty without texts.
-
-    Raises:
-        ValueError: they are not as many as the rows.
-    """
-    if not isinstance(audio, list):
-        audio = [audio]
-    if len(audio) == sum(markers) and not any(clip is None or isinstance(clip, list) for clip in audio):
-        following = iter(audio)
-        return [[next(following) for _ in range(count)] for count in markers]
-    nested = [[] if own is None else own if isinstance(own, list) else [own] for own in audio]
-    if rows is not None and len(nested) != rows:
-        raise ValueError(f"{len(nested)} sounds or lists of sounds came with {rows} texts; give one or None for each")
-    return nested
+    """One list of clips for each row; see `items_per_row`."""
+    return items_per_row(audio, rows, markers, lambda clip: not isinstance(clip, list), "sounds")
 
 
 def told_rate(kwargs: dict[str, Any]) -> int | None:

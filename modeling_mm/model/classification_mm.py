@@ -13,15 +13,16 @@ from torch import nn
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .attention_maps_mm import MMAttentionMapsMixin
 from .configuration_mm import MMConfig
 from .late_fusion_mm import MMLateFusion
-from .media_mm import MEDIA, Memory, check_text
+from .media_mm import Memory, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 from .pooling_mm import pool_tokens
 
 
-class MMForSequenceClassification(MMPreTrainedModel):
+class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
     """One label, several labels or a number for each row of text and media; the loss is a mean over rows.
 
     Args:
@@ -62,7 +63,7 @@ class MMForSequenceClassification(MMPreTrainedModel):
         Raises:
             ValueError: the media come encoded, which is for cross-attention only.
         """
-        media = {name: value for name, value in media.items() if value is not None}
+        media = self.model.deal_media(media, input_ids, inputs_embeds)
         if "media_key_values" in media:
             raise ValueError("late fusion pools the states of the media; pass `pixel_values`, no encoded media")
         memories = self.model.project_media(**media)
@@ -91,8 +92,16 @@ class MMForSequenceClassification(MMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         audio_index: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_index: torch.Tensor | None = None,
+        video_mask: torch.Tensor | None = None,
+        image_states: torch.Tensor | None = None,
+        audio_states: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -110,11 +119,18 @@ class MMForSequenceClassification(MMPreTrainedModel):
         media = {
             "pixel_values": pixel_values,
             "image_index": image_index,
+            "pixel_attention_mask": pixel_attention_mask,
+            "spatial_shapes": spatial_shapes,
             "input_features": input_features,
             "audio_index": audio_index,
+            "input_features_mask": input_features_mask,
+            "pixel_values_videos": pixel_values_videos,
+            "video_index": video_index,
+            "video_mask": video_mask,
+            "image_states": image_states,
+            "audio_states": audio_states,
             "media_key_values": media_key_values,
             "media_start": media_start,
-            **{name: kwargs.pop(name) for name in MEDIA if name in kwargs},
         }
         memories: dict[str, Memory] = {}
         if self.late_fusion is not None:

@@ -16,8 +16,10 @@ from transformers.utils.generic import can_return_tuple
 from .audio_towers_mm import audio_states as hear
 from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
+from .dealing_mm import check_stacked, dealt_index, is_flat
 from .fusion_mm import MMFusion
 from .media_mm import (
+    MODALITIES,
     RAW,
     Memory,
     check_media,
@@ -174,7 +176,7 @@ class MMEncodingMixin:
         resampled = self.config.num_latents is not None
         orders = image_index is None, audio_index is None
         if pixel_values is not None or image_states is not None:
-            if image_index is None and image_states is None:
+            if image_index is None and pixel_values is not None and pixel_attention_mask is None:
                 image_index = implied_image_index(pixel_values)
                 pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
             patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
@@ -237,9 +239,40 @@ class MMEncodingMixin:
         self, modality: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor | None:
         """(B, T) bool, where the markers of a modality are; None where the text can have none."""
-        config = self.config
-        markers = {"image": config.image_token_id, "audio": config.audio_token_id, "video": config.video_token_id}
-        return find_markers(markers[modality], input_ids, inputs_embeds, self.get_input_embeddings)
+        marker = getattr(self.config, MODALITIES[modality].marker_id)
+        return find_markers(marker, input_ids, inputs_embeds, self.get_input_embeddings)
+
+    def deal_media(
+        self,
+        media: dict[str, Any],
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        before: int | torch.Tensor = 0,
+    ) -> dict[str, Any]:
+        """The media that came, with an index where they came flat, without one and not one per row.
+
+        Flat media belong to the markers of the texts, in their order (see `dealt_index`), so that rows which were
+        prepared alone can be stacked by anyone. Modalities of which no item came are left out.
+
+        Raises:
+            ValueError: media and markers differ in number, or an index is that of rows that were prepared alone.
+        """
+        text = input_ids if input_ids is not None else inputs_embeds
+        media = {name: value for name, value in media.items() if value is not None}
+        for modality in MODALITIES.values():
+            items = next((media[name] for name in modality.raw if name in media), None)
+            if items is None or text is None:
+                continue
+            index = media.get(modality.index)
+            if index is not None and index.dim() == 2:
+                check_stacked(modality, items.shape[0], index)
+            elif index is None and is_flat(modality, media):
+                markers = self.markers(modality.name, input_ids, inputs_embeds)
+                index = dealt_index(modality, items.shape[0], text.shape[0], markers, before)
+                media |= {} if index is None else {modality.index: index}
+            if items.shape[0] == 0:
+                media = {name: value for name, value in media.items() if name not in modality.arguments}
+        return media
 
     def attended(
         self,
@@ -299,7 +332,8 @@ class MMEncodingMixin:
             ValueError: text and media differ in rows, pixels came beside encoded media, or it cannot be told from
                 which column encoded media are to be seen.
         """
-        raw = [name for name in RAW if media.get(name) is not None]
+        media = self.deal_media(media, input_ids, inputs_embeds, before)
+        raw = [name for name in RAW if name in media]
         if not raw and media_key_values is None:
             return None, None
         check_media(self.config, raw, media, media_key_values, media_start)
@@ -312,7 +346,7 @@ class MMEncodingMixin:
             text = input_ids if input_ids is not None else inputs_embeds
             present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
             rows = None if text is None else text.shape[0]
-            markers = {name: self.markers(name, input_ids, inputs_embeds) for name in ("image", "audio", "video")}
+            markers = {name: self.markers(name, input_ids, inputs_embeds) for name in MODALITIES}
             indices = {name: media[f"{name}_index"] for name in markers if media.get(f"{name}_index") is not None}
             media_start = encoded_starts(media_key_values, indices, markers, before, rows, present)
         return media_key_values, media_start

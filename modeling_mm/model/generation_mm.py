@@ -16,8 +16,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from .attention_maps_mm import MMAttentionMapsMixin
 from .configuration_mm import MMConfig
-from .media_mm import MEDIA, Memory, check_markers, check_text, implied_image_index
+from .media_mm import MEDIA, MODALITIES, Memory, check_markers, check_text, implied_image_index
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 
@@ -35,7 +36,7 @@ def scaled_logits(logits: torch.Tensor, text: PreTrainedConfig) -> torch.Tensor:
     return logits
 
 
-class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
+class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, GenerationMixin):
     """Captions, answers and chat: the language modelling head of a decoder backbone over what it sees.
 
     Args:
@@ -215,9 +216,10 @@ class MMForConditionalGeneration(MMPreTrainedModel, GenerationMixin):
         if past_key_values is not None and input_ids is not None and attention_mask is not None:
             before = past_key_values.get_seq_length() if attention_mask.shape[1] > input_ids.shape[1] else 0
         text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        media = self.model.deal_media(media, **text, before=before)
         prepared = self.model.prepare_media(**text, **media, before=before)
-        indices = {modality: media.get(f"{modality}_index") for modality in ("image", "audio", "video")}
-        if indices["image"] is None and "pixel_values" in media:
+        indices = {modality: media.get(f"{modality}_index") for modality in MODALITIES}
+        if indices["image"] is None and "pixel_values" in media and "pixel_attention_mask" not in media:
             indices["image"] = implied_image_index(media["pixel_values"])
         for modality, index in indices.items():
             markers = None if index is None else self.model.markers(modality, **text)

@@ -13,25 +13,76 @@ import torch
 
 from .configuration_mm import MMConfig
 
+
+@dataclass(frozen=True)
+class Modality:
+    """What is to know of one modality beside the text.
+
+    tensor: the model's argument with its items, flat. states: the argument with what its tower gave for them, None
+    where that is not taken. details: other arguments, one entry per item. tower: its attribute of the base model.
+    argument: the processor's, and the field of a table's row. items: what several of them are called.
+    """
+
+    name: str
+    tensor: str
+    states: str | None
+    details: tuple[str, ...]
+    tower: str
+    argument: str
+    items: str
+
+    @property
+    def index(self) -> str:
+        """The argument (B, N) that says which items a row has."""
+        return f"{self.name}_index"
+
+    @property
+    def marker(self) -> str:
+        """The processor's attribute with the marker of one item."""
+        return f"{self.name}_token"
+
+    @property
+    def marker_id(self) -> str:
+        """The config's field with that marker's token id."""
+        return f"{self.name}_token_id"
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """The arguments by which items come that are not projected yet; at most one is given."""
+        return (self.tensor,) if self.states is None else (self.tensor, self.states)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """All its arguments of `MMModel.forward`."""
+        return (*self.raw, self.index, *self.details)
+
+
+# In the order of their slots.
+MODALITIES = {
+    modality.name: modality
+    for modality in (
+        Modality(
+            "image",
+            "pixel_values",
+            "image_states",
+            ("pixel_attention_mask", "spatial_shapes"),
+            "vision_tower",
+            "images",
+            "images",
+        ),
+        Modality(
+            "audio", "input_features", "audio_states", ("input_features_mask",), "audio_tower", "audio", "sounds"
+        ),
+        Modality("video", "pixel_values_videos", None, ("video_mask",), "vision_tower", "videos", "videos"),
+    )
+}
+RAW = tuple(name for modality in MODALITIES.values() for name in modality.raw)
 # The names by which models take media, raw and encoded.
 MEDIA = (
-    "pixel_values",
-    "image_index",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "input_features",
-    "audio_index",
-    "input_features_mask",
-    "pixel_values_videos",
-    "video_index",
-    "video_mask",
-    "image_states",
-    "audio_states",
+    *(name for modality in MODALITIES.values() for name in modality.arguments),
     "media_key_values",
     "media_start",
 )
-RAW = ("pixel_values", "input_features", "pixel_values_videos", "image_states", "audio_states")  # not yet projected
-ITEMS = {"image": "images", "audio": "sounds", "video": "videos"}  # of each modality, in the order of their slots
 NEVER = 2**30  # the `media_start` of a slot that no token may see
 
 
@@ -107,7 +158,9 @@ def encoded_starts(
             )
     items = sum(index.shape[1] for index in indices.values())
     if slots % items:
-        what = " or ".join(ITEMS[name] for name, own in markers.items() if name in indices or own is not None)
+        what = " or ".join(
+            MODALITIES[name].items for name, own in markers.items() if name in indices or own is not None
+        )
         raise ValueError(
             f"`media_key_values` holds {slots} slots per row, which {items} {what} do not share "
             "evenly; pass each index (B, N) that they were encoded with"
@@ -253,7 +306,7 @@ def check_markers(
     Raises:
         ValueError: names the first such row.
     """
-    items = ITEMS[modality]
+    items = MODALITIES[modality].items
     for row, (markers, own) in enumerate(
         zip(marker_mask.sum(dim=1).tolist(), (index >= 0).sum(dim=1).tolist(), strict=True)
     ):

@@ -8,19 +8,24 @@ stands in several of its rows is encoded once.
 from typing import Any
 
 from transformers import TextClassificationPipeline
-from transformers.image_utils import is_valid_image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.utils import logging
 
 from .audio_mm import clips_per_row
+from .images_mm import is_image
+from .media_mm import MODALITIES
 from .video_mm import videos_per_row
+
+logger = logging.get_logger(__name__)
 
 
 class MultimodalClassificationPipeline(TextClassificationPipeline):
     """Labels `{"image": ..., "text": ...}`, a list of them, or a data set or generator of them.
 
-    `image` is a picture (PIL, path or URL) or a list of them; `audio` a path, an array with its rate or what else
-    `audio_mm.read_audio` takes, or a list of them; `video` a path, a list of frames or what else `video_mm.read_video`
-    takes, or several in a list; `text` a string. Each may be None or left out. `top_k`, `function_to_apply`,
-    `batch_size` and the tokenizer's own arguments are as in text classification.
+    `image` is what `MMProcessor.open_image` takes, or a list of them; `audio` a path, an array with its rate or what
+    else `audio_mm.read_audio` takes, or a list of them; `video` a path, a list of frames or what else
+    `video_mm.read_video` takes, or several in a list; `text` a string. Each may be None or left out. `top_k`,
+    `function_to_apply`, `batch_size` and the tokenizer's own arguments are as in text classification.
     """
 
     _load_processor = True
@@ -49,23 +54,23 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
                 f"the input is {str(inputs)[:80]!r}; expected a dict with any of 'image', 'text', 'audio' and 'video'"
             )
         image = inputs.get("image")
-        single = isinstance(image, str) or is_valid_image(image)
-        images = [] if image is None else [image] if single else list(image)
+        images = [] if image is None else [image] if is_image(image) else list(image)
         (sounds,) = clips_per_row([inputs.get("audio")], 1, [])
-        (videos,) = videos_per_row([inputs.get("video")], 1)
-        text = self.processor.with_markers(inputs.get("text") or "", len(images), len(sounds), len(videos))
-        return {"images": images, "sounds": sounds, "videos": videos, "text": text}
+        (videos,) = videos_per_row([inputs.get("video")], 1, [])
+        return {"images": images, "sounds": sounds, "videos": videos, "text": inputs.get("text") or ""}
 
     def _forward(self, model_inputs: dict[str, Any], **tokenizer_kwargs) -> dict[str, Any]:
         rows = [model_inputs[name] for name in ("images", "sounds", "videos", "text")]
-        images, sounds, videos, texts = [[own] for own in rows] if isinstance(rows[-1], str) else rows
-        tokenizer = self.processor.tokenizer
-        first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
-        texts = [text or first for text in texts]  # as in training: a row is never empty
-        longest = min(2**20, tokenizer.model_max_length)
-        options = {"padding": True, "truncation": True, "max_length": longest, **tokenizer_kwargs}
-        media = {"images": images, "audio": sounds if any(sounds) else None, "videos": videos}
-        batch = self.processor(**media, text=texts, return_tensors="pt", **options)
+        images, sounds, videos, texts = [[value] for value in rows] if isinstance(rows[-1], str) else rows
+        processor = self.processor
+        counts = [tuple(map(len, media)) for media in zip(images, sounds, videos, strict=True)]
+        for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
+            for modality, items in zip(MODALITIES.values(), count, strict=True):
+                processor.check_marker_count(row, text, getattr(processor, modality.marker), items, modality.items)
+        batch = BatchFeature(processor.encode_rows(texts, counts, **tokenizer_kwargs))
+        batch.update(processor.flat_images(images) | processor.flat_audio(sounds) | processor.flat_videos(videos))
+        if count := processor.drop_cut_media(batch):
+            logger.warning(f"truncation cut off the markers of {count} media, which are left out with them")
         return {"logits": self.model(**batch.to(self.device)).logits}
 
     def save_pretrained(self, save_directory: Any, **kwargs) -> None:

@@ -2,8 +2,10 @@
 """MMProcessor: texts, images, sound and video in, tensors out.
 
 - An image is one marker token (`<image>`) in the text, never expanded: its states stay outside the sequence.
-- Images are flat, `pixel_values` (I, C, H, W), with `image_index` (B, N) that says which of them a row has (-1: none).
-  The same image object given twice is prepared once.
+- Images are flat, `pixel_values` (I, C, H, W): one for each marker of the texts, in their order, or one for each text
+  where none has a marker. Anything else comes with `image_index` (B, N), which says which of them a row has (-1:
+  none), and so do the distinct images alone (`deduplicate=True`). Sound and video are given in the same way.
+- The same image object given twice is prepared once.
 - Every tokenizer gets a chat template that understands parts of all of these, so that chat, training and answering
   share one way to write a prompt.
 """
@@ -12,45 +14,32 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.image_utils import ImageInput, is_valid_image
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
+from transformers.utils import logging
 
 from .audio_mm import MAX_SECONDS, audio_features, clips_per_row, read_audio, told_rate, with_sounds_read
 from .chat_mm import multimodal_chat_template
+from .dealing_mm import distinct_items, items_per_row
+from .images_mm import BACKGROUND, check_background, fetch_image, open_image
+from .media_mm import MODALITIES, Modality
 from .video_mm import video_features, videos_per_row
+
+logger = logging.get_logger(__name__)
 
 AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
 
 
-def images_per_row(images: Any, rows: int, markers: list[int]) -> list[list]:
-    """One list of images for each row, from a single image, one image (or None) per row, or lists of them.
+def images_per_row(images: Any, rows: int | None, markers: list[int]) -> list[list]:
+    """One list of images for each row; see `items_per_row`."""
 
-    A flat list of as many images as there are markers is dealt out to these in their order; `markers` are counted per
-    row, and empty without texts.
+    def is_item(value: Any) -> bool:
+        return not isinstance(value, (list, tuple)) and getattr(value, "ndim", 3) < 4  # an array (B, C, H, W) is not
 
-    Raises:
-        ValueError: the images are not as many as the rows, nor as the markers.
-    """
-    if is_valid_image(images) or isinstance(images, str):
-        images = [images]
-    flat = all(image is not None and not isinstance(image, (list, tuple)) for image in images)
-    if flat and len(images) == sum(markers):
-        following = iter(images)
-        return [[next(following) for _ in range(count)] for count in markers]
-    nested = [
-        [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image] for image in images
-    ]
-    if len(nested) == rows:
-        return nested
-    if rows == 1 and all(len(image) == 1 for image in nested):
-        return [[image[0] for image in nested]]
-    raise ValueError(
-        f"{len(nested)} images or lists of images came with {rows} texts; give one image, one list of images or None "
-        "for each text, or a flat list, for which the image tokens in the prompts should be the same as the number of "
-        "images"
-    )
+    return items_per_row(images, rows, markers, is_item, "images")
 
 
 class MMProcessor(ProcessorMixin):
@@ -67,9 +56,10 @@ class MMProcessor(ProcessorMixin):
             of its own.
         video_token (`str`): the marker of one video.
         max_frames (`int`, *optional*): the frames taken of a video, spread evenly over it; None takes no video.
+        image_background (`str`): the colour on which transparent images are laid, as `PIL.ImageColor` names it.
 
     Raises:
-        ValueError: the tokenizer does not know the marker.
+        ValueError: the tokenizer does not know the marker, or the background is no colour.
     """
 
     def __init__(
@@ -83,8 +73,10 @@ class MMProcessor(ProcessorMixin):
         max_seconds=MAX_SECONDS,
         video_token="<video>",
         max_frames=None,
+        image_background=BACKGROUND,
         **kwargs,
     ):
+        self.image_background = check_background(image_background)
         self.audio_token, self._feature_extractor, self.max_seconds = audio_token, audio, max_seconds
         self.video_token, self.max_frames = video_token, max_frames
         if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
@@ -128,37 +120,45 @@ class MMProcessor(ProcessorMixin):
         *,
         audio: Any = None,
         videos: Any = None,
+        deduplicate: bool = False,
         **kwargs,
     ) -> BatchFeature:
         """Tensors for the model.
 
         Args:
             images: one image, one per text (None: no image), a list of images for each text, or a flat list with one
-                image per marker; PIL, array or path.
+                image per marker; each is what `open_image` takes.
             text: one string or a list; may hold markers of images and sound. Without it, media alone are prepared.
             audio: one clip, one per text (None: no sound), a list of clips for each text, or a flat list with one clip
                 per marker; a path, `(array, sampling rate)` or what else `audio_mm.read_audio` takes.
             videos: one video, one per text (None: no video), or a list of videos for each text; a path, a list of
                 frames, an array (F, H, W, C) or what else `video_mm.read_video` takes.
+            deduplicate: give each distinct image, clip and video once, with an index, so that towers run once for it.
             kwargs: the tokenizer's and image processor's, for instance `padding`, `return_tensors`; `sampling_rate`
                 is that of arrays of sound that come without one, by default the feature extractor's.
 
         Returns:
-            `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W) of the distinct images and
-            `image_index` (B, N), -1 where a row has fewer than N; with sound `input_features` (A, ...) of the distinct
-            clips, `input_features_mask` where the extractor makes one, and `audio_index` (B, N); with video
-            `pixel_values_videos` (V, max_frames, C, H, W), `video_mask` (V, max_frames) where a video has fewer
-            frames, and `video_index` (B, N).
+            `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W), with sound `input_features`
+            (A, ...), and `input_features_mask` where the extractor makes one, with video `pixel_values_videos`
+            (V, max_frames, C, H, W), and `video_mask` (V, max_frames) where a video has fewer frames. Where they are
+            not one per marker, or without markers one per text, `image_index`, `audio_index`, `video_index` (B, N) say
+            which of them a row has, -1 where it has fewer than N.
 
         Raises:
             ValueError: media and texts do not match in number, a text has another number of markers than media, or
-                sound came to a processor without a feature extractor, or video to one without `max_frames`.
+                loses some by truncation, sound came to a processor without a feature extractor, or video to one
+                without `max_frames`.
         """
         media = {} if audio is None else self.sounds_of(text, audio, told_rate(kwargs))
         media |= {} if videos is None else self.videos_of(text, videos)
         alone = images is None and text is None and not (audio is None and videos is None)
         batch = BatchFeature() if alone else super().__call__(images=images, text=text, **kwargs)
         batch.update(media)
+        texts = [text] if isinstance(text, str) else text
+        if texts is not None:
+            self.check_cut_markers(batch, texts)
+        if not deduplicate:
+            self.drop_needless_indices(batch)
         if kwargs.get("return_tensors") == "np":
             batch.update({name: value.numpy() for name, value in batch.items() if torch.is_tensor(value)})
         return batch
@@ -166,7 +166,7 @@ class MMProcessor(ProcessorMixin):
     def sounds_of(self, text: TextInput | list[TextInput] | None, audio: Any, rate: int | None) -> dict[str, Any]:
         """The tensors of the sound in a call; `rate` is that of arrays that come without one."""
         texts = [text] if isinstance(text, str) else text
-        markers = [one.count(self.audio_token) for one in texts or []]
+        markers = [row.count(self.audio_token) for row in texts or []]
         clips = clips_per_row(audio, None if texts is None else len(texts), markers)
         for row, one in enumerate(texts or []):
             self.check_marker_count(row, one, self.audio_token, len(clips[row]), "sounds")
@@ -175,7 +175,8 @@ class MMProcessor(ProcessorMixin):
     def videos_of(self, text: TextInput | list[TextInput] | None, videos: Any) -> dict[str, Any]:
         """The tensors of the videos in a call."""
         texts = [text] if isinstance(text, str) else text
-        videos = videos_per_row(videos, None if texts is None else len(texts))
+        markers = [row.count(self.video_token) for row in texts or []]
+        videos = videos_per_row(videos, None if texts is None else len(texts), markers)
         for row, one in enumerate(texts or []):
             self.check_marker_count(row, one, self.video_token, len(videos[row]), "videos")
         return self.flat_videos(videos)
@@ -186,14 +187,117 @@ class MMProcessor(ProcessorMixin):
             told = told_rate({**kwargs, **(kwargs.get("processor_kwargs") or {})})
             rate = told or self.feature_extractor.sampling_rate
             conversation = with_sounds_read(conversation, rate, self.max_seconds)
-        return super().apply_chat_template(conversation, *args, **kwargs)
+        output = super().apply_chat_template(conversation, *args, **kwargs)
+        if isinstance(output, BatchFeature) and kwargs.get("return_tensors") == "pt":
+            output.update({name: value for name, value in self.no_images().items() if name not in output})
+        return output
+
+    def no_images(self) -> dict[str, torch.Tensor]:
+        """The tensors of zero images, by which a chat without any has the same names as others.
+
+        Pipelines and collators that join chats prepared one by one refuse those of different names.
+        """
+        blank = self.image_processor([Image.new("RGB", (32, 32))], return_tensors="pt")
+        return {name: value[:0] for name, value in blank.items()}
+
+    def check_cut_markers(self, batch: dict[str, Any], texts: list[str]) -> None:
+        """Refuse texts that lost markers of their media to truncation, as the library does for images.
+
+        Raises:
+            ValueError: names the first such row.
+        """
+        for modality in MODALITIES.values():
+            if modality.index not in batch or self.marker_id(modality) is None:
+                continue
+            marker = getattr(self, modality.marker)
+            for row, left in enumerate(self.count_markers(modality, batch["input_ids"])):
+                if left < texts[row].count(marker):
+                    raise ValueError(
+                        f"row {row}: truncation left {left} of its {texts[row].count(marker)} '{marker}' markers; "
+                        "expected one for each of its media, so give a larger `max_length`"
+                    )
+
+    def drop_cut_media(self, batch: dict[str, Any]) -> int:
+        """Take media whose markers truncation cut off out of the rows of `encode_rows`; returns how many.
+
+        Args:
+            batch: `input_ids` with a marker for each of its media, and the index of each modality, which changes.
+        """
+        dropped = 0
+        for modality in MODALITIES.values():
+            if modality.index not in batch or self.marker_id(modality) is None:
+                continue
+            index = torch.as_tensor(batch[modality.index])
+            for row, left in enumerate(self.count_markers(modality, batch["input_ids"])):
+                items = index[row][index[row] >= 0]
+                if len(items) > left:
+                    kept = items[len(items) - left :] if self.tokenizer.truncation_side == "left" else items[:left]
+                    index[row] = -1
+                    index[row, : len(kept)] = kept
+                    dropped += len(items) - len(kept)
+            batch[modality.index] = index
+        return dropped
+
+    def drop_needless_indices(self, batch: dict[str, Any]) -> None:
+        """Give media one per marker, or one per row without markers, in place of distinct ones with their index."""
+        for modality in MODALITIES.values():
+            if modality.index not in batch:
+                continue
+            index = torch.as_tensor(batch[modality.index])
+            counts = (index >= 0).sum(dim=1).tolist()
+            markers = self.count_markers(modality, batch.get("input_ids", [[]] * len(counts)))
+            if markers != counts and (any(markers) or set(counts) != {1}):
+                continue
+            del batch[modality.index]
+            order = index[index >= 0].tolist()
+            if order != list(range(len(batch[modality.tensor]))):
+                for name in {modality.tensor, *modality.details} & set(batch):
+                    batch[name] = batch[name][order]
+
+    def marker_id(self, modality: Modality) -> int | None:
+        """The token id of a modality's marker; None where the tokenizer does not know it."""
+        marker_id = self.tokenizer.convert_tokens_to_ids(getattr(self, modality.marker))
+        return None if marker_id == self.tokenizer.unk_token_id else marker_id
+
+    def count_markers(self, modality: Modality, rows: Any) -> list[int]:
+        """How many markers of a modality each row of token ids (B, T) has."""
+        marker_id = self.marker_id(modality)
+        if marker_id is None:
+            return [0] * len(rows)
+        return [int((torch.as_tensor(ids) == marker_id).sum()) for ids in rows]
+
+    def without_markers(self, text: str) -> str:
+        """A text without the markers of images, sound and video."""
+        for modality in MODALITIES.values():
+            text = text.replace(getattr(self, modality.marker), "")
+        return text
+
+    def encode_rows(
+        self, texts: list[str], counts: list[tuple[int, int, int]], max_length: int | None = None, **kwargs
+    ) -> dict[str, torch.Tensor]:
+        """Texts as a classifier reads them: markers in front of texts that have none, truncated, never empty.
+
+        Args:
+            counts: how many images, clips and videos each text has. max_length: tokens at most, if the tokenizer does
+                not take fewer. kwargs: the tokenizer's.
+
+        Returns:
+            what the tokenizer gives, and `text_present` (B,) bool where a text has no words.
+        """
+        tokenizer = self.tokenizer
+        first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
+        marked = [self.with_markers(text, *count) or first for text, count in zip(texts, counts, strict=True)]
+        longest = min(max_length or 2**20, tokenizer.model_max_length)
+        options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt", **kwargs}
+        batch = dict(tokenizer(marked, **options))
+        present = [bool(self.without_markers(text).strip()) for text in texts]
+        return batch if all(present) else {**batch, "text_present": torch.tensor(present)}
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Called first by the library: texts as a list, images as one list per row."""
         texts = [text] if isinstance(text, str) else text if text is None else list(text)
         if images is not None:
-            single = is_valid_image(images) or isinstance(images, str)
-            rows = len(texts) if texts is not None else 1 if single else len(images)
+            rows = None if texts is None else len(texts)
             images = images_per_row(images, rows, [one.count(self.image_token) for one in texts or []])
         return images, texts, videos, audio
 
@@ -271,8 +375,27 @@ class MMProcessor(ProcessorMixin):
         distinct, index = distinct_items(images)
         if not distinct:
             return {}
-        distinct = self.image_processor.fetch_images(distinct)
+        ready = kwargs.get("do_rescale") is False and all(hasattr(image, "__array__") for image in distinct)
+        if not ready:  # arrays that are not to be rescaled are what the caller wants the tower to see
+            layout = kwargs.pop("input_data_format", None)
+            distinct = [self.open_image(image, layout) for image in distinct]
         return {**self.image_processor(distinct, return_tensors="pt", **kwargs), "image_index": index}
+
+    def open_image(self, image: Any, layout: str | None = None) -> Image.Image:
+        """The RGB image that every image becomes first, on this processor's background; see `images_mm.open_image`.
+
+        Pipelines of the library that open files by themselves (`zero-shot-image-classification`, and
+        `image-text-to-text` with `images` beside a string) drop transparency and clip 16-bit greys; give them what
+        this returns.
+
+        Args:
+            image: a path, an address that is fetched, encoded bytes or base64, an image of PIL, an array or a tensor.
+            layout: "channels_first" or "channels_last" of an array; default: what its shape allows.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return open_image(fetch_image(image), self.image_background, layout)
 
     def flat_audio(self, clips: list[list], rate: int | None = None) -> dict[str, torch.Tensor]:
         """`input_features` of the distinct clips, their mask and `audio_index` (B, N), for a list of clips per row.
@@ -305,7 +428,7 @@ class MMProcessor(ProcessorMixin):
             return {}
         if self.max_frames is None:
             raise ValueError("video came to a processor without `max_frames`; give it the `num_frames` of its model")
-        pixels, mask = video_features(self.image_processor, distinct, self.max_frames)
+        pixels, mask = video_features(self.image_processor, distinct, self.max_frames, self.image_background)
         seen = {"pixel_values_videos": pixels, "video_index": index}
         return seen if mask is None else {**seen, "video_mask": mask}
 
@@ -320,21 +443,6 @@ class MMProcessor(ProcessorMixin):
         video = [] if self.max_frames is None else ["pixel_values_videos", "video_index", "video_mask"]
         images = [*self.image_processor.model_input_names, "image_index"]
         return [*self.tokenizer.model_input_names, *images, *sound, *video]
-
-
-def distinct_items(rows: list[list]) -> tuple[list[Any], torch.Tensor]:
-    """The distinct images or clips of all rows, and (B, N) which of them each row has, -1 where fewer than N."""
-    position: dict[int | str, int] = {}
-    distinct: list[Any] = []
-    index = torch.full((len(rows), max((len(own) for own in rows), default=0)), -1)
-    for row, own in enumerate(rows):
-        for column, item in enumerate(own):
-            key = item if isinstance(item, str) else id(item)
-            if key not in position:
-                position[key] = len(distinct)
-                distinct.append(item)
-            index[row, column] = position[key]
-    return distinct, index
 
 
 __all__ = ["MMProcessor"]

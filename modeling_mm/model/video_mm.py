@@ -19,7 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+
+from .dealing_mm import items_per_row
+from .images_mm import BACKGROUND, as_array, eight_bit, open_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -56,17 +59,9 @@ def is_video(source: Any) -> bool:
     return not isinstance(source, (list, tuple)) or len(source) > 0 and all(is_frame(part) for part in source)
 
 
-def videos_per_row(videos: Any, rows: int | None) -> list[list]:
-    """One list of videos for each row, from a single video, one video (or None) per row, or lists of them.
-
-    Raises:
-        ValueError: they are not as many as the rows.
-    """
-    videos = [videos] if is_video(videos) else videos
-    nested = [[] if own is None else [own] if is_video(own) else list(own) for own in videos]
-    if rows is not None and len(nested) != rows:
-        raise ValueError(f"{len(nested)} videos or lists of videos came with {rows} texts; give one or None for each")
-    return nested
+def videos_per_row(videos: Any, rows: int | None, markers: list[int]) -> list[list]:
+    """One list of videos for each row; see `items_per_row`."""
+    return items_per_row(videos, rows, markers, is_video, "videos")
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -74,12 +69,13 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [(2 * part + 1) * count // (2 * wanted) for part in range(wanted)] if count > wanted else list(range(count))
 
 
-def read_video(source: Any, num_frames: int) -> list[Image.Image]:
+def read_video(source: Any, num_frames: int, background: str = BACKGROUND) -> list[Image.Image]:
     """At most `num_frames` RGB pictures, spread evenly over a video, in their order.
 
     Args:
         source: the path of a file or of a folder of pictures, a file's bytes, a list of frames (PIL, arrays, paths or
-            bytes), or an array (F, H, W, C) of integers up to 255 or floats up to 1.
+            bytes), or an array (F, H, W, C), whose values have one range, as `images_mm` knows it, in all frames.
+        background: the colour below transparent places.
 
     Raises:
         ValueError: names the source that is missing, unreadable, without frames or of another kind.
@@ -91,57 +87,22 @@ def read_video(source: Any, num_frames: int) -> list[Image.Image]:
             raise ValueError(f"the folder '{os.fspath(source)}' of a video holds no pictures; expected PNG, JPEG, ...")
         source = [os.path.join(source, name) for name in files]
     if isinstance(source, (str, os.PathLike, bytes)):
-        return read_file(source, num_frames)
-    frames: Any = source if isinstance(source, (list, tuple)) else np.asarray(source)
+        return [open_image(frame, background) for frame in read_file(source, num_frames)]
+    frames: Any = source if isinstance(source, (list, tuple)) else as_array(source)
     if not isinstance(frames, (list, tuple)) and frames.ndim != 4:
         what = f"an array of shape {frames.shape}" if hasattr(source, "__array__") else type(source).__name__
         raise ValueError(f"{what} is no video; expected a path, bytes, a list of frames or an array (F, H, W, C)")
     if len(frames) == 0:
         raise ValueError("a video has no frames; expected at least one")
-    return [open_frame(frames[number]) for number in evenly(len(frames), num_frames)]
+    chosen = evenly(len(frames), num_frames)
+    frames = [frames[number] for number in chosen] if isinstance(frames, (list, tuple)) else frames[chosen]
+    frames = eight_bit(frames, "video") if isinstance(frames, np.ndarray) else frames
+    return [open_image(frame, background, "channels_last", "video's frame") for frame in frames]
 
 
 def by_number(name: str) -> list[tuple[int, str]]:
     """Sorts 2.png before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def open_frame(frame: Any) -> Image.Image:
-    """One picture of a list or array as RGB.
-
-    Raises:
-        ValueError: it cannot be read, or is of another kind.
-    """
-    if isinstance(frame, Image.Image):
-        return frame.convert("RGB")
-    if not isinstance(frame, (str, os.PathLike, bytes)):
-        return picture_of(np.asarray(frame))
-    name = "in embedded bytes" if isinstance(frame, bytes) else f"'{os.fspath(frame)}'"
-    try:
-        with Image.open(io.BytesIO(frame) if isinstance(frame, bytes) else frame) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"the video's frame {name} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the video's frame {name} cannot be read ({error})") from None
-
-
-def picture_of(array: np.ndarray) -> Image.Image:
-    """An array (H, W) or (H, W, 1, 3 or 4) as RGB.
-
-    Raises:
-        ValueError: it is of another kind.
-    """
-    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if array.dtype.kind == "f" and array.max(initial=0) <= 1:
-        array = (array * 255).round()
-    fits = array.ndim == 2 or array.ndim == 3 and array.shape[2] in (3, 4)
-    if not fits or not array.size or array.dtype.kind not in "iuf" or not ((array >= 0) & (array <= 255)).all():
-        raise ValueError(
-            f"a video's frame is an array of {array.dtype} of shape {array.shape}; expected (H, W) or (H, W, 3) of "
-            "integers up to 255 or floats up to 1"
-        )
-    return Image.fromarray(array.astype(np.uint8)).convert("RGB")
 
 
 def read_file(source: str | os.PathLike | bytes, num_frames: int) -> list[Image.Image]:
@@ -197,12 +158,14 @@ def stamped_frames(container: Any, stamps: list[int], keys: list[int]) -> Iterat
 
 
 def picture(frame: Any) -> Image.Image:
-    """A decoded frame as RGB, turned the way the camera was held."""
-    return Image.fromarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    """A decoded frame as RGB, or RGBA where it has alpha, turned the way the camera was held."""
+    transparent = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
+    pixels = frame.to_ndarray(format="rgba" if transparent else "rgb24")
+    return Image.fromarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def video_features(
-    image_processor: Any, videos: list[Any], num_frames: int
+    image_processor: Any, videos: list[Any], num_frames: int, background: str = BACKGROUND
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a vision tower takes of videos (V, num_frames, C, H, W), and (V, num_frames), 1 where a frame is real.
 
@@ -211,7 +174,7 @@ def video_features(
     Raises:
         ValueError: a video cannot be read, or the image processor gives more than pixels of one size.
     """
-    clips = [read_video(video, num_frames) for video in videos]
+    clips = [read_video(video, num_frames, background) for video in videos]
     prepared = image_processor([frame for clip in clips for frame in clip], return_tensors="pt")
     if set(prepared) != {"pixel_values"}:
         kind = type(image_processor).__name__

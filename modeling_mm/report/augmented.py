@@ -37,7 +37,7 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
     parts: list[tuple[float, Any]] = []
     pictures = distinct((image for row in rows for image in row.images), PICTURES) if augmentation.images else {}
     if pictures:
-        before = {key: open_image(image) for key, image in pictures.items()}
+        before = {key: open_image(image, processor.image_background) for key, image in pictures.items()}
         views = augmentation.pictures(before, processor.image_processor)
         pairs = list(zip(before.values(), views.values(), strict=True))
         parts.append((1.5 * -(-len(pairs) // PAIRS), lambda part: show_pictures(part, pairs)))

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, Trainer
 
 from ..data.media import open_image
 from ..evaluation.calibration import confidence, reliability
-from ..evaluation.metrics import MAIN, in_words, per_class
+from ..evaluation.metrics import in_words, per_class
 from ..evaluation.predictions import Evaluation, interval, is_right, label_names
 from ..model.video_mm import read_video
+from ..tasks import TASKS
 from . import figures
 from .html import Section
 
@@ -36,25 +37,27 @@ def draw_some(dataset: Any, evaluation: Evaluation, path: Path, count: int = 12)
     figures.draw_samples(samples, path)
 
 
-def draw_report(task: str, evaluation: Evaluation, labels: Sequence[str] | None, path: Path) -> None:
-    """report.png: what a look at the predictions of this task should start with."""
-    if task == "regression":
+def draw_report(task: str, evaluation: Evaluation, labels: Sequence[str] | None, path: Path) -> str:
+    """Draw report.png, what a look at the predictions of this task should start with; returns its heading."""
+    if TASKS[task].numbers:
         figures.draw_scatter(evaluation.logits, evaluation.label_ids, labels or [], path)
-    elif task == "multilabel":
+        return "Predictions against truth"
+    if TASKS[task].several_labels:
         scores = per_class(task, evaluation.logits, evaluation.label_ids, labels or [])
         figures.draw_bars([(row["label"], row["f1"]) for row in scores], "F1", path)
-    else:
-        figures.draw_confusion(evaluation.predictions, evaluation.truths, path, order=labels)
+        return "F1 of each label"
+    figures.draw_confusion(evaluation.predictions, evaluation.truths, path, order=labels)
+    return "Confusion"
 
 
 def scores_said(task: str, evaluation: Evaluation, rows: int) -> str:
     """What the scores are of, and how far they may be from those of other such rows."""
-    main, ends = MAIN[task], interval(task, evaluation)
-    said = f"Of {rows} {'pairs' if task == 'matching' else 'rows'}."
+    main, ends = TASKS[task].main_metric, interval(task, evaluation)
+    said = f"Of {rows} {'pairs' if TASKS[task].pairs else 'rows'}."
     if ends is not None:
         said += f" {main.replace('_', ' ')} lies between {ends[0]:.3f} and {ends[1]:.3f} at a level of 95 %, if these"
         said += " are independent of each other (several rows about one picture are not)."
-    if task == "classification" and evaluation.truths:
+    if TASKS[task].has_classes and not TASKS[task].several_labels and evaluation.truths:
         name, count = Counter(evaluation.truths).most_common(1)[0]
         said += f" The most frequent label, '{name}', is {count / rows:.3f} of them."
     return said
@@ -72,7 +75,7 @@ def report_sections(
     model, labels, rows = trainer.model, label_names(trainer.model, task), len(evaluation.predictions)
     sections = [Section("Scores", scores_said(task, evaluation, rows), [evaluation.metrics])]
     if table:
-        main = MAIN[task]
+        main = TASKS[task].main_metric
         bars = [(row["modalities"], row[main] or 0.0) for row in table]
         what = f"{main}, with 95 % intervals, of {rows} rows"
         figures.draw_bars(bars, what, output / "modalities.png", ends=[row["interval"] for row in table])
@@ -82,11 +85,10 @@ def report_sections(
         )
         sections.append(Section("Modalities", said, table, output / "modalities.png"))
     sections += learned_sections(model, weights, output)
-    draw_report(task, evaluation, labels, output / "report.png")
-    heading = {"regression": "Predictions against truth", "multilabel": "F1 of each label"}
-    sections.append(Section(heading.get(task, "Confusion"), picture=output / "report.png"))
-    if task not in ("generation", "regression"):
-        if task != "matching":
+    heading = draw_report(task, evaluation, labels, output / "report.png")
+    sections.append(Section(heading, picture=output / "report.png"))
+    if TASKS[task].gives_probabilities:
+        if TASKS[task].has_classes:
             each = per_class(task, evaluation.logits, evaluation.label_ids, labels or [])
             sections.append(Section("Each label", table=each))
         curves = {"": reliability(*confidence(task, evaluation.logits, evaluation.label_ids))}

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..data.media import BadRow, open_image
+from ..data.media import BadRow
 from .dual_encoder import DualEncoder
 from .gallery import Gallery, is_local
 from .pictures import PictureRows, read_pictures
@@ -85,7 +85,7 @@ def read_ahead(encoder: DualEncoder, paths: Sequence[str], batch_size: int, thre
 
     def read(path: str) -> BatchFeature | BadRow:
         try:
-            return encoder.prepare(open_image(path))
+            return encoder.prepare(path)
         except BadRow as error:
             return error
 

@@ -21,6 +21,8 @@ from transformers import AutoModelForZeroShotImageClassification, AutoProcessor,
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..data.fingerprint import NAMES, digest_of_weights
+from ..data.media import open_image
+from ..model.images_mm import BACKGROUND
 
 Fingerprint = dict[str, Any]
 
@@ -54,8 +56,18 @@ class DualEncoder:
         source = str(Path(source).resolve()) if Path(source).is_dir() else source
         return cls(source, model.to(device), processor)
 
-    def prepare(self, picture: Image.Image) -> BatchFeature:
-        """The tensors of one picture."""
+    @property
+    def background(self) -> str:
+        """The colour below transparent images; processors other than ours name none."""
+        return getattr(self.processor, "image_background", BACKGROUND)
+
+    def prepare(self, picture: str | bytes | Image.Image) -> BatchFeature:
+        """The tensors of one picture, opened as everywhere.
+
+        Raises:
+            BadRow: it cannot be read.
+        """
+        picture = open_image(picture, self.background)
         return self.processor.image_processor(images=[picture], return_tensors="pt")
 
     def batch(self, prepared: Sequence[BatchFeature]) -> BatchFeature:
@@ -75,7 +87,7 @@ class DualEncoder:
         """Normalised embeddings (B, E) of pictures that `prepare` has seen."""
         return self.normalised(self.model.get_image_features(**self.batch(prepared)).pooler_output)
 
-    def embed_pictures(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+    def embed_pictures(self, pictures: Sequence[str | bytes | Image.Image]) -> np.ndarray:
         """Normalised embeddings (B, E)."""
         return self.embed_prepared([self.prepare(picture) for picture in pictures])
 
@@ -129,7 +141,10 @@ class DualEncoder:
             "weights": digest_of_weights(self.model),
             "width": self.embed_pictures([Image.new("RGB", (32, 32))]).shape[1],
             "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
-            "image_processor": {name: value for name, value in settings.items() if name not in NAMES},
+            "image_processor": {
+                **{name: value for name, value in settings.items() if name not in NAMES},
+                "image_background": self.background,
+            },
         }
 
 

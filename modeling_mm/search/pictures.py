@@ -2,7 +2,8 @@
 """The pictures that an index should hold: those of a folder, or those that the rows of a file name.
 
 A picture's id is the file's id column, or else its path as the folder or the file has it. All other columns are kept;
-of a CSV, those that hold nothing but numbers become numbers, so that `--where "price < 10"` means what it says.
+numbers of JSON stay numbers, and columns of a CSV that hold nothing else become some, so that `--where "price < 10"`
+means what it says.
 """
 
 import hashlib
@@ -73,7 +74,8 @@ def read_pictures(source: str, image_column: str = "image", id_column: str | Non
         return folder_pictures(path)
     if path.suffix.lower() not in FILE_READERS or not path.is_file():
         raise ValueError(f"'{source}' is neither a folder nor a {', '.join(FILE_READERS)} file that exists")
-    table = read_file(path).with_format("arrow")[:].combine_chunks()
+    named = ("id", image_column, id_column)
+    table = read_file(path, [name for name in named if name]).with_format("arrow")[:].combine_chunks()
     ids_from = id_column or ("id" if "id" in table.column_names else image_column)
     for name in (image_column, ids_from):
         if name not in table.column_names:

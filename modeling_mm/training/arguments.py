@@ -1,111 +1,200 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Arguments of `modeling-mm train`, and what is refused before any row is read."""
+"""Arguments of `modeling-mm train`, and what is refused before any row is read.
+
+Importing this file imports neither torch nor transformers, so that `--help` answers at once.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import TASKS
-from ..data.augmentation import Augmentation
-from .scratch import SIZES
+from ..tasks import TASKS
+
+if TYPE_CHECKING:
+    from ..data.augmentation import Augmentation
 
 
 @dataclass
 class ModelArguments:
-    """What the model is made of and which parts train."""
+    """The model: what it is made of and which parts train."""
 
-    model: str | None = field(default=None, metadata={"help": "trained folder to go on from, in place of towers"})
-    vision_tower: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
-    text_model: str | None = field(default=None, metadata={"help": "Hub id, folder, scratch-tiny or scratch-small"})
-    text_layers: int | None = field(default=None, metadata={"help": "of a scratch text model; default: 2 or 6"})
-    audio_tower: str | None = field(default=None, metadata={"help": "the same, for rows with sound; default: none"})
-    fusion_layers: list[int] | None = field(default=None, metadata={"help": "text layers with fusion before them"})
-    fusion_mlp: bool = field(default=False, metadata={"help": "gated MLP in each fusion layer as well"})
-    num_latents: int | None = field(default=None, metadata={"help": "slots per picture after a resampler"})
-    num_frames: int | None = field(default=None, metadata={"help": "frames taken of a video; default: takes no video"})
+    model: str | None = field(
+        default=None, metadata={"help": "trained folder or Hub id to continue from, in place of towers"}
+    )
+    vision_tower: str | None = field(
+        default=None,
+        metadata={"help": "vision tower: a Hub id, a folder, scratch-tiny or scratch-small (random weights)"},
+    )
+    text_model: str | None = field(
+        default=None,
+        metadata={"help": "text backbone: a Hub id, a folder, scratch-tiny or scratch-small (random weights)"},
+    )
+    text_layers: int | None = field(
+        default=None,
+        metadata={"help": "number of layers of a scratch text backbone; the default is 2 (tiny) or 6 (small)"},
+    )
+    audio_tower: str | None = field(
+        default=None,
+        metadata={"help": "audio tower, if rows have audio: a Hub id, a folder, scratch-tiny or scratch-small"},
+    )
+    fusion_layers: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "text layers, counted from 0, that attend to media; the default is the last layer and "
+            "every fourth before it"
+        },
+    )
+    fusion_mlp: bool = field(
+        default=False,
+        metadata={
+            "help": "end each fusion layer with a gated MLP, as in Flamingo; slower, with five times the weights"
+        },
+    )
+    num_latents: int | None = field(
+        default=None,
+        metadata={"help": "slots per image that a Perceiver resampler reduces the tower's states to; none by default"},
+    )
+    num_frames: int | None = field(
+        default=None, metadata={"help": "frames sampled from each video; without it the model takes no video"}
+    )
     late_fusion: str | None = field(
         default=None,
         metadata={
-            "help": "join pooled embeddings, in place of cross-attention or beside it",
+            "help": "join pooled embeddings of the modalities before the head, in place of cross-attention",
             "choices": ["concat", "sum", "weighted", "gated", "product"],
         },
     )
-    cross_attention: bool | None = field(default=None, metadata={"help": "default: only without late fusion"})
-    vision_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
-    audio_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch tower trains"})
-    fusion_trainable: bool = True
-    text_trainable: bool | None = field(default=None, metadata={"help": "default: only a scratch backbone trains"})
-    use_peft: bool = field(default=False, metadata={"help": "LoRA; other parts that train do so in full"})
-    lora_parts: list[str] = field(
-        default_factory=lambda: ["text"], metadata={"help": "parts with LoRA: text, fusion, vision or all"}
+    cross_attention: bool | None = field(
+        default=None,
+        metadata={
+            "help": "let text attend to media; on by default, except with --late_fusion; true with it uses both"
+        },
     )
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
+    vision_trainable: bool | None = field(
+        default=None, metadata={"help": "train the vision tower; by default it trains only if it starts from scratch"}
+    )
+    audio_trainable: bool | None = field(
+        default=None, metadata={"help": "train the audio tower; by default it trains only if it starts from scratch"}
+    )
+    fusion_trainable: bool = field(default=True, metadata={"help": "train the fusion layers"})
+    text_trainable: bool | None = field(
+        default=None, metadata={"help": "train the text backbone; by default it trains only if it starts from scratch"}
+    )
+    use_peft: bool = field(
+        default=False, metadata={"help": "train LoRA adapters in --lora_parts; other parts that train do so in full"}
+    )
+    lora_parts: list[str] = field(
+        default_factory=lambda: ["text"],
+        metadata={"help": "parts that get LoRA adapters: text, fusion, vision, audio or all"},
+    )
+    lora_r: int = field(default=16, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the LoRA update, divided by the rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability in the LoRA layers"})
 
 
 @dataclass
 class DataArguments:
-    """Where the rows are and what their columns mean."""
+    """The data: where the rows are, what their columns mean, and how they are read."""
 
-    task: str = field(default="generation", metadata={"help": "what to learn", "choices": list(TASKS)})
-    streaming: bool = field(default=False, metadata={"help": "read Parquet or WebDataset shards while training"})
-    shuffle_buffer: int = field(default=1000, metadata={"help": "streamed rows shuffled at a time; 1: in their order"})
+    task: str = field(default="generation", metadata={"help": "what the model learns to do", "choices": list(TASKS)})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "read Parquet or WebDataset shards during training, without loading the data set first"},
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "number of streamed rows that are shuffled together; 1 keeps their order"}
+    )
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "CSV, TSV, JSONL or Parquet file, or a folder; with --streaming a glob or URL of shards too"
+            "help": "training rows: CSV, TSV, JSONL or Parquet file, or an image folder; with --streaming a "
+            "glob or URL of shards too"
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "default: rows held out of training"})
-    test_file: str | None = field(default=None, metadata={"help": "evaluated once, after training"})
-    dataset: str | None = field(default=None, metadata={"help": "data set name, or easy-vqa, in place of files"})
-    test_split: str | None = field(default=None, metadata={"help": "split of the data set to evaluate after training"})
-    image_column: str = "image"
-    text_column: str = "text"
+    validation_file: str | None = field(
+        default=None, metadata={"help": "validation rows; by default some training rows are held out"}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "test rows, evaluated once after training"})
+    dataset: str | None = field(
+        default=None, metadata={"help": "name of a data set of the Hub, or easy-vqa, in place of files"}
+    )
+    test_split: str | None = field(default=None, metadata={"help": "split of --dataset to evaluate after training"})
+    image_column: str = field(default="image", metadata={"help": "column with images"})
+    text_column: str = field(default="text", metadata={"help": "column with texts"})
     label_column: str | None = field(
         default=None,
-        metadata={"help": "default: answer of a generation, else label; a,b for two numbers; a matching needs none"},
+        metadata={
+            "help": "column with the expected output, a,b for two numbers; the default is `answer` for "
+            "generation, none for matching and retrieval, and `label` otherwise"
+        },
     )
     class_weights: str | None = field(
         default=None,
-        metadata={"help": "balanced: rare classes count as much as frequent ones", "choices": ["balanced"]},
+        metadata={"help": "balanced: weight classes in the loss by their inverse frequency", "choices": ["balanced"]},
     )
     calibrate: bool = field(
         default=False,
-        metadata={"help": "fit a temperature (of retrieval, the matching head's weight) to the validation rows"},
+        metadata={
+            "help": "fit the temperature of the probabilities (for retrieval, the matching head's weight) on "
+            "the validation rows"
+        },
     )
-    audio_column: str = field(default="", metadata={"help": "column with sound, for instance audio; default: none"})
-    video_column: str = field(default="", metadata={"help": "column with videos, for instance video; default: none"})
+    audio_column: str = field(default="", metadata={"help": "column with audio clips; none is read by default"})
+    video_column: str = field(default="", metadata={"help": "column with videos; none is read by default"})
     concept_column: str = field(
-        default="", metadata={"help": "rows of a retrieval that are alike there all match each other in training"}
+        default="",
+        metadata={"help": "retrieval: rows with equal values in this column are positives of each other in training"},
     )
-    validation_share: float = field(default=0.1, metadata={"help": "held out of training without a validation file"})
-    group_by_image: bool = field(default=False, metadata={"help": "keep the rows about one picture in one batch"})
-    group_size: int | None = field(default=None, metadata={"help": "with it, rows about one picture together at most"})
-    max_length: int = field(default=512, metadata={"help": "tokens per row at most"})
-    max_new_tokens: int = field(default=32, metadata={"help": "longest generated answer in evaluation"})
+    validation_share: float = field(
+        default=0.1, metadata={"help": "share of the training rows held out where there are no validation rows"}
+    )
+    group_by_image: bool = field(
+        default=False, metadata={"help": "put rows about the same image into the same batch, where it is encoded once"}
+    )
+    group_size: int | None = field(
+        default=None, metadata={"help": "maximum number of rows about one image that --group_by_image puts together"}
+    )
+    max_length: int = field(default=512, metadata={"help": "maximum number of tokens per row"})
+    max_new_tokens: int = field(
+        default=32, metadata={"help": "maximum number of tokens of an answer generated in evaluation"}
+    )
     max_seconds: float | None = field(
         default=None,
-        metadata={"help": "of a sound that are used, twice as long is refused; default: 30, or --model's"},
+        metadata={
+            "help": "seconds of audio used per clip; clips more than twice as long are rejected; the default "
+            "is 30, or the setting of --model"
+        },
     )
     augment_images: list[str] = field(
         default_factory=list,
-        metadata={"help": "of training pictures: crop, rotate, color, flip (not for digits)"},
+        metadata={"help": "random changes of training images: crop, rotate, color, flip (not for digits or text)"},
     )
     augment_audio: list[str] = field(
-        default_factory=list, metadata={"help": "of training sounds: noise, shift, specaugment"}
+        default_factory=list, metadata={"help": "random changes of training audio: noise, shift, specaugment"}
     )
-    word_dropout: float = field(default=0.0, metadata={"help": "probability that training leaves a word out"})
-    modality_dropout: float = field(default=0.0, metadata={"help": "probability that training empties a cell"})
+    word_dropout: float = field(default=0.0, metadata={"help": "probability of dropping each word of a training text"})
+    modality_dropout: float = field(
+        default=0.0, metadata={"help": "probability of dropping each modality of a training row; never its last one"}
+    )
     cache_features: str | None = field(
-        default=None, metadata={"help": "folder for what frozen towers give, computed once for all epochs and runs"}
+        default=None, metadata={"help": "folder for features of frozen towers, computed once for all epochs and runs"}
     )
     cache_dtype: str = field(
         default="float32",
-        metadata={"help": "of these; bfloat16 takes half, and rounds", "choices": ["float32", "bfloat16"]},
+        metadata={
+            "help": "data type of cached features; bfloat16 halves the size at lower precision",
+            "choices": ["float32", "bfloat16"],
+        },
     )
-    keep_pictures: int = field(default=0, metadata={"help": "megabytes of opened pictures in memory for later epochs"})
-    on_bad_row: str = field(default="stop", metadata={"help": "stop or skip", "choices": ["stop", "skip"]})
+    keep_pictures: int = field(
+        default=0, metadata={"help": "cache up to this many megabytes of decoded images in memory"}
+    )
+    on_bad_row: str = field(
+        default="stop",
+        metadata={
+            "help": "stop at the first row that cannot be read, or skip such rows and list them in bad_rows.jsonl",
+            "choices": ["stop", "skip"],
+        },
+    )
 
 
 def check_task(model: ModelArguments, data: DataArguments) -> None:
@@ -114,61 +203,73 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
     Raises:
         ValueError: names the flag.
     """
-    if data.streaming:
-        check_streaming(data)
-    if model.text_layers is not None and model.text_model not in SIZES:
-        raise ValueError(f"--text_layers is for a scratch text model, but --text_model is {model.text_model}")
-    if data.task == "generation" and (model.late_fusion or model.cross_attention is False):
-        raise ValueError("--late_fusion is for tasks with a label; a generation needs cross-attention")
-    others: dict[str, object] = {
-        "--late_fusion": model.late_fusion,
-        "--audio_column": data.audio_column,
-        "--audio_tower": model.audio_tower,
-        "--video_column": data.video_column,
-        "--num_frames": model.num_frames,
+    refusals = {**(streaming_refusals(data) if data.streaming else {}), **task_refusals(model, data)}
+    for sentence, refused in refusals.items():
+        if refused:
+            raise ValueError(sentence)
+
+
+def named(**values: object) -> str:
+    """Those of the flags that have a value."""
+    return " and ".join(f"--{name}" for name, value in values.items() if value)
+
+
+def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, object]:
+    """What is said of flags that the task has no use for or that lack another one, and when."""
+    from .scratch import SIZES
+
+    task, name, new = TASKS[data.task], data.task, model.model is None
+    audio, video = (data.audio_column, model.audio_tower), (data.video_column, model.num_frames)
+    fusion, attention, grouped = model.late_fusion, model.cross_attention, data.group_by_image
+    others = named(
+        late_fusion=fusion, audio_column=audio[0], audio_tower=audio[1], video_column=video[0], num_frames=video[1]
+    )
+    return {
+        f"--text_layers is for a scratch text model, but --text_model is {model.text_model}": (
+            model.text_layers is not None and model.text_model not in SIZES
+        ),
+        f"--late_fusion is for tasks with a label; a {name} needs cross-attention": (
+            task.generates and (fusion or attention is False)
+        ),
+        f"--task {name} learns from pictures and texts alone; leave out {others}": task.embeds and others,
+        f"--concept_column says which pairs of a retrieval match; {name} has no use for it": (
+            data.concept_column and not task.embeds
+        ),
+        f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more": (
+            data.group_size is not None and not (grouped and data.group_size > 0)
+        ),
+        f"--keep_pictures is {data.keep_pictures}; expected megabytes, 0 or more": data.keep_pictures < 0,
+        f"--calibrate makes probabilities honest, but a {name} gives none": (
+            data.calibrate and not task.gives_probabilities
+        ),
+        f"--modality_dropout empties cells, but {name} needs a picture and a text in each row": (
+            data.modality_dropout and task.needs_image_and_text
+        ),
+        "sound needs both: --audio_column for where it is and --audio_tower for who hears it": (
+            new and (audio[0] == "") != (audio[1] is None)
+        ),
+        "video needs both: --video_column for where it is and --num_frames for how much of it is seen": (
+            new and (video[0] == "") != (video[1] is None)
+        ),
+        "--late_fusion and --cross_attention are for new models; that of --model keeps its own": (
+            not new and (fusion or attention is not None)
+        ),
     }
-    if data.task == "retrieval" and (given := [flag for flag, value in others.items() if value]):
-        raise ValueError(f"--task retrieval learns from pictures and texts alone; leave out {' and '.join(given)}")
-    if data.concept_column and data.task != "retrieval":
-        raise ValueError(f"--concept_column says which pairs of a retrieval match; {data.task} has no use for it")
-    if data.group_size is not None and not (data.group_by_image and data.group_size > 0):
-        raise ValueError(f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more")
-    if data.keep_pictures < 0:
-        raise ValueError(f"--keep_pictures is {data.keep_pictures}; expected megabytes, 0 or more")
-    if data.calibrate and data.task in ("generation", "regression"):
-        raise ValueError(f"--calibrate makes probabilities honest, but a {data.task} gives none")
-    if data.task in ("matching", "retrieval") and data.modality_dropout:
-        raise ValueError(f"--modality_dropout empties cells, but {data.task} needs a picture and a text in each row")
-    if (model.audio_tower is None) != (data.audio_column == "") and model.model is None:
-        raise ValueError("sound needs both: --audio_column for where it is and --audio_tower for who hears it")
-    if (model.num_frames is None) != (data.video_column == "") and model.model is None:
-        raise ValueError(
-            "video needs both: --video_column for where it is and --num_frames for how much of it is seen"
-        )
-    if model.model is not None and (model.late_fusion or model.cross_attention is not None):
-        raise ValueError("--late_fusion and --cross_attention are for new models; that of --model keeps its own")
 
 
-def check_streaming(data: DataArguments) -> None:
-    """Refuse what needs to look at all rows before training, which a stream never does.
-
-    Raises:
-        ValueError: names the flag.
-    """
-    if data.validation_file is None:
-        raise ValueError("--streaming true can hold no rows out of training; give --validation_file")
-    others: dict[str, object] = {
-        "--class_weights": data.class_weights,
-        "--group_by_image": data.group_by_image,
-        "--cache_features": data.cache_features,
+def streaming_refusals(data: DataArguments) -> dict[str, object]:
+    """What is said of flags by which a stream would have to look at all rows before training, and when."""
+    ahead = named(
+        class_weights=data.class_weights, group_by_image=data.group_by_image, cache_features=data.cache_features
+    )
+    return {
+        "--streaming true can hold no rows out of training; give --validation_file": data.validation_file is None,
+        f"{ahead} must look at all rows first, which --streaming true does not do": ahead,
+        f"--shuffle_buffer is {data.shuffle_buffer}; expected a number of rows, 0 or more": data.shuffle_buffer < 0,
     }
-    if given := [flag for flag, value in others.items() if value]:
-        raise ValueError(f"{' and '.join(given)} must look at all rows first, which --streaming true does not do")
-    if data.shuffle_buffer < 0:
-        raise ValueError(f"--shuffle_buffer is {data.shuffle_buffer}; expected a number of rows, 0 or more")
 
 
-def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:
+def augmentation_of(data: DataArguments, seed: int) -> "Augmentation | None":
     """How training rows are to be changed; None where they stay as they are.
 
     Raises:
@@ -178,36 +279,61 @@ def augmentation_of(data: DataArguments, seed: int) -> Augmentation | None:
     audio = [name for word in data.augment_audio for name in word.split(",") if name]
     if not (images or audio or data.word_dropout or data.modality_dropout):
         return None
+    from ..data.augmentation import Augmentation
+
     return Augmentation(images, audio, data.word_dropout, data.modality_dropout, seed)
 
 
 @dataclass
 class RetrievalArguments:
-    """What --task retrieval learns; the other tasks have no use for these."""
+    """Retrieval: arguments that only --task retrieval uses."""
 
     contrastive_loss: str = field(
-        default="infonce", metadata={"help": "softmax over the batch, or each pair", "choices": ["infonce", "sigmoid"]}
+        default="infonce",
+        metadata={
+            "help": "contrastive loss: softmax over the batch (infonce) or each pair on its own (sigmoid)",
+            "choices": ["infonce", "sigmoid"],
+        },
     )
-    contrastive_weight: float = 1.0
-    matching_weight: float = field(default=1.0, metadata={"help": "of the head that ranks again; 0: none"})
+    contrastive_weight: float = field(default=1.0, metadata={"help": "weight of the contrastive loss"})
+    matching_weight: float = field(
+        default=1.0, metadata={"help": "weight of the matching head's loss; 0 leaves the head out"}
+    )
     matching_rows: int | None = field(
-        default=None, metadata={"help": "of a batch that this head learns from, at random; default: all"}
+        default=None,
+        metadata={"help": "number of rows per batch, drawn at random, that the matching loss uses; all by default"},
     )
-    language_weight: float = field(default=0.0, metadata={"help": "of captioning, by a decoder; 0: none"})
-    embedding_size: int | None = field(default=None, metadata={"help": "default: the text backbone's width, or 512"})
-    image_pooling: str = field(default="mean", metadata={"help": "of states", "choices": ["mean", "first", "tower"]})
+    language_weight: float = field(
+        default=0.0, metadata={"help": "weight of the captioning loss, which needs a decoder; 0 leaves it out"}
+    )
+    embedding_size: int | None = field(
+        default=None,
+        metadata={"help": "size of the embeddings; the default is the width of the text backbone, at most 512"},
+    )
+    image_pooling: str = field(
+        default="mean",
+        metadata={
+            "help": "pooling of image states: their mean, the first (class token), or the tower's own pooling",
+            "choices": ["mean", "first", "tower"],
+        },
+    )
     text_pooling: str | None = field(
         default=None,
-        metadata={"help": "default: first of an encoder, last of a decoder", "choices": ["first", "mean", "last"]},
+        metadata={
+            "help": "pooling of text states; the default is the first of an encoder and the last of a decoder",
+            "choices": ["first", "mean", "last"],
+        },
     )
     contrastive_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "rows compared with each other, a multiple of the batch size (GradCache); batch norms that train, "
-            "as those of scratch towers, still normalise by the batch size"
+            "help": "rows compared with each other, a multiple of the batch size, by gradient caching; batch "
+            "norms that train, such as those of scratch towers, still normalise over the batch size"
         },
     )
-    rerank: int = field(default=0, metadata={"help": "also score the best k candidates ranked by the matching head"})
+    rerank: int = field(
+        default=0, metadata={"help": "evaluate also the best K candidates reranked by the matching head"}
+    )
 
     def config(self) -> dict[str, Any]:
         """Fields of `MMConfig`."""

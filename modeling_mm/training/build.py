@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPil
 
-from ..checkpoint import TASKS, load_checkpoint, task_of
+from ..checkpoint import load_checkpoint
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset
-from ..data.feature_cache import TOWERS, FrozenTower, build_cache, check_cacheable, sources_of
+from ..data.feature_cache import CACHED, FrozenTower, build_cache, check_cacheable, sources_of
 from ..data.media import KeptPictures
 from ..data.negatives import MatchingPairs
 from ..data.targets import head_options
@@ -20,7 +20,9 @@ from ..evaluation.metrics import compute_metrics_for, in_words
 from ..evaluation.retrieval import compute_retrieval_metrics
 from ..model.audio_mm import MAX_SECONDS, window_seconds
 from ..model.compose_mm import add_video
+from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
+from ..tasks import TASKS, task_of
 from . import scratch
 from .arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of
 from .retrieval_trainer import RetrievalTrainer
@@ -41,7 +43,7 @@ def build_model(
     """
     balanced = data.class_weights == "balanced"
     options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
-    if data.task == "retrieval":
+    if TASKS[data.task].embeds:
         options |= retrieval.config()
     if args.model is not None:
         if args.vision_tower or args.text_model or args.audio_tower:
@@ -69,7 +71,7 @@ def build_model(
         rows = [train.row(number) for number in train.kept]
         words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
         tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
-        decoder = data.task == "generation" or bool(retrieval.language_weight)
+        decoder = TASKS[data.task].generates or bool(retrieval.language_weight)
         text = scratch.text_config(text, tokenizer, decoder, args.text_layers)
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
@@ -80,8 +82,10 @@ def build_model(
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
-    model = TASKS[data.task].from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options)
-    return model, processor
+    if TASKS[data.task].generates:  # as `generate` wants prompts, for whoever takes the saved folder
+        processor.tokenizer.padding_side = "left"
+    head = TASKS[data.task].head_class()
+    return head.from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options), processor
 
 
 def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
@@ -97,7 +101,7 @@ def build_collator(model: PreTrainedModel, processor: MMProcessor, data: DataArg
     window = window_seconds(processor.feature_extractor) if hasattr(processor, "feature_extractor") else None
     if window is not None and window < (data.max_seconds or MAX_SECONDS):
         logger.warning(f"the audio tower hears {window:.4g} s of a sound; of longer ones the rest is not used")
-    if data.task != "retrieval":
+    if not TASKS[data.task].embeds:
         return MMCollator(processor, data.task, data.max_length)
     return RetrievalCollator(processor, data.task, data.max_length, captions=model.config.language_weight > 0)
 
@@ -111,12 +115,12 @@ def build_trainer(
     retrieval: RetrievalArguments,
 ) -> MMTrainer:
     """The trainer of this task, with its data, collators, augmentation and metrics."""
-    processor, matches = collator.processor, data.task == "matching"
+    processor, task = collator.processor, TASKS[data.task]
     parts: dict[str, Any] = {
         "model": model,
         "args": args,
         "train_dataset": splits.stream or splits.train,
-        "eval_dataset": MatchingPairs(splits.validation, args.seed) if matches else splits.validation,
+        "eval_dataset": MatchingPairs(splits.validation, args.seed) if task.pairs else splits.validation,
         "processing_class": processor,
         "data_collator": replace(
             collator, augmentation=augmentation_of(data, args.seed), kept=KeptPictures(data.keep_pictures)
@@ -124,15 +128,14 @@ def build_trainer(
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,
     }
-    if data.task == "retrieval":
+    if task.embeds:
         if (data.calibrate or retrieval.rerank) and model.matching_head is None:
             raise ValueError("--rerank and --calibrate need a matching head; train with a --matching_weight above 0")
         size = retrieval.contrastive_batch_size
         return RetrievalTrainer(**parts, compute_metrics=compute_retrieval_metrics, contrastive_batch_size=size)
-    generates = data.task == "generation"
     return MMTrainer(
         **parts,
-        eval_collator=MMCollator(processor, data.task, data.max_length, with_prompts=generates),
+        eval_collator=MMCollator(processor, data.task, data.max_length, with_prompts=task.generates),
         compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data.task),
         max_new_tokens=data.max_new_tokens,
     )
@@ -147,11 +150,11 @@ def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype:
     model, collator, accelerator = trainer.model, trainer.data_collator, trainer.accelerator
     head = model.get_base_model() if hasattr(model, "get_base_model") else model
     parts = [split for split in (splits.train, splits.validation, splits.test) if split]
-    sources = {modality: sources_of(parts, kind) for kind, modality in enumerate(TOWERS)}
-    modalities = check_cacheable(head.base_model, sources, bool(sources_of(parts, 2)), collator.augmentation)
+    sources = {modality: sources_of(parts, modality) for modality in CACHED}
+    modalities = check_cacheable(head.base_model, sources, bool(sources_of(parts, "video")), collator.augmentation)
     cached = {}
     for modality in modalities:
-        getattr(head.base_model, TOWERS[modality]).to(trainer.args.device)
+        getattr(head.base_model, MODALITIES[modality].tower).to(trainer.args.device)
         own = (modality, head.base_model, collator.processor, getattr(torch, dtype), accelerator.autocast)
         pooled = isinstance(trainer, RetrievalTrainer) and modality == "image" and head.config.image_pooling == "tower"
         tower = FrozenTower(*own, precision=accelerator.mixed_precision, pooled=pooled)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 
 OUTSIDE_OF_FORWARD = (
@@ -29,7 +30,6 @@ OUTSIDE_OF_FORWARD = (
     "match",
     "generate",
 )
-ITEMS = {"image": "pixel_values", "audio": "input_features", "video": "pixel_values_videos"}
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
@@ -104,7 +104,7 @@ def with_unseen_media(inputs: dict[str, Any], unseen: dict[str, dict[str, torch.
     if "input_ids" not in inputs or "media_key_values" in inputs:
         return inputs
     ids = inputs["input_ids"]
-    for modality in [name for name in unseen if ITEMS[name] not in inputs]:
+    for modality in [name for name in unseen if MODALITIES[name].tensor not in inputs]:
         nowhere = torch.full((len(ids), 1), -1, device=ids.device)
         own = {name: value.to(ids.device) for name, value in unseen[modality].items()}
         inputs = {**inputs, **own, f"{modality}_index": nowhere}

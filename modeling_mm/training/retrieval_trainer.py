@@ -26,11 +26,9 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from ..model.embedding_mm import Medium
 from ..model.losses_mm import NO_MEDIUM, Pairs, local_keys, text_keys
+from ..model.media_mm import MODALITIES
 from ..model.outputs_mm import MMRetrievalOutput
-from .fsdp import ITEMS
 from .trainer import MMTrainer
-
-MODALITIES = ("image", "audio")
 
 
 @dataclass
@@ -78,7 +76,7 @@ class RetrievalTrainer(MMTrainer):
             ValueError: the model is in shards and the batch lacks a modality, whose tower the other processes run; an
                 unseen item would be one more that all texts are compared with.
         """
-        if lacking := [name for name in self.in_shards.unseen if ITEMS[name] not in inputs]:
+        if lacking := [name for name in self.in_shards.unseen if MODALITIES[name].tensor not in inputs]:
             raise ValueError(f"in shards (FSDP) every batch needs each modality, and this one has no {lacking[0]}")
         return inputs
 

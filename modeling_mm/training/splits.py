@@ -13,9 +13,10 @@ from ..data.rows import Columns
 from ..data.shards import is_shards, open_shards
 from ..data.stream import MMStream
 from ..data.tables import read_table
-from ..data.targets import COLUMNS, known_names
+from ..data.targets import known_names
 from ..model.audio_mm import MAX_SECONDS
 from ..model.processing_mm import MMProcessor
+from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments
 
 
@@ -37,7 +38,7 @@ class Splits:
 
 def known_labels(source: str | None, task: str) -> list[str] | None:
     """The labels of the model to go on from, in the order of its classifier; None without one."""
-    if source is None or task in ("generation", "retrieval"):
+    if source is None or not TASKS[task].has_labels:
         return None
     config = read_config(source if not Path(source, BASE).is_dir() else str(Path(source, BASE)))
     return [config.id2label[i] for i in range(config.num_labels)]
@@ -68,7 +69,7 @@ def load_splits(
     """
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
-    target = data.label_column or COLUMNS[data.task]
+    target = data.label_column or TASKS[data.task].label_column
     columns = Columns(
         data.image_column, data.text_column, target, data.audio_column, data.video_column, data.concept_column
     )

@@ -51,6 +51,9 @@ class MMTrainer(Trainer):
         options = kwargs.get("args") or next((own for own in args if isinstance(own, TrainingArguments)), None)
         if options is not None and options.ddp_broadcast_buffers is None:
             options.ddp_broadcast_buffers = False  # `SharedStatistics` does it better
+        if options is not None and options.accelerator_config.dispatch_batches is None:
+            # dealt out by accelerate, a batch would be cut along dim 0 of each tensor, images apart from their rows
+            options.accelerator_config.dispatch_batches = False
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False
         if self.args.n_gpu > 1:
