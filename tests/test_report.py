@@ -2,6 +2,7 @@
 """What an evaluation says of its scores and of what was learnt: intervals that hold, weights and gates of a model."""
 
 import json
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification,
 from modeling_mm.evaluation import metrics
 from modeling_mm.evaluation import metrics as uncertainty
 from modeling_mm.report import figures
-from modeling_mm.report.html import cell
+from modeling_mm.report.html import Section, cell, write_page, write_report
 from modeling_mm.tasks import TASKS
 
 
@@ -107,6 +108,46 @@ def test_pictures_take_many_classes_long_names_and_negative_numbers(tmp_path):
     for path in tmp_path.glob("*.png"):
         width, height = Image.open(path).size
         assert 300 < width < 2600 and 100 < height < 2600 and ink(path) > 0.005, path
+
+
+class Page(HTMLParser):
+    """The tags of a page, their attributes' names and values, and its texts."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.attributes, self.texts = set(), [], []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+
+def test_pages_escape_every_text_of_the_data(tmp_path):
+    hostile = "<script>alert('{{ 7 * 7 }}')<b> \" onload=\"x"
+    drawing((200, 30, 30)).save(tmp_path / "p.png")
+    table = [{"a_b": hostile, hostile: None}, {"later": 0.123456}]
+    write_report(
+        tmp_path / "report.html",
+        hostile,
+        hostile,
+        [Section(hostile, hostile, table, tmp_path / "p.png"), Section("x")],
+    )
+    hit = {"rank": 1, "id": hostile, "image": str(tmp_path / "p.png"), "score": 0.5, "matching": None}
+    hits = [hit | {"metadata": {hostile: hostile, "absent": None}}, hit | {"image": "missing.png", "metadata": {}}]
+    write_page(tmp_path / "new" / "search.html", hostile, str(tmp_path / "p.png"), hostile, hits)
+    report, search = Page(tmp_path / "report.html"), Page(tmp_path / "new" / "search.html")
+    for page in (report, search):
+        assert not page.tags & {"script", "b"} and {"img", "h1"} <= page.tags
+        names = {"lang", "charset", "name", "content", "class", "alt", "src", "title"}
+        assert {name for name, _ in page.attributes} <= names and ("alt", hostile) in page.attributes
+    assert report.texts.count(hostile) == 7  # title twice, subtitle; heading, text, column and cell of the section
+    assert report.texts.count("–") == 4 and {"0.1235", "a b"} <= set(report.texts)
+    assert search.texts.count(hostile) == 4 and ("title", hostile) in search.attributes
+    assert search.texts.count("cannot be read now") == 1 and not {"absent", "matching"} & set(search.texts)
 
 
 def test_an_evaluation_tells_rows_intervals_weights_and_gates(tmp_path, capsys):
