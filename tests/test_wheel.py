@@ -26,7 +26,7 @@ FEW = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--
 
 def few_rows(folder):
     """Flags that make a training of easy-VQA short."""
-    rows = "".join(f"{path},what is it?,circle\n" for path in easy_vqa.get_test_image_paths()[:8])
+    rows = "".join(f"{path},what is it?,circle\n" for path in list(easy_vqa.get_test_image_paths().values())[:8])
     (folder / "few.csv").write_text(f"image,text,answer\n{rows}")
     return [*FEW, "--validation_file", folder / "few.csv", "--test_file", folder / "few.csv"]
 
