@@ -80,9 +80,7 @@ class PredictArguments:
     model: str = field(metadata={"help": "trained folder or Hub id"})
     image: list[str] = field(default_factory=list, metadata={"help": "image files to ask about"})
     audio: list[str] = field(default_factory=list, metadata={"help": "audio files to ask about"})
-    video: list[str] = field(
-        default_factory=list, metadata={"help": "videos to ask about: files or folders of frames"}
-    )
+    video: list[str] = field(default_factory=list, metadata={"help": "video files or folders of frames to ask about"})
     text: list[str] = field(
         default_factory=list,
         metadata={
