@@ -47,6 +47,16 @@ def batch(processor):
     return processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt")
 
 
+def flat_batch(processor):
+    """Rows with two, no and one picture, all with their markers, so that no index comes."""
+    red, blue = drawing((255, 0, 0)), drawing((0, 0, 255))
+    texts = ["<image> is <image> red", "no", "<image> what colour is the circle"]
+    options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+    inputs = processor(images=[[red, blue], [], [blue]], text=texts, **options)
+    assert "image_index" not in inputs
+    return inputs
+
+
 def run(capsys, *argv):
     """Exit code, result and messages of the command."""
     code = cli.main(["export", *map(str, argv)])
@@ -74,6 +84,8 @@ def test_a_classifier_is_one_onnx_file_that_onnxruntime_runs_alone(tmp_path, pro
     text = {name: inputs[name][2:4] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         torch.testing.assert_close(exported(**text)["logits"], model(**text).logits, **CLOSE)
+        flat = flat_batch(processor)
+        torch.testing.assert_close(exported(**flat)["logits"], model(**flat).logits, **CLOSE)
 
 
 def greedy_equals(exported, model, inputs):
@@ -96,7 +108,10 @@ def test_three_onnx_graphs_generate_the_model_s_tokens(tmp_path, processor, text
     result = export_model(model, processor, str(tmp_path / "onnx"))
     assert set(result["max_difference"]) == {"media_encoder", "media_start", "decoder"}
     assert max(result["max_difference"].values()) < 1e-4
-    greedy_equals(ExportedMM.from_pretrained(tmp_path / "onnx"), model, batch(processor))
+    exported, flat = ExportedMM.from_pretrained(tmp_path / "onnx"), flat_batch(processor)
+    greedy_equals(exported, model, batch(processor))
+    expected = model.generate(**flat, max_new_tokens=6, do_sample=False)
+    assert torch.equal(exported.generate(**flat, max_new_tokens=6), expected)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from ..checkpoint import BASE, last_checkpoint
 from ..data.collator import MMCollator
@@ -37,6 +37,7 @@ from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, check_task
 from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
 from ..training.retrieval_trainer import RetrievalTrainer
+from ..training.smoothing import check_smoothing
 from ..training.splits import Splits, frames_of, known_labels, load_splits, seconds_heard
 from ..training.trainable import add_lora, freeze_unused, lora_pattern, trainable_parameters
 from ..training.trainer import MMTrainer
@@ -60,6 +61,29 @@ def resume_path(args: TrainingArguments) -> str | None:
     return path
 
 
+def check_training(data: DataArguments, args: TrainingArguments) -> None:
+    """Refuse arguments of the library's trainer that would not do here what they say.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    check_smoothing(data.task, args.label_smoothing_factor)
+    if args.push_to_hub:
+        raise ValueError(
+            "--push_to_hub would upload checkpoints that nobody verified; train first, then run: modeling-mm push "
+            f"--model {args.output_dir} --repo_id USER/NAME"
+        )
+    if data.early_stopping_patience is None:
+        return
+    if data.early_stopping_patience < 1:
+        raise ValueError(f"--early_stopping_patience is {data.early_stopping_patience}; expected 1 or more")
+    if not args.load_best_model_at_end:
+        raise ValueError(
+            "--early_stopping_patience goes back to the best checkpoint; give --load_best_model_at_end true, "
+            "--eval_strategy and --save_strategy (both epoch, or both steps) and --metric_for_best_model"
+        )
+
+
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Run the verb; returns its results on the first process."""
     parser = MMParser((ModelArguments, DataArguments, RetrievalArguments, TrainingArguments), prog="modeling-mm train")
@@ -68,6 +92,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     checkpoint = resume_path(args)
     set_seed(args.seed)
     check_task(model_args, data_args)
+    check_training(data_args, args)
     augmented = augmentation_of(data_args, args.seed) is not None
     data_args.max_seconds = data_args.max_seconds or seconds_heard(model_args.model)
     labels, num_frames = known_labels(model_args.model, data_args.task), frames_of(model_args)
@@ -95,6 +120,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if splits.stream is not None:
         prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
     trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
+    if data_args.early_stopping_patience is not None:
+        patience = data_args.early_stopping_patience, data_args.early_stopping_threshold
+        trainer.add_callback(EarlyStoppingCallback(*patience))
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
     if augmented and trainer.is_world_process_zero():

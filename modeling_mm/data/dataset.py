@@ -21,12 +21,14 @@ from tqdm.auto import tqdm
 
 from ..model.audio_mm import MAX_SECONDS
 from ..model.media_mm import MODALITIES
+from ..tasks import TASKS
 from .media import BadRow, MediaCheck, image_key
 from .rows import Columns, Row, RowReader, undecoded
 from .targets import encode_target
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # rows that are checked at a time
+FEW = 5  # rows, below which a class is named
 
 
 @dataclass
@@ -156,9 +158,27 @@ class MMDataset(torch.utils.data.Dataset):
             raise ValueError(f"the validation share is {share}; expected a number between 0 and 1")
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
         count = min(len(groups) - 1, max(1, round(share * len(groups))))
-        held = sorted(self.kept[i] for g in order[:count] for i in groups[g])
-        rest = sorted(self.kept[i] for g in order[count:] for i in groups[g])
+        chosen = self.choose_groups([groups[g] for g in order], count)
+        held = sorted(self.kept[i] for group in chosen for i in group)
+        rest = sorted(set(self.kept) - set(held))
         return self.subset(rest), self.subset(held)
+
+    def choose_groups(self, groups: list[list[int]], count: int) -> list[list[int]]:
+        """The first `count` groups without which every class still has rows, as far as there are that many."""
+        if not TASKS[self.task].has_classes:
+            return groups[:count]
+        targets = self.targets()
+        classes = [set(target) if isinstance(target, list) else {target} for target in targets]
+        left = Counter(name for names in classes for name in names)
+        if few := sorted(str(name) for name, rows in left.items() if rows < FEW):
+            logger.warning(f"{self.source}: {len(few)} classes have fewer than {FEW} rows: {', '.join(few[:LISTED])}")
+        chosen: list[list[int]] = []
+        for group in groups:
+            rows = Counter(name for i in group for name in classes[i])
+            if len(chosen) < count and all(left[name] > number for name, number in rows.items()):
+                chosen.append(group)
+                left -= rows
+        return chosen or groups[:1]
 
     def targets(self) -> list[Any]:
         """The targets of all kept rows, as they stand in the table; nothing is opened."""

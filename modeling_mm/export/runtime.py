@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..model.media_mm import implied_image_index
+from ..model.dealing_mm import dealt_index
+from ..model.media_mm import MODALITIES, implied_image_index
 
 
 class ExportedMM:
@@ -30,12 +31,21 @@ class ExportedMM:
         return cls(ExportedModel.from_pretrained(folder, **kwargs))
 
     def pictures(
-        self, graph: str, rows: int, pixel_values: torch.Tensor | None, image_index: torch.Tensor | None
+        self,
+        graph: str,
+        input_ids: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        image_index: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """What a graph takes of pictures; without any, a blank one that no row has."""
-        if pixel_values is None:
+        """What a graph takes of images, dealt out to the markers where no index came; without any, a blank image that
+        no row has."""
+        rows = 0 if input_ids is None else len(input_ids)
+        if pixel_values is None or len(pixel_values) == 0:
             shape = self.runners[graph].metadata.kwargs["pixel_values"]["shape"]
             return {"pixel_values": torch.zeros(1, *shape[1:]), "image_index": torch.full((rows, 1), -1)}
+        marker = self.exported.config.image_token_id
+        if image_index is None and input_ids is not None and marker is not None and pixel_values.dim() == 4:
+            image_index = dealt_index(MODALITIES["image"], len(pixel_values), rows, input_ids == marker)
         if image_index is None:
             image_index = implied_image_index(pixel_values)
             pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
@@ -60,12 +70,12 @@ class ExportedMM:
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        pictures = self.pictures("model", len(input_ids), pixel_values, image_index)
+        pictures = self.pictures("model", input_ids, pixel_values, image_index)
         return self.runners["model"](input_ids=input_ids, attention_mask=attention_mask, **pictures)
 
     def encode_media(self, pixel_values: torch.Tensor, image_index: torch.Tensor | None = None) -> torch.Tensor:
         """`media_key_values`, which `generate` takes in place of pixels for another question about the pictures."""
-        inputs = self.pictures("media_encoder", 0, pixel_values, image_index)
+        inputs = self.pictures("media_encoder", None, pixel_values, image_index)
         return self.runners["media_encoder"](**inputs)["media_key_values"]
 
     def generate(
@@ -89,7 +99,7 @@ class ExportedMM:
         rows = len(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if media_key_values is None:
-            pictures = self.pictures("media_encoder", rows, pixel_values, image_index)
+            pictures = self.pictures("media_encoder", input_ids, pixel_values, image_index)
             image_index = pictures["image_index"]
             media_key_values = self.runners["media_encoder"](**pictures)["media_key_values"]
         elif image_index is None:

@@ -156,6 +156,14 @@ class MMConfig(PreTrainedConfig):
 
     model_type = "modeling_mm"
     attribute_map = {"projection_dim": "embedding_size"}  # as CLIP calls it, for who asks how wide embeddings are
+    # so that predictions of any Trainer are logits alone
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+        "media_key_values",
+    ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),

@@ -120,7 +120,7 @@ class MMProcessor(ProcessorMixin):
         *,
         audio: Any = None,
         videos: Any = None,
-        deduplicate: bool = False,
+        deduplicate: bool | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Tensors for the model.
@@ -439,10 +439,10 @@ class MMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        sound = [] if self._feature_extractor is None else ["input_features", "input_features_mask", "audio_index"]
-        video = [] if self.max_frames is None else ["pixel_values_videos", "video_index", "video_mask"]
-        images = [*self.image_processor.model_input_names, "image_index"]
-        return [*self.tokenizer.model_input_names, *images, *sound, *video]
+        """What a call gives for texts with a marker for each of their media."""
+        sound = [] if self._feature_extractor is None else ["input_features", "input_features_mask"]
+        video = [] if self.max_frames is None else ["pixel_values_videos", "video_mask"]
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, *sound, *video]
 
 
 __all__ = ["MMProcessor"]

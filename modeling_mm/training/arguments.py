@@ -185,6 +185,16 @@ class DataArguments:
             "choices": ["float32", "bfloat16"],
         },
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "stop after this many evaluations without a better --metric_for_best_model; needs "
+            "--load_best_model_at_end true"
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "how much better an evaluation must be to count for --early_stopping_patience"}
+    )
     keep_pictures: int = field(
         default=0, metadata={"help": "cache up to this many megabytes of decoded images in memory"}
     )

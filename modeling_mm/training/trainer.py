@@ -25,6 +25,7 @@ from ..model.media_mm import MEDIA
 from ..model.processing_mm import MMProcessor
 from .callbacks import EpochOfAugmentation, GradientAudit, InShards, SharedStatistics, StreamedEpochs
 from .fsdp import with_unseen_media
+from .smoothing import smoothed_loss
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,11 @@ class MMTrainer(Trainer):
             options.accelerator_config.dispatch_batches = False
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False
+        if self.label_smoother is not None:
+            whole = self.accelerator.unwrap_model(self.model)
+            whole = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+            self.label_smoother = None
+            self.compute_loss_func = smoothed_loss(whole, self.args.label_smoothing_factor)
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs in one process would split pictures from their rows; "
@@ -161,7 +167,6 @@ class MMTrainer(Trainer):
         inputs = dict(inputs)
         prompts = {name: inputs.pop(f"prompt_{name}", None) for name in ("input_ids", "attention_mask")}
         if prompts["input_ids"] is None:
-            ignore_keys = ["past_key_values", "hidden_states", "attentions", "cross_attentions", "media_key_values"]
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs, prompts = self._prepare_inputs(inputs), super()._prepare_inputs(prompts)
         own = self.accelerator.unwrap_model(model)

@@ -37,9 +37,8 @@ Cells: passed / failed / skipped; "-": does not apply, or would repeat the colum
 - `modeling` is ModelTesterMixin, `config` ConfigTester, `training` TrainingTesterMixin (one batch is learned by
   heart), `parallel_plans` FSDPTesterMixin and TensorParallelTesterMixin, `processing` ProcessorTesterMixin.
 - `generation` are 28 checks of our own: the library's GenerationTesterMixin is not part of its source distribution.
-- No failure is waived. Three things are set on our side. BERT's pooler is behind the states that we use, so for Bert
-  `test_all_params_have_gradient` is off (the trainer freezes such weights). `test_apply_chat_template_image`
-  and `_audio` count an output with an entry per row: ours is the index, since what rows share is prepared once. And
+- No failure is waived. Two things are set on our side. BERT's pooler is behind the states that we use, so for Bert
+  `test_all_params_have_gradient` is off (the trainer freezes such weights). And
   `test_processor_to_json_string` is off for HearingProcessor: it wants each saved argument as an attribute of its
   name, which another test forbids for `audio`.
 

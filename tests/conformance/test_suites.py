@@ -121,7 +121,6 @@ class Processor__processing(ProcessorTesterMixin, unittest.TestCase):
     """MMProcessor over a CLIP image processor and a tokenizer of single characters."""
 
     processor_class = MMProcessor
-    index_name = "image_index"
     markers: tuple[str, ...] = ("<image>",)
 
     def prepare_audio_inputs(self, batch_size=None):
@@ -129,10 +128,6 @@ class Processor__processing(ProcessorTesterMixin, unittest.TestCase):
 
     def prepare_videos_inputs(self, batch_size=None):
         """None: this processor takes no video."""
-
-    def _test_apply_chat_template(self, modality, batch_size, return_tensors, input_name, *rest):
-        """Its rows all show one picture, which is prepared once: of our outputs, the index has an entry per row."""
-        super()._test_apply_chat_template(modality, batch_size, return_tensors, "index_name", *rest)
 
     @classmethod
     def _setup_tokenizer(cls):
@@ -167,7 +162,6 @@ class HearingProcessor__processing(Processor__processing):
 
     def _test_apply_chat_template(self, modality, batch_size, return_tensors, input_name, component, data):
         """The suite skips a component that is not listed; what it then does with its name is the same for each."""
-        self.index_name = f"{modality}_index"
         if modality == "audio":
             component = "image_processor"
         super()._test_apply_chat_template(modality, batch_size, return_tensors, input_name, component, data)
