@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import drawing, mixed_rows, mm_model, padded, pictures
 from PIL import Image
+from sklearn.metrics import f1_score
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, cli
 from modeling_mm.evaluation import metrics
-from modeling_mm.evaluation import metrics as uncertainty
+from modeling_mm.evaluation.predictions import Evaluation, interval, main_score, with_intervals
 from modeling_mm.report import figures
 from modeling_mm.report.html import Section, cell, write_page, write_report
 from modeling_mm.tasks import TASKS
@@ -65,9 +66,14 @@ def test_gates_are_told_by_the_layer_they_stand_before():
 
 def test_an_interval_of_a_share_holds_it_and_narrows_with_rows():
     for right, rows in ((0, 20), (20, 20), (7, 20), (700, 2000)):
-        low, high = uncertainty.wilson(right, rows)
+        low, high = metrics.wilson(right, rows)
         assert 0 <= low <= right / rows <= high <= 1 and high > low
-    assert np.diff(uncertainty.wilson(700, 2000)) < np.diff(uncertainty.wilson(7, 20)) / 5
+    assert np.diff(metrics.wilson(700, 2000)) < np.diff(metrics.wilson(7, 20)) / 5
+
+
+def scored(logits, truths):
+    """An evaluation of these outputs and labels, whose metrics an interval does not ask for."""
+    return Evaluation({}, [None] * len(logits), [None] * len(truths), logits, truths)
 
 
 def test_drawn_intervals_hold_the_score_of_all_rows_about_as_often_as_they_say():
@@ -76,7 +82,7 @@ def test_drawn_intervals_hold_the_score_of_all_rows_about_as_often_as_they_say()
     for _ in range(60):
         truths = generator.normal(size=(80, 1))
         said = truths + generator.normal(size=truths.shape)  # R2 of all such rows: 1 - 1 / 1 = 0
-        low, high = uncertainty.spread(uncertainty.drawn("regression", said, truths))
+        low, high = interval("regression", scored(said, truths))
         held.append(low <= 0 <= high)
     assert 0.8 < np.mean(held) <= 1
 
@@ -87,9 +93,49 @@ def test_main_scores_are_those_of_the_metrics():
     numbers = logits + generator.normal(size=logits.shape)
     for task, truths in (("multilabel", several), ("regression", numbers)):
         expected = metrics.head_metrics(task, logits, truths)[TASKS[task].main_metric]
-        assert uncertainty.main_score(task, logits, truths) == pytest.approx(expected)
-    assert uncertainty.spread(uncertainty.drawn("regression", logits[:1], numbers[:1])) is None
+        assert main_score(task, scored(logits, truths))(np.arange(40)) == pytest.approx(expected)
+    assert interval("regression", scored(logits[:1], numbers[:1])) is None
     assert cell((0.25, 0.7512345)) == "0.250 to 0.751"
+
+
+def test_f1_is_scikit_learn_s_and_of_one_label_that_of_the_label():
+    generator = np.random.default_rng(0)
+    for columns in (1, 4):
+        logits, truths = generator.normal(size=(30, columns)), generator.integers(2, size=(30, columns))
+        truths[:, 1:2] = 0  # a label that no row has
+        ours = metrics.head_metrics("multilabel", logits, truths)
+        micro, macro = ("micro", "macro") if columns > 1 else ("binary", "binary")
+        assert ours["micro_f1"] == pytest.approx(f1_score(truths, logits > 0, average=micro))
+        assert ours["macro_f1"] == pytest.approx(f1_score(truths, logits > 0, average=macro, zero_division=0))
+    assert metrics.micro_f1(-np.ones((3, 2)), np.zeros((3, 2))) == 0
+
+
+def test_of_equal_numbers_neither_r2_nor_pearson_says_anything(recwarn):
+    equal, numbers = np.ones((20, 2)), np.random.default_rng(0).normal(size=(20, 2))
+    for predictions, truths in ((equal, numbers), (numbers, equal), (equal, equal)):
+        scores = metrics.regression_metrics(predictions, truths)
+        assert np.isnan(scores["pearson"]) and np.isfinite(scores["r2"]) == (truths is numbers)
+        assert (interval("regression", scored(predictions, truths)) is None) == (truths is equal)
+    rare = np.zeros((20, 2))
+    rare[0, 0] = rare[1, 1] = 1  # of the resamples 36 % have no such row of one column, 60 % of one of both
+    assert None not in interval("regression", scored(numbers[:, :1], rare[:, :1]))
+    assert interval("regression", scored(numbers, rare)) is None
+    assert not recwarn.list
+
+
+def test_what_changes_is_scored_on_the_same_resampled_rows():
+    generator = np.random.default_rng(0)
+    truths = generator.normal(size=(60, 1))
+    said = truths + generator.normal(size=truths.shape)
+    whole, shifted = (scored(values, truths) for values in (said, said + 1e-3))
+    whole.metrics["r2"] = shifted.metrics["r2"] = 0.0
+    assert with_intervals("regression", whole, whole)["its interval"] is None
+    row = with_intervals("regression", shifted, whole)
+    assert np.ptp(row["its interval"]) < 0.02 < np.ptp(row["interval"])
+    assert interval("regression", whole) == interval("regression", whole)  # the seed is fixed
+    same = scored(said.copy(), truths)
+    same.metrics["r2"] = 0.0
+    assert with_intervals("regression", same, whole)["its interval"] == (0, 0)
 
 
 def ink(path):

@@ -19,7 +19,7 @@ from ..checkpoint import load_checkpoint, quantized
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
-from ..data.rows import Columns
+from ..data.rows import Columns, media_markers
 from ..data.tables import read_table
 from ..evaluation.metrics import compute_metrics_for
 from ..evaluation.modalities import learned_results, modality_report, weight_table, weights_of_rows
@@ -47,8 +47,7 @@ logger = logging.getLogger(__name__)
 
 def modality_markers(processor: MMProcessor, columns: Columns) -> dict[str, str]:
     """The marker of each modality beside the text that there is a column for."""
-    used = {"image": columns.image, "audio": columns.audio, "video": columns.video}
-    return {name: getattr(processor, f"{name}_token") for name, column in used.items() if column}
+    return {name: marker for name, marker in media_markers(processor).items() if getattr(columns, name)}
 
 
 def output_folder(args: EvaluateArguments) -> Path:
@@ -142,7 +141,7 @@ def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMP
     if model.config.audio_config is not None and not args.audio_column:
         logger.warning("this model hears, but without --audio_column it is evaluated without sound")
     options = {"max_seconds": processor.max_seconds, "num_frames": processor.max_frames}
-    return dataset.check(args.on_bad_row == "skip", processor.image_token, **options)
+    return dataset.check(args.on_bad_row == "skip", media_markers(processor), **options)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:

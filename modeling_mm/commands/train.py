@@ -23,12 +23,14 @@ from ..checkpoint import BASE, last_checkpoint
 from ..data.collator import MMCollator
 from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
+from ..data.rows import media_markers
 from ..data.stream import MMStream
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.metrics import in_words
 from ..evaluation.predictions import evaluate_rows, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
+from ..model.audio_mm import MAX_SECONDS
 from ..model.media_mm import MODALITIES
 from ..report import figures
 from ..report.augmented import draw_augmented
@@ -38,7 +40,7 @@ from ..training.arguments import DataArguments, ModelArguments, RetrievalArgumen
 from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.smoothing import check_smoothing
-from ..training.splits import Splits, frames_of, known_labels, load_splits, seconds_heard
+from ..training.splits import Splits, frames_of, known_labels, known_processor, load_splits
 from ..training.trainable import add_lora, freeze_unused, lora_pattern, trainable_parameters
 from ..training.trainer import MMTrainer
 from .arguments import MMParser
@@ -84,6 +86,14 @@ def check_training(data: DataArguments, args: TrainingArguments) -> None:
         )
 
 
+def read_rows(model_args: ModelArguments, data_args: DataArguments, seed: int) -> Splits:
+    """The rows, read and checked as the model to go on from takes them, or else as a new one does."""
+    known = known_processor(model_args.model)
+    data_args.max_seconds = data_args.max_seconds or (known.max_seconds if known else MAX_SECONDS)
+    labels, num_frames = known_labels(model_args.model, data_args.task), frames_of(model_args)
+    return load_splits(data_args, seed, labels, num_frames, media_markers(known))
+
+
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Run the verb; returns its results on the first process."""
     parser = MMParser((ModelArguments, DataArguments, RetrievalArguments, TrainingArguments), prog="modeling-mm train")
@@ -94,9 +104,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     check_task(model_args, data_args)
     check_training(data_args, args)
     augmented = augmentation_of(data_args, args.seed) is not None
-    data_args.max_seconds = data_args.max_seconds or seconds_heard(model_args.model)
-    labels, num_frames = known_labels(model_args.model, data_args.task), frames_of(model_args)
-    splits = load_splits(data_args, args.seed, labels, num_frames)
+    splits = read_rows(model_args, data_args, args.seed)
     model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
     choose_trainable(model, model_args)
     collator = build_collator(model, processor, data_args)

@@ -8,7 +8,7 @@
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from ..model.losses_mm import text_keys
+from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
@@ -23,7 +24,7 @@ from .dataset import CHUNK, MMDataset
 from .feature_cache import CachedMedia
 from .media import KeptPictures, image_key, open_image
 from .negatives import with_negatives
-from .rows import Row
+from .rows import Row, media_markers, without
 
 IGNORED = -100
 
@@ -66,12 +67,12 @@ class MMCollator:
             rows = with_negatives(rows, self.negatives_seed)
         if self.augmentation is not None:
             rows = self.augmentation.rows(rows, self.media_markers)
-        images = {} if self.blind else self.flat_images(rows)
+        rows = self.shown(rows)
         batch = self.generation(rows) if TASKS[self.task].generates else self.classification(rows)
-        batch |= images
-        if not self.blind and any(row.audio for row in rows):
+        batch |= self.flat_images(rows)
+        if any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
-        if not self.blind and any(row.videos for row in rows):
+        if any(row.videos for row in rows):
             distinct = {image_key(video): video for row in rows for video in row.videos}
             batch |= self.processor.flat_videos([[distinct[image_key(video)] for video in row.videos] for row in rows])
         if TASKS[self.task].has_labels:
@@ -132,8 +133,8 @@ class MMCollator:
     def prompts_and_answers(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of what the user says and of the answers with their end token (none without targets)."""
         tokenizer = self.processor.tokenizer
-        images, sounds, videos = (list(counts) for counts in zip(*map(self.counts, rows), strict=True))
-        prompts = self.processor.encode_prompts([self.text(row) for row in rows], images, sounds, videos)
+        images, sounds, videos = (list(counts) for counts in zip(*map(media_counts, rows), strict=True))
+        prompts = self.processor.encode_prompts([row.text for row in rows], images, sounds, videos)
         if rows[0].target is None:
             return prompts, [[] for _ in rows]
         answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
@@ -151,18 +152,18 @@ class MMCollator:
     def lengths(self, dataset: MMDataset) -> list[int]:
         """Tokens of the text of each row, the answer with it in a generation."""
         lengths = list[int]()
-        for start in range(0, len(dataset), CHUNK):
-            rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
+        for rows in self.chunks(dataset):
             if TASKS[self.task].generates:
                 both = zip(*self.prompts_and_answers(rows), strict=True)
                 lengths += [len(prompt) + len(answer) for prompt, answer in both]
             else:
-                lengths += map(len, self.processor.tokenizer([self.text(row) for row in rows])["input_ids"])
+                lengths += map(len, self.processor.tokenizer([row.text for row in rows])["input_ids"])
         return lengths
 
     def length_complaint(self, row: Row) -> str | None:
         """What is wrong with the length of a row of a generation; a classification truncates."""
-        return next(iter(self.too_long([row], *self.prompts_and_answers([row])).values()), None)
+        rows = self.shown([row])
+        return next(iter(self.too_long(rows, *self.prompts_and_answers(rows)).values()), None)
 
     def check_lengths(self, dataset: MMDataset, skip: bool) -> None:
         """Look at the length of every row of a generation before it is trained on; a classification truncates.
@@ -172,40 +173,44 @@ class MMCollator:
         """
         if not TASKS[self.task].generates:
             return
-        for start in range(0, len(dataset), CHUNK):
-            rows = [dataset.row(number) for number in dataset.kept[start : start + CHUNK]]
+        for rows in self.chunks(dataset):
             dataset.note(self.too_long(rows, *self.prompts_and_answers(rows)), skip)
         dataset.without_bad_rows()
 
     def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), `text_present` (B,) where any text is missing."""
-        texts, counts = [self.text(row) for row in rows], [self.counts(row) for row in rows]
+        texts, counts = [row.text for row in rows], [media_counts(row) for row in rows]
         batch = self.processor.encode_rows(texts, counts, self.max_length)
         if rows[0].target is not None:
             batch["labels"] = torch.tensor([row.target for row in rows])
         return batch
 
-    def text(self, row: Row) -> str:
-        return self.without_markers(row.text) if self.blind else row.text
+    def chunks(self, dataset: MMDataset) -> Iterator[list[Row]]:
+        """All rows as the model is shown them, some at a time; nothing is opened."""
+        for start in range(0, len(dataset), CHUNK):
+            yield self.shown([dataset.row(number) for number in dataset.kept[start : start + CHUNK]])
 
-    def without_markers(self, text: str) -> str:
-        for marker in self.media_markers.values():
-            text = text.replace(marker, "")
-        return text
+    def shown(self, rows: list[Row]) -> list[Row]:
+        """The rows as the model is shown them: `blind`, without media."""
+        return [self.without_media(row) for row in rows] if self.blind else rows
+
+    def without_media(self, row: Row) -> Row:
+        """A row of text alone."""
+        return without(row, MODALITIES, self.media_markers)
 
     @property
     def media_markers(self) -> dict[str, str]:
         """The marker of each modality beside the text."""
-        processor = self.processor
-        return {"image": processor.image_token, "audio": processor.audio_token, "video": processor.video_token}
-
-    def counts(self, row: Row) -> tuple[int, int, int]:
-        """How many pictures, sounds and videos of a row the model is given."""
-        return (0, 0, 0) if self.blind else (len(row.images), len(row.audio), len(row.videos))
+        return media_markers(self.processor)
 
     def pad(self, ids: list[list[int]], side: str) -> dict[str, torch.Tensor]:
         padded = self.processor.tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")
         return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+
+
+def media_counts(row: Row) -> tuple[int, int, int]:
+    """How many images, audio clips and videos a row has."""
+    return len(row.images), len(row.audio), len(row.videos)
 
 
 def pad_right(sequences: list[list[int]], value: int) -> torch.Tensor:
@@ -244,14 +249,14 @@ class RetrievalCollator(MMCollator):
         """`input_ids` and `attention_mask` (B, T), padded on the right, where padding can be left out."""
         tokenizer = self.processor.tokenizer
         longest = min(self.max_length, tokenizer.model_max_length)
-        texts = [self.without_markers(row.text) for row in rows]
+        texts = [self.without_media(row).text for row in rows]
         options = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
         batch = tokenizer(texts, **options, return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def as_captions(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`caption_ids`, `caption_mask` and `labels` (B, T): the picture's marker, then the text and its end."""
-        asked = [replace(row, text="", target=self.without_markers(row.text)) for row in rows]
+        asked = [replace(row, text="", target=self.without_media(row).text) for row in rows]
         prompts, answers = self.prompts_and_answers(asked)
         room = [self.max_length - len(prompt) for prompt in prompts]
         answers = [

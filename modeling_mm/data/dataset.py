@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..model.audio_mm import MAX_SECONDS
 from ..model.media_mm import MODALITIES
 from ..tasks import TASKS
 from .media import BadRow, MediaCheck, image_key
-from .rows import Columns, Row, RowReader, undecoded
+from .rows import Columns, Row, RowReader, media_markers, undecoded
 from .targets import encode_target
 
 logger = logging.getLogger(__name__)
@@ -80,16 +80,15 @@ class MMDataset(torch.utils.data.Dataset):
     def check(
         self,
         skip: bool = False,
-        image_token: str = "<image>",
-        audio_token: str = "<audio>",
+        markers: Mapping[str, str] | None = None,
         max_seconds: float = MAX_SECONDS,
-        video_token: str = "<video>",
         num_frames: int | None = None,
     ) -> "MMDataset":
         """Look at every row before any work is done, with progress; bad rows stop it or, with `skip`, are left out.
 
-        Sounds a little longer than `max_seconds`, which will be cut, and silent ones are counted in a warning. Videos
-        are bad without `num_frames`, the frames that will be taken of each.
+        `markers` are those of the processor that will prepare the rows, by modality (see `rows.media_markers`); the
+        default is those of a new one. Sounds a little longer than `max_seconds`, which will be cut, and silent ones
+        are counted in a warning. Videos are bad without `num_frames`, the frames that will be taken of each.
 
         Raises:
             BadRow: names source and row, when not skipping; or no row is left.
@@ -97,22 +96,22 @@ class MMDataset(torch.utils.data.Dataset):
         """
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(self), desc=f"Checking {self.source}") as bar:
             media = MediaCheck(pool, max_seconds, num_frames)
-            tokens = (image_token, audio_token, video_token)
+            markers = markers or media_markers()
             for start in range(0, len(self), CHUNK):  # in parts, so that embedded media do not fill the memory
                 numbers = self.kept[start : start + CHUNK]
-                self.note(self.complaints(numbers, tokens, media), skip)
+                self.note(self.complaints(numbers, markers, media), skip)
                 bar.update(len(numbers))
         for remark in media.remarks():
             logger.warning(f"{self.source}: {remark}")
         return self.without_bad_rows()
 
-    def complaints(self, numbers: list[int], tokens: Sequence[str], media: MediaCheck) -> dict[int, str]:
-        """What is wrong with the bad ones among these rows; `tokens` mark an image, a sound and a video."""
+    def complaints(self, numbers: list[int], markers: Mapping[str, str], media: MediaCheck) -> dict[int, str]:
+        """What is wrong with the bad ones among these rows; `markers` are those of media, by modality."""
         rows, reasons = {}, {}
         for number in numbers:
             try:
                 rows[number] = self.row(number)
-                reasons[number] = self.reader.complaint(rows[number], tokens, self.labels)
+                reasons[number] = self.reader.complaint(rows[number], markers, self.labels)
             except BadRow as error:
                 reasons[number] = str(error)
         media.look({name: [item for row in rows.values() for item in row.media[name]] for name in MODALITIES})

@@ -8,9 +8,10 @@ A table in memory (`dataset.py`) and a stream of shards (`stream.py`) both read 
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..model.media_mm import MODALITIES
+from ..model.processing_mm import MMProcessor
 from ..model.video_mm import is_video
 from ..tasks import TASKS
 from .media import BadRow
@@ -170,8 +172,8 @@ class RowReader:
             return [self.media(part, column) for part in cell]
         return [medium for part in cell for medium in self.media(part, column)]
 
-    def complaint(self, row: Row, tokens: Iterable[str], labels: Sequence[str] | None) -> str | None:
-        """What is wrong with a row, the contents of its media apart; `tokens` mark an image, a sound and a video."""
+    def complaint(self, row: Row, markers: Mapping[str, str], labels: Sequence[str] | None) -> str | None:
+        """What is wrong with a row, the contents of its media apart; `markers` are those of media, by modality."""
         columns = self.columns
         if not row.text.strip() and not any(row.media.values()):
             names = [f"'{name}'" for name in (columns.image, columns.text, columns.audio, columns.video) if name]
@@ -180,11 +182,11 @@ class RowReader:
             if len(names) > 2:
                 return f"{', '.join(names[:-1])} and {names[-1]} are all empty; expected at least one"
             return f"{' and '.join(names)} are both empty; expected at least one of them"
-        for token, (name, items) in zip(tokens, row.media.items(), strict=True):
-            markers = row.text.count(token) if name == "image" or getattr(columns, name) else 0
-            if markers and markers != len(items):
+        for name, items in row.media.items():
+            count = row.text.count(markers[name]) if name == "image" or getattr(columns, name) else 0
+            if count and count != len(items):
                 what = f"{len(items)} {MODALITIES[name].items}"
-                return f"the text has {markers} '{token}' markers but the row has {what}"
+                return f"the text has {count} '{markers[name]}' markers but the row has {what}"
         if TASKS[self.task].needs_image_and_text:
             missing = columns.text if row.images else columns.image
             return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs a picture and a text"
@@ -193,15 +195,22 @@ class RowReader:
         return target_complaint(columns.target, row.target, labels)
 
 
+def media_markers(processor: MMProcessor | None = None) -> dict[str, str]:
+    """The marker of each modality beside the text, by its name; without a processor, those that a new one has."""
+    names = {name: modality.marker for name, modality in MODALITIES.items()}
+    if processor is not None:
+        return {name: getattr(processor, marker) for name, marker in names.items()}
+    defaults = signature(MMProcessor.__init__).parameters
+    return {name: defaults[marker].default for name, marker in names.items()}
+
+
 def present_modalities(row: Row, markers: Mapping[str, str]) -> list[str]:
     """Which modalities a row has; a text of markers alone is none.
 
     Args:
         markers: of each modality beside the text, by its name.
     """
-    text = row.text
-    for marker in markers.values():
-        text = text.replace(marker, "")
+    text = without(row, markers, markers).text
     return [*(["text"] if text.strip() else []), *(name for name, items in row.media.items() if items)]
 
 

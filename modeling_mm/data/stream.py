@@ -10,7 +10,7 @@
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,12 +24,11 @@ from ..model.audio_mm import MAX_SECONDS
 from ..model.images_mm import BACKGROUND
 from .dataset import MMDataset
 from .media import BadRow, MediaCheck, image_key, open_image
-from .rows import Columns, Row, RowReader
+from .rows import Columns, Row, RowReader, media_markers
 from .shards import Shards
 from .targets import encode_target
 
 logger = logging.getLogger(__name__)
-MARKERS = ("<image>", "<audio>", "<video>")
 FIRST_ROWS, FIRST_BYTES = 2_000, 2**26  # that are looked at before training
 LOGGED = 20  # bad rows of a reader
 
@@ -72,6 +71,7 @@ class MMStream(IterableDataset):
         shuffle_buffer: rows that are permuted at a time; with 0 or 1 all come in their order.
         seed: another one draws another order.
         skip: leave bad rows out and count them.
+        markers: of media, by modality, as the processor has them.
         max_seconds, num_frames: of a sound and of a video that will be used.
         too_long: what is wrong with a row's length, None where nothing is.
         background: the colour below transparent images.
@@ -91,6 +91,7 @@ class MMStream(IterableDataset):
     shuffle_buffer: int = 1000
     seed: int = 0
     skip: bool = False
+    markers: Mapping[str, str] = field(default_factory=media_markers)
     max_seconds: float = MAX_SECONDS
     num_frames: int | None = None
     too_long: Callable[[Row], str | None] | None = None
@@ -183,7 +184,7 @@ class MMStream(IterableDataset):
             raise sample.cells
         number = 1 + sample.row * len(self.shards) + sample.shard  # no other row has it
         row = self.reader.row(dict(sample.cells), number)
-        reason = self.reader.complaint(row, MARKERS, self.labels) or self.media_complaint(row)
+        reason = self.reader.complaint(row, self.markers, self.labels) or self.media_complaint(row)
         row.opened = {image_key(image): open_image(image, self.background) for image in row.images if reason is None}
         if reason is None and self.too_long is not None:
             reason = self.too_long(row)

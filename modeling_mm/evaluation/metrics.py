@@ -4,11 +4,19 @@
 Shapes: R rows, C outputs of the head.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import (
+    ConstantInputWarning,
+    DegenerateDataWarning,
+    NearConstantInputWarning,
+    binomtest,
+    bootstrap,
+    pearsonr,
+)
 from sklearn import metrics as sklearn_metrics
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
@@ -52,29 +60,51 @@ def in_words(value: Any) -> str:
     return str(value)
 
 
+def r2(predictions: np.ndarray, truths: np.ndarray) -> float:
+    """R2 of (R, C) numbers, the mean over their columns; NaN where it says nothing, of one row or of equal truths.
+
+    It and `micro_f1` equal scikit-learn's, whose checks of each call would take most of the time of resampling.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variation = ((truths - truths.mean(axis=0)) ** 2).sum(axis=0)
+        score = float((1 - ((predictions - truths) ** 2).sum(axis=0) / variation).mean())
+    return score if np.isfinite(score) else float("nan")
+
+
+def pearson(predictions: np.ndarray, truths: np.ndarray) -> float:
+    """Pearson's r of (R, C) numbers, the mean over their columns; NaN where it says nothing, as above."""
+    if len(truths) < 2:
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (ConstantInputWarning, NearConstantInputWarning))
+        return float(pearsonr(predictions, truths, axis=0).statistic.mean())
+
+
+def micro_f1(logits: np.ndarray, truths: np.ndarray) -> float:
+    """F1 over all labels of all rows together (R, C), at a probability of one half; 0 where there is no label."""
+    predicted, true = logits > 0, truths > 0
+    return float(2 * (predicted & true).sum() / max(1, predicted.sum() + true.sum()))
+
+
 def regression_metrics(predictions: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     """Mean absolute error, root of the mean squared error, R2 and Pearson's r; means over label columns."""
     predictions, truths = (np.asarray(n, dtype=np.float64).reshape(len(truths), -1) for n in (predictions, truths))
-    with np.errstate(invalid="ignore", divide="ignore"):  # of one row, or of equal numbers, they say nothing: NaN
-        r2 = float(sklearn_metrics.r2_score(truths, predictions, force_finite=False)) if len(truths) > 1 else np.nan
-        both = [(a - a.mean(axis=0)) / a.std(axis=0) for a in (predictions, truths)]
-        pearson = (both[0] * both[1]).mean(axis=0)
     return {
         "mae": float(sklearn_metrics.mean_absolute_error(truths, predictions)),
         "rmse": float(sklearn_metrics.root_mean_squared_error(truths, predictions)),
-        "r2": r2 if np.isfinite(r2) else float("nan"),
-        "pearson": float(pearson.mean()),
+        "r2": r2(predictions, truths),
+        "pearson": pearson(predictions, truths),
     }
 
 
 def multilabel_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     """Micro and macro F1 at a probability of one half, and the mean over labels that occur of average precision."""
-    truths, said = truths > 0, logits > 0
-    occurs = truths.any(axis=0)
-    scores = [sklearn_metrics.average_precision_score(truths[:, i], logits[:, i]) for i in np.flatnonzero(occurs)]
+    true = truths > 0
+    occurs = true.any(axis=0)
+    scores = [sklearn_metrics.average_precision_score(true[:, i], logits[:, i]) for i in np.flatnonzero(occurs)]
     return {
-        "micro_f1": float(sklearn_metrics.f1_score(truths, said, average="micro", zero_division=0)),
-        "macro_f1": float(sklearn_metrics.f1_score(truths, said, average="macro", zero_division=0)),
+        "micro_f1": micro_f1(logits, truths),
+        "macro_f1": float(np.mean([micro_f1(logits[:, [i]], true[:, [i]]) for i in range(true.shape[1])])),
         "map": float(np.mean(scores)) if scores else float("nan"),
     }
 
@@ -136,7 +166,7 @@ def per_class(task: str, logits: np.ndarray, truths: np.ndarray, labels: Sequenc
 
 
 LEVEL = 0.95
-DRAWS = 500
+RESAMPLES = 500
 
 
 def wilson(right: int, rows: int) -> tuple[float, float]:
@@ -145,29 +175,24 @@ def wilson(right: int, rows: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def main_score(task: str, predictions: np.ndarray, truths: np.ndarray) -> float:
-    """The task's `main_metric`, from the head's outputs and labels (R, C), or from (R,) right or not and ones."""
-    if TASKS[task].numbers:
-        with np.errstate(invalid="ignore", divide="ignore"):  # of equal numbers R2 says nothing
-            spread = ((truths - truths.mean(axis=0)) ** 2).sum(axis=0)
-            return float((1 - ((predictions - truths) ** 2).sum(axis=0) / spread).mean())
-    if TASKS[task].several_labels:
-        said, true = predictions > 0, truths > 0
-        return float(2 * (said & true).sum() / max(1, said.sum() + true.sum()))
-    return float(predictions.mean())
+def bootstrap_interval(score: Callable[[np.ndarray], float], rows: int) -> tuple[float, float] | None:
+    """The interval that holds the middle 95 % of the scores of resampled rows; None where too many say nothing.
 
-
-def drawn(task: str, predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """(DRAWS,) main scores of as many rows drawn with replacement; the same rows for every run over them."""
-    generator, rows = np.random.default_rng(0), len(predictions)
-    picks = (generator.integers(rows, size=rows) for _ in range(DRAWS))
-    return np.array([main_score(task, predictions[pick], truths[pick]) for pick in picks])
-
-
-def spread(scores: np.ndarray) -> tuple[float, float] | None:
-    """The interval that holds the middle 95 % of drawn scores; None where too many of them say nothing."""
+    Args:
+        score: of the rows with these indices, some of them several times. What compares two models scores both on the
+            same rows.
+        rows: how many there are; every call with as many draws the same.
+    """
+    if rows < 2:
+        return None
+    batch = max(1, 2**20 // rows)  # indices that are drawn at a time, 8 MB
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": batch, "vectorized": False, "rng": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of scores that are not numbers, which are left out
+        resampled = bootstrap((np.arange(rows),), score, method="percentile", **options)
+    scores = resampled.bootstrap_distribution
     scores = scores[np.isfinite(scores)]
-    if len(scores) < DRAWS / 2:
+    if len(scores) < RESAMPLES / 2:
         return None
     low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -3,13 +3,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from ..data.rows import Row
+from ..data.rows import Row, without
 from ..tasks import TASKS, task_of
 
 
@@ -24,11 +23,7 @@ class Without(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Row:
-        row = self.dataset[index]
-        for modality, cells in (("image", "images"), ("audio", "audio"), ("video", "videos")):
-            if modality in self.left_out:
-                row = replace(row, text=row.text.replace(self.markers[modality], ""), **{cells: []})
-        return replace(row, text="") if "text" in self.left_out else row
+        return without(self.dataset[index], self.left_out, self.markers)
 
 
 def modality_report(

@@ -5,6 +5,7 @@ Shapes: R rows, C classes or labels.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,8 @@ from transformers import PreTrainedModel, Trainer
 
 from ..data.targets import normalize
 from ..tasks import TASKS
-from . import metrics as uncertainty
 from .calibration import expected_calibration_error
-from .metrics import predictions_in_words
+from .metrics import bootstrap_interval, micro_f1, predictions_in_words, r2, wilson
 
 
 @dataclass
@@ -75,13 +75,14 @@ def is_right(prediction: Any, truth: Any) -> bool | None:
     return normalize(prediction) == normalize(truth)
 
 
-def drawn_scores(task: str, evaluation: Evaluation) -> np.ndarray:
-    """Main scores of rows drawn again from those evaluated."""
-    if TASKS[task].main_metric != "accuracy":
-        outputs = (np.reshape(values, (len(values), -1)) for values in (evaluation.logits, evaluation.label_ids))
-        return uncertainty.drawn(task, *outputs)
-    right = right_rows(evaluation)
-    return uncertainty.drawn(task, right, np.ones_like(right))
+def main_score(task: str, evaluation: Evaluation) -> Callable[[np.ndarray], float]:
+    """The task's main metric of the rows with these indices, some of them several times."""
+    score = {"r2": r2, "micro_f1": micro_f1}.get(TASKS[task].main_metric)
+    if score is None:
+        right = right_rows(evaluation)
+        return lambda rows: float(right[rows].mean())
+    logits, truths = (np.reshape(a, (len(a), -1)) for a in (evaluation.logits, evaluation.label_ids))
+    return lambda rows: score(logits[rows], truths[rows])
 
 
 def right_rows(evaluation: Evaluation) -> np.ndarray:
@@ -95,8 +96,8 @@ def right_rows(evaluation: Evaluation) -> np.ndarray:
 def interval(task: str, evaluation: Evaluation) -> tuple[float, float] | None:
     """Where the main score of all such rows is likely to be; None where it says nothing."""
     if TASKS[task].main_metric == "accuracy":
-        return uncertainty.wilson(int(right_rows(evaluation).sum()), len(evaluation.predictions))
-    return uncertainty.spread(drawn_scores(task, evaluation))
+        return wilson(int(right_rows(evaluation).sum()), len(evaluation.predictions))
+    return bootstrap_interval(main_score(task, evaluation), len(evaluation.predictions))
 
 
 def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict[str, Any]:
@@ -111,7 +112,8 @@ def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict
     }
     if evaluation is not whole and main is not None:
         row["change"] = round(main - (whole.metrics[metric] or 0.0), 6)
-        row["its interval"] = uncertainty.spread(drawn_scores(task, evaluation) - drawn_scores(task, whole))
+        changed, before = main_score(task, evaluation), main_score(task, whole)
+        row["its interval"] = bootstrap_interval(lambda rows: changed(rows) - before(rows), len(whole.predictions))
     return row | {name: value for name, value in evaluation.metrics.items() if name != metric}
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The rows of a run, read and checked before anything is trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import datasets
 
 from ..checkpoint import BASE, read_config
 from ..data.dataset import MMDataset
-from ..data.rows import Columns
+from ..data.rows import Columns, media_markers
 from ..data.shards import is_shards, open_shards
 from ..data.stream import MMStream
 from ..data.tables import read_table
@@ -44,12 +45,12 @@ def known_labels(source: str | None, task: str) -> list[str] | None:
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
-def seconds_heard(source: str | None) -> float:
-    """How much of a sound the model to go on from hears, or a new one does."""
+def known_processor(source: str | None) -> MMProcessor | None:
+    """The processor of the model to go on from; None without one."""
     if source is None:
-        return MAX_SECONDS
+        return None
     folder = Path(source, BASE)
-    return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source).max_seconds
+    return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source)
 
 
 def frames_of(args: ModelArguments) -> int | None:
@@ -60,9 +61,13 @@ def frames_of(args: ModelArguments) -> int | None:
 
 
 def load_splits(
-    data: DataArguments, seed: int, labels: list[str] | None = None, num_frames: int | None = None
+    data: DataArguments,
+    seed: int,
+    labels: list[str] | None = None,
+    num_frames: int | None = None,
+    markers: Mapping[str, str] | None = None,
 ) -> Splits:
-    """Read and check all rows before anything is trained; `labels` are those a trained model already has.
+    """Read and check all rows before anything is trained; `labels` and `markers` are those a trained model has.
 
     Raises:
         ValueError: no source or two of them, a missing column, a bad row.
@@ -82,11 +87,11 @@ def load_splits(
         else:
             table, folder = read_table(source, split)
         dataset = MMDataset(source, table, folder, columns, labels, task=data.task)
-        return dataset.check(skip, max_seconds=data.max_seconds or MAX_SECONDS, num_frames=num_frames)
+        return dataset.check(skip, markers, data.max_seconds or MAX_SECONDS, num_frames)
 
     stream, held_out = None, None
     if data.streaming:
-        stream = open_stream(data, columns, seed, labels, num_frames)
+        stream = open_stream(data, columns, seed, labels, num_frames, markers or media_markers())
         train = stream.first_rows()
         held_out = read(str(data.validation_file), "validation", labels)
         if labels is None:
@@ -113,12 +118,17 @@ def load_splits(
 
 
 def open_stream(
-    data: DataArguments, columns: Columns, seed: int, labels: list[str] | None, num_frames: int | None
+    data: DataArguments,
+    columns: Columns,
+    seed: int,
+    labels: list[str] | None,
+    num_frames: int | None,
+    markers: Mapping[str, str],
 ) -> MMStream:
     """What to train on, opened but not yet read."""
     shards = open_shards(data.train_file) if data.train_file is not None else open_shards(str(data.dataset), "train")
     rows = shards.count_rows() if shards.is_local else None
-    limits = {"max_seconds": data.max_seconds or MAX_SECONDS, "num_frames": num_frames}
+    limits = {"max_seconds": data.max_seconds or MAX_SECONDS, "num_frames": num_frames, "markers": markers}
     own: dict[str, Any] = {"seed": seed, "skip": data.on_bad_row == "skip", "known_rows": rows, **limits}
     return MMStream(shards, columns, data.task, labels, data.shuffle_buffer, **own)
 
