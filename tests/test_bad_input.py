@@ -214,3 +214,8 @@ def test_wrong_shape_of_pixels():
         model(input_ids=ids, media_key_values=media, media_start=torch.zeros(2, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="1 images came without `image_index`, but the 2 texts hold 0 markers"):
         model(input_ids=ids, pixel_values=torch.zeros(1, 3, 16, 16))
+
+
+def test_pushing_while_training_is_refused_and_the_way_to_push_named(folder, capsys):
+    sentence = refuse(capsys, *train(folder, write_csv(folder, *GOOD), "--push_to_hub", "true"))
+    assert f"after training run: modeling-mm push --model {folder / 'out'} --repo_id USER/NAME" in sentence

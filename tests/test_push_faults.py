@@ -56,6 +56,9 @@ told("no token", HfApi().whoami)
 os.environ["HF_TOKEN"] = token
 told("public", lambda: upload.upload(HfApi(), "alice/slow", folder, private=True))
 told("pickled", lambda: upload.upload(HfApi(), "alice/pickled", folder))
+told("trained", lambda: upload.upload(HfApi(), "alice/trained", folder))
+told("mixed", lambda: upload.upload(HfApi(), "alice/mixed", folder))
+told("nested", lambda: upload.upload(HfApi(), "alice/nested", folder))
 told("again", lambda: upload.upload(HfApi(), "alice/500-always-in-the-commit", Path("500-always-in-the-commit")))
 told("branch", lambda: upload.upload(HfApi(), "alice/slow", folder, branch="other"))
 (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
@@ -66,6 +69,15 @@ for name, source, token in [("missing", "alice/none", "write"), ("private", "ali
     told(f"load {name}", lambda: load_checkpoint(source))
 print(json.dumps(said))
 """
+
+
+# what `Trainer` with `push_to_hub` left there, and the pickles among it
+TRAINER_PICKLES = ["training_args.bin", "checkpoint-5/optimizer.pt", "checkpoint-5/rng_state_0.pth"]
+TRAINED = [
+    *TRAINER_PICKLES, "README.md", "config.json", "tokenizer.json", "trainer_state.json", "all_results.json",
+    "checkpoint-5/model.safetensors", "checkpoint-5/trainer_state.json", "runs/today/events.out", "curves.png",
+    "base/model.safetensors",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +92,9 @@ def uploads(hub, tmp_path_factory):
         where = hashlib.sha256(weights).hexdigest() if fault["path"] == "/lfs/" else f"alice/{name}{fault['path']}"
         hub.fail(**{"method": "POST", **fault, "path": where})
     hub.add("alice/pickled", {"pytorch_model.bin": b"pickle"})
+    hub.add("alice/trained", {name: b"of Trainer" for name in TRAINED})
+    hub.add("alice/mixed", {"training_args.bin": b"pickle", "notes.txt": b"of somebody"})
+    hub.add("alice/nested", {"data/training_args.bin": b"pickle"})
     hub.add("alice/closed", private=True)
     done = python(hub, work, "-c", UPLOAD_ALL, json.dumps(list(FAULTS)))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -111,6 +126,8 @@ REFUSED = {
     "no token": "there is no token to push with",
     "public": "'alice/slow' is public; make it private on the Hub, or leave --private out",
     "pickled": "'alice/pickled' holds the pickle 'pytorch_model.bin'",
+    "mixed": "'alice/mixed' holds the pickle 'training_args.bin', which can run code, and is not only what Trainer",
+    "nested": "'alice/nested' holds the pickle 'data/training_args.bin'",
     "load missing": "'alice/none' is neither a folder with a model nor a known Hub id",
     "load private": "'alice/closed' is neither a folder with a model nor a known Hub id",
     "load wrong token": "'alice/closed' is neither a folder with a model nor a known Hub id (the Hub does not know",
@@ -134,3 +151,12 @@ def test_a_branch_is_made_and_files_no_longer_needed_go(hub, uploads):
     assert uploads["branch"][0] == repository.branches["other"] and not uploads["branch"][1]
     expected = {".gitattributes", "config.json", "model-00001-of-00001.safetensors"}
     assert set(repository.at().files) == expected and "model.safetensors" in repository.at("other").files
+
+
+def test_pickles_of_the_trainer_go_and_all_else_of_it_stays(hub, uploads):
+    repository = hub.repositories["model", "alice/trained"]
+    assert uploads["trained"] == [repository.at().oid, True]
+    replaced = {"README.md", "tokenizer.json", *TRAINER_PICKLES}  # the pushed folder has neither card nor tokenizer
+    assert set(repository.at().files) == {*TRAINED, "model.safetensors", ".gitattributes"} - replaced
+    for name in ("alice/mixed", "alice/nested"):
+        assert any(path.endswith("training_args.bin") for path in hub.repositories["model", name].at().files)

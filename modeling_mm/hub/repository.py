@@ -5,6 +5,7 @@ import fnmatch
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -33,11 +34,36 @@ REPLACED = (
 )
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+# what `Trainer` with `push_to_hub`, or a folder that `modeling-mm train` left, may have brought beside these
+TRAINER_PICKLES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+TRAINER_FILES = (
+    *(".gitattributes", ".gitignore", "trainer_state.json", "*_results.json", "report.json", "report.html"),
+    *("predictions.jsonl", "bad_rows.jsonl"),
+)
+CHECKPOINTS = ("checkpoint-*/", "last-checkpoint/")
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path is as one of the patterns, folder by folder."""
+    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def is_replaced(path: str) -> bool:
     """Whether a file of a repository is one that pushing writes, and takes away when it is no longer needed."""
-    return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in REPLACED)
+    return matches(path, REPLACED)
+
+
+def is_pickle_of_trainer(path: str) -> bool:
+    """Whether a file is one of the pickles that `Trainer` writes, beside a model or in a checkpoint."""
+    return matches(path, TRAINER_PICKLES) or matches(path, (c + p for c in CHECKPOINTS for p in TRAINER_PICKLES))
+
+
+def is_known(path: str) -> bool:
+    """Whether a file is one that pushing, `Trainer` or `modeling-mm train` writes."""
+    if path.startswith("runs/") or is_pickle_of_trainer(path):  # the first are for TensorBoard
+        return True
+    inner = path.split("/", 1)[1] if matches(path.split("/", 1)[0] + "/", (*CHECKPOINTS, f"{BASE}/")) else path
+    return is_replaced(inner) or matches(inner, TRAINER_FILES) or ("/" not in path and path.endswith(PICTURES))
 
 
 def files_of(folder: Path) -> dict[str, int]:

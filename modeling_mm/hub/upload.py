@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError  # the fir
 
 from ..checkpoint import status_of
 from ..version import __version__
-from .repository import PICKLES, files_of, is_replaced
+from .repository import PICKLES, files_of, is_known, is_pickle_of_trainer, is_replaced
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +73,14 @@ def persistently(do: Callable[[], Any]) -> Any:
 def upload(api: HfApi, repo_id: str, folder: Path, branch: str = "main", private: bool = False) -> tuple[str, bool]:
     """Bring a branch of a repository to the files of the folder by one commit, or none if it has them.
 
-    Files of earlier pushes that are no longer needed go, all others stay.
+    Files of earlier pushes that are no longer needed go, and so do the pickles that `Trainer` left in a repository
+    with nothing but what it and pushing write; all others stay.
 
     Returns:
         the commit that has them, and whether it is new.
 
     Raises:
-        ValueError: the repository is public but should not be, or holds a pickle.
+        ValueError: the repository is public but should not be, or holds another pickle.
     """
     heads: list[str] = []
 
@@ -92,11 +93,11 @@ def upload(api: HfApi, repo_id: str, folder: Path, branch: str = "main", private
             raise ValueError(f"'{repo_id}' is public; make it private on the Hub, or leave --private out")
         heads.append(str(info.sha))
         there = [e.path for e in api.list_repo_tree(repo_id, recursive=True, revision=info.sha) if is_file(e)]
-        if pickles := [path for path in there if path.endswith(PICKLES)]:
-            raise ValueError(f"'{repo_id}' holds the pickle '{pickles[0]}', which can run code; delete it first")
+        pickles = removable_pickles(repo_id, there)
         files = files_of(folder)
         operations: list[Any] = [CommitOperationAdd(path, folder / path) for path in files]
-        operations += [CommitOperationDelete(path) for path in there if is_replaced(path) and path not in files]
+        gone = [path for path in there if path not in files and (is_replaced(path) or path in pickles)]
+        operations += [CommitOperationDelete(path) for path in gone]
         message = f"modeling-mm push {__version__}"
         commit = api.create_commit(
             repo_id, operations, commit_message=message, revision=branch, parent_commit=info.sha
@@ -105,6 +106,25 @@ def upload(api: HfApi, repo_id: str, folder: Path, branch: str = "main", private
 
     revision = persistently(once)
     return revision, revision != heads[0]
+
+
+def removable_pickles(repo_id: str, there: list[str]) -> list[str]:
+    """The pickles among a repository's files, all of which `Trainer` wrote.
+
+    Raises:
+        ValueError: one is of unknown origin, or the repository holds something else that is.
+    """
+    pickles = [path for path in there if path.endswith(PICKLES)]
+    if unknown := [path for path in pickles if not is_pickle_of_trainer(path)]:
+        raise ValueError(f"'{repo_id}' holds the pickle '{unknown[0]}', which can run code; delete it first")
+    if pickles and (others := [path for path in there if not is_known(path)]):
+        raise ValueError(
+            f"'{repo_id}' holds the pickle '{pickles[0]}', which can run code, and is not only what Trainer and "
+            f"modeling-mm write ('{others[0]}'); delete the pickle first"
+        )
+    if pickles:
+        logger.warning(f"taken out of '{repo_id}', as pickles can run code: {', '.join(pickles)}")
+    return pickles
 
 
 def is_file(entry: Any) -> bool:
