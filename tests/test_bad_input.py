@@ -218,4 +218,4 @@ def test_wrong_shape_of_pixels():
 
 def test_pushing_while_training_is_refused_and_the_way_to_push_named(folder, capsys):
     sentence = refuse(capsys, *train(folder, write_csv(folder, *GOOD), "--push_to_hub", "true"))
-    assert f"after training run: modeling-mm push --model {folder / 'out'} --repo_id USER/NAME" in sentence
+    assert f"train first, then run: modeling-mm push --model {folder / 'out'} --repo_id USER/NAME" in sentence
