@@ -38,6 +38,8 @@ def scores(shown: Shown, rows: list[dict[str, Any]]) -> torch.Tensor:
     options = {"padding": True, "truncation": True, "max_length": shown.longest, "return_tensors": "pt"}
     batch = BatchFeature(tokenizer(texts, **options))
     batch.update(processor.flat_images(images) | processor.flat_audio(sounds))  # each distinct one goes in once
+    if hasattr(processor, "drop_cut_media"):  # not in the code of older checkpoints
+        processor.drop_cut_media(batch)
     if model.config.late_fusion is not None:
         batch["text_present"] = torch.tensor(["text" in row for row in rows])
     logits = model(**batch.to(model.device)).logits.float().cpu()

@@ -10,7 +10,9 @@ from spaces import SPACE, save_tiny
 from test_hearing import tone
 from transformers import pipeline
 
-from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, cli
+from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMProcessor, cli
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.rows import Row
 
 LABELS = {0: "blue", 1: "red", 2: "yes"}
 KINDS = {
@@ -88,6 +90,25 @@ def test_classifiers_answer_alike(model, files, space, capsys):
             by_space, _ = classifying.classified(shown, opened)
             assert scores == pytest.approx(by_command, abs=2e-4)
             assert scores == pytest.approx(by_space, abs=2e-4)
+
+
+def test_media_go_with_markers_that_truncation_cuts_off(files, space, tmp_path, caplog):
+    loading, classifying = space
+    folder = save_tiny(tmp_path, MMForSequenceClassification, "bert", id2label=LABELS, late_fusion="sum")
+    processor = MMProcessor.from_pretrained(folder)
+    processor.tokenizer.model_max_length = 8
+    processor.save_pretrained(folder)
+    text = "is it red " * 8 + "<image>"
+    classify = pipeline("multimodal-classification", model=str(folder))
+    with caplog.at_level("WARNING"):
+        cut = classify({"image": str(files / "red.png"), "text": text}, top_k=None)
+        batch = MMCollator(processor, "classification")([Row(1, [str(files / "red.png")], text)])
+    assert batch["image_index"].tolist() == [[-1]]
+    assert caplog.text.count("truncation cut off the markers of 1 media") == 2
+    by_space, _ = classifying.classified(loading.load(str(folder)), {"image": drawing((200, 30, 30)), "text": text})
+    bare = {score["label"]: score["score"] for score in classify({"text": "is it red " * 8}, top_k=None)}
+    for scores in ({score["label"]: score["score"] for score in cut}, by_space):
+        assert scores == pytest.approx(bare, abs=2e-4)
 
 
 def test_answers_in_words_are_alike(files, tmp_path, capsys):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from ..checkpoint import BASE, last_checkpoint
 from ..data.collator import MMCollator
@@ -128,9 +128,6 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if splits.stream is not None:
         prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
     trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
-    if data_args.early_stopping_patience is not None:
-        patience = data_args.early_stopping_patience, data_args.early_stopping_threshold
-        trainer.add_callback(EarlyStoppingCallback(*patience))
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
     if augmented and trainer.is_world_process_zero():

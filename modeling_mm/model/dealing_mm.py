@@ -59,6 +59,23 @@ def distinct_items(rows: list[list]) -> tuple[list[Any], torch.Tensor]:
     return distinct, index
 
 
+def drop_items(index: torch.Tensor, markers: Sequence[int], truncation_side: str) -> int:
+    """Leave each row of an index (B, N) only as many items as it has markers; returns how many went.
+
+    They go from the side on which the text was truncated.
+    """
+    counts = (index >= 0).sum(dim=1).tolist()
+    dropped = 0
+    for row, (count, left) in enumerate(zip(counts, markers, strict=True)):
+        if count > left:
+            items = index[row][index[row] >= 0]
+            kept = items[count - left :] if truncation_side == "left" else items[:left]
+            index[row] = -1
+            index[row, :left] = kept
+            dropped += count - left
+    return dropped
+
+
 def is_flat(modality: Modality, media: dict[str, torch.Tensor]) -> bool:
     """Whether the items of a modality are given one after the other, not (B, N, C, H, W) or in some other shape."""
     plain = modality.name == "image" and modality.tensor in media and "pixel_attention_mask" not in media

@@ -9,14 +9,11 @@ from typing import Any
 
 from transformers import TextClassificationPipeline
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.utils import logging
 
 from .audio_mm import clips_per_row
 from .images_mm import is_image
 from .media_mm import MODALITIES
 from .video_mm import videos_per_row
-
-logger = logging.get_logger(__name__)
 
 
 class MultimodalClassificationPipeline(TextClassificationPipeline):
@@ -69,8 +66,7 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
                 processor.check_marker_count(row, text, getattr(processor, modality.marker), items, modality.items)
         batch = BatchFeature(processor.encode_rows(texts, counts, **tokenizer_kwargs))
         batch.update(processor.flat_images(images) | processor.flat_audio(sounds) | processor.flat_videos(videos))
-        if count := processor.drop_cut_media(batch):
-            logger.warning(f"truncation cut off the markers of {count} media, which are left out with them")
+        processor.drop_cut_media(batch)
         return {"logits": self.model(**batch.to(self.device)).logits}
 
     def save_pretrained(self, save_directory: Any, **kwargs) -> None:

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from .audio_mm import MAX_SECONDS, audio_features, clips_per_row, read_audio, told_rate, with_sounds_read
 from .chat_mm import multimodal_chat_template
-from .dealing_mm import distinct_items, items_per_row
+from .dealing_mm import distinct_items, drop_items, items_per_row
 from .images_mm import BACKGROUND, check_background, fetch_image, open_image
 from .media_mm import MODALITIES, Modality
 from .video_mm import video_features, videos_per_row
@@ -218,24 +218,21 @@ class MMProcessor(ProcessorMixin):
                     )
 
     def drop_cut_media(self, batch: dict[str, Any]) -> int:
-        """Take media whose markers truncation cut off out of the rows of `encode_rows`; returns how many.
+        """Take media whose markers truncation cut off out of the rows of `encode_rows`, with a warning.
 
         Args:
             batch: `input_ids` with a marker for each of its media, and the index of each modality, which changes.
+
+        Returns:
+            how many were taken out.
         """
         dropped = 0
         for modality in MODALITIES.values():
-            if modality.index not in batch or self.marker_id(modality) is None:
-                continue
-            index = torch.as_tensor(batch[modality.index])
-            for row, left in enumerate(self.count_markers(modality, batch["input_ids"])):
-                items = index[row][index[row] >= 0]
-                if len(items) > left:
-                    kept = items[len(items) - left :] if self.tokenizer.truncation_side == "left" else items[:left]
-                    index[row] = -1
-                    index[row, : len(kept)] = kept
-                    dropped += len(items) - len(kept)
-            batch[modality.index] = index
+            if modality.index in batch and self.marker_id(modality) is not None:
+                markers = self.count_markers(modality, batch["input_ids"])
+                dropped += drop_items(batch[modality.index], markers, self.tokenizer.truncation_side)
+        if dropped:
+            logger.warning(f"truncation cut off the markers of {dropped} media, which are left out with them")
         return dropped
 
     def drop_needless_indices(self, batch: dict[str, Any]) -> None:
@@ -264,6 +261,8 @@ class MMProcessor(ProcessorMixin):
         marker_id = self.marker_id(modality)
         if marker_id is None:
             return [0] * len(rows)
+        if not isinstance(rows, list):  # (B, T)
+            return (torch.as_tensor(rows) == marker_id).sum(dim=1).tolist()
         return [int((torch.as_tensor(ids) == marker_id).sum()) for ids in rows]
 
     def without_markers(self, text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainingArguments, ViTImageProcessorPil
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, ViTImageProcessorPil
 
 from ..checkpoint import load_checkpoint
 from ..data.collator import MMCollator, RetrievalCollator
@@ -128,6 +128,8 @@ def build_trainer(
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,
     }
+    if data.early_stopping_patience is not None:
+        parts["callbacks"] = [EarlyStoppingCallback(data.early_stopping_patience, data.early_stopping_threshold)]
     if task.embeds:
         if (data.calibrate or retrieval.rerank) and model.matching_head is None:
             raise ValueError("--rerank and --calibrate need a matching head; train with a --matching_weight above 0")
