@@ -1,8 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Tiny towers, models and inputs that every test file shares; nothing here touches the network.
-
-Test files import the builders by name (`from conftest import mm_model`); pytest puts this folder on the path.
-"""
+"""Fixtures that every test file shares; the builders are in `helpers/`. Nothing here touches the network."""
 
 import os
 import re
@@ -12,137 +9,18 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import numpy as np
 import pytest
 import torch
-import transformers
-from packaging.version import Version
-from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessorPil
+from helpers.builders import SENTENCES
+from transformers import CLIPImageProcessorPil
 
-from modeling_mm import MMConfig, MMForConditionalGeneration, MMModel, MMProcessor
+from modeling_mm import MMProcessor
 from modeling_mm.training.scratch import train_tokenizer
 
 torch.set_num_threads(1)
 
-# begins a program in which this package cannot be imported
-ABSENT = """
-import importlib.abc
-import sys
-
-
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_mm":
-            raise ImportError(f"{name} is not installed here")
-
-
-sys.meta_path.insert(0, Absent())
-"""
-
-OLD_LIBRARY = Version(transformers.__version__) < Version("5.23")
-REENTRANT = pytest.mark.skipif(
-    OLD_LIBRARY,
-    reason="reentrant checkpointing gives no gradients to keyword arguments before transformers 5.23",
-)
-
 CONFORMANCE = Path(__file__).parent / "conformance"
 collect_ignore = [CONFORMANCE]  # these tests download transformers' own: only `-m conformance` reads their files
-
-VOCABULARY, PAD, IMAGE_ID = 99, 0, 98
-SENTENCES = ["what colour is the circle", "is there a red square", "yes", "no", "blue", "a small green triangle"]
-
-# Weights larger than the default, so that attention and logits vary enough for a wrong one to be seen.
-WIDE = {"initializer_range": 0.1}
-ROWS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": None}
-PLAIN = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
-GROUPED = {**PLAIN, **ROWS, **WIDE, "num_key_value_heads": 2, "max_position_embeddings": 64}
-
-DECODERS = {
-    "llama": GROUPED,
-    "gpt2": {**ROWS, **WIDE, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
-    "qwen3": {**GROUPED, "head_dim": 16},  # heads wider than the model, as in Qwen3-0.6B
-    "smollm3": GROUPED,
-    "gemma2": {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8},
-}
-ENCODERS = {
-    "bert": {**PLAIN, **WIDE, "vocab_size": VOCABULARY, "max_position_embeddings": 64},
-    "modernbert": {
-        **PLAIN,
-        **WIDE,
-        **ROWS,
-        "cls_token_id": 1,
-        "sep_token_id": 1,
-        "max_position_embeddings": 64,
-        "local_attention": 8,
-    },
-    "distilbert": {
-        **WIDE,
-        "vocab_size": VOCABULARY,
-        "dim": 32,
-        "n_layers": 3,
-        "n_heads": 4,
-        "hidden_dim": 48,
-        "max_position_embeddings": 64,
-    },
-}
-COMMON = {**PLAIN, **ROWS, "max_position_embeddings": 64}
-# Backbones whose layers have other shapes or names.
-OTHERS = {
-    **dict.fromkeys(["gpt_neox", "phi", "phi3", "roberta", "xlm-roberta"], COMMON),
-    "electra": {**COMMON, "embedding_size": 16},
-    "lfm2": {**COMMON, "num_key_value_heads": 2, "full_attn_idxs": [1]},
-    "opt": {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32},
-    "qwen3_moe": {
-        **COMMON,
-        "num_key_value_heads": 2,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-    },
-}
-ALL_TEXT = DECODERS | ENCODERS | OTHERS
-TRANSFORMER = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 16,
-    "patch_size": 8,
-}
-VISION = {
-    "clip_vision_model": {**TRANSFORMER, "projection_dim": 16},
-    "siglip_vision_model": TRANSFORMER,
-    "vit": {**TRANSFORMER, **WIDE},
-    "dinov2": {
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "mlp_ratio": 2,
-        "image_size": 16,
-        "patch_size": 8,
-        **WIDE,
-    },
-    "swin": {
-        "image_size": 16,
-        "patch_size": 2,
-        "embed_dim": 8,
-        "depths": [1, 1],
-        "num_heads": [2, 2],
-        "window_size": 4,
-        **WIDE,
-    },
-    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
-    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "layer_scale_init_value": 1.0, **WIDE},
-    "siglip2_vision_model": {
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "patch_size": 4,
-        "num_patches": 16,
-    },
-}
 
 
 def pytest_addoption(parser):
@@ -163,106 +41,10 @@ def seed():
     torch.manual_seed(0)
 
 
-def text_config(kind="llama", **fields):
-    """A tiny config of a decoder or an encoder."""
-    return AutoConfig.for_model(kind, **{**ALL_TEXT[kind], **fields})
-
-
-def vision_config(kind="clip_vision_model"):
-    """A tiny config of a vision tower for 16 x 16 images."""
-    return AutoConfig.for_model(kind, **VISION[kind])
-
-
-def causal_model(kind="llama", **fields):
-    """A decoder with its own language modelling head, in evaluation mode."""
-    return AutoModelForCausalLM.from_config(text_config(kind, **fields)).eval()
-
-
-def vision_model(kind="clip_vision_model"):
-    """A vision tower in evaluation mode."""
-    return AutoModel.from_config(vision_config(kind)).eval()
-
-
-def mm_config(text="llama", vision="clip_vision_model", **fields):
-    """A config with every other text layer fused, all that a fusion layer can have, and large random weights."""
-    own = {"fusion_layers": [0, 2], "fusion_mlp": True, "image_token_id": IMAGE_ID, "initializer_range": 0.2}
-    fields = {**own, **fields}
-    return MMConfig(text_config=text_config(text), vision_config=vision_config(vision), **fields)
-
-
-def mm_model(text="llama", vision="clip_vision_model", head=MMForConditionalGeneration, gate=1.0, **fields):
-    """A model in evaluation mode with its gates at `gate`."""
-    return open_gates(head(mm_config(text, vision, **fields)).eval(), gate)
-
-
-def mm_encoder(text="bert", vision="clip_vision_model", **fields):
-    """The base model over an encoder, its gates open."""
-    return mm_model(text, vision, head=MMModel, **fields)
-
-
-@torch.no_grad()
-def open_gates(model, value=1.0):
-    """Fill every gate with `value`; at 0, where models start, fusion does nothing."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("_gate"):
-            parameter.fill_(value)
-    return model
-
-
-def pictures(count, vision="clip_vision_model"):
-    """The tensors of `count` different random images, as the tower takes them."""
-    if vision == "siglip2_vision_model":
-        shapes = torch.tensor([[2, 2], [3, 2], [2, 3]])[torch.arange(count) % 3]
-        mask = (torch.arange(9) < shapes.prod(1, keepdim=True)).long()
-        values = torch.randn(count, 9, 3 * 4 * 4) * mask[..., None]
-        return {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
-    return {"pixel_values": torch.randn(count, 3, 16, 16)}
-
-
-def token_row(length, markers=()):
-    """A row (length,) of words with image markers at the given columns."""
-    row = torch.randint(5, 90, (length,))
-    row[list(markers)] = IMAGE_ID
-    return row
-
-
-def padded(rows, side="right"):
-    """Rows of different lengths to `input_ids`, `attention_mask` and `position_ids` (B, T)."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), PAD)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        columns = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[index, columns], mask[index, columns] = row, 1
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-
-
-def mixed_rows():
-    """Rows with no, one and two images and one image without a marker: rows of ids and `image_index` (4, 2)."""
-    rows = [token_row(9), token_row(7, [2]), token_row(11, [1, 5]), token_row(5)]
-    return rows, torch.tensor([[-1, -1], [0, -1], [1, 0], [1, -1]])
-
-
-def rows_of_0_1_3_images():
-    """Rows of ids with no, one and three images, and their `image_index` (3, 3) into three images."""
-    rows = [token_row(9), token_row(7, [2]), token_row(11, [1, 5, 6])]
-    return rows, torch.tensor([[-1, -1, -1], [0, -1, -1], [1, 0, 2]])
-
-
-def text_inputs(batch, text):
-    """What of a padded batch a backbone takes: BERT-like encoders count positions by themselves."""
-    return {name: value for name, value in batch.items() if name != "position_ids" or text not in ENCODERS}
-
-
-def drawing(colour, size=20):
-    """A PIL image of one colour."""
-    return Image.fromarray(np.full((size, size, 3), colour, dtype=np.uint8))
-
-
 @pytest.fixture(scope="module")
 def hub():
     """A Hub on loopback, for processes of their own to talk to."""
-    from loopback_hub import LoopbackHub
+    from helpers.hub_server import LoopbackHub
 
     with LoopbackHub() as hub:
         yield hub
@@ -289,13 +71,3 @@ def processor(tokenizer):
     return MMProcessor(
         image_processor=CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True), tokenizer=tokenizer
     )
-
-
-def save_with_processor(model, processor, folder):
-    """A tiny model in a folder with the processor, room for its tokens, and where answers end."""
-    model.resize_token_embeddings(len(processor.tokenizer))
-    if isinstance(model, MMForConditionalGeneration):
-        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import transformers
-from conftest import causal_model, mm_model
+from helpers.builders import causal_model, mm_model
 from huggingface_hub import ModelCard
 from transformers import EvalPrediction
 

@@ -1,0 +1,164 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""From a CSV with image, text, sound and label, a tenth of its cells empty, to a model that others load and ask."""
+
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from helpers.builders import drawing
+from helpers.programs import ABSENT
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+from modeling_mm import MMForSequenceClassification, MMProcessor, cli
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns
+from modeling_mm.data.tables import read_table
+
+MODALITIES = ("image", "text", "audio")
+SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(MODALITIES, count)]
+BARE = (
+    ABSENT
+    + """
+import json
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+try:
+    import modeling_mm
+    said = {"package": "here"}
+except ImportError:
+    said = {"package": "absent"}
+model = AutoModelForSequenceClassification.from_pretrained("out", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("out", trust_remote_code=True)
+said["from"] = [type(own).__module__.partition(".")[0] for own in (model, processor)]
+made = processor(images="whole.png", text="<image><audio>what is it", audio="whole.wav", return_tensors="pt")
+results = {f"made_{name}": value for name, value in made.items()}
+inputs = load_file("inputs.safetensors")
+results["rows"] = model(**inputs).logits.detach()
+results["made"] = model(**made).logits.detach()
+save_file({name: value.contiguous() for name, value in results.items()}, "results.safetensors")
+print(json.dumps(said))
+"""
+)
+
+
+def make_table(folder, rows=20):
+    """t.csv, of whose 60 cells beside the labels six are empty at random, and one row for every subset of them."""
+    generator = np.random.default_rng(0)
+    cells = []
+    for i in range(rows):
+        drawing((12 * i, 240 - 12 * i, 90)).save(folder / f"{i}.png")
+        tone = np.sin(2 * np.pi * generator.uniform(200, 2000) * np.arange(8000) / 16000)
+        soundfile.write(folder / f"{i}.wav", tone.astype(np.float32), 16000)
+        cells.append({"image": f"{i}.png", "text": f"what is it {i % 3}", "audio": f"{i}.wav", "label": "ab"[i % 2]})
+    places = [(i, name) for i in range(rows) for name in MODALITIES]
+    for place in generator.permutation(len(places))[: len(places) // 10]:
+        cells[places[place][0]][places[place][1]] = ""
+    whole = {"image": "0.png", "text": "what is it", "audio": "0.wav", "label": "a"}
+    subsets = [{name: whole[name] if name in (*own, "label") else "" for name in whole} for own in SUBSETS]
+    for name, table in (("t.csv", cells), ("subsets.csv", subsets)):
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["image", "text", "audio", "label"])
+            writer.writeheader()
+            writer.writerows(table)
+    (folder / "whole.png").write_bytes((folder / "0.png").read_bytes())
+    (folder / "whole.wav").write_bytes((folder / "0.wav").read_bytes())
+    return [cell[name] for cell in cells for name in MODALITIES].count("")
+
+
+def train(folder, *argv):
+    """The one command."""
+    towers = [word for name in ("vision_tower", "text_model", "audio_tower") for word in (f"--{name}", "scratch-tiny")]
+    argv = [
+        "train", "--task", "classification", "--train_file", folder / "t.csv", "--audio_column", "audio", *towers,
+        "--max_seconds", "1", "--output_dir", folder / "out", "--max_steps", "3", "--per_device_train_batch_size", "6",
+        "--learning_rate", "1e-2", "--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_strategy",
+        "no", "--validation_file", folder / "t.csv", *argv,
+    ]  # fmt: skip
+    assert cli.main([*map(str, argv)]) == 0
+
+
+def batch_of(folder, processor, columns=("image", "text", "audio", "label")):
+    """The rows of subsets.csv as the command makes a batch of them, each in it, without labels."""
+    image, text, audio, label = columns
+    table = str(folder / "subsets.csv")
+    dataset = MMDataset(table, *read_table(table), Columns(image, text, label, audio), ["a", "b"])
+    rows = [dataset[i] for i in range(len(SUBSETS))]
+    return {name: value for name, value in MMCollator(processor, "classification")(rows).items() if name != "labels"}
+
+
+@torch.no_grad()
+def check_subsets(folder, capsys, model, processor):
+    """`predict` with each subset of modalities says what the CSV row with these cells gets, beside other rows."""
+    logits = model(**batch_of(folder, processor)).logits
+    given = {"image": folder / "0.png", "text": "what is it", "audio": folder / "0.wav"}
+    for own, expected in zip(SUBSETS, logits.softmax(dim=-1), strict=True):
+        flags = [word for name in own for word in (f"--{name}", given[name])]
+        capsys.readouterr()
+        assert cli.main([*map(str, ["predict", "--model", folder / "out", "--device", "cpu", *flags])]) == 0
+        (result,) = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+        said = [result["probabilities"][name] for name in ("a", "b")]
+        assert said == pytest.approx(expected.tolist(), abs=1e-4), own
+    assert len({round(float(row), 4) for row in logits[:, 0]}) == len(SUBSETS)  # no modality is lost on the way
+
+
+@pytest.fixture
+def trained(tmp_path, capsys):
+    def run(*argv):
+        assert make_table(tmp_path) == 6
+        train(tmp_path, *argv)
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+        processor = AutoProcessor.from_pretrained(tmp_path / "out")
+        assert type(model) is MMForSequenceClassification and type(processor) is MMProcessor
+        return tmp_path, model, processor
+
+    return run
+
+
+def test_one_command_makes_of_a_table_with_holes_a_model_that_answers_any_subset(trained, capsys):
+    folder, *model = trained()
+    check_subsets(folder, capsys, *model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["concat", "weighted", "gated", "product"])
+def test_late_fusion_answers_any_subset(trained, capsys, kind):
+    folder, *model = trained("--late_fusion", kind)
+    check_subsets(folder, capsys, *model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fusion", [[], ["--late_fusion", "gated", "--cross_attention", "true"]], ids=["cross", "both"]
+)
+def test_the_folder_is_a_model_and_a_processor_without_the_package(trained, fusion):
+    folder, model, processor = trained(*fusion)
+    batch = batch_of(folder, processor)
+    save_file({name: value.contiguous() for name, value in batch.items()}, folder / "inputs.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", BARE],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said, results = json.loads(done.stdout.splitlines()[-1]), load_file(folder / "results.safetensors")
+    assert said == {"package": "absent", "from": ["transformers_modules", "transformers_modules"]}
+    with torch.no_grad():
+        assert torch.equal(results["rows"], model(**batch).logits)
+    media = {"images": str(folder / "0.png"), "audio": str(folder / "0.wav")}
+    made = processor(text="<image><audio>what is it", return_tensors="pt", **media)
+    assert all(torch.equal(results[f"made_{name}"], value) for name, value in made.items())
+    with torch.no_grad():
+        assert torch.equal(results["made"], model(**made).logits)

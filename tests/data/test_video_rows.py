@@ -1,0 +1,505 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Videos are read from any kind of source, a few frames of each, and each is looked at before any work is done."""
+
+import csv
+import json
+from importlib import import_module
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from helpers.builders import drawing, mm_model
+from PIL import Image
+from transformers import AutoProcessor, CLIPImageProcessorPil, pipeline
+
+from modeling_mm import MMForSequenceClassification, MMProcessor, cli
+from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.media import BadRow
+from modeling_mm.data.rows import Columns, Row
+from modeling_mm.data.tables import read_table
+from modeling_mm.model import video_mm
+from modeling_mm.model.compose_mm import add_video
+from modeling_mm.model.video_mm import evenly, read_video
+from modeling_mm.training.scratch import train_tokenizer
+
+av = pytest.importorskip("av")
+COLUMNS = Columns("image", "text", "label", video="video")
+HEADER = "image,text,video,label"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Tables go to a cache of the test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def write_video(path, frames, codec="mpeg4", kind=None, **options):
+    """A file of frames (F, H, W, 3), ten a second."""
+    with av.open(str(path), "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=10, options={name: str(value) for name, value in options.items()})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def bar(count, size=64):
+    """(F, H, W, 3): a white bar that stands at column f + 1 of `count` in frame f."""
+    frames = np.zeros((count, size, size, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        start = number * size // count
+        frame[:, start : start + max(2, size // count)] = 255
+    return frames
+
+
+def places(frames, count):
+    """Which frames of `bar(count)` these are."""
+    columns = [np.asarray(frame).mean(axis=(0, 2)) for frame in frames]
+    return [int((column > column.max() / 2).nonzero()[0].mean() * count / len(column)) for column in columns]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a video of 32 frames, one of two, a folder of frames, and a picture."""
+    folder = tmp_path / "data"
+    (folder / "frames").mkdir(parents=True)
+    write_video(folder / "long.mp4", bar(32))
+    write_video(folder / "short.mp4", bar(2))
+    for number, frame in enumerate(bar(16)):
+        Image.fromarray(frame).save(folder / "frames" / f"{number}.png")  # 10.png comes after 9.png
+    drawing((200, 30, 30)).save(folder / "red.png")
+    return folder
+
+
+@pytest.fixture
+def watcher():
+    """A processor for 16 x 16 pictures and videos of four frames."""
+    size = {"height": 16, "width": 16}
+    images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
+    tokenizer = train_tokenizer(["which way does it move", "left", "right"], "scratch-tiny", video=True)
+    return MMProcessor(image_processor=images, tokenizer=tokenizer, max_frames=4)
+
+
+def write_csv(folder, *rows, header=HEADER):
+    path = folder / "t.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def read(path, columns=COLUMNS):
+    return MMDataset(str(path), *read_table(str(path), "train"), columns)
+
+
+def checked(path, columns=COLUMNS, **options):
+    dataset = read(path, columns).check(**{"num_frames": 4, **options})
+    return [dataset.row(number) for number in dataset.kept]
+
+
+CODECS = {
+    "mpeg4.mp4": {"codec": "mpeg4"},
+    "mpeg4.avi": {"codec": "mpeg4", "bf": 2},  # its packets have no time stamps
+    "x264.mp4": {"codec": "libx264", "g": 7, "bf": 3},
+    "x264.mkv": {"codec": "libx264", "g": 1000, "bf": 3},
+    "vp9.webm": {"codec": "libvpx-vp9", "g": 5},
+    "x264.h264": {"codec": "libx264", "g": 5, "bf": 2},
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("wanted", [1, 4, 32, 40])
+def test_frames_are_those_of_the_whole_video_at_even_places(tmp_path, name, wanted):
+    try:
+        path = write_video(tmp_path / name, bar(32), **CODECS[name])
+    except (ValueError, av.FFmpegError) as error:
+        pytest.skip(f"this FFmpeg does not write it: {error}")
+    assert places(read_video(path, wanted), 32) == evenly(32, wanted)
+    assert places(read_video(path.read_bytes(), wanted), 32) == evenly(32, wanted)
+
+
+def test_even_places_are_the_middles_of_equal_parts():
+    assert [evenly(8, wanted) for wanted in (1, 2, 4, 8, 9)] == [[4], [2, 6], [1, 3, 5, 7], [*range(8)], [*range(8)]]
+    assert evenly(3, 2) == [0, 2] and evenly(0, 2) == []
+
+
+def test_of_a_long_video_only_the_neighbourhood_of_the_wanted_frames_is_decoded(tmp_path):
+    path, decoded = write_video(tmp_path / "a.mp4", bar(300), "libx264", g=10, sc_threshold=0), []
+
+    class Counted:
+        """A container that counts what it decodes."""
+
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def decode(self, video):
+            for frame in self.container.decode(video=video):
+                decoded.append(frame.pts)
+                yield frame
+
+    with av.open(str(path)) as container:
+        stamps, keys = video_mm.time_stamps(container)
+        assert (len(stamps), len(keys)) == (300, 30)
+        wanted = [stamps[place] for place in evenly(300, 4)]
+        frames = list(video_mm.stamped_frames(Counted(container), wanted, keys))
+    assert len(frames) == 4 and len(decoded) <= 4 * 10
+
+
+def test_a_video_is_turned_as_the_camera_was_held(tmp_path):
+    content = write_video(tmp_path / "a.mp4", bar(4)).read_bytes()
+    upright = b"".join(number.to_bytes(4, "big") for number in (65536, 0, 0, 0, 65536, 0, 0, 0, 2**30))
+    turned = b"".join(number.to_bytes(4, "big") for number in (0, 65536, 0, 2**32 - 65536, 0, 0, 0, 0, 2**30))
+    track = content.index(b"tkhd")
+    assert upright in content[track:]
+    content = content[:track] + content[track:].replace(upright, turned, 1)  # what phones write: a quarter clockwise
+    straight, clockwise = read_video(tmp_path / "a.mp4", 4), read_video(content, 4)
+    for before, after in zip(straight, clockwise, strict=True):
+        assert np.abs(np.rot90(np.asarray(before), -1).astype(int) - np.asarray(after)).max() <= 1
+
+
+def test_lists_arrays_and_folders_are_videos(folder):
+    frames = bar(16)
+    files = [str(folder / "frames" / f"{number}.png") for number in range(16)]
+    sources = [str(folder / "frames"), folder / "frames", frames, torch.from_numpy(frames), frames / 255.0, files]
+    sources += [
+        list(frames),
+        [Image.fromarray(frame) for frame in frames],
+        [Path(file).read_bytes() for file in files],
+    ]
+    for source in sources:
+        assert places(read_video(source, 4), 16) == [2, 6, 10, 14]
+    assert len(read_video(frames[..., :1], 16)) == 16
+
+
+def test_what_is_no_video_is_said(folder):
+    (folder / "text.mp4").write_text("no video")
+    (folder / "empty").mkdir()
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 16000
+        container.mux([*stream.encode(silence), *stream.encode()])
+    for source, said in {
+        "none.mp4": "none.mp4' does not exist",
+        "text.mp4": "text.mp4' cannot be read .*; expected MP4",
+        "sound.mp4": "sound.mp4' (has no frames|cannot be read)",
+        "empty": "the folder '.*empty' of a video holds no pictures",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            read_video(str(folder / source), 4)
+    for value, said in (
+        (3, "int is no video; expected a path"),
+        ([], "a video has no frames"),
+        (bar(0), "a video has no frames"),
+        (bar(2)[0], r"an array of shape \(64, 64, 3\) is no video"),
+        (np.zeros((2, 64, 64, 5), np.uint8), r"an array of uint8 of shape \(64, 64, 5\); expected"),
+        (bar(2).astype(int) - 1, "the video holds values from -1 to .*; expected integers up to 255"),
+        ([str(folder / "none.png")], "the video's frame '.*none.png' does not exist"),
+        ([str(folder / "text.mp4")], "the video's frame '.*text.mp4' is not in a format"),
+        (b"no video", "in its embedded bytes cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_video(value, 4)
+
+
+def test_a_truncated_file_gives_what_it_holds_or_is_named(folder):
+    write_video(folder / "a.mkv", np.random.default_rng(0).integers(0, 255, (32, 64, 64, 3), np.uint8), "libx264")
+    for name in ("a.mkv", "long.mp4"):
+        content = (folder / name).read_bytes()
+        try:
+            assert 0 < len(read_video(content[: len(content) // 2], 4)) <= 4
+        except ValueError as error:
+            assert "the video in its embedded bytes" in str(error)
+
+
+def test_without_the_library_frames_are_read_and_files_are_one_sentence(folder, monkeypatch, capsys):
+    def without(wanted, *rest):
+        if wanted == "av":
+            raise ImportError(wanted)
+        return import_module(wanted, *rest)
+
+    monkeypatch.setattr("importlib.import_module", without)
+    assert len(read_video(str(folder / "frames"), 4)) == 4
+    with pytest.raises(ImportError, match=r'reading video needs av: pip install "modeling-mm\[video\]"'):
+        read_video(str(folder / "long.mp4"), 4)
+    assert train(folder, write_csv(folder, ",x,long.mp4,a", ",x,short.mp4,b")) == 2
+    assert 'reading video needs av: pip install "modeling-mm[video]"' in capsys.readouterr().err
+
+
+def train(folder, path, *more):
+    towers = ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny"]
+    flags = ["--task", "classification", "--video_column", "video", "--num_frames", "4", "--image_column", ""]
+    output = ["--output_dir", folder / "out", "--use_cpu", "--disable_tqdm", "true", "--report_to", "none"]
+    return cli.main([*map(str, ["train", "--train_file", path, *flags, *towers, *output, *more])])
+
+
+def test_cells_name_files_folders_and_several(folder):
+    rows = [
+        ",x,long.mp4,a",
+        "red.png,,frames,b",
+        "red.png,x,,a",
+        ",x,long.mp4; short.mp4,b",
+        ",x,frames/1.png;red.png,a",
+    ]
+    rows = checked(write_csv(folder, *rows))
+    assert [len(row.videos) for row in rows] == [1, 1, 0, 2, 1]
+    assert [len(read_video(video, 4)) for row in rows for video in row.videos] == [4, 4, 4, 2, 2]
+    assert read(write_csv(folder, ",x,nowhere.mp4,a"), Columns("image", "text", "label")).check()[0].videos == []
+
+
+def test_lists_of_frames_and_embedded_videos_are_read(folder):
+    one, two = ["frames/1.png", "frames/2.png"], [["frames/1.png"], ["red.png", "frames/3.png"]]
+    lines = [{"video": cell, "label": "a"} for cell in (one, ["long.mp4", "short.mp4"])]
+    (folder / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [list(map(np.size, row.videos)) for row in checked(folder / "l.jsonl")] == [[2], [1, 1]]
+    (folder / "n.jsonl").write_text(json.dumps({"video": two, "label": "a"}))
+    assert [len(video) for video in checked(folder / "n.jsonl")[0].videos] == [1, 2]
+    pictures = [[{"bytes": (folder / "frames" / f"{n}.png").read_bytes(), "path": None} for n in range(3)]]
+    for kind, column, frames in (
+        (datasets.Video(), [{"bytes": (folder / "long.mp4").read_bytes(), "path": None}], 4),
+        (datasets.List(datasets.Image()), pictures, 3),
+    ):
+        table = datasets.Dataset.from_dict({"video": column, "label": ["a"]}).cast_column("video", kind)
+        table.to_parquet(folder / "e.parquet")
+        (video,) = checked(folder / "e.parquet")[0].videos
+        assert len(read_video(video, 4)) == frames
+
+
+def test_bad_videos_stop_with_their_row_or_are_listed_when_skipped(folder):
+    (folder / "text.mp4").write_text("no video")
+    (folder / "empty").mkdir()
+    rows = [
+        ",x,long.mp4,a",
+        ",x,text.mp4,a",
+        ",x,long.mp4;none.mp4,a",
+        ",x,empty,b",
+        ",<video><video>,long.mp4,a",
+        ",,,a",
+    ]
+    path = write_csv(folder, *rows)
+    with pytest.raises(BadRow, match="t.csv, row 2: the video '.*text.mp4' cannot be read"):
+        checked(path)
+    dataset = read(path).check(skip=True, num_frames=4)
+    reasons = [bad["reason"] for bad in dataset.bad_rows]
+    assert dataset.kept == [0] and [bad["row"] for bad in dataset.bad_rows] == [2, 3, 4, 5, 6]
+    for reason, said in zip(
+        reasons, ("cannot be read", "does not exist", "holds no pictures", "2 '<video>' markers"), strict=False
+    ):
+        assert said in reason
+    assert reasons[-1] == "'image', 'text' and 'video' are all empty; expected at least one"
+    with pytest.raises(BadRow, match="t.csv, row 1: there is a video, but this model takes none"):
+        read(write_csv(folder, rows[0])).check()
+    with pytest.raises(ValueError, match="has no column 'video'; it has .*--video_column"):
+        read(write_csv(folder, "red.png,x,a", header="image,text,label"))
+
+
+def test_each_distinct_video_is_opened_once_and_its_rows_stay_together(folder, monkeypatch):
+    opened, real = [], video_mm.read_file
+    monkeypatch.setattr(video_mm, "read_file", lambda source, frames: opened.append(source) or real(source, frames))
+    dataset = read(write_csv(folder, *[",x,long.mp4,a", ",y,short.mp4;long.mp4,b"] * 3)).check(num_frames=4)
+    assert len(opened) == 2 and dataset.groups() == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_a_processor_prepares_video_and_comes_back(watcher, folder, tmp_path):
+    long, short = str(folder / "long.mp4"), str(folder / "short.mp4")
+    texts = ["<video>which way", "which way", "<video>or<video>left"]
+    options = {"images": [None, drawing(9), None], "return_tensors": "pt", "padding": True, "deduplicate": True}
+    batch = watcher(text=texts, videos=[long, None, [short, long]], **options)
+    assert batch["pixel_values_videos"].shape == (2, 4, 3, 16, 16)
+    assert batch["video_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["video_index"].tolist() == [[0, -1], [-1, -1], [1, 0]] and batch["image_index"].shape == (3, 1)
+    marker = watcher.tokenizer.convert_tokens_to_ids("<video>")
+    assert (batch["input_ids"] == marker).sum(dim=1).tolist() == [1, 0, 2]
+    watcher.save_pretrained(tmp_path / "saved")
+    again = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert (type(again), again.max_frames) == (MMProcessor, 4)
+    for own in (again, watcher):
+        alone = own(videos=list(bar(32)))
+        assert set(alone) == {"pixel_values_videos"} and len(alone["pixel_values_videos"]) == 1
+    second = again(text=texts, videos=[long, None, [short, long]], **options)
+    assert all(torch.equal(second[name], value) for name, value in batch.items())
+    with pytest.raises(ValueError, match="row 0: the text has 1 '<video>' markers but 2 videos"):
+        watcher(text="<video>hm", videos=[[long, short]])
+    with pytest.raises(ValueError, match="2 videos or lists of videos came with 3 texts"):
+        watcher(text=["hm"] * 3, videos=[long, short])
+
+
+def test_a_processor_without_frames_or_marker_says_so(processor, folder):
+    with pytest.raises(ValueError, match="a processor without `max_frames`"):
+        processor(text="hm", videos=str(folder / "long.mp4"))
+    with pytest.raises(ValueError, match="does not know the marker '<video>'"):
+        MMProcessor(processor.image_processor, processor.tokenizer, max_frames=4)
+
+
+def test_a_chat_about_a_video_is_its_text_processed(watcher, folder):
+    parts = [{"type": "text", "text": "now "}, {"type": "video", "path": str(folder / "long.mp4")}]
+    parts += [{"type": "text", "text": " or "}, {"type": "video", "video": list(bar(3))}]
+    chat = [{"role": "user", "content": parts}]
+    text = watcher.apply_chat_template(chat, add_generation_prompt=True)
+    assert text.startswith("now <video> or <video>")
+    tokenized = watcher.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    processed = watcher(text=text, videos=[[str(folder / "long.mp4"), list(bar(3))]], return_tensors="pt")
+    assert len(tokenized.pop("pixel_values")) == 0
+    assert set(tokenized) == set(processed) and all(torch.equal(tokenized[k], v) for k, v in processed.items())
+    assert tokenized["video_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    prompts = watcher.encode_prompts(["which way", "so <video>"], [0, 0], None, [2, 1])
+    marker = watcher.tokenizer.convert_tokens_to_ids("<video>")
+    assert [prompt.count(marker) for prompt in prompts] == [2, 1] and prompts[0][1:3] == [marker, marker]
+
+
+def test_the_collator_sees_each_distinct_video_and_none_when_blind(watcher, folder):
+    long, frames = str(folder / "long.mp4"), [str(folder / "frames" / f"{n}.png") for n in range(3)]
+    rows = [
+        Row(1, [], "left", 0, [], [long]),
+        Row(2, [], "so", 1),
+        Row(3, [], "<video>or<video>", 0, [], [frames, long]),
+    ]
+    rows += [Row(4, [], "a", 1, [], [list(frames)])]  # the same frames in another list
+    batch = MMCollator(watcher, "classification")(rows)
+    assert batch["video_index"].tolist() == [[0, -1], [-1, -1], [1, 0], [1, -1]]
+    assert batch["pixel_values_videos"].shape[0] == 2
+    blind = MMCollator(watcher, "classification", blind=True)(rows)
+    assert "video_index" not in blind
+    assert not (blind["input_ids"] == watcher.tokenizer.convert_tokens_to_ids("<video>")).any()
+
+
+@torch.no_grad()
+def test_rows_of_any_number_of_pictures_between_words_come_from_a_csv(folder, processor):
+    for number in range(3):
+        drawing((80 * number, 0, 200)).save(folder / f"{number}.png")
+    path = write_csv(
+        folder,
+        ",no picture at all,a",
+        "0.png,is <image> it,a",
+        "1.png;0.png,is <image> or <image> it,b",
+        "2.png; 1.png;0.png,<image>then<image>then<image>,a",
+        "2.png;0.png,both of them in front,b",
+        header="image,text,answer",
+    )
+    dataset = read(path, Columns("image", "text", "answer")).check()
+    rows = [dataset[index] for index in range(len(dataset))]
+    batch = MMCollator(processor, "generation")(rows)
+    ids, marker = batch["input_ids"], processor.image_token_id
+    assert (ids == marker).sum(dim=1).tolist() == [0, 1, 2, 3, 2]
+    assert [(own >= 0).sum().item() for own in batch["image_index"]] == [0, 1, 2, 3, 2]
+    assert batch["pixel_values"].shape[0] == 3  # distinct ones
+    shown = [[batch["pixel_values"][i].mean().item() for i in own if i >= 0] for own in batch["image_index"]]
+    assert shown[3] == sorted(shown[3], reverse=True) and shown[2] == sorted(shown[2], reverse=True)
+    model = mm_model(image_token_id=marker)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    together = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    for row, own in enumerate(rows):
+        alone = MMCollator(processor, "generation")([own])
+        logits = model(**{name: value for name, value in alone.items() if name != "labels"}).logits[0]
+        torch.testing.assert_close(together[row, : len(logits)], logits, atol=1e-5, rtol=1e-5)
+    columns = (ids[3] == marker).nonzero().flatten().tolist()
+    other = {**batch, "pixel_values": torch.where(torch.arange(3)[:, None, None, None] == 1, 0, batch["pixel_values"])}
+    other.pop("labels")
+    changed = (model(**other).logits - together)[3].abs().amax(-1) > 0
+    second = columns[batch["image_index"][3].tolist().index(1)]
+    assert not changed[:second].any() and changed[second:].any()
+
+
+def test_a_pipeline_takes_video_in_any_row(watcher, folder):
+    marker = watcher.tokenizer.convert_tokens_to_ids("<video>")
+    model = mm_model("bert", head=MMForSequenceClassification, num_frames=4, video_token_id=marker)
+    model.resize_token_embeddings(len(watcher.tokenizer))
+    classify = pipeline("multimodal-classification", model=model, processor=watcher)
+    long, frames = str(folder / "long.mp4"), list(bar(3))
+    rows = [
+        {"video": long, "text": "which way"},
+        {"text": "which way"},
+        {"video": [long, frames], "image": drawing(9)},
+    ]
+    together = classify(rows, batch_size=3, top_k=None)
+    for row, scores in zip(rows, together, strict=True):
+        (alone,) = classify([row], top_k=None)
+        assert [score["label"] for score in alone] == [score["label"] for score in scores]
+        assert [score["score"] for score in alone] == pytest.approx([score["score"] for score in scores], abs=1e-5)
+    assert abs(together[0][0]["score"] - together[1][0]["score"]) > 1e-4
+
+
+@torch.no_grad()
+def test_a_trained_picture_model_is_given_video(processor):
+    model = mm_model(image_token_id=processor.image_token_id)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    inputs = processor(drawing(9), "<image>is it red", return_tensors="pt")
+    expected = model(**inputs).logits
+    add_video(model, processor, 4)
+    assert torch.equal(model(**inputs).logits[..., : expected.shape[-1]], expected)
+    watched = processor(text="<video>is it red", videos=bar(6), return_tensors="pt")
+    assert watched["input_ids"].eq(model.config.video_token_id).sum() == 1
+    assert model(**watched).logits.isfinite().all()
+    with pytest.raises(ValueError, match="the model takes 4 frames of a video, not 8"):
+        add_video(model, processor, 8)
+
+
+def test_video_needs_a_column_and_frames(folder, capsys):
+    command = ["train", "--train_file", "t.csv", "--output_dir", str(folder), "--vision_tower", "scratch-tiny"]
+    assert cli.main([*command, "--video_column", "video"]) == 2
+    assert "--video_column for where it is and --num_frames" in capsys.readouterr().err
+
+
+def write_motions(folder, count, seed):
+    """A CSV of squares that cross the picture, to the right or to the left: any frame alone is equally likely in both.
+
+    Half of the files are videos, the others folders of frames; every third has fewer frames than the model takes.
+    """
+    rng = np.random.default_rng(seed)
+    with (folder / f"{seed}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "video", "label", "answer"])
+        for number in range(count):
+            length, side, row = 3 if number % 3 == 0 else 16, rng.integers(10, 18), rng.integers(0, 46)
+            frames = np.full((length, 64, 64, 3), rng.integers(0, 90, 3), np.uint8)
+            colour = rng.integers(140, 255, 3)
+            for frame, column in zip(frames, np.linspace(0, 64 - side, length).astype(int), strict=True):
+                frame[row : row + side, column : column + side] = colour
+            left = bool(rng.integers(2))
+            frames, name = frames[::-1] if left else frames, f"{seed}-{number}"
+            if number % 2:
+                (folder / name).mkdir()
+                for place, frame in enumerate(frames):
+                    Image.fromarray(frame).save(folder / name / f"{place}.png")
+            else:
+                name = write_video(folder / f"{name}.mp4", frames).name
+            direction = "left" if left else "right"
+            writer.writerow(["which way does it move", name, direction, f"to the {direction}"])
+    return str(folder / f"{seed}.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_a_scratch_model_learns_the_direction_of_motion(tmp_path, capsys, task):
+    files = ["--train_file", write_motions(tmp_path, 400, 0), "--test_file", write_motions(tmp_path, 60, 1)]
+    towers = ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--image_column", ""]
+    video = ["--video_column", "video", "--num_frames", "4"]
+    options = ["--num_train_epochs", "10", "--per_device_train_batch_size", "16", "--learning_rate", "2e-3"]
+    quiet = ["--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no", "--eval_strategy", "no"]
+    output = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "true", "--task", task]
+    assert cli.main(["train", *files, *towers, *video, *options, *quiet, *output]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["accuracy"] >= 0.95 and report["blind_accuracy"] < 0.75
+    for seed_and_number in ("1-0.mp4", "1-1"):
+        (truth,) = [row for row in csv.reader(open(tmp_path / "1.csv")) if row[1] == seed_and_number]
+        asked = ["--video", str(tmp_path / seed_and_number), "--text", truth[0]]
+        assert cli.main(["predict", "--model", str(tmp_path / "out"), *asked, "--device", "cpu"]) == 0
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])
+        result = said["results"][0]
+        assert said["video"] and result.get("label", result.get("answer")) in truth[2:]
+    test = ["--model", str(tmp_path / "out"), "--test_file", files[3], "--video_column", "video", "--image_column", ""]
+    assert cli.main(["evaluate", *test, "--device", "cpu", "--modality_report", "true"]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert scores["accuracy"] == report["accuracy"]
+    assert (
+        scores["modalities"].keys() == {"all", "video alone", "text alone"}
+        and scores["modalities"]["text alone"] < 0.75
+    )
+    assert (tmp_path / "out" / "evaluation" / "report.html").is_file()

@@ -1,0 +1,147 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""What the tests of the Space share: tiny models in folders, and a process that shows them without the package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+import torch
+from helpers.audio import ears
+from helpers.builders import SENTENCES, mm_model, save_with_processor
+from helpers.programs import ABSENT
+from transformers import CLIPImageProcessorPil
+
+from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMProcessor
+from modeling_mm.training.scratch import feature_extractor, train_tokenizer
+
+SPACE = Path(__file__).parents[2] / "hub_space"
+# One process for all folders, as importing takes longest; it ends with its input, so when the tests die.
+SERVE = (
+    ABSENT
+    + """
+import json
+import os
+import torch
+
+torch.set_num_threads(1)
+from app import build, launch_options
+from loading import load
+
+urls = {}
+for folder in sys.argv[1:]:
+    shown = load(folder)
+    _, url, _ = build(shown).launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
+    urls[shown.name] = url
+print(json.dumps(urls), flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+)
+
+
+class Server(NamedTuple):
+    """Spaces by the names of their folders, and the process that serves them."""
+
+    urls: dict[str, str]
+    process: subprocess.Popen
+
+    def upload(self, name, content, file="picture.png"):
+        """What Gradio calls the uploaded file."""
+        answer = httpx.post(f"{self.urls[name]}gradio_api/upload", files={"files": (file, content)}, timeout=60)
+        answer.raise_for_status()
+        return given(answer.json()[0])
+
+    def call(self, name, endpoint, *data):
+        """The result of an endpoint by plain HTTP, as nobody's client would form it, or the error it tells."""
+        base = f"{self.urls[name]}gradio_api/call/{endpoint}"
+        kind = {"Content-Type": "application/json"}
+        started = httpx.post(base, content=json.dumps({"data": data}), headers=kind, timeout=60)
+        if started.status_code != 200:
+            return None, f"{started.status_code}: {started.text}"
+        told = httpx.get(f"{base}/{started.json()['event_id']}", timeout=120).text
+        kind, _, value = told.strip().rpartition("event: ")[2].partition("\ndata: ")
+        value = json.loads(value)
+        return (value, None) if kind == "complete" else (None, value and value["error"])
+
+
+def given(path):
+    """A file as a browser names it."""
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def serve(*folders, **environment):
+    """A server of folders; the caller ends it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, *map(str, folders)],
+        cwd=SPACE,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(SPACE),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "MM_REQUESTS_PER_MINUTE": "0",
+            **environment,
+        },
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if environment.get("QUIET") else None,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("{"):
+            return Server(json.loads(line), process)
+    raise RuntimeError(f"the Space ended with {process.wait()} before it served")
+
+
+def stop(server):
+    server.process.terminate()
+    server.process.wait(timeout=60)
+
+
+def see_and_hear(audio):
+    """A processor for 16 x 16 pictures and, if wanted, clips of a second."""
+    size = {"height": 16, "width": 16}
+    images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
+    tokenizer = train_tokenizer(SENTENCES, "scratch-tiny", audio=audio)
+    sound = {"audio": feature_extractor(1.0), "max_seconds": 1.0} if audio else {}
+    return MMProcessor(image_processor=images, tokenizer=tokenizer, **sound)
+
+
+def save_tiny(folder, head, text="llama", audio=False, **fields):
+    """A tiny random model and its processor in a folder, its gates open."""
+    torch.manual_seed(0)
+    processor = see_and_hear(audio)
+    if audio:
+        audio_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
+        fields |= {"audio_config": ears("resnet"), "audio_token_id": audio_id}
+    model = mm_model(text, head=head, image_token_id=processor.image_token_id, **fields)
+    save_with_processor(model, processor, folder)
+    return folder
+
+
+def save_all(folder):
+    """A tiny model for each tab: one that answers and hears, one that classifies and hears, one that finds."""
+    labels = {0: "blue", 1: "<b>no</b>", 2: "yes"}
+    return [
+        save_tiny(folder / "asked", MMForConditionalGeneration, audio=True),
+        save_tiny(folder / "classified", MMForSequenceClassification, "bert", audio=True, id2label=labels),
+        save_tiny(folder / "found", MMForImageTextRetrieval, "bert"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    return save_all(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def server(folders, tmp_path_factory):
+    """Spaces of tiny models, whose uploads are in a folder of the tests."""
+    running = serve(*folders, GRADIO_TEMP_DIR=str(tmp_path_factory.mktemp("uploads")))
+    yield running
+    stop(running)

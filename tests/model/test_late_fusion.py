@@ -1,0 +1,178 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Late fusion: a missing modality is an absent one, a row depends on itself alone, and every part learns."""
+
+import pytest
+import torch
+from helpers.builders import mixed_rows, mm_config, mm_model, padded, pictures, text_inputs, token_row
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForSequenceClassification
+
+from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
+from modeling_mm.model.late_fusion_mm import MMLateFusion
+
+KINDS = ["concat", "sum", "weighted", "gated", "product"]
+NAMES = ("text", "image", "audio")
+
+
+def fusion(kind, width=8):
+    """Late fusion of three modalities whose weights differ."""
+    module = MMLateFusion(kind, width, NAMES)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    return module
+
+
+def classifier(kind, vision="clip_vision_model", **fields):
+    return mm_model("bert", vision, MMForSequenceClassification, late_fusion=kind, num_labels=3, **fields)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_modality_is_one_that_is_not_given(kind, dtype):
+    module = fusion(kind).to(dtype)
+    states = [torch.randn(4, 8, dtype=dtype) for _ in NAMES]
+    present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]).bool()
+    states[1][1] = torch.nan  # what stands in a missing place is not looked at
+    whole = module(states, present)
+    for row in range(4):
+        given = [own[row : row + 1] if has else None for own, has in zip(states, present[row], strict=True)]
+        torch.testing.assert_close(module(given, present[row : row + 1])[0], whole[row])
+    assert whole.dtype is dtype and whole.shape == (4, module.output_width)
+    assert whole[3].eq(0).all() and whole[:3].isfinite().all() and whole[2].ne(0).any()
+
+
+@torch.no_grad()
+def test_each_kind_computes_what_it_says():
+    states, present = [torch.randn(2, 8) for _ in NAMES], torch.ones(2, 3).bool()
+    t, i, a = fusion("sum").normalised(states, present).unbind(1)
+    assert not torch.allclose(t, i)
+    for kind, expected in {
+        "concat": lambda t, i, a: torch.cat([t, i, a], 1),
+        "sum": lambda t, i, a: t + i + a,
+        "product": lambda t, i, a: torch.cat([t, i, a, t * i, t * a, i * a, t * i * a], 1),
+    }.items():
+        module = fusion(kind)
+        t, i, a = module.normalised(states, present).unbind(1)
+        torch.testing.assert_close(module(states, present), expected(t, i, a))
+    module = fusion("weighted")
+    weights, own = module.modality_weights(), module.normalised(states, present).unbind(1)
+    torch.testing.assert_close(module(states, present), sum(weights[n] * h for n, h in zip(NAMES, own, strict=True)))
+    assert list(weights) == list(NAMES) and sum(weights.values()) == pytest.approx(1)
+
+
+@torch.no_grad()
+def test_the_gate_of_two_modalities_is_a_sigmoid():
+    module = MMLateFusion("gated", 8, NAMES[:2])
+    states, present = [torch.randn(5, 8) for _ in range(2)], torch.ones(5, 2).bool()
+    t, i = module.normalised(states, present).unbind(1)
+    a = module.gate(torch.cat([t, i], 1)).sigmoid()
+    torch.testing.assert_close(module(states, present), a * t + (1 - a) * i)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["concat", "sum", "weighted"])
+def test_additive_kinds_are_sums_of_what_single_modalities_say(kind):
+    module, head = fusion(kind), torch.nn.Linear(fusion(kind).output_width, 2)
+    first, second = ([torch.randn(1, 8) for _ in NAMES] for _ in range(2))
+    present = torch.ones(1, 3).bool()
+    # changing one modality moves the score by the same amount, whatever the others are
+    moves = [
+        head(module([first[0], *others], present)) - head(module([second[0], *others], present))
+        for others in (first[1:], second[1:])
+    ]
+    torch.testing.assert_close(*moves)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cross_attention", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_alone_equals_the_row_in_a_batch(kind, cross_attention):
+    model = classifier(kind, cross_attention=cross_attention)
+    rows, image_index = mixed_rows()
+    images = pictures(2)["pixel_values"]
+    present = torch.tensor([True, True, False, True])
+    inputs = {**text_inputs(padded(rows), "bert"), "pixel_values": images, "image_index": image_index}
+    together = model(**inputs, text_present=present).logits
+    for row, ids in enumerate(rows):
+        own = image_index[row][image_index[row] >= 0]
+        media = {"pixel_values": images[own], "image_index": torch.arange(len(own))[None]} if len(own) else {}
+        alone = model(input_ids=ids[None], text_present=present[row : row + 1], **media).logits[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_text_sees_pictures_only_with_cross_attention():
+    ids, media = token_row(7, [2])[None], pictures(1)
+    for cross_attention in (False, True):
+        model = classifier("sum", cross_attention=cross_attention)
+        states = []
+        model.late_fusion.register_forward_hook(lambda module, args, output, seen=states: seen.append(args[0][0]))
+        model(input_ids=ids, **media)
+        model(input_ids=ids)
+        assert torch.equal(*states) is not cross_attention
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vision", ["siglip2_vision_model", "resnet"])
+def test_patches_that_only_pad_a_picture_do_not_count(vision):
+    model, media = classifier("gated", vision, cross_attention=True), pictures(2, vision)
+    ids = torch.stack([token_row(6), token_row(6)])
+    together = model(input_ids=ids, **media, image_index=torch.tensor([[0], [1]])).logits
+    for row in range(2):
+        own = {name: value[row : row + 1] for name, value in media.items()}
+        alone = model(input_ids=ids[row : row + 1], **own, image_index=torch.tensor([[0]])).logits[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["all given", "no picture in the batch"])
+@pytest.mark.parametrize("cross_attention", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_of_the_fusion_gets_a_gradient(kind, cross_attention, present):
+    model = classifier(kind, cross_attention=cross_attention).train()
+    model.model.vision_tower.post_layernorm.requires_grad_(False)  # for its pooler, which nothing uses
+    ids, labels = torch.stack([token_row(6, [1]), token_row(6, [1])]), torch.tensor([0, 2])
+    model(input_ids=ids, labels=labels, **(pictures(2) if present else {})).loss.backward()
+    parts = [model.late_fusion, model.classifier] + [model.model.fusion, model.model.vision_tower] * present
+    silent = [
+        name
+        for part in parts
+        for name, p in part.named_parameters()
+        if p.requires_grad and (p.grad is None or present and not p.grad.any() and "k_proj.bias" not in name)
+    ]
+    assert not silent
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_is_the_model(kind, tmp_path):
+    model = classifier(kind)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "late_fusion_mm.py").is_file()
+    inputs = {"input_ids": torch.stack([token_row(6, [1]) for _ in range(4)]), **pictures(4)}
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert loaded.config.late_fusion == kind and not loaded.config.cross_attention
+
+
+def test_late_fusion_builds_no_cross_attention_unless_asked_to():
+    alone, both = classifier("sum"), classifier("sum", cross_attention=True)
+    assert not any("kv_proj" in name or ".layers." in name for name, _ in alone.model.fusion.named_parameters())
+    assert len(both.model.fusion.layers) == 2 and alone.config.fusion_layers == []
+    assert classifier(None).late_fusion is None and classifier(None).config.cross_attention
+
+
+def test_what_late_fusion_cannot_do_is_refused():
+    with pytest.raises(StrictDataclassError, match="media would reach nothing"):
+        mm_config(cross_attention=False)
+    with pytest.raises(StrictDataclassError):
+        mm_config(late_fusion="attention")
+    model = mm_model(head=MMForConditionalGeneration, late_fusion="sum")
+    with pytest.raises(ValueError, match="has no cross-attention"):
+        model(input_ids=token_row(6, [1])[None], **pictures(1))
+    model = classifier("sum", cross_attention=True)
+    media = model.model.encode_media(**pictures(1))
+    with pytest.raises(ValueError, match="pass `pixel_values`, no encoded media"):
+        model(input_ids=token_row(6, [1])[None], media_key_values=media)
+    with pytest.raises(ValueError, match="got 2 embeddings and a mask for 2; expected one for each of text, image"):
+        fusion("sum")([None, None], torch.ones(1, 2).bool())

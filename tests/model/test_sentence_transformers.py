@@ -1,0 +1,142 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""A saved retrieval model is a SentenceTransformer: with the package, and without it from the folder's own code."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers.audio import hearing, hearing_processor, tone
+from helpers.builders import SENTENCES, drawing, mm_model
+from helpers.programs import ABSENT
+from helpers.retrieval import COLOURS, command, train
+from transformers import Siglip2ImageProcessorPil
+
+from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMProcessor
+from modeling_mm.checkpoint import load_checkpoint
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+FILES = ["config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"]
+WIDTH = 12  # of the embeddings, unlike any other width here
+
+WITHOUT_THE_PACKAGE = (
+    ABSENT
+    + """
+import numpy as np
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+encoder = SentenceTransformer("folder", device="cpu", trust_remote_code=True)
+assert type(encoder[0].model).__module__.startswith("transformers_modules.")
+pictures = [Image.open(name) for name in ("a.png", "b.png", "a.png")]
+np.savez("found.npz", texts=encoder.encode(sys.argv[1:]), pictures=encoder.encode(pictures))
+"""
+)
+
+
+def some_pictures():
+    """Three pictures of different sizes, the third the very same object as the first."""
+    first, second = drawing((200, 30, 30)), drawing((20, 60, 220), 31)
+    return [first, second, first]
+
+
+def save(folder, processor, model):
+    """A folder with a retrieval model and its processor."""
+    model.resize_token_embeddings(len(processor.tokenizer))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model
+
+
+def features(model, processor, texts, pictures):
+    """Embeddings of texts and pictures by the model itself."""
+    tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        said = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+        pixels = [dict(processor.image_processor(images=[one], return_tensors="pt")) for one in pictures]
+        seen = torch.cat([model.get_image_features(**one).pooler_output for one in pixels])
+    return said.numpy(), seen.numpy()
+
+
+@pytest.mark.parametrize("text", ["llama", "bert"])
+@pytest.mark.parametrize("vision", ["clip_vision_model", "siglip2_vision_model"])
+def test_texts_and_pictures_are_encoded_as_by_the_model(tmp_path, processor, text, vision):
+    if vision == "siglip2_vision_model":
+        images = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=16)
+        processor = MMProcessor(image_processor=images, tokenizer=processor.tokenizer)
+    model = save(tmp_path, processor, mm_model(text, vision, head=MMForImageTextRetrieval, embedding_size=WIDTH))
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    assert type(encoder[0].model) is MMForImageTextRetrieval
+    assert encoder.get_embedding_dimension() == WIDTH
+    said, seen = features(model, processor, SENTENCES, some_pictures())
+    np.testing.assert_allclose(encoder.encode(SENTENCES, batch_size=4), said, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(some_pictures()), seen, atol=1e-6)
+    assert np.abs(seen[0] - seen[1]).max() > 1e-3
+    similar = encoder.similarity(encoder.encode_query(SENTENCES), encoder.encode_document(some_pictures()))
+    np.testing.assert_allclose(similar.numpy(), said @ seen.T, atol=1e-6)
+
+
+def test_sounds_are_encoded_as_by_the_model(tmp_path):
+    processor = hearing_processor()
+    model = save(tmp_path, processor, hearing(head=MMForImageTextRetrieval, embedding_size=WIDTH))
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    sounds = [tone(300), tone(900, 0.8), tone(500)]
+    with torch.no_grad():
+        heard = model.get_audio_features(**processor(audio=sounds, return_tensors="pt")).pooler_output
+    given = [{"array": array, "sampling_rate": rate} for array, rate in sounds]
+    np.testing.assert_allclose(encoder.encode(given), heard.numpy(), atol=1e-6)
+
+
+def test_a_trained_adapter_encodes_over_its_base(tmp_path, capsys):
+    lines = ["image,caption"]
+    for i, colour in enumerate(COLOURS.values()):
+        drawing(colour, 64).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,number {i}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    command(capsys, *train(tmp_path, "--use_peft", "true", "--lora_r", 4, "--learning_rate", "0.1"))
+    model, processor = load_checkpoint(str(tmp_path / "out"))
+    base, _ = load_checkpoint(str(tmp_path / "out/base"))
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    texts, pictures = ["number 1", "3"], some_pictures()
+    merged, plain = features(model, processor, texts, pictures), features(base, processor, texts, pictures)
+    for found, own, other in zip((encoder.encode(texts), encoder.encode(pictures)), merged, plain, strict=True):
+        np.testing.assert_allclose(found, own, atol=1e-6)
+        assert np.abs(own - other).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_without_the_package_the_folder_encodes_the_same(tmp_path, processor):
+    model = save(tmp_path / "folder", processor, mm_model(head=MMForImageTextRetrieval, embedding_size=WIDTH))
+    pictures = some_pictures()
+    for name, picture in zip(("a", "b"), pictures, strict=False):
+        picture.save(tmp_path / f"{name}.png")
+    own = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, *SENTENCES],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **own}, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = np.load(tmp_path / "found.npz"), features(model, processor, SENTENCES, pictures)
+    for name, embeddings in zip(("texts", "pictures"), expected, strict=True):
+        np.testing.assert_allclose(found[name], embeddings, atol=1e-6)
+
+
+def test_saved_by_sentence_transformers_it_is_still_a_model_of_ours(tmp_path, processor):
+    model = save(tmp_path / "first", processor, mm_model("bert", head=MMForImageTextRetrieval))
+    sentence_transformers.SentenceTransformer(str(tmp_path / "first"), device="cpu").save(str(tmp_path / "second"))
+    said, seen = features(model, processor, SENTENCES, some_pictures())
+    again = MMForImageTextRetrieval.from_pretrained(tmp_path / "second").eval()
+    for own, other in zip((said, seen), features(again, processor, SENTENCES, some_pictures()), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+    encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "second"), device="cpu")
+    np.testing.assert_allclose(encoder.encode(SENTENCES), said, atol=1e-6)
+
+
+def test_other_heads_are_saved_without_its_files(tmp_path):
+    mm_model(head=MMForImageTextRetrieval, language_weight=1.0).save_pretrained(tmp_path / "found")
+    MMForConditionalGeneration.from_pretrained(tmp_path / "found").save_pretrained(tmp_path / "said")
+    assert all((tmp_path / "found" / name).is_file() for name in FILES)
+    assert not any((tmp_path / "said" / name).exists() for name in FILES)
