@@ -137,7 +137,7 @@ def measure(folder: Path, count: int) -> list[str]:
     for start in range(0, count, 50_000):
         ids = [str(number) for number in range(start, min(start + 50_000, count))]
         gallery.put({name: ids for name in OWN}, vectors_of(numbers, centres, mixing, len(ids)), {})
-    gallery.tidy()
+    gallery.compact()
     queries = vectors_of(numbers, centres, mixing, QUERIES)
     spent, truth = latencies(gallery, queries, exact=True)
     lines = [f"| {count:,} | exact | | {np.median(spent):.1f} | {np.percentile(spent, 95):.1f} | 1 |"]

@@ -20,10 +20,10 @@ from typing import Any
 
 import gradio as gr
 from asking import Asker, ask_tab
+from attention import can_look, look_tab
 from classifying import STYLE, classify_tab
 from limits import CHARACTERS, FILE_BYTES, GALLERY, PICTURES, PIXELS, SECONDS, GuardedBlocks
 from loading import Shown, limits_of, load
-from looking import can_look, look_tab
 from searching import Searcher, search_tab
 
 USER = "demo"

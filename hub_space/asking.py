@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import drawn
+import example_media
 import gradio as gr
 import torch
+from cache import MediaCache
 from limits import (
     ANSWER_SECONDS,
     CHARACTERS,
@@ -28,7 +29,6 @@ from limits import (
     visits,
 )
 from loading import Shown
-from remembered import Remembered
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
@@ -102,7 +102,7 @@ class Asker:
     KEPT = 64
 
     def __init__(self, shown: Shown):
-        self.shown, self.memories = shown, Remembered(self.KEPT)
+        self.shown, self.memories = shown, MediaCache(self.KEPT)
 
     def memory(self, path: Path) -> dict[str, Any]:
         """The memory of one picture or sound by its modality, as `project_media` has it."""
@@ -295,9 +295,9 @@ def ask_tab(asker: Asker) -> None:
     hears = asker.shown.hears
     what = "pictures or sounds" if hears else "one or several pictures"
     examples = [
-        {"text": "what shape is in the image?", "files": [drawn.shape("red", "circle")]},
-        {"text": "what is the color of the shape?", "files": [drawn.shape("teal", "triangle")]},
-        {"text": "does the image contain a rectangle?", "files": [drawn.shape("yellow", "rectangle")]},
+        {"text": "what shape is in the image?", "files": [example_media.shape("red", "circle")]},
+        {"text": "what is the color of the shape?", "files": [example_media.shape("teal", "triangle")]},
+        {"text": "does the image contain a rectangle?", "files": [example_media.shape("yellow", "rectangle")]},
     ]
     follow_up = gr.Checkbox(False, label="Follow up: the model also reads earlier questions and answers", render=False)
     new_tokens = gr.Slider(1, NEW_TOKENS, 64, step=1, label="Longest answer, in tokens", render=False)

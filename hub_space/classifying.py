@@ -8,7 +8,7 @@ picture and sound still go through their towers once.
 from html import escape
 from typing import Any
 
-import drawn
+import example_media
 import gradio as gr
 import torch
 from limits import CHARACTERS, Refused, checked_text, open_picture, open_sound, uploaded_file, visits
@@ -87,8 +87,10 @@ def shown_labels(shown: Shown, labels: dict[str, float]) -> dict[str, float] | s
 def examples_of(shown: Shown) -> list[list[Any]]:
     """Rows to click: every input, and some of them."""
     rows = [["blue", "circle", "a blue circle"], ["yellow", "triangle", ""], ["red", "rectangle", "red or blue?"]]
-    sound = [[drawn.tone(pitch)] for pitch in (440, 660, 880)] if shown.hears else [[], [], []]
-    return [[drawn.shape(colour, kind), text, *own] for (colour, kind, text), own in zip(rows, sound, strict=True)]
+    sound = [[example_media.tone(pitch)] for pitch in (440, 660, 880)] if shown.hears else [[], [], []]
+    return [
+        [example_media.shape(colour, kind), text, *own] for (colour, kind, text), own in zip(rows, sound, strict=True)
+    ]
 
 
 def classify_tab(shown: Shown) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import drawn
+import example_media
 import gradio as gr
 import torch
+from cache import MediaCache
 from limits import CHARACTERS, GALLERY, Refused, checked_number, checked_text, open_picture, uploaded_file, visits
 from loading import Shown
-from remembered import Remembered
 from torch.nn import functional
 
 AGAIN = 20  # of the best are looked at again
@@ -25,7 +25,7 @@ class Searcher:
     KEPT = 5_000
 
     def __init__(self, shown: Shown):
-        self.shown, self.known = shown, Remembered(self.KEPT)
+        self.shown, self.known = shown, MediaCache(self.KEPT)
 
     @property
     def can_rerank(self) -> bool:
@@ -159,7 +159,7 @@ def search_tab(searcher: Searcher) -> None:
                 numbers = gr.JSON(show_label=False)
     gr.Markdown("**Gallery**, drawn by code. Clear it to put your own pictures in its place.")
     gallery = gr.Gallery(
-        drawn.gallery(),
+        example_media.gallery(),
         label="Gallery",
         show_label=False,
         type="filepath",

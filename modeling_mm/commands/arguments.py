@@ -3,13 +3,14 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 
+from ..training.arguments import RENAMED
 from .shipped import config_file
 from .verbs import TRAIN, VERBS
 
@@ -28,6 +29,16 @@ class MMParser(HfArgumentParser):
             raise ValueError(f"unknown argument {rest[0]}; see {self.prog} --help")
         return tuple(parsed)
 
+    def refuse_renamed(self, names: Iterable[str]) -> None:
+        """Answer the name that an argument had before with the one that it has.
+
+        Raises:
+            ValueError: names both.
+        """
+        for name in names:
+            if name in RENAMED:
+                raise ValueError(f"--{name} is called --{RENAMED[name]} now; see {self.prog} --help")
+
     def check_known(self, argv: Sequence[str]) -> None:
         """Refuse bad values of the arguments that this parser knows, and ignore all others.
 
@@ -40,6 +51,7 @@ class MMParser(HfArgumentParser):
     def with_config(self, argv: Sequence[str], known_only: bool = False) -> list[str]:
         """The arguments with those of the `--config` file before them."""
         arguments = list(argv)
+        self.refuse_renamed(word.removeprefix("--").split("=")[0] for word in arguments if word.startswith("--"))
         inline = next((i for i, word in enumerate(arguments) if word.startswith("--config=")), None)
         if inline is not None:
             arguments[inline : inline + 1] = arguments[inline].split("=", 1)
@@ -60,6 +72,7 @@ class MMParser(HfArgumentParser):
         if not isinstance(values, dict):
             raise ValueError(f"the config file '{path}' must hold 'key: value' lines")
         os.environ.update({key: str(value) for key, value in (values.pop("env", None) or {}).items()})
+        self.refuse_renamed(map(str, values))
         known = {action.dest for action in self._actions}
         if known_only:
             values = {key: value for key, value in values.items() if key in known}

@@ -22,7 +22,7 @@ from ..data.negatives import MatchingPairs
 from ..data.rows import Columns, media_markers
 from ..data.tables import read_table
 from ..evaluation.metrics import compute_metrics_for
-from ..evaluation.modalities import learned_results, modality_report, weight_table, weights_of_rows
+from ..evaluation.modalities import modality_report, modality_weights_results, weight_table, weights_of_rows
 from ..evaluation.predictions import (
     Evaluation,
     evaluate_rows,
@@ -35,7 +35,7 @@ from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.zero_shot import TEMPLATE, check_templates, evaluate_zero_shot, labelled_pictures
 from ..model.processing_mm import MMProcessor
 from ..report.html import write_report
-from ..report.sections import draw_some, report_sections, skipped_section, zero_shot_sections
+from ..report.sections import draw_examples, report_sections, skipped_section, zero_shot_sections
 from ..tasks import TASKS, task_of
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.trainer import MMTrainer
@@ -98,7 +98,7 @@ def zero_shot_results(
     collator = RetrievalCollator(processor, "retrieval", args.max_length)
     evaluation = evaluate_zero_shot(model.to(arguments.device), collator, rows, templates, args.batch_size)
     write_predictions(rows, evaluation, output / "predictions.jsonl")
-    draw_some(rows, evaluation, output / "samples.png")
+    draw_examples(rows, evaluation, output / "samples.png")
     sections = zero_shot_sections(evaluation, rows.labels or [], templates, output) + skipped_section(rows.bad_rows)
     said = f"{len(rows)} rows of {source}, {len(rows.bad_rows)} bad ones left out"
     write_report(output / "report.html", f"{Path(args.model).name}: zero-shot", said, sections)
@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not trainer.is_world_process_zero():
         return None
     write_predictions(rows, evaluation, output / "predictions.jsonl")
-    draw_some(rows, evaluation, output / "samples.png")
+    draw_examples(rows, evaluation, output / "samples.png")
     weights = weight_table(model, collected)
     sections = report_sections(trainer, task, evaluation, scores, weights, output)
     sections += skipped_section(dataset.bad_rows)
@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     write_report(output / "report.html", f"{Path(args.model).name}: {task}", said, sections)
     write_bad_rows(dataset.bad_rows, output)
     result = results(task, evaluation, scores) | {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
-    result |= learned_results(model, weights)
+    result |= modality_weights_results(model, weights)
     (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
 

@@ -19,8 +19,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from ..hub.repository import files_of, stage
-from ..hub.upload import in_one_sentence, persistently, push_space, upload
-from ..hub.verification import make_proof
+from ..hub.upload import hub_errors_explained, push_space, upload, with_retries
+from ..hub.verification import verify_repository
 from .arguments import MMParser
 from .verbs import PushArguments
 
@@ -49,13 +49,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     check_arguments(args)
     api = HfApi()
     if not args.dry_run:
-        with in_one_sentence(args.repo_id):
-            persistently(api.whoami)
+        with hub_errors_explained(args.repo_id):
+            with_retries(api.whoami)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "repository")
         folder.mkdir()
         model, processor = stage(Path(args.model), folder, args.repo_id, args.fusion_only)
-        proof = make_proof(model, processor, Path(work))
+        proof = verify_repository(model, processor, Path(work))
         proof.check(str(folder), offline=not args.fusion_only)
         files = files_of(folder)
         for path, size in files.items():
@@ -63,12 +63,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         result: dict[str, Any] = {"repo_id": args.repo_id, "files": len(files), "bytes": sum(files.values())}
         if args.dry_run:
             return result | {"pushed": False}
-        with in_one_sentence(args.repo_id):
+        with hub_errors_explained(args.repo_id):
             revision, new = upload(api, args.repo_id, folder, args.revision, args.private)
         proof.check(args.repo_id, revision)
     result |= {"pushed": new, "revision": revision, "url": f"{api.endpoint}/{args.repo_id}"}
     if args.space:
-        with in_one_sentence(args.space):
+        with hub_errors_explained(args.space):
             space = Path(args.space_folder)
             result["space_revision"] = push_space(api, args.space, space, args.repo_id, revision, args.private)
         result["space_url"] = f"{api.endpoint}/spaces/{args.space}"

@@ -26,7 +26,7 @@ from ..data.negatives import MatchingPairs
 from ..data.rows import media_markers
 from ..data.stream import MMStream
 from ..evaluation.calibration import fit_temperature
-from ..evaluation.metrics import in_words
+from ..evaluation.metrics import format_answer
 from ..evaluation.predictions import evaluate_rows, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
@@ -34,13 +34,13 @@ from ..model.audio_mm import MAX_SECONDS
 from ..model.media_mm import MODALITIES
 from ..report import figures
 from ..report.augmented import draw_augmented
-from ..report.sections import draw_some
+from ..report.sections import draw_examples
 from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, check_task
 from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.smoothing import check_smoothing
-from ..training.splits import Splits, frames_of, known_labels, known_processor, load_splits
+from ..training.splits import Splits, known_labels, known_processor, load_splits, num_video_frames
 from ..training.trainable import add_lora, freeze_unused, lora_pattern, trainable_parameters
 from ..training.trainer import MMTrainer
 from .arguments import MMParser
@@ -90,7 +90,7 @@ def read_rows(model_args: ModelArguments, data_args: DataArguments, seed: int) -
     """The rows, read and checked as the model to go on from takes them, or else as a new one does."""
     known = known_processor(model_args.model)
     data_args.max_seconds = data_args.max_seconds or (known.max_seconds if known else MAX_SECONDS)
-    labels, num_frames = known_labels(model_args.model, data_args.task), frames_of(model_args)
+    labels, num_frames = known_labels(model_args.model, data_args.task), num_video_frames(model_args)
     return load_splits(data_args, seed, labels, num_frames, media_markers(known))
 
 
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     write_history(trainer.state.log_history, report, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
     if not TASKS[data_args.task].embeds:
-        show_some(splits.test or splits.validation, output)
+        show_examples(splits.test or splits.validation, output)
     return report
 
 
@@ -204,16 +204,16 @@ def rows_with_media(splits: Splits) -> list[Any]:
     return rows or [splits.train[0]]
 
 
-def show_some(dataset: MMDataset, output: Path, count: int = 3) -> None:
+def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     """Print what the model says to a few rows about one picture, and how to open it."""
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = max(dataset.groups(), key=len)
     row = dataset.row(dataset.kept[rows[0]])
     kind, media = ("Video", row.videos) if row.videos and not row.images else ("Picture", row.images)
     print(f"\n{kind}:", media[0] if media and isinstance(media[0], str) else "(embedded)")
-    by_truth = {in_words(said["truth"]): said for said in (json.loads(lines[i]) for i in rows)}
+    by_truth = {format_answer(said["truth"]): said for said in (json.loads(lines[i]) for i in rows)}
     for said in list(by_truth.values())[:count]:
-        print(f"  {said['text']}  ->  {in_words(said['prediction'])}  (truth: {in_words(said['truth'])})")
+        print(f"  {said['text']}  ->  {format_answer(said['prediction'])}  (truth: {format_answer(said['truth'])})")
     print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
     asked = "--video VIDEO" if kind == "Video" else "--image PICTURE --explain look.png"
     print(f'  modeling-mm predict --model {output} {asked} --text "..."\n')
@@ -250,6 +250,6 @@ def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path
     trainer.eval_collator.blind = False
     if trainer.is_world_process_zero():
         write_predictions(dataset, evaluation, output / "predictions.jsonl")
-        draw_some(dataset, evaluation, output / "samples.png")
+        draw_examples(dataset, evaluation, output / "samples.png")
     share = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
     return {**evaluation.metrics, f"blind_{metric}": blind, **share}

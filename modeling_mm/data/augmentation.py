@@ -141,7 +141,7 @@ class Augmentation:
         batch = processor.flat_audio([[heard[image_key(source)] for source in own] for own in clips])
         if "specaugment" in self.audio:
             mask = batch.get("input_features_mask")
-            clips_of_frames = frames_of(batch["input_features"], processor.feature_extractor)
+            clips_of_frames = log_mel_frames(batch["input_features"], processor.feature_extractor)
             for index, (key, frames) in enumerate(zip(heard, clips_of_frames, strict=True)):
                 real = 1.0 if mask is None else float(mask[index].float().mean())
                 generator = np.random.default_rng(self.number("masks", key))
@@ -205,7 +205,7 @@ def shrunk(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def frames_of(features: torch.Tensor, feature_extractor: Any) -> torch.Tensor:
+def log_mel_frames(features: torch.Tensor, feature_extractor: Any) -> torch.Tensor:
     """A view (A, F, M) of log-mel features in any layout of `audio_mm.audio_features`."""
     if isinstance(feature_extractor, WhisperFeatureExtractor):
         return features.transpose(1, 2)

@@ -22,7 +22,7 @@ from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
 from .dataset import CHUNK, MMDataset
 from .feature_cache import CachedMedia
-from .media import KeptPictures, image_key, open_image
+from .media import ImageCache, image_key, open_image
 from .negatives import with_negatives
 from .rows import Row, media_markers, without
 
@@ -56,7 +56,7 @@ class MMCollator:
     negatives_seed: int | None = None
     augmentation: Augmentation | None = None
     cached: Mapping[str, CachedMedia] = field(default_factory=dict)
-    kept: KeptPictures = field(default_factory=KeptPictures)
+    kept: ImageCache = field(default_factory=ImageCache)
 
     def __post_init__(self):
         if self.augmentation is not None:
@@ -101,12 +101,12 @@ class MMCollator:
         decoded = {key: image for row in rows for key, image in row.opened.items()}
         for image in (image for row in rows for image in row.images):
             if (key := image_key(image)) not in opened:
-                opened[key] = decoded[key] if key in decoded else self.kept_image(image, key)
+                opened[key] = decoded[key] if key in decoded else self.cached_image(image, key)
         if self.augmentation is not None:
             opened = self.augmentation.pictures(opened, self.processor.image_processor)
         return [[opened[image_key(image)] for image in row.images] for row in rows]
 
-    def kept_image(self, image: str | bytes, key: str) -> Image.Image:
+    def cached_image(self, image: str | bytes, key: str) -> Image.Image:
         """A picture from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
         background = self.processor.image_background
         if self.augmentation is None or not self.augmentation.images:
@@ -174,7 +174,7 @@ class MMCollator:
         if not TASKS[self.task].generates:
             return
         for rows in self.chunks(dataset):
-            dataset.note(self.too_long(rows, *self.prompts_and_answers(rows)), skip)
+            dataset.note_bad_rows(self.too_long(rows, *self.prompts_and_answers(rows)), skip)
         dataset.without_bad_rows()
 
     def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:

@@ -99,7 +99,7 @@ class MMDataset(torch.utils.data.Dataset):
             markers = markers or media_markers()
             for start in range(0, len(self), CHUNK):  # in parts, so that embedded media do not fill the memory
                 numbers = self.kept[start : start + CHUNK]
-                self.note(self.complaints(numbers, markers, media), skip)
+                self.note_bad_rows(self.complaints(numbers, markers, media), skip)
                 bar.update(len(numbers))
         for remark in media.remarks():
             logger.warning(f"{self.source}: {remark}")
@@ -119,7 +119,7 @@ class MMDataset(torch.utils.data.Dataset):
             reasons[number] = reasons[number] or media.complaint(row.media)
         return {number: reason for number, reason in reasons.items() if reason is not None}
 
-    def note(self, reasons: dict[int, str], skip: bool) -> None:
+    def note_bad_rows(self, reasons: dict[int, str], skip: bool) -> None:
         """Keep bad rows for the list of what was skipped.
 
         Raises:

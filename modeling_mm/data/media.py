@@ -14,8 +14,8 @@ from ..model.images_mm import BACKGROUND
 from ..model.media_mm import MODALITIES
 from ..model.video_mm import read_video
 
-Medium: TypeAlias = str | bytes | list  # a list holds the frames of a video
-Media: TypeAlias = Mapping[str, Sequence[Medium]]  # by the name of their modality
+MediaSource: TypeAlias = str | bytes | list  # a list holds the frames of a video
+Media: TypeAlias = Mapping[str, Sequence[MediaSource]]  # by the name of their modality
 
 LISTED = 20  # sounds that a remark names
 
@@ -61,7 +61,7 @@ class MediaCheck:
             self.silent.append(source)
         return None
 
-    def video_complaint(self, source: Medium) -> str | None:
+    def video_complaint(self, source: MediaSource) -> str | None:
         """What is wrong with a video, None where it can be used."""
         if self.num_frames is None:
             return "there is a video, but this model takes none (a new one takes it by --num_frames)"
@@ -128,7 +128,7 @@ def image_complaint(source: str | bytes) -> str | None:
 BYTES_PER_PIXEL = 4  # of Pillow's RGB
 
 
-class KeptPictures:
+class ImageCache:
     """Pictures by a key. Once the room is taken, others are opened each time: in a random order every picture is as
     likely to be the next, so that nothing is gained by making room.
 

@@ -35,10 +35,10 @@ LOGGED = 20  # bad rows of a reader
 
 class Position(NamedTuple):
     """How far a reader has come: `used` rows of the block that begins at `row` of the shard at `place` in its order,
-    in this `turn` over the data. Bad rows are among the used ones; `skipped` counts those of all turns."""
+    in this `epoch` over the data. Bad rows are among the used ones; `skipped` counts those of all turns."""
 
     reader: int
-    turn: int = 0
+    epoch: int = 0
     place: int = 0
     row: int = 0
     used: int = 0
@@ -130,13 +130,13 @@ class MMStream(IterableDataset):
                         row = self.checked(sample)
                     except BadRow as error:
                         skipped += 1
-                        self.note(sample, error, skipped)
+                        self.note_bad_rows(sample, error, skipped)
                         continue
                     good += 1
                     yield StreamedRow(**vars(row), position=begin._replace(used=used, skipped=skipped))
             if good == 0:
                 raise BadRow(f"reader {at.reader} of {readers} found no usable row in all its shards of {self.source}")
-            at, good = Position(at.reader, at.turn + 1), 0
+            at, good = Position(at.reader, at.epoch + 1), 0
 
     @property
     def source(self) -> str:
@@ -145,13 +145,13 @@ class MMStream(IterableDataset):
     def blocks(self, at: Position, readers: int) -> Iterator[tuple[Position, list[Sample]]]:
         """The blocks of one turn over a reader's shards, from where one begins, last rows first; whoever takes one
         may empty it, so that no other is held beside it."""
-        order = self.order(at.turn)[at.reader :: readers]
+        order = self.order(at.epoch)[at.reader :: readers]
         begin, block = at, list[Sample]()
         for place in range(at.place, len(order)):
             first = at.row if place == at.place else 0
             for row, cells in enumerate(self.shards.read(order[place], first), first):
                 if not block:
-                    begin = Position(at.reader, at.turn, place, row)
+                    begin = Position(at.reader, at.epoch, place, row)
                 block.append(Sample(order[place], row, cells))
                 if len(block) >= self.shuffle_buffer:
                     yield begin, self.shuffle(block, begin)
@@ -159,9 +159,9 @@ class MMStream(IterableDataset):
         if block:
             yield begin, self.shuffle(block, begin)
 
-    def order(self, turn: int) -> list[int]:
+    def order(self, epoch: int) -> list[int]:
         """All shards in the order of this turn."""
-        return self.permutation(len(self.shards), "shards", turn)
+        return self.permutation(len(self.shards), "shards", epoch)
 
     def shuffle(self, block: list[Sample], begin: Position) -> list[Sample]:
         """The same list, in another order."""
@@ -204,7 +204,7 @@ class MMStream(IterableDataset):
             check.look(media)
         return check.complaint(media)
 
-    def note(self, sample: Sample, error: BadRow, count: int) -> None:
+    def note_bad_rows(self, sample: Sample, error: BadRow, count: int) -> None:
         """Say what is wrong with one of the first bad rows.
 
         Raises:
@@ -230,7 +230,7 @@ class MMStream(IterableDataset):
                 row = self.checked(sample)
             except BadRow as error:
                 reason = str(error)
-                self.note(sample, error, LOGGED + 1)
+                self.note_bad_rows(sample, error, LOGGED + 1)
                 continue
             kept.append(sample.cells)  # type: ignore[arg-type]  # not bad
             size += sum(len(medium) for items in row.media.values() for medium in items if isinstance(medium, bytes))

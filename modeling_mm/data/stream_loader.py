@@ -32,7 +32,7 @@ class StreamCollator:
     def __call__(self, rows: list[StreamedRow]) -> dict[str, Any]:
         if isinstance(self.collator, MMCollator) and self.collator.augmentation is not None:
             # not filled in: workers share that memory, and may be in different turns
-            self.collator.augmentation.epoch = torch.tensor(rows[0].position.turn)
+            self.collator.augmentation.epoch = torch.tensor(rows[0].position.epoch)
         return {**self.collator(rows), POSITION: torch.tensor(rows[-1].position)}
 
 

@@ -65,7 +65,7 @@ def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
                 if "file_name" in table.column_names:
                     table = table.rename_column("file_name", "audio" if is_sound(table[0]["file_name"]) else "image")
                 elif metadata.suffix == ".jsonl":
-                    table = table.rename_columns({name: medium_of(name) for name in table.column_names})
+                    table = table.rename_columns({name: modality_of_folder(name) for name in table.column_names})
                 return table, folder
     if any(is_sound(file.name) for file in path.rglob("*")):
         return read_sounds(path, split)
@@ -75,7 +75,7 @@ def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
     return splits[split] if split in splits else next(iter(splits.values())), path
 
 
-def medium_of(name: str) -> str:
+def modality_of_folder(name: str) -> str:
     """The column that `imagefolder` makes of one with file names: `image` of `image_file_name`, `images` of
     `file_names`."""
     return "images" if name == "file_names" else re.sub("_file_names?$", "", name)

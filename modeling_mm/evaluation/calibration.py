@@ -25,13 +25,13 @@ def fit_temperature(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature between 0.05 and 20 that makes labels likeliest; `labels` are (R,) ids or (R, C) of 0 and 1."""
     logits = logits.astype(np.float64)
 
-    def surprise(log_temperature: float) -> float:
+    def nll(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
         if TASKS[task].several_labels:
             return float(np.logaddexp(0, np.where(labels > 0, -scaled, scaled)).mean())
         return float(-log_softmax(scaled, axis=-1)[np.arange(len(labels)), labels].mean())
 
-    return least_surprising(surprise, 20)
+    return minimise_nll(nll, 20)
 
 
 def fit_rerank_weight(similar: np.ndarray, odds: np.ndarray, true: np.ndarray) -> float:
@@ -45,21 +45,21 @@ def fit_rerank_weight(similar: np.ndarray, odds: np.ndarray, true: np.ndarray) -
     some = true.any(axis=1)
     similar, odds, wrong = similar[some].astype(np.float64), odds[some].astype(np.float64), ~true[some]
 
-    def surprise(log_divisor: float) -> float:
+    def nll(log_divisor: float) -> float:
         summed = similar + odds / np.exp(log_divisor)
 
         def of_sum(log_temperature: float) -> float:
             scores = log_softmax(summed / np.exp(log_temperature), axis=1)
             return float(-logsumexp(np.where(wrong, -np.inf, scores), axis=1).mean())
 
-        return of_sum(np.log(least_surprising(of_sum, 100))) + PRIOR * log_divisor**2
+        return of_sum(np.log(minimise_nll(of_sum, 100))) + PRIOR * log_divisor**2
 
-    return 1 / least_surprising(surprise, 100) if some.any() else 1.0
+    return 1 / minimise_nll(nll, 100) if some.any() else 1.0
 
 
-def least_surprising(surprise: Callable[[float], float], most: float) -> float:
+def minimise_nll(nll: Callable[[float], float], most: float) -> float:
     """The temperature between 0.05 and `most` at whose logarithm the surprise is least."""
-    return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.05), np.log(most)), method="bounded").x))
+    return float(np.exp(minimize_scalar(nll, bounds=(np.log(0.05), np.log(most)), method="bounded").x))
 
 
 def confidence(task: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[st
     return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=True)]
 
 
-def predictions_in_words(
+def format_predictions(
     task: str, predictions: np.ndarray, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None
 ) -> list[Any]:
     """For each row an answer, a label, a list of labels, or a number for each label column."""
@@ -53,7 +53,7 @@ def predictions_in_words(
     return [labels[i] for i in predictions.argmax(axis=-1)]
 
 
-def in_words(value: Any) -> str:
+def format_answer(value: Any) -> str:
     """A prediction or a truth as it is shown."""
     if isinstance(value, list):
         return ", ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in value)

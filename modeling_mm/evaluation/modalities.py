@@ -12,7 +12,7 @@ from ..data.rows import Row, without
 from ..tasks import TASKS, task_of
 
 
-class Without(torch.utils.data.Dataset):
+class WithoutModality(torch.utils.data.Dataset):
     """The rows of a data set with some modalities left out, as if their cells were empty."""
 
     def __init__(self, dataset: Any, left_out: tuple[str, ...], markers: dict[str, str]):
@@ -45,7 +45,9 @@ def modality_report(
     for kept in dict.fromkeys(subsets):
         left_out = tuple(m for m in modalities if m not in kept)
         name = "all" if not left_out else f"{kept[0]} alone" if len(kept) == 1 else f"without {left_out[0]}"
-        table.append({"modalities": name, **score(Without(dataset, left_out, markers) if left_out else dataset)})
+        table.append(
+            {"modalities": name, **score(WithoutModality(dataset, left_out, markers) if left_out else dataset)}
+        )
     return table
 
 
@@ -91,7 +93,7 @@ def weight_table(model: PreTrainedModel, collected: list[torch.Tensor]) -> list[
     return table
 
 
-def learned_results(model: PreTrainedModel, table: list[dict[str, Any]]) -> dict[str, Any]:
+def modality_weights_results(model: PreTrainedModel, table: list[dict[str, Any]]) -> dict[str, Any]:
     """For the JSON: the table, one weight per modality, and the gates of cross-attention."""
     results: dict[str, Any] = {}
     if table:

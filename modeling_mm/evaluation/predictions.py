@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer
 from ..data.targets import normalize
 from ..tasks import TASKS
 from .calibration import expected_calibration_error
-from .metrics import bootstrap_interval, micro_f1, predictions_in_words, r2, wilson
+from .metrics import bootstrap_interval, format_predictions, micro_f1, r2, wilson
 
 
 @dataclass
@@ -52,7 +52,7 @@ def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
     metrics = {name: value for name, value in metrics.items() if name not in timing}
     loss = metrics.pop("loss")
     tokenizer, labels = trainer.processing_class.tokenizer, label_names(model, task)
-    predictions = predictions_in_words(task, output.predictions, tokenizer, labels)
+    predictions = format_predictions(task, output.predictions, tokenizer, labels)
     if TASKS[task].generates:
         truths = [dataset[i].target for i in range(len(dataset))]
         return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths)
@@ -64,7 +64,7 @@ def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
     as_logits = (
         label_ids if TASKS[task].numbers or TASKS[task].several_labels else np.eye(len(labels or []))[label_ids]
     )
-    truths = predictions_in_words(task, as_logits, tokenizer, labels)
+    truths = format_predictions(task, as_logits, tokenizer, labels)
     return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths, logits, label_ids)
 
 

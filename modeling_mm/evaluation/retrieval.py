@@ -44,7 +44,7 @@ class Reranked:
 
 
 @dataclass
-class Gallery:
+class RetrievalEmbeddings:
     """Texts (B, E) and distinct pictures (I, E) of a data set.
 
     first_rows: (I,) the first row that shows each picture.
@@ -64,13 +64,15 @@ class Gallery:
         }
 
 
-def gallery(texts: np.ndarray, media: np.ndarray, keys: np.ndarray) -> Gallery:
+def distinct_embeddings(texts: np.ndarray, media: np.ndarray, keys: np.ndarray) -> RetrievalEmbeddings:
     """The gallery of rows: embeddings (B, E) of each one's text and picture, and the keys (B, 2) of both."""
     _, first = np.unique(keys[:, 1], return_index=True)
     first.sort()
     text_keys, own = torch.tensor(keys[:, 0]), torch.tensor(keys[:, 1])
     pairs = Pairs(text_keys, own[first], own)
-    return Gallery(torch.tensor(texts).float(), torch.tensor(media[first]).float(), pairs, torch.tensor(first))
+    return RetrievalEmbeddings(
+        torch.tensor(texts).float(), torch.tensor(media[first]).float(), pairs, torch.tensor(first)
+    )
 
 
 def directed_scores(
@@ -115,7 +117,7 @@ def with_top_first(scores: torch.Tensor, top: torch.Tensor, again: torch.Tensor)
     return scores.scatter(1, top, again + above)
 
 
-def retrieval_scores(of: Gallery, reranked: dict[str, Reranked] | None = None) -> dict[str, float]:
+def retrieval_scores(of: RetrievalEmbeddings, reranked: dict[str, Reranked] | None = None) -> dict[str, float]:
     """Scores both ways; `reranked` by their direction, "text_to_image" and "image_to_text"."""
     reranked, keys = reranked or {}, of.keys()
     ways = {"text_to_image": (of.texts, of.media), "image_to_text": (of.media, of.texts)}
@@ -126,27 +128,27 @@ def retrieval_scores(of: Gallery, reranked: dict[str, Reranked] | None = None) -
 def compute_retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` for the Trainer, from the embeddings and keys that `RetrievalTrainer` predicts."""
     texts, media = prediction.predictions
-    return retrieval_scores(gallery(texts, media, prediction.label_ids))
+    return retrieval_scores(distinct_embeddings(texts, media, prediction.label_ids))
 
 
 WAYS = ("text_to_image", "image_to_text")
 CANDIDATES = 20  # per query, that the matching head is calibrated on unless --rerank says
 
 
-def looked_at(trainer: Trainer, dataset: MMDataset, k: int) -> tuple[float, Gallery, dict[str, Reranked]]:
+def embed_all(trainer: Trainer, dataset: MMDataset, k: int) -> tuple[float, RetrievalEmbeddings, dict[str, Reranked]]:
     """The loss, the embeddings of all rows, and with `k` each one's best k candidates, looked at again."""
     predicted = trainer.predict(dataset, metric_key_prefix="test")
     texts, media = predicted.predictions
-    of, reranked = gallery(texts, media, predicted.label_ids), dict[str, Reranked]()
+    of, reranked = distinct_embeddings(texts, media, predicted.label_ids), dict[str, Reranked]()
     if k:
         options = (trainer.data_collator, k, trainer.args.per_device_eval_batch_size)
-        reranked = rank_again(trainer.head().eval(), of, dataset, *options)
+        reranked = rerank(trainer.head().eval(), of, dataset, *options)
     return predicted.metrics["test_loss"], of, reranked
 
 
 def evaluate_retrieval(trainer: Trainer, dataset: MMDataset, rerank: int, output: Path) -> dict[str, Any]:
     """Scores of all rows both ways, with `rerank` also those of the best k ranked again; writes predictions.jsonl."""
-    loss, of, reranked = looked_at(trainer, dataset, rerank)
+    loss, of, reranked = embed_all(trainer, dataset, rerank)
     scores: dict[str, float] = {"loss": loss, **retrieval_scores(of)}
     if reranked:
         scores |= {f"reranked_{name}": value for name, value in retrieval_scores(of, reranked).items()}
@@ -160,8 +162,13 @@ def evaluate_retrieval(trainer: Trainer, dataset: MMDataset, rerank: int, output
 
 
 @torch.no_grad()
-def rank_again(
-    model: PreTrainedModel, of: Gallery, dataset: MMDataset, collator: RetrievalCollator, k: int, batch_size: int
+def rerank(
+    model: PreTrainedModel,
+    of: RetrievalEmbeddings,
+    dataset: MMDataset,
+    collator: RetrievalCollator,
+    k: int,
+    batch_size: int,
 ) -> dict[str, Reranked]:
     """The best k candidates of every text and picture, scored by the matching head beside their similarity.
 
@@ -204,7 +211,7 @@ def rerank_weight(trainer: Trainer, dataset: MMDataset, k: int) -> float:
     Raises:
         ValueError: the model has no matching head.
     """
-    _, of, reranked = looked_at(trainer, dataset, k)
+    _, of, reranked = embed_all(trainer, dataset, k)
     parts = [(own.similar, own.odds, true_among(of.keys()[way], own.top)) for way, own in reranked.items()]
     return fit_rerank_weight(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
@@ -232,7 +239,9 @@ def log_odds(
     return logits[:, 1] - logits[:, 0]
 
 
-def write_found(of: Gallery, dataset: MMDataset, reranked: dict[str, Reranked], path: Path, count: int = 5) -> None:
+def write_found(
+    of: RetrievalEmbeddings, dataset: MMDataset, reranked: dict[str, Reranked], path: Path, count: int = 5
+) -> None:
     """One JSON line per row: its text, its picture, and the first pictures that the text finds."""
     top = best(of.texts, of.media, count)
     if again := reranked.get("text_to_image"):

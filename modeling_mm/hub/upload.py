@@ -24,7 +24,7 @@ ATTEMPTS, PAUSE = 3, 2.0  # seconds; the client itself tries each upload of a fi
 FINAL = (401, 403, 404, 409, 412)  # trying again would not help
 
 
-def sentence(error: BaseException, repo_id: str) -> str:
+def explain_hub_error(error: BaseException, repo_id: str) -> str:
     """What went wrong in one sentence, with what to do."""
     status = status_of(error)
     known = {
@@ -45,7 +45,7 @@ def sentence(error: BaseException, repo_id: str) -> str:
 
 
 @contextlib.contextmanager
-def in_one_sentence(repo_id: str) -> Iterator[None]:
+def hub_errors_explained(repo_id: str) -> Iterator[None]:
     """Turns what the client raises into a sentence.
 
     Raises:
@@ -54,10 +54,10 @@ def in_one_sentence(repo_id: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError, RuntimeError) as error:
-        raise ValueError(sentence(error, repo_id)) from error
+        raise ValueError(explain_hub_error(error, repo_id)) from error
 
 
-def persistently(do: Callable[[], Any]) -> Any:
+def with_retries(do: Callable[[], Any]) -> Any:
     """`do()`, again after a pause where a fault may pass; what it does twice must be the same as once."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -104,7 +104,7 @@ def upload(api: HfApi, repo_id: str, folder: Path, branch: str = "main", private
         )
         return str(commit.oid)
 
-    revision = persistently(once)
+    revision = with_retries(once)
     return revision, revision != heads[0]
 
 
@@ -146,4 +146,4 @@ def push_space(api: HfApi, space: str, folder: Path, repo_id: str, revision: str
         )
         return str(commit.oid)
 
-    return persistently(once)
+    return with_retries(once)

@@ -23,7 +23,7 @@ from . import standalone as bare
 
 
 @dataclass
-class Proof:
+class Verification:
     """A sample, what the trained model makes of it, and how others open such a model.
 
     The sample names files, which must outlive the proof.
@@ -67,7 +67,7 @@ class Proof:
         return load_file(task["found"])
 
 
-def make_proof(model: PreTrainedModel, processor: MMProcessor, folder: Path) -> Proof:
+def verify_repository(model: PreTrainedModel, processor: MMProcessor, folder: Path) -> Verification:
     """The proof of a model, or of an adapter over one, on a sample of all the modalities that it takes.
 
     The sample's files are written to `folder`.
@@ -90,4 +90,4 @@ def make_proof(model: PreTrainedModel, processor: MMProcessor, folder: Path) -> 
     else:
         sample["text"] = processor.image_token + text
     names = {reference.split(".")[1]: auto for auto, reference in reversed(AUTO_MAP.items())}
-    return Proof(names[type(whole).__name__], sample, bare.outputs(model, processor, sample))
+    return Verification(names[type(whole).__name__], sample, bare.outputs(model, processor, sample))

@@ -72,7 +72,7 @@ def read_audio(source: Any, sampling_rate: int, max_seconds: float = MAX_SECONDS
     return clip[: max(1, int(max_seconds * sampling_rate))]  # resampling may have added a sample
 
 
-def with_sounds_read(conversation: Any, sampling_rate: int, max_seconds: float) -> Any:
+def load_conversation_audio(conversation: Any, sampling_rate: int, max_seconds: float) -> Any:
     """A conversation, or a list of them, whose parts of sound hold arrays at the given rate in place of sources.
 
     A source that stands in several parts is read once and is the same array in all of them. Arrays stay as they are,
@@ -110,7 +110,7 @@ def clips_per_row(audio: Any, rows: int | None, markers: list[int]) -> list[list
     return items_per_row(audio, rows, markers, lambda clip: not isinstance(clip, list), "sounds")
 
 
-def told_rate(kwargs: dict[str, Any]) -> int | None:
+def sampling_rate_from(kwargs: dict[str, Any]) -> int | None:
     """The sampling rate in the arguments of a processor, among them or among those for sound; None without."""
     return kwargs.get("sampling_rate") or (kwargs.get("audio_kwargs") or {}).get("sampling_rate")
 
@@ -140,7 +140,7 @@ def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None =
         )
     if not isinstance(rate, (int, float, np.number)) or not 0 < rate < float("inf"):
         raise ValueError(f"the sampling rate of an array of sound is {rate}; expected a number above 0")
-    clip = mono(scaled(np.asarray(array)))
+    clip = to_mono(scaled(np.asarray(array)))
     return bounded(clip, len(clip) / float(rate), float(rate), max_seconds, "in an array")
 
 
@@ -191,7 +191,7 @@ def scaled(array: np.ndarray) -> np.ndarray:
     return ((array - (half if array.dtype.kind == "u" else 0.0)) / half).astype(np.float32)
 
 
-def mono(array: np.ndarray) -> np.ndarray:
+def to_mono(array: np.ndarray) -> np.ndarray:
     """(samples,) from (samples,), (channels, samples) or (samples, channels), whose channels are the fewer.
 
     Raises:
@@ -245,7 +245,7 @@ def audio_features(
     if isinstance(feature_extractor, (ASTFeatureExtractor, ClapFeatureExtractor)):
         options = {}
     elif isinstance(feature_extractor, SeamlessM4TFeatureExtractor):
-        options["max_length"] = max(2, frames_of(longest))
+        options["max_length"] = max(2, num_windows(longest))
     elif isinstance(feature_extractor, Wav2Vec2FeatureExtractor):
         options["max_length"] = longest
     elif not isinstance(feature_extractor, WhisperFeatureExtractor):
@@ -257,6 +257,6 @@ def audio_features(
     return output[feature_extractor.model_input_names[0]], output.get("attention_mask")
 
 
-def frames_of(samples: int) -> int:
+def num_windows(samples: int) -> int:
     """How many windows of 400 samples, 160 apart, there are: what AST and SeamlessM4T make of a clip."""
     return 1 + (samples - 400) // 160

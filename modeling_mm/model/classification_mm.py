@@ -148,7 +148,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
             pooled = self.fuse(pooled, memories, text_present)
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else self.task_loss(logits, labels)
-        return head_output(output, loss, self.readable(logits))
+        return head_output(output, loss, self.calibrated_logits(logits))
 
     @torch.no_grad()
     def modality_weights(self, **inputs) -> dict[str, torch.Tensor] | None:
@@ -166,7 +166,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
             hook.remove()
         return dict(zip(self.late_fusion.modalities, seen[0].unbind(dim=1), strict=True))
 
-    def readable(self, logits: torch.Tensor) -> torch.Tensor:
+    def calibrated_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """What the head computes (B, num_labels), calibrated or in the label's unit."""
         if self.config.label_scale is not None:
             scale = torch.tensor(self.config.label_scale, device=logits.device)

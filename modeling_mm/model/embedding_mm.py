@@ -24,7 +24,7 @@ from .pooling_mm import masked_mean, pool_tokens
 
 
 @dataclass
-class Medium:
+class EmbeddedMedia:
     """The distinct pictures or sounds of a batch, as their tower gives them.
 
     embeds: (I, E). states: (I, P, V). present: (I, P) bool, which states are real; None where all are. index: (B, N)
@@ -42,10 +42,10 @@ class Medium:
         """(B, N), -1 where a row has fewer than N."""
         return torch.arange(len(self.embeds), device=self.embeds.device)[:, None] if self.index is None else self.index
 
-    def chosen(self, places: torch.Tensor, index: torch.Tensor) -> "Medium":
+    def chosen(self, places: torch.Tensor, index: torch.Tensor) -> "EmbeddedMedia":
         """Only the media at these places (M,), with the `index` (R, N) into them of other rows."""
         present = None if self.present is None else self.present[places]
-        return Medium(self.modality, self.embeds[places], self.states[places], present, index)
+        return EmbeddedMedia(self.modality, self.embeds[places], self.states[places], present, index)
 
     def pairs(self, texts: torch.Tensor) -> Pairs:
         """Which of the texts with these keys (B,) belong to which media: each to the first of its row.
@@ -153,31 +153,33 @@ class MMEmbeddingMixin:
             attentions=output.attentions,
         )
 
-    def see(
+    def embed_images(
         self,
         pixel_values: torch.Tensor | None,
         patches: dict[str, torch.Tensor | None],
         index: torch.Tensor | None,
         keys: torch.Tensor | None,
-    ) -> Medium:
+    ) -> EmbeddedMedia:
         """Pictures through the vision tower, once for embeddings and fusion."""
         seen = self.model.get_image_features(pixel_values, return_dict=True, **patches)
         present = patches["pixel_attention_mask"]
         embeds = self.image_embeds(seen, present)
-        return Medium("image", embeds, seen.pooler_output, None if present is None else present.bool(), index, keys)
+        return EmbeddedMedia(
+            "image", embeds, seen.pooler_output, None if present is None else present.bool(), index, keys
+        )
 
-    def hear(
+    def embed_audio(
         self,
         input_features: torch.Tensor | None,
         sound: dict[str, torch.Tensor | None],
         index: torch.Tensor | None,
         keys: torch.Tensor | None,
-    ) -> Medium:
+    ) -> EmbeddedMedia:
         """Sounds through the audio tower, once for embeddings and fusion."""
         heard = self.model.get_audio_features(input_features, return_dict=True, **sound)
-        return Medium("audio", self.audio_embeds(heard), heard.pooler_output, heard.attention_mask, index, keys)
+        return EmbeddedMedia("audio", self.audio_embeds(heard), heard.pooler_output, heard.attention_mask, index, keys)
 
-    def memory(self, medium: Medium) -> Memory:
+    def memory(self, medium: EmbeddedMedia) -> Memory:
         """What fusion attends to of a medium."""
         states = self.model.fusion.project(medium.states, medium.present, medium.modality)
         present = medium.present if self.config.num_latents is None else None
@@ -203,4 +205,4 @@ class MMEmbeddingMixin:
         return self.embed(masked_mean(heard.pooler_output, heard.attention_mask), self.audio_projection)
 
 
-__all__ = ["MMEmbeddingMixin", "Medium"]
+__all__ = ["MMEmbeddingMixin", "EmbeddedMedia"]

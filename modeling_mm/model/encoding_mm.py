@@ -227,9 +227,9 @@ class MMEncodingMixin:
         Raises:
             ValueError: `pixel_values` has another number of dimensions, or there is no tower for what came.
         """
-        return self.key_values_of(self.project_media(pixel_values, *args, **media))
+        return self.key_values(self.project_media(pixel_values, *args, **media))
 
-    def key_values_of(self, memories: dict[str, Memory]) -> torch.Tensor:
+    def key_values(self, memories: dict[str, Memory]) -> torch.Tensor:
         """Keys and values of each row's media side by side: (B, L, 2, K, S, E)."""
         each = [self.fusion.key_values(memory.states, memory.index, memory.in_order) for memory in memories.values()]
         together = each[0] if len(each) == 1 else torch.cat(each, dim=1)  # (B, S, L, 2, K, E)
@@ -288,7 +288,7 @@ class MMEncodingMixin:
         Raises:
             ValueError: text and media differ in rows.
         """
-        return self.key_values_of(memories), self.media_starts(memories, input_ids, inputs_embeds, before)
+        return self.key_values(memories), self.media_starts(memories, input_ids, inputs_embeds, before)
 
     def media_starts(
         self,

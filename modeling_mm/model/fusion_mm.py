@@ -7,7 +7,7 @@
   holds an index only. Module and tensors arrive with the call, so that deepcopy, pickling and peft's replacement of
   modules cannot leave it with a stale reference.
 - The call arrives as a keyword argument where the backbone hands those down to its layers. Where it does not, the hook
-  finds it in the context of the forward pass (`handed`); compilers and exporters see the first way only.
+  finds it in the context of the forward pass (`active_context`); compilers and exporters see the first way only.
 - A token that sees nothing (`media_mm` says which slots it sees) is left exactly as it was.
 
 Shapes: B rows, I distinct images, N images per row, P states per image, S = N * P slots, T text tokens, D text width,
@@ -33,7 +33,7 @@ from .cross_attention_mm import MMCrossAttention, for_each_head
 from .resampler_mm import MMResampler
 
 
-class FusionCall:
+class FusionContext:
     """What one forward pass hands to every fusion layer; no dataclass, of which FSDP would give each layer a copy.
 
     fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: its layers that
@@ -54,7 +54,7 @@ class FusionCall:
     ):
         self.fusion, self.text_model, self.layers = fusion, text_model, layers
         self.key_values, self.visible = key_values, visible
-        self.attentions, self.entered = attentions, 0
+        self.attentions, self.num_layers_run = attentions, 0
         # apart in one step, whose gradient is one tensor and not one full of zeros for each layer
         slots_first = key_values.permute(0, 4, 1, 2, 3, 5).flatten(2, 3)  # (B, S, L * 2, K, E)
         apart = [one.transpose(1, 2) for one in slots_first.unbind(2)]
@@ -69,20 +69,20 @@ class FusionCall:
         return text_layers(self.text_model)
 
 
-CURRENT_CALL: ContextVar[FusionCall | None] = ContextVar("fusion_call", default=None)
+CURRENT_CONTEXT: ContextVar[FusionContext | None] = ContextVar("fusion_context", default=None)
 
 
 @contextmanager
-def handed(call: FusionCall | None) -> Iterator[None]:
+def active_context(call: FusionContext | None) -> Iterator[None]:
     """Hooks within find this call where no keyword brings one; None hides that of a model around this one."""
     if torch.compiler.is_compiling():
         yield
         return
-    token = CURRENT_CALL.set(call)
+    token = CURRENT_CONTEXT.set(call)
     try:
         yield
     finally:
-        CURRENT_CALL.reset(token)
+        CURRENT_CONTEXT.reset(token)
 
 
 class FusionHook:
@@ -92,24 +92,24 @@ class FusionHook:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        call = kwargs.pop("fusion_call", None) or self.call_in_context(module)
+        call = kwargs.pop("fusion_context", None) or self.call_in_context(module)
         if call is None or self.layer not in call.layers:
             return args, kwargs
-        call.entered += 1
+        call.num_layers_run += 1
         position = call.layers.index(self.layer)
         if args:
             return (call.fusion(args[0], call, position), *args[1:]), kwargs
         kwargs["hidden_states"] = call.fusion(kwargs["hidden_states"], call, position)
         return args, kwargs
 
-    def call_in_context(self, module: nn.Module) -> FusionCall | None:
+    def call_in_context(self, module: nn.Module) -> FusionContext | None:
         """The call of the forward pass around this layer, if it is one of this layer's own backbone.
 
         Raises:
             ValueError: the layer is checkpointed together with its hooks: the backward pass would compute it again
                 outside of the context, without fusion, and give other gradients.
         """
-        call = None if torch.compiler.is_compiling() else CURRENT_CALL.get()
+        call = None if torch.compiler.is_compiling() else CURRENT_CONTEXT.get()
         if call is None or self.layer not in call.layers or call.text_layers[self.layer] is not module:
             return None
         with_hooks = type(module).__call__ is not nn.Module.__call__  # so before transformers 5.23
@@ -178,7 +178,7 @@ class MMFusionLayer(GradientCheckpointingLayer):
         seen: torch.Tensor,
         need_weights: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`key`, `value`, `mask` and `seen` as `FusionCall` has them."""
+        """`key`, `value`, `mask` and `seen` as `FusionContext` has them."""
         states = hidden_states.to(self.cross_attn_norm.weight.dtype)  # fusion may train in a higher precision
         attended, weights = self.cross_attn(self.cross_attn_norm(states), key, value, mask, need_weights)
         fused = states + (self.cross_attn_gate.tanh() * attended).to(states.dtype)
@@ -245,7 +245,7 @@ class MMFusion(nn.Module):
         own = memory.unflatten(0, index.shape) if in_order else memory[index.clamp(min=0)]
         return own.flatten(1, 2).unflatten(2, (len(self.layers), 2, self.num_key_value_heads, self.head_dim))
 
-    def forward(self, hidden_states: torch.Tensor, call: FusionCall, position: int) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, call: FusionContext, position: int) -> torch.Tensor:
         """(B, T, D) before a text layer to (B, T, D) with what its tokens see of the media.
 
         Raises:

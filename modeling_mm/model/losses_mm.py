@@ -80,7 +80,7 @@ def sigmoid_term(logits: torch.Tensor, true: torch.Tensor) -> tuple[torch.Tensor
     return losses.sum(), torch.tensor(len(logits), device=true.device)
 
 
-def directed(term, queries, candidates, keys, scale, bias, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def one_way_loss(term, queries, candidates, keys, scale, bias, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`term` over all queries (Q, E) against all candidates (K, E), `chunk` queries at a time.
 
     `keys` are the four arguments of `true_candidates`.
@@ -125,12 +125,12 @@ def contrastive_loss(
         everything = Pairs(*(gather_rows(keys) for keys in (pairs.texts, pairs.media, pairs.own)))
     text_side = (pairs.texts, everything.media, everything.texts, everything.own)
     if kind == "sigmoid":
-        terms = [directed(sigmoid_term, texts, all_media, text_side, scale, bias, chunk)]
+        terms = [one_way_loss(sigmoid_term, texts, all_media, text_side, scale, bias, chunk)]
     else:
         media_side = (pairs.media, everything.texts, everything.own, everything.texts)
         terms = [
-            directed(softmax_term, texts, all_media, text_side, scale, bias, chunk),
-            directed(softmax_term, media, all_texts, media_side, scale, bias, chunk),
+            one_way_loss(softmax_term, texts, all_media, text_side, scale, bias, chunk),
+            one_way_loss(softmax_term, media, all_texts, media_side, scale, bias, chunk),
         ]
     counts, processes = torch.stack([count for _, count in terms]), 1
     if across:

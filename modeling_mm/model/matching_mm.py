@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from .configuration_mm import MMConfig
-from .embedding_mm import Medium, MMEmbeddingMixin
+from .embedding_mm import EmbeddedMedia, MMEmbeddingMixin
 from .losses_mm import hard_negatives
 from .media_mm import MEDIA, NEVER
 from .pooling_mm import masked_mean, pool_tokens
@@ -103,10 +103,10 @@ class MMMatchingMixin(MMEmbeddingMixin):
         states = self.model(input_ids, return_dict=True, **text, **encoded).last_hidden_state
         return self.matching_head(pool_tokens(states, attention_mask, self.config.pooling), *media)
 
-    def matching_of(
+    def medium_matching_loss(
         self,
         text: dict[str, Any],
-        medium: Medium,
+        medium: EmbeddedMedia,
         similar: torch.Tensor,
         true: torch.Tensor,
     ) -> torch.Tensor:
@@ -117,7 +117,7 @@ class MMMatchingMixin(MMEmbeddingMixin):
         Args:
             text: the arguments of B rows. medium: I of them. similar: (B, I) logits. true: (B, I) bool.
         """
-        rows, items = self.drawn(similar), self.drawn(similar.T)  # of texts and of media
+        rows, items = self.sample_candidates(similar), self.sample_candidates(similar.T)  # of texts and of media
         own = medium.row_index()[rows, 0]
         wrong_media = hard_negatives(similar[rows], true[rows], self.training)
         wrong_texts = hard_negatives(similar.T[items], true.T[items], self.training)
@@ -134,11 +134,11 @@ class MMMatchingMixin(MMEmbeddingMixin):
         return functional.cross_entropy(logits.float(), labels[order])
 
     def match_pairs(
-        self, text: dict[str, Any], rows: torch.Tensor, medium: Medium
+        self, text: dict[str, Any], rows: torch.Tensor, medium: EmbeddedMedia
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The texts `rows` (R,), each with its own of the media: which pairs (n,), and their logits (n, 2)."""
         memory, each = self.memory(medium), torch.arange(len(medium.states), device=rows.device)
-        encoded = self.model.key_values_of({medium.modality: replace(memory, index=each[:, None], in_order=True)})
+        encoded = self.model.key_values({medium.modality: replace(memory, index=each[:, None], in_order=True)})
         batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
         start = self.model.media_starts({medium.modality: memory}, batch["input_ids"], batch["inputs_embeds"])
         buckets: list[tuple[torch.Tensor, int | None]] = [(torch.arange(len(rows), device=rows.device), None)]
@@ -151,7 +151,7 @@ class MMMatchingMixin(MMEmbeddingMixin):
             logits.append(self.matching_logits(**own, **media))
         return torch.cat([pairs for pairs, _ in buckets]), torch.cat(logits)
 
-    def drawn(self, candidates: torch.Tensor) -> torch.Tensor:
+    def sample_candidates(self, candidates: torch.Tensor) -> torch.Tensor:
         """Which of the n candidates the matching loss takes: in training `matching_rows` at random, else all."""
         if self.config.matching_rows is None or not self.training:
             return torch.arange(len(candidates), device=candidates.device)

@@ -29,7 +29,7 @@ from .adapters_mm import MMAdapterMixin
 from .audio_towers_mm import audio_tower_from_config
 from .configuration_mm import MMConfig
 from .encoding_mm import MMEncodingMixin
-from .fusion_mm import FusionCall, MMFusion, add_fusion_hooks, handed, text_layers
+from .fusion_mm import FusionContext, MMFusion, active_context, add_fusion_hooks, text_layers
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
 from .resampler_mm import MMResampler
@@ -63,7 +63,7 @@ def block_classes(model: PreTrainedModel) -> set[str]:
     }
 
 
-def opened(gate: nn.Parameter) -> float:
+def gate_value(gate: nn.Parameter) -> float:
     """How far a gate is open; every process must ask, if FSDP holds it in shards."""
     from torch.distributed.tensor import DTensor
 
@@ -118,8 +118,8 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         """
         gates = []
         for place, layer in zip(self.config.fusion_layers, self.base_model.fusion.layers, strict=True):
-            own = {"before_text_layer": place, "cross_attention": opened(layer.cross_attn_gate)}
-            gates.append(own if layer.mlp is None else {**own, "mlp": opened(layer.mlp_gate)})
+            own = {"before_text_layer": place, "cross_attention": gate_value(layer.cross_attn_gate)}
+            gates.append(own if layer.mlp is None else {**own, "mlp": gate_value(layer.mlp_gate)})
         return gates
 
     @torch.no_grad()
@@ -254,7 +254,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        call = self.fusion_call(media_key_values, media_start, tokens, before, output_attentions)
+        call = self.fusion_context(media_key_values, media_start, tokens, before, output_attentions)
         return self.run_text_model(
             call,
             input_ids=input_ids,
@@ -266,14 +266,14 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             **kwargs,
         )
 
-    def fusion_call(
+    def fusion_context(
         self,
         key_values: torch.Tensor | None,
         media_start: torch.Tensor | None,
         tokens: int,
         before: int,
         output_attentions: bool,
-    ) -> FusionCall | None:
+    ) -> FusionContext | None:
         """What the text backbone's layers need to attend to media (B, L, 2, K, S, E), of which each token sees those
         that start (B, S) at or before its column; None without media."""
         if key_values is None:
@@ -281,17 +281,17 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         visible = visible_slots(media_start, tokens, before)  # (B, 1, T, S)
         attentions: list | None = [] if output_attentions else None
         layers = tuple(self.config.fusion_layers)
-        return FusionCall(self.fusion, self.text_model, layers, key_values, visible, attentions)
+        return FusionContext(self.fusion, self.text_model, layers, key_values, visible, attentions)
 
-    def run_text_model(self, call: FusionCall | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
+    def run_text_model(self, call: FusionContext | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
         """The text backbone's states, fused with the media of the call; inputs that are None are left out."""
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if call is not None and self.text_model_takes_keywords:
-            inputs["fusion_call"] = call
-        with handed(call):
+            inputs["fusion_context"] = call
+        with active_context(call):
             text = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         if call is not None:
-            self.check_entered(call)
+            self.check_layers_run(call)
         states = text.last_hidden_state
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             states = states + self.touch_unused_parts().to(states.dtype)
@@ -304,16 +304,16 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             media_key_values=None if call is None else call.key_values,
         )
 
-    def check_entered(self, call: FusionCall) -> None:
+    def check_layers_run(self, call: FusionContext) -> None:
         """Refuse a backbone that fusion did not enter at each of its layers.
 
         Raises:
             ValueError: a fusion layer did not run, though LayerDrop left out no text layer.
         """
         text = self.config.text_config
-        if call.entered < len(call.layers) and not (self.training and getattr(text, "layerdrop", 0)):
+        if call.num_layers_run < len(call.layers) and not (self.training and getattr(text, "layerdrop", 0)):
             raise ValueError(
-                f"fusion entered the text backbone '{text.model_type}' at {call.entered} of {len(call.layers)} "
+                f"fusion entered the text backbone '{text.model_type}' at {call.num_layers_run} of {len(call.layers)} "
                 "layers; a backbone must call its layers as modules and, to be compiled or exported, pass keyword "
                 "arguments down to them, as bert, modernbert, llama and qwen3 do"
             )

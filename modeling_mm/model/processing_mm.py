@@ -21,7 +21,14 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import TextInput
 from transformers.utils import logging
 
-from .audio_mm import MAX_SECONDS, audio_features, clips_per_row, read_audio, told_rate, with_sounds_read
+from .audio_mm import (
+    MAX_SECONDS,
+    audio_features,
+    clips_per_row,
+    load_conversation_audio,
+    read_audio,
+    sampling_rate_from,
+)
 from .chat_mm import multimodal_chat_template
 from .dealing_mm import distinct_items, drop_items, items_per_row
 from .images_mm import BACKGROUND, check_background, fetch_image, open_image
@@ -149,7 +156,7 @@ class MMProcessor(ProcessorMixin):
                 loses some by truncation, sound came to a processor without a feature extractor, or video to one
                 without `max_frames`.
         """
-        media = {} if audio is None else self.sounds_of(text, audio, told_rate(kwargs))
+        media = {} if audio is None else self.sounds_of(text, audio, sampling_rate_from(kwargs))
         media |= {} if videos is None else self.videos_of(text, videos)
         alone = images is None and text is None and not (audio is None and videos is None)
         batch = BatchFeature() if alone else super().__call__(images=images, text=text, **kwargs)
@@ -184,9 +191,9 @@ class MMProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
         """As the library's; sound in it is what a call takes as `audio`, and read as there, each file once."""
         if kwargs.get("tokenize") and self._feature_extractor is not None:
-            told = told_rate({**kwargs, **(kwargs.get("processor_kwargs") or {})})
+            told = sampling_rate_from({**kwargs, **(kwargs.get("processor_kwargs") or {})})
             rate = told or self.feature_extractor.sampling_rate
-            conversation = with_sounds_read(conversation, rate, self.max_seconds)
+            conversation = load_conversation_audio(conversation, rate, self.max_seconds)
         output = super().apply_chat_template(conversation, *args, **kwargs)
         if isinstance(output, BatchFeature) and kwargs.get("return_tensors") == "pt":
             output.update({name: value for name, value in self.no_images().items() if name not in output})

@@ -22,7 +22,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
-from .embedding_mm import Medium
+from .embedding_mm import EmbeddedMedia
 from .generation_mm import scaled_logits
 from .losses_mm import Pairs, contrastive_loss, local_keys, with_absent_modalities
 from .losses_mm import text_keys as keys_of_texts
@@ -166,13 +166,13 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
         read = self.get_text_features(**{**text, "return_dict": True})
         patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-        media = dict[str, Medium]()
+        media = dict[str, EmbeddedMedia]()
         if pixel_values is not None or image_states is not None:
             patches |= {"image_states": image_states, "image_pooled": image_pooled}
-            media["image"] = self.see(pixel_values, patches, image_index, image_keys)
+            media["image"] = self.embed_images(pixel_values, patches, image_index, image_keys)
         if input_features is not None or audio_states is not None:
             sound = {"input_features_mask": input_features_mask, "audio_states": audio_states}
-            media["audio"] = self.hear(input_features, sound, audio_index, audio_keys)
+            media["audio"] = self.embed_audio(input_features, sound, audio_index, audio_keys)
         embeds = {f"{name}_embeds": medium.embeds for name, medium in media.items()}
         output = MMRetrievalOutput(text_embeds=read.pooler_output, **embeds)
         output.hidden_states, output.attentions = read.hidden_states, read.attentions
@@ -182,14 +182,14 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
             text_keys = keys_of_texts(input_ids, attention_mask)
         keys = local_keys(read.pooler_output) if text_keys is None else text_keys
         pairs = {name: medium.pairs(keys) for name, medium in media.items()}
-        output.contrastive_loss = self.contrastive(self.compared(output), pairs, embed_gradients)
+        output.contrastive_loss = self.contrastive_loss(self.compared(output), pairs, embed_gradients)
         if self.matching_head is not None:
-            output.matching_loss = self.matching(text, output, pairs, media)
+            output.matching_loss = self.matching_loss(text, output, pairs, media)
         if self.lm_head is not None and labels is not None:
             caption = text if caption_ids is None else {"input_ids": caption_ids, "attention_mask": caption_mask}
             memories = {name: self.memory(medium) for name, medium in media.items()}
-            output.language_loss = self.language(caption, memories, labels)
-        output.loss = self.weighted_sum(output)
+            output.language_loss = self.captioning_loss(caption, memories, labels)
+        output.loss = self.total_loss(output)
         return output
 
     def with_logits(self, output: MMRetrievalOutput) -> MMRetrievalOutput:
@@ -207,7 +207,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         compared = {"text": output.text_embeds, "image": output.image_embeds, "audio": output.audio_embeds}
         return {name: one for name, one in {**compared, "scale": scale, "bias": bias}.items() if one is not None}
 
-    def contrastive(
+    def contrastive_loss(
         self,
         compared: dict[str, torch.Tensor],
         pairs: dict[str, Pairs],
@@ -240,8 +240,8 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         """Whether other processes train on other rows of the same batch."""
         return self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
-    def matching(
-        self, text: dict[str, Any], output: MMRetrievalOutput, pairs: dict[str, Pairs], media: dict[str, Medium]
+    def matching_loss(
+        self, text: dict[str, Any], output: MMRetrievalOutput, pairs: dict[str, Pairs], media: dict[str, EmbeddedMedia]
     ) -> torch.Tensor:
         """The matching loss, averaged over modalities, of which text meets one at a time.
 
@@ -251,10 +251,10 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         for name, medium in media.items():
             with torch.no_grad():
                 similar = self.similarities(output.text_embeds, medium.embeds).float()
-            losses.append(self.matching_of(text, medium, similar, pairs[name].true_pairs()))
+            losses.append(self.medium_matching_loss(text, medium, similar, pairs[name].true_pairs()))
         return torch.stack(losses).mean()
 
-    def language(self, text: dict[str, Any], memories: dict[str, Memory], labels: torch.Tensor) -> torch.Tensor:
+    def captioning_loss(self, text: dict[str, Any], memories: dict[str, Memory], labels: torch.Tensor) -> torch.Tensor:
         """The loss of captions (B, T) read with all their media in sight, as `MMForConditionalGeneration` has it."""
         assert self.lm_head is not None
         key_values, start = self.model.attended(memories, text["input_ids"], text.get("inputs_embeds"))
@@ -263,7 +263,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         logits = scaled_logits(self.lm_head(states), self.config.text_config)
         return ForCausalLMLoss(logits, labels, self.config.text_config.vocab_size)
 
-    def weighted_sum(self, output: MMRetrievalOutput) -> torch.Tensor:
+    def total_loss(self, output: MMRetrievalOutput) -> torch.Tensor:
         """The losses of an output by the config's weights.
 
         Among processes the head for sound always gets a gradient, zero where a batch has none: the others wait for it.

@@ -82,12 +82,12 @@ def read_video(source: Any, num_frames: int, background: str = BACKGROUND) -> li
         ImportError: PyAV is needed and not installed.
     """
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
-        files = sorted((name for name in os.listdir(source) if is_frame(name)), key=by_number)
+        files = sorted((name for name in os.listdir(source) if is_frame(name)), key=frames_by_number)
         if not files:
             raise ValueError(f"the folder '{os.fspath(source)}' of a video holds no pictures; expected PNG, JPEG, ...")
         source = [os.path.join(source, name) for name in files]
     if isinstance(source, (str, os.PathLike, bytes)):
-        return [open_image(frame, background) for frame in read_file(source, num_frames)]
+        return [open_image(frame, background) for frame in decode_video(source, num_frames)]
     frames: Any = source if isinstance(source, (list, tuple)) else as_array(source)
     if not isinstance(frames, (list, tuple)) and frames.ndim != 4:
         what = f"an array of shape {frames.shape}" if hasattr(source, "__array__") else type(source).__name__
@@ -100,12 +100,12 @@ def read_video(source: Any, num_frames: int, background: str = BACKGROUND) -> li
     return [open_image(frame, background, "channels_last", "video's frame") for frame in frames]
 
 
-def by_number(name: str) -> list[tuple[int, str]]:
+def frames_by_number(name: str) -> list[tuple[int, str]]:
     """Sorts 2.png before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def read_file(source: str | os.PathLike | bytes, num_frames: int) -> list[Image.Image]:
+def decode_video(source: str | os.PathLike | bytes, num_frames: int) -> list[Image.Image]:
     """At most `num_frames` pictures of a video file or of such a file's bytes."""
     av = library()
     name = "in its embedded bytes" if isinstance(source, bytes) else f"'{os.fspath(source)}'"

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
-from ..data.augmentation import frames_of
+from ..data.augmentation import log_mel_frames
 from ..data.collator import MMCollator
 from ..data.dataset import MMDataset
 from ..data.media import image_key, open_image
@@ -74,7 +74,7 @@ def distinct(media: Iterable[str | bytes], most: int) -> dict[str, str | bytes]:
 def spectrograms(batch: dict[str, torch.Tensor], processor: MMProcessor) -> list[np.ndarray]:
     """(M, F) or (samples,) of each clip, without the padding behind it."""
     features, mask = batch["input_features"], batch.get("input_features_mask")
-    frames = features if features.dim() == 2 else frames_of(features, processor.feature_extractor)
+    frames = features if features.dim() == 2 else log_mel_frames(features, processor.feature_extractor)
     real = [1.0] * len(frames) if mask is None else mask.float().mean(dim=1).tolist()
     return [clip[: max(1, round(share * len(clip)))].T.numpy() for clip, share in zip(frames, real, strict=True)]
 

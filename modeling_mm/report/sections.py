@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ..data.media import open_image
 from ..evaluation.calibration import confidence, reliability
-from ..evaluation.metrics import in_words, per_class
+from ..evaluation.metrics import format_answer, per_class
 from ..evaluation.predictions import Evaluation, interval, is_right, label_names
 from ..model.video_mm import read_video
 from ..tasks import TASKS
@@ -19,7 +19,7 @@ from . import figures
 from .html import Section
 
 
-def draw_some(dataset: Any, evaluation: Evaluation, path: Path, count: int = 12) -> None:
+def draw_examples(dataset: Any, evaluation: Evaluation, path: Path, count: int = 12) -> None:
     """samples.png: rows spread evenly over the data set, with prediction and truth."""
     step = max(1, len(dataset) // count)
     samples = []
@@ -29,8 +29,8 @@ def draw_some(dataset: Any, evaluation: Evaluation, path: Path, count: int = 12)
         sounds = [os.path.basename(sound) if isinstance(sound, str) else "a sound" for sound in row.audio]
         words = {
             "sound": f"♪ {', '.join(sounds)}" if sounds else "",
-            "prediction": in_words(prediction),
-            "truth": in_words(truth),
+            "prediction": format_answer(prediction),
+            "truth": format_answer(truth),
             "correct": is_right(prediction, truth),
         }
         samples.append({"image": image, "text": row.text, **words})
@@ -50,7 +50,7 @@ def draw_report(task: str, evaluation: Evaluation, labels: Sequence[str] | None,
     return "Confusion"
 
 
-def scores_said(task: str, evaluation: Evaluation, rows: int) -> str:
+def describe_scores(task: str, evaluation: Evaluation, rows: int) -> str:
     """What the scores are of, and how far they may be from those of other such rows."""
     main, ends = TASKS[task].main_metric, interval(task, evaluation)
     said = f"Of {rows} {'pairs' if TASKS[task].pairs else 'rows'}."
@@ -73,7 +73,7 @@ def report_sections(
 ) -> list[Section]:
     """What report.html shows, its pictures drawn into `output`."""
     model, labels, rows = trainer.model, label_names(trainer.model, task), len(evaluation.predictions)
-    sections = [Section("Scores", scores_said(task, evaluation, rows), [evaluation.metrics])]
+    sections = [Section("Scores", describe_scores(task, evaluation, rows), [evaluation.metrics])]
     if table:
         main = TASKS[task].main_metric
         bars = [(row["modalities"], row[main] or 0.0) for row in table]
@@ -145,7 +145,9 @@ def zero_shot_sections(
     evaluation: Evaluation, names: Sequence[str], templates: Sequence[str], output: Path
 ) -> list[Section]:
     """What report.html shows; report.png is drawn into `output`, where samples.png is."""
-    said = f"{scores_said('classification', evaluation, len(evaluation.truths))} By the names of {len(names)} classes"
+    said = (
+        f"{describe_scores('classification', evaluation, len(evaluation.truths))} By the names of {len(names)} classes"
+    )
     said += f" in: {'; '.join(templates)}."
     figures.draw_confusion(evaluation.predictions, evaluation.truths, output / "report.png", order=names)
     return [

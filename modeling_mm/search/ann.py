@@ -37,26 +37,26 @@ def build_ann(gallery: Gallery, wanted: float = 0.95, sample: int = 100, seed: i
         raise ValueError(
             f"--ann needs at least {FEWEST} pictures; '{gallery.index}' has {len(gallery)}, searched at once"
         )
-    gallery.take_note(ANN, None)  # until its recall is known, an index is not used
+    gallery.set_metadata(ANN, None)  # until its recall is known, an index is not used
     queries = sampled(gallery, sample, seed)
     truths = [neighbours(gallery, own, query, exact=True) for own, query in queries.items()]
     best = 0.0
     for kind, efforts in EFFORTS.items():
         build(gallery, kind)
-        for effort in efforts:
-            recall = recall_of(gallery, queries, truths, effort)
+        for search_params in efforts:
+            recall = recall_of(gallery, queries, truths, search_params)
             best = max(best, recall)
             logger.warning(
-                f"{kind} {effort}: recall@{NEIGHBOURS} {recall:.3f} against exact search, {len(queries)} rows"
+                f"{kind} {search_params}: recall@{NEIGHBOURS} {recall:.3f} against exact search, {len(queries)} rows"
             )
             if recall >= wanted:
                 found = {
                     "kind": kind,
-                    "effort": effort,
+                    "effort": search_params,
                     "recall_at_10": round(recall, 4),
                     "sampled_rows": len(queries),
                 }
-                gallery.take_note(ANN, found)
+                gallery.set_metadata(ANN, found)
                 return found
     for index in gallery.table.list_indices():
         gallery.table.drop_index(index.name)
@@ -84,7 +84,7 @@ def neighbours(gallery: Gallery, own: str, query: np.ndarray, **how: Any) -> set
     return set([near for near in found if near != own][:NEIGHBOURS])
 
 
-def recall_of(gallery: Gallery, queries: dict[str, np.ndarray], truths: list[set[str]], effort: dict) -> float:
+def recall_of(gallery: Gallery, queries: dict[str, np.ndarray], truths: list[set[str]], search_params: dict) -> float:
     """The share of the true neighbours that the index finds."""
-    found = [neighbours(gallery, own, query, effort=effort) for own, query in queries.items()]
+    found = [neighbours(gallery, own, query, search_params=search_params) for own, query in queries.items()]
     return float(np.mean([len(near & truth) / len(truth) for near, truth in zip(found, truths, strict=True)]))

@@ -77,10 +77,10 @@ class Writer:
         self.gallery.put(own, vectors, {name: column.take(positions) for name, column in self.metadata.items()})
         self.commits += 1
         if self.commits % TIDY_AFTER == 0:
-            self.gallery.tidy()
+            self.gallery.compact()
 
 
-def read_ahead(encoder: DualEncoder, paths: Sequence[str], batch_size: int, threads: int) -> Iterator[list[Any]]:
+def read_batches(encoder: DualEncoder, paths: Sequence[str], batch_size: int, threads: int) -> Iterator[list[Any]]:
     """Batches of what the model takes, or the BadRow that a picture gave; the next is read while one is used."""
 
     def read(path: str) -> BatchFeature | BadRow:
@@ -111,7 +111,7 @@ def embed(
     held: list[int] = []
     vectors: list[np.ndarray] = []
     last = time.monotonic()
-    batches = read_ahead(encoder, [rows.paths[i] for i in positions], batch_size, num_workers)
+    batches = read_batches(encoder, [rows.paths[i] for i in positions], batch_size, num_workers)
     with tqdm(total=len(positions), unit="picture", desc="embedding") as bar:
         for number, batch in enumerate(batches):
             own = positions[number * batch_size :][: len(batch)]
@@ -182,7 +182,7 @@ def add_pictures(
         pruned = [*plan.pruned, *(row["id"] for row in unreadable if row["id"] in known)]
         gallery.remove(pruned)
     if writer.commits or pruned:
-        gallery.tidy()
+        gallery.compact()
     skipped = rows.skipped + unreadable
     done = {"added": added, "embedded": len(plan.embed) - len(unreadable), "rewritten": len(plan.rewrite)}
     return {**done, "pruned": len(pruned), **listed(skipped, index)}

@@ -148,7 +148,7 @@ class DualEncoder:
         }
 
 
-def disagreement(made: Fingerprint, given: Fingerprint) -> str | None:
+def explain_mismatch(made: Fingerprint, given: Fingerprint) -> str | None:
     """How two fingerprints differ, in words; None where their embeddings can be compared.
 
     Settings that only one of them knows are passed over: a newer library may know more.

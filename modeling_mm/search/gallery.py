@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from .dual_encoder import Fingerprint, disagreement
+from .dual_encoder import Fingerprint, explain_mismatch
 
 try:
     import lancedb
@@ -114,12 +114,12 @@ class Gallery:
     def __len__(self) -> int:
         return self.table.count_rows()
 
-    def note(self, key: str) -> Any:
+    def get_metadata(self, key: str) -> Any:
         """Metadata of the column `vector`, None where there is none under this key."""
         found = (self.table.schema.field("vector").metadata or {}).get(key.encode())
         return None if found is None else json.loads(found)
 
-    def take_note(self, key: str, value: Any) -> None:
+    def set_metadata(self, key: str, value: Any) -> None:
         """Keep `value` as metadata; None forgets it."""
         text = None if value is None else json.dumps(value)
         self.table.update_field_metadata({"path": "vector", "metadata": {key: text}})
@@ -127,7 +127,7 @@ class Gallery:
     @property
     def made_by(self) -> Fingerprint:
         """The fingerprint of the model whose embeddings are here."""
-        return self.note(MADE_BY)
+        return self.get_metadata(MADE_BY)
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -139,7 +139,7 @@ class Gallery:
         Raises:
             ValueError: says how they differ.
         """
-        if difference := disagreement(self.made_by, given):
+        if difference := explain_mismatch(self.made_by, given):
             raise ValueError(
                 f"the index '{self.index}' was made by '{self.made_by['model']}', which differs from "
                 f"'{given['model']}': {difference}; give the model that made it, or index into another folder"
@@ -192,12 +192,17 @@ class Gallery:
         for start in range(0, len(ids), SOME):
             self.table.delete(f"id IN ({quoted(ids[start : start + SOME])})")
 
-    def tidy(self) -> None:
+    def compact(self) -> None:
         """Join small files, take new rows into an ANN index, and delete versions that no one reads any more."""
         self.table.optimize(cleanup_older_than=OLD)
 
     def nearest(
-        self, query: np.ndarray, count: int, where: str | None = None, exact: bool = False, effort: dict | None = None
+        self,
+        query: np.ndarray,
+        count: int,
+        where: str | None = None,
+        exact: bool = False,
+        search_params: dict | None = None,
     ) -> list[dict[str, Any]]:
         """The rows most similar to a query (E,), each with its cosine as `score`.
 
@@ -212,12 +217,12 @@ class Gallery:
         columns = ["id", "image", *self.metadata_columns, "_distance"]
         search = self.table.search(query, vector_column_name="vector").distance_type("cosine").limit(count)
         search = search.select(columns)
-        if effort is None and (ann := self.note(ANN)):
-            effort = ann["effort"]
-        if exact or effort is None:
+        if search_params is None and (ann := self.get_metadata(ANN)):
+            search_params = ann["effort"]
+        if exact or search_params is None:
             search = search.bypass_vector_index()
         else:
-            for name, value in effort.items():
+            for name, value in search_params.items():
                 search = getattr(search, name)(value)
         try:
             rows = (search.where(where) if where else search).to_list()

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from ..data.augmentation import Augmentation
 
 
+RENAMED = {"keep_pictures": "image_cache_mb"}  # arguments by the names that they had before
+
+
 @dataclass
 class ModelArguments:
     """The model: what it is made of and which parts train."""
@@ -195,7 +198,7 @@ class DataArguments:
     early_stopping_threshold: float = field(
         default=0.0, metadata={"help": "how much better an evaluation must be to count for --early_stopping_patience"}
     )
-    keep_pictures: int = field(
+    image_cache_mb: int = field(
         default=0, metadata={"help": "cache up to this many megabytes of decoded images in memory"}
     )
     on_bad_row: str = field(
@@ -248,7 +251,7 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
         f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more": (
             data.group_size is not None and not (grouped and data.group_size > 0)
         ),
-        f"--keep_pictures is {data.keep_pictures}; expected megabytes, 0 or more": data.keep_pictures < 0,
+        f"--image_cache_mb is {data.image_cache_mb}; expected megabytes, 0 or more": data.image_cache_mb < 0,
         f"--calibrate makes probabilities honest, but a {name} gives none": (
             data.calibrate and not task.gives_probabilities
         ),

@@ -13,10 +13,10 @@ from ..checkpoint import load_checkpoint
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset
 from ..data.feature_cache import CACHED, FrozenTower, build_cache, check_cacheable, sources_of
-from ..data.media import KeptPictures
+from ..data.media import ImageCache
 from ..data.negatives import MatchingPairs
 from ..data.targets import head_options
-from ..evaluation.metrics import compute_metrics_for, in_words
+from ..evaluation.metrics import compute_metrics_for, format_answer
 from ..evaluation.retrieval import compute_retrieval_metrics
 from ..model.audio_mm import MAX_SECONDS, window_seconds
 from ..model.compose_mm import add_video
@@ -69,7 +69,7 @@ def build_model(
         vision = scratch.vision_config(vision)
     if text in scratch.SIZES:
         rows = [train.row(number) for number in train.kept]
-        words = [in_words(part) for r in rows for part in (r.text, r.target) if part is not None]
+        words = [format_answer(part) for r in rows for part in (r.text, r.target) if part is not None]
         tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
         decoder = TASKS[data.task].generates or bool(retrieval.language_weight)
         text = scratch.text_config(text, tokenizer, decoder, args.text_layers)
@@ -123,7 +123,7 @@ def build_trainer(
         "eval_dataset": MatchingPairs(splits.validation, args.seed) if task.pairs else splits.validation,
         "processing_class": processor,
         "data_collator": replace(
-            collator, augmentation=augmentation_of(data, args.seed), kept=KeptPictures(data.keep_pictures)
+            collator, augmentation=augmentation_of(data, args.seed), kept=ImageCache(data.image_cache_mb)
         ),
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,

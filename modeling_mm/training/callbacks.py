@@ -8,14 +8,14 @@ from transformers import TrainerCallback
 
 from ..data.augmentation import Augmentation
 from ..model.processing_mm import MMProcessor
-from .fsdp import is_sharded, open_methods, unseen_media, with_gradient
+from .fsdp import is_sharded, placeholder_media, register_forward_methods, with_gradient
 
 logger = logging.getLogger(__name__)
 
 AUDIT_STEPS = 4
 
 
-class GradientAudit(TrainerCallback):
+class GradientAuditCallback(TrainerCallback):
     """After the first optimiser steps, names every trainable parameter that never got a gradient other than zero.
 
     Gates start at zero, so the weights behind them get their first gradient in the second step.
@@ -35,7 +35,7 @@ class GradientAudit(TrainerCallback):
             logger.warning(f"{len(self.silent)} parameters should train but got no gradient so far: {names}")
 
 
-class EpochOfAugmentation(TrainerCallback):
+class AugmentationEpochCallback(TrainerCallback):
     """Tells the collator's augmentation, in this process and in its workers, which epoch begins."""
 
     def __init__(self, augmentation: Augmentation):
@@ -45,7 +45,7 @@ class EpochOfAugmentation(TrainerCallback):
         self.augmentation.epoch.fill_(int(state.epoch or 0))  # resumed within an epoch, it is a fraction
 
 
-class SharedStatistics(TrainerCallback):
+class BatchNormSyncCallback(TrainerCallback):
     """After each step, the running statistics of batch norms become the mean over the processes that updated them.
 
     `DistributedDataParallel` would give every process those of the first, which may never have seen a sound.
@@ -80,7 +80,7 @@ class SharedStatistics(TrainerCallback):
                 norm.running_var.copy_(variance)
 
 
-class StreamedEpochs(TrainerCallback):
+class StreamEpochCallback(TrainerCallback):
     """Epochs of a stream: passes over its rows where their number is known, else the part of all steps done."""
 
     def __init__(self, rows: int | None):
@@ -91,7 +91,7 @@ class StreamedEpochs(TrainerCallback):
         state.epoch = state.global_step / state.max_steps if not self.rows else state.global_step * size / self.rows
 
 
-class InShards(TrainerCallback):
+class FSDPCallback(TrainerCallback):
     """Before training, opens a model that FSDP2 holds in shards, and prepares what its batches may lack."""
 
     def __init__(self, processor: MMProcessor | None):
@@ -100,5 +100,5 @@ class InShards(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if is_sharded(model):
-            open_methods(model)
-            self.unseen = {} if self.processor is None else unseen_media(self.processor)
+            register_forward_methods(model)
+            self.unseen = {} if self.processor is None else placeholder_media(self.processor)

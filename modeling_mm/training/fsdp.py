@@ -3,7 +3,7 @@
 
 - What a block is, the model says: `_no_split_modules`, by which accelerate and `shard` wrap, and `_fsdp_plan`, by
   which `from_pretrained(distributed_config=...)` does.
-- The weights come together for `forward` only. `open_methods` opens what else one calls on a model, from
+- The weights come together for `forward` only. `register_forward_methods` opens what else one calls on a model, from
   `encode_media` to `generate`.
 - A block that one process leaves out leaves the others waiting for its shard. So a batch that lacks a modality gets
   one item of it that no row shows: towers and fusion layers run, and every row stays as it was.
@@ -53,11 +53,11 @@ def shard(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
     for block in reversed(blocks):  # inner ones first
         fully_shard(block, **options)
     fully_shard(model, **options)
-    open_methods(model)
+    register_forward_methods(model)
     return model
 
 
-def open_methods(model: PreTrainedModel) -> None:
+def register_forward_methods(model: PreTrainedModel) -> None:
     """Let the methods of a sharded model bring its weights together as `forward` does.
 
     Parts of towers that are told so keep step by themselves: they generate until the last process is done, and compute
@@ -86,7 +86,7 @@ def with_gradient(parameters: dict[str, torch.nn.Parameter]) -> set[str]:
     return {name for name, some in zip(given, found.tolist(), strict=True) if some}
 
 
-def unseen_media(processor: MMProcessor) -> dict[str, dict[str, torch.Tensor]]:
+def placeholder_media(processor: MMProcessor) -> dict[str, dict[str, torch.Tensor]]:
     """By modality that the processor knows, the tensors of one black picture, silence, or a black video."""
     black = Image.new("RGB", (32, 32))
     media: dict[str, Any] = {"image": {"images": black}}
@@ -99,7 +99,7 @@ def unseen_media(processor: MMProcessor) -> dict[str, dict[str, torch.Tensor]]:
     return {name: {k: v for k, v in own.items() if not k.endswith("_index")} for name, own in tensors.items()}
 
 
-def with_unseen_media(inputs: dict[str, Any], unseen: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
+def with_placeholder_media(inputs: dict[str, Any], unseen: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
     """A batch with, of each modality that it lacks, one item that no row shows; encoded media stay alone."""
     if "input_ids" not in inputs or "media_key_values" in inputs:
         return inputs

@@ -24,7 +24,7 @@ import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..model.embedding_mm import Medium
+from ..model.embedding_mm import EmbeddedMedia
 from ..model.losses_mm import NO_MEDIUM, Pairs, local_keys, text_keys
 from ..model.media_mm import MODALITIES
 from ..model.outputs_mm import MMRetrievalOutput
@@ -162,7 +162,7 @@ def embedded(inputs: dict[str, Any], output: MMRetrievalOutput, before: list[Emb
         keys = inputs.get(f"{name}_keys")
         if keys is None:
             keys = local_keys(embeds[name]) + sum(len(part.embeds.get(name, ())) for part in before)
-        medium = Medium(name, embeds[name], embeds[name], index=inputs.get(f"{name}_index"), keys=keys)
+        medium = EmbeddedMedia(name, embeds[name], embeds[name], index=inputs.get(f"{name}_index"), keys=keys)
         pairs[name] = medium.pairs(texts)
     return Embedded(embeds, texts, pairs)
 
@@ -186,7 +186,7 @@ def whole_batch(head: PreTrainedModel, parts: list[Embedded]) -> tuple[torch.Ten
         earlier = repeated(media)
         compared[name] = leaves[name][~earlier]
         pairs[name] = Pairs(torch.cat([part.texts for part in parts]), media[~earlier], torch.cat(own))
-    loss = head.contrastive(compared, pairs)
+    loss = head.contrastive_loss(compared, pairs)
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return loss.detach(), {name: own for name, own in zip(leaves, gradients, strict=True) if own is not None}
 

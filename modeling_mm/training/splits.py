@@ -53,7 +53,7 @@ def known_processor(source: str | None) -> MMProcessor | None:
     return MMProcessor.from_pretrained(str(folder) if folder.is_dir() else source)
 
 
-def frames_of(args: ModelArguments) -> int | None:
+def num_video_frames(args: ModelArguments) -> int | None:
     """How many frames of a video the model will take: those asked for, or those that the model to go on from takes."""
     if args.num_frames is not None or args.model is None:
         return args.num_frames

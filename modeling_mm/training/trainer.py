@@ -23,8 +23,14 @@ from ..data.stream import MMStream
 from ..data.stream_loader import StreamLoader
 from ..model.media_mm import MEDIA
 from ..model.processing_mm import MMProcessor
-from .callbacks import EpochOfAugmentation, GradientAudit, InShards, SharedStatistics, StreamedEpochs
-from .fsdp import with_unseen_media
+from .callbacks import (
+    AugmentationEpochCallback,
+    BatchNormSyncCallback,
+    FSDPCallback,
+    GradientAuditCallback,
+    StreamEpochCallback,
+)
+from .fsdp import with_placeholder_media
 from .smoothing import smoothed_loss
 
 logger = logging.getLogger(__name__)
@@ -51,7 +57,7 @@ class MMTrainer(Trainer):
         self.max_new_tokens = max_new_tokens
         options = kwargs.get("args") or next((own for own in args if isinstance(own, TrainingArguments)), None)
         if options is not None and options.ddp_broadcast_buffers is None:
-            options.ddp_broadcast_buffers = False  # `SharedStatistics` does it better
+            options.ddp_broadcast_buffers = False  # `BatchNormSyncCallback` does it better
         if options is not None and options.accelerator_config.dispatch_batches is None:
             # dealt out by accelerate, a batch would be cut along dim 0 of each tensor, images apart from their rows
             options.accelerator_config.dispatch_batches = False
@@ -67,19 +73,19 @@ class MMTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs in one process would split pictures from their rows; "
                 f"start with: torchrun --nproc_per_node {self.args.n_gpu} ..."
             )
-        self.audit = GradientAudit()
+        self.audit = GradientAuditCallback()
         self.add_callback(self.audit)
         if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
-            self.add_callback(EpochOfAugmentation(self.data_collator.augmentation))
+            self.add_callback(AugmentationEpochCallback(self.data_collator.augmentation))
             self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
-        self.add_callback(SharedStatistics())
+        self.add_callback(BatchNormSyncCallback())
         self.loader: StreamLoader | None = None
         self.resumed: str | None = None
         if isinstance(self.train_dataset, MMStream):
             self.args.ignore_data_skip = True  # the stream goes on by itself
-            self.add_callback(StreamedEpochs(self.train_dataset.known_rows))
+            self.add_callback(StreamEpochCallback(self.train_dataset.known_rows))
         own = self.data_collator.processor if isinstance(self.data_collator, MMCollator) else self.processing_class
-        self.in_shards = InShards(own if isinstance(own, MMProcessor) else None)
+        self.in_shards = FSDPCallback(own if isinstance(own, MMProcessor) else None)
         self.add_callback(self.in_shards)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -150,7 +156,7 @@ class MMTrainer(Trainer):
 
     def in_step(self, inputs):
         """A batch by which every process runs every block, if the model is in shards; otherwise as it is."""
-        return with_unseen_media(inputs, self.in_shards.unseen)
+        return with_placeholder_media(inputs, self.in_shards.unseen)
 
     def save_model(self, output_dir=None, _internal_call=False):
         """As usual; a model in shards is saved whole, though its checkpoints may be in shards."""

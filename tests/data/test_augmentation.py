@@ -27,7 +27,7 @@ from transformers import (
 
 from modeling_mm import MMForSequenceClassification, MMProcessor, cli
 from modeling_mm.data import augmentation
-from modeling_mm.data.augmentation import AUDIO, IMAGES, Augmentation, frames_of, spec_augment
+from modeling_mm.data.augmentation import AUDIO, IMAGES, Augmentation, log_mel_frames, spec_augment
 from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.rows import Columns, Row
@@ -237,7 +237,7 @@ def test_specaugment_masks_frames_and_bins_of_the_clip_only(processor, files, ki
     plain = hearing.flat_audio([sounds])
     batch = Augmentation(audio=["specaugment"]).sounds(hearing, [sounds])
     assert torch.equal(plain["audio_index"], batch["audio_index"]) and plain.keys() == batch.keys()
-    before, after = (frames_of(b["input_features"], hearing.feature_extractor) for b in (plain, batch))
+    before, after = (log_mel_frames(b["input_features"], hearing.feature_extractor) for b in (plain, batch))
     assert before.shape[2] == bins and after.data_ptr() == batch["input_features"].data_ptr()
     mask = plain.get("input_features_mask")
     for clip in range(2):

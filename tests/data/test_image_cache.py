@@ -11,7 +11,7 @@ from modeling_mm import cli
 from modeling_mm.data import collator
 from modeling_mm.data.augmentation import Augmentation
 from modeling_mm.data.collator import MMCollator
-from modeling_mm.data.media import KeptPictures
+from modeling_mm.data.media import ImageCache
 from modeling_mm.data.rows import Row
 
 
@@ -39,7 +39,7 @@ def opened(monkeypatch):
 @pytest.mark.parametrize("augmentation", [None, Augmentation(["rotate"])], ids=["plain", "rotated"])
 def test_a_kept_picture_is_opened_once_and_a_batch_stays_the_same(processor, rows, opened, augmentation):
     without = MMCollator(processor, "classification", augmentation=augmentation)
-    kept = replace(without, kept=KeptPictures(1))
+    kept = replace(without, kept=ImageCache(1))
     for epoch in range(3):
         if augmentation is not None:
             augmentation.epoch.fill_(epoch)
@@ -50,7 +50,7 @@ def test_a_kept_picture_is_opened_once_and_a_batch_stays_the_same(processor, row
 
 
 def test_what_augmentation_shrank_is_not_what_evaluation_sees(processor, rows, opened):
-    training = MMCollator(processor, "classification", augmentation=Augmentation(["rotate"]), kept=KeptPictures(1))
+    training = MMCollator(processor, "classification", augmentation=Augmentation(["rotate"]), kept=ImageCache(1))
     training(rows)
     evaluation = replace(training, augmentation=None)
     for _ in range(2):
@@ -61,18 +61,25 @@ def test_what_augmentation_shrank_is_not_what_evaluation_sees(processor, rows, o
 
 
 def test_room_for_three_pictures_keeps_three(opened, tmp_path):
-    memory = KeptPictures(1)
+    memory = ImageCache(1)
     pictures = [Image.new("RGB", (256, 300)) for _ in range(4)]  # 0.29 MiB each
     for _ in range(2):
         for number, picture in enumerate(pictures):
             assert memory.get(number, lambda picture=picture: picture) is picture
     assert list(memory.pictures) == [0, 1, 2] and memory.room == 2**20 - 3 * 256 * 300 * 4
-    nothing = KeptPictures()
+    nothing = ImageCache()
     nothing.get(0, lambda: pictures[0])
     assert not nothing.pictures
 
 
 def test_negative_room_is_refused(tmp_path, capsys):
-    arguments = ["train", "--train_file", "no.csv", "--output_dir", str(tmp_path), "--keep_pictures", "-1"]
+    arguments = ["train", "--train_file", "no.csv", "--output_dir", str(tmp_path), "--image_cache_mb", "-1"]
     assert cli.main(arguments) == 2
-    assert "--keep_pictures is -1; expected megabytes, 0 or more" in capsys.readouterr().err
+    assert "--image_cache_mb is -1; expected megabytes, 0 or more" in capsys.readouterr().err
+
+
+def test_the_former_name_of_an_argument_is_answered_with_the_new_one(tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text("keep_pictures: 64\n")
+    for former in (["--keep_pictures", "64"], ["--keep_pictures=64"], ["--config", str(tmp_path / "old.yaml")]):
+        assert cli.main(["train", "--train_file", "no.csv", "--output_dir", str(tmp_path), *former]) == 2
+        assert "--keep_pictures is called --image_cache_mb now" in capsys.readouterr().err

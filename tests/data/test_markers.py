@@ -18,7 +18,7 @@ from modeling_mm.data.media import BadRow
 from modeling_mm.data.rows import Columns, Row, media_markers, present_modalities, without
 from modeling_mm.data.shards import open_shards
 from modeling_mm.data.stream import MMStream
-from modeling_mm.evaluation.modalities import Without
+from modeling_mm.evaluation.modalities import WithoutModality
 
 OTHERS = {"image": "<picture>", "audio": "<clip>", "video": "<film>"}
 
@@ -85,7 +85,7 @@ def test_a_modality_left_out_takes_its_own_markers_with_it(left_out):
         labels = None
 
     changed = without(row, left_out, OTHERS)
-    assert changed.text == expected and changed == Without(Rows([row]), left_out, OTHERS)[0]
+    assert changed.text == expected and changed == WithoutModality(Rows([row]), left_out, OTHERS)[0]
     assert {name for name, items in changed.media.items() if not items} == set(left_out) - {"text"}
     present = [name for name in ("text", *OTHERS) if name not in left_out]
     assert present_modalities(changed, OTHERS) == present

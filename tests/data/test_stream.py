@@ -62,7 +62,7 @@ def handed_out(stream, count):
 
 
 def one_turn(stream, reader, readers):
-    return list(itertools.takewhile(lambda row: row.position.turn == 0, stream.rows(Position(reader), readers)))
+    return list(itertools.takewhile(lambda row: row.position.epoch == 0, stream.rows(Position(reader), readers)))
 
 
 @pytest.mark.parametrize("readers", [1, 2, 5, 6])
@@ -86,7 +86,7 @@ def test_it_goes_on_exactly_after_any_row(tmp_path, buffer):
     source = write_shards(tmp_path, 20, 3, picture=lambda n: b"?" if n % 9 == 4 else picture(n))
     options = {"shuffle_buffer": buffer, "skip": True}
     rows = handed_out(stream_of(source, **options), 40)
-    assert len(set(numbers(rows))) == 18 and rows[-1].position.turn == 2 and rows[-1].position.skipped >= 4
+    assert len(set(numbers(rows))) == 18 and rows[-1].position.epoch == 2 and rows[-1].position.skipped >= 4
     for cut in range(len(rows) - 1):
         again = handed_out(stream_of(source, positions={0: rows[cut].position}, **options), 2)
         expected = rows[cut + 1 : cut + 3]

@@ -299,8 +299,8 @@ def test_bad_videos_stop_with_their_row_or_are_listed_when_skipped(folder):
 
 
 def test_each_distinct_video_is_opened_once_and_its_rows_stay_together(folder, monkeypatch):
-    opened, real = [], video_mm.read_file
-    monkeypatch.setattr(video_mm, "read_file", lambda source, frames: opened.append(source) or real(source, frames))
+    opened, real = [], video_mm.decode_video
+    monkeypatch.setattr(video_mm, "decode_video", lambda source, frames: opened.append(source) or real(source, frames))
     dataset = read(write_csv(folder, *[",x,long.mp4,a", ",y,short.mp4;long.mp4,b"] * 3)).check(num_frames=4)
     assert len(opened) == 2 and dataset.groups() == [[0, 2, 4], [1, 3, 5]]
 

@@ -21,7 +21,13 @@ from modeling_mm import (
     MMForSequenceClassification,
     MMProcessor,
 )
-from modeling_mm.training.fsdp import is_sharded, open_methods, shard, unseen_media, with_unseen_media
+from modeling_mm.training.fsdp import (
+    is_sharded,
+    placeholder_media,
+    register_forward_methods,
+    shard,
+    with_placeholder_media,
+)
 from modeling_mm.training.scratch import train_tokenizer
 from modeling_mm.training.trainer import MMTrainer
 
@@ -126,8 +132,8 @@ def trained(case, folder):
     rank, count = dist.get_rank(), dist.get_world_size()
     rows = slice(rank * ROWS // count, (rank + 1) * ROWS // count)
     model = shard(model_of(case))
-    unseen = unseen_media(processor_of(case)) if CASES[case][0] != "retrieval" else {}
-    loss = torch.tensor(step(model, with_unseen_media(batch_of(case, rows), unseen)))
+    unseen = placeholder_media(processor_of(case)) if CASES[case][0] != "retrieval" else {}
+    loss = torch.tensor(step(model, with_placeholder_media(batch_of(case, rows), unseen)))
     dist.all_reduce(loss)
     state = whole(model)
     model.save_pretrained(folder / case, state_dict=dict(state), is_main_process=rank == 0)  # which renames in place
@@ -151,7 +157,7 @@ def answered():
     said = []
     for sharded in (False, True):
         model = shard(model) if sharded else model
-        given = with_unseen_media(prompts, unseen_media(processor_of(case))) if sharded else prompts
+        given = with_placeholder_media(prompts, placeholder_media(processor_of(case))) if sharded else prompts
         tokens, encoded = model.generate(**given, **greedy), model.encode_media(**pictures)
         said.append((tokens, encoded, torch.tensor([list(gate.values()) for gate in model.fusion_gates()])))
     return said
@@ -178,7 +184,7 @@ def in_half_precision():
     rank, case = dist.get_rank(), "generation"
     model = shard(model_of(case), mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
     batch = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
-    batch = with_unseen_media(batch, unseen_media(processor_of(case)))
+    batch = with_placeholder_media(batch, placeholder_media(processor_of(case)))
     return [step(model, batch) for _ in range(4)], {p.dtype for p in model.parameters()}
 
 
@@ -192,10 +198,10 @@ def by_accelerate(case, **options):
     model = fsdp2_prepare_model(
         SimpleNamespace(**own, mixed_precision="no", is_main_process=rank == 0, process_index=rank), model
     )
-    open_methods(model)
+    register_forward_methods(model)
     found = {name for name, module in model.named_modules() if is_sharded(module)}
     batch = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
-    step(model, with_unseen_media(batch, unseen_media(processor_of(case))))
+    step(model, with_placeholder_media(batch, placeholder_media(processor_of(case))))
     return {"state": whole(model), "missed": blocks - found}
 
 

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil
 
 from modeling_mm import MMProcessor
 from modeling_mm.hub.repository import files_of, is_replaced, stage
-from modeling_mm.hub.verification import make_proof
+from modeling_mm.hub.verification import verify_repository
 from modeling_mm.model.configuration_mm import AUTO_MAP
 from modeling_mm.training.scratch import audio_config, feature_extractor, train_tokenizer
 
@@ -153,7 +153,7 @@ def test_the_proof_asks_about_sound_and_video_too(tmp_path):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "staged").mkdir()
-    proof = make_proof(*stage(tmp_path / "model", tmp_path / "staged", "alice/x"), tmp_path)
+    proof = verify_repository(*stage(tmp_path / "model", tmp_path / "staged", "alice/x"), tmp_path)
     asked = {"input pixel_values", "input input_features", "input pixel_values_videos", "logits"}
     assert asked <= set(proof.expected)
     proof.check(str(tmp_path / "staged"), offline=True)
@@ -162,7 +162,7 @@ def test_the_proof_asks_about_sound_and_video_too(tmp_path):
 @pytest.mark.slow
 def test_a_staged_folder_that_is_not_the_model_is_found_out(work):
     model, processor = stage(work / "model", work / "staged", "alice/x")
-    proof = make_proof(model, processor, work)
+    proof = verify_repository(model, processor, work)
     proof.check(str(work / "staged"))
     weights = load_file(work / "staged" / "model.safetensors")
     weights["classifier.bias"] += 1e-3

@@ -40,7 +40,7 @@ said = {}
 
 def told(name, do):
     try:
-        with upload.in_one_sentence(f"alice/{name}"):
+        with upload.hub_errors_explained(f"alice/{name}"):
             said[name] = do()
     except ValueError as error:
         said[name] = f"sentence: {error}"

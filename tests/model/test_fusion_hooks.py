@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_mm import MMForConditionalGeneration, MMModel
-from modeling_mm.model.fusion_mm import CURRENT_CALL, text_layers
+from modeling_mm.model.fusion_mm import CURRENT_CONTEXT, text_layers
 
 SIZES = {
     "vocab_size": 99,
@@ -82,11 +82,11 @@ def test_nothing_of_a_call_is_left_behind(kind):
     text_only = {name: given[name] for name in ("input_ids", "attention_mask")}
     plain = states(model.text_model, **text_only)
     states(model, **given)
-    assert CURRENT_CALL.get() is None
+    assert CURRENT_CONTEXT.get() is None
     assert torch.equal(states(model.text_model, **text_only), plain)
     with pytest.raises(IndexError):
         model(**{**given, "input_ids": given["input_ids"] + 1000})
-    assert CURRENT_CALL.get() is None
+    assert CURRENT_CONTEXT.get() is None
 
 
 @pytest.mark.parametrize("kind", CONTEXT_ONLY)

@@ -32,7 +32,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from modeling_mm import MMConfig, MMForConditionalGeneration, MMModel
-from modeling_mm.model.fusion_mm import FusionCall, text_layers
+from modeling_mm.model.fusion_mm import FusionContext, text_layers
 
 TABLES = Path(__file__).parents[2] / "docs" / "backbones.md"
 REFUSED = (ValueError, StrictDataclassError)
@@ -200,11 +200,11 @@ TITLES = {
 }
 INTRODUCTION = """# Which towers work
 
-Written by `python -m pytest tests/model/test_matrix.py --write-tables`; the tests fail where it is not what they find. Each
-type is built small with random weights and composed with CLIP or Llama. *ok* says: with gates at zero the output is
-the text backbone's bit for bit, with and without pictures; open, every token behind the pictures sees them; every
-weight of fusion, each text layer and the vision tower get gradients, and nothing frozen does; saved and loaded, the
-output is the same to the bit; a decoder generates the same with and without its cache.
+Written by `python -m pytest tests/model/test_matrix.py --write-tables`; the tests fail where it is not what they
+find. Each type is built small with random weights and composed with CLIP or Llama. *ok* says: with gates at zero the
+output is the text backbone's bit for bit, with and without pictures; open, every token behind the pictures sees them;
+every weight of fusion, each text layer and the vision tower get gradients, and nothing frozen does; saved and loaded,
+the output is the same to the bit; a decoder generates the same with and without its cache.
 
 Fusion enters a backbone by a *keyword* argument that the backbone passes down to its layers, or else by the *context*
 of the forward pass. With the second a model trains and generates as usual, but refuses to be compiled or exported."""
@@ -278,9 +278,9 @@ def enters_by_keyword(model):
     base = model.base_model
     visible = torch.ones(1, 1, 4, 1, dtype=torch.bool)
     memory = torch.zeros(1, 2, 2, model.config.fusion_num_key_value_heads, 1, model.config.fusion_head_dim)
-    call = FusionCall(base.fusion, base.text_model, tuple(model.config.fusion_layers), memory, visible)
-    output(base.text_model.eval(), input_ids=token_row(4)[None], fusion_call=call)
-    return call.entered == 2
+    call = FusionContext(base.fusion, base.text_model, tuple(model.config.fusion_layers), memory, visible)
+    output(base.text_model.eval(), input_ids=token_row(4)[None], fusion_context=call)
+    return call.num_layers_run == 2
 
 
 def sentence(error):

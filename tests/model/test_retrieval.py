@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForZeroShotImageClassification, pi
 
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMModel
 from modeling_mm.model import matching_mm
-from modeling_mm.model.embedding_mm import Medium
+from modeling_mm.model.embedding_mm import EmbeddedMedia
 from modeling_mm.model.losses_mm import Pairs, contrastive_loss, hard_negatives, text_keys
 
 BACKBONES = ["llama", "gpt2", "bert", "modernbert"]
@@ -298,8 +298,8 @@ def test_every_process_reads_as_many_buckets():
 
 def test_a_batch_without_any_pair_to_match_teaches_nothing():
     model = retriever().train()
-    medium = Medium("image", torch.zeros(1, 4), torch.zeros(1, 4, 8), index=torch.full((2, 1), -1))
-    loss = model.matching_of({}, medium, torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool))
+    medium = EmbeddedMedia("image", torch.zeros(1, 4), torch.zeros(1, 4, 8), index=torch.full((2, 1), -1))
+    loss = model.medium_matching_loss({}, medium, torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool))
     loss.backward()
     assert loss == 0 and all(p.grad is not None for p in model.matching_head.parameters())
 

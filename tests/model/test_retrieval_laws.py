@@ -17,7 +17,7 @@ from modeling_mm.data.collator import RetrievalCollator
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.rows import Columns
 from modeling_mm.data.tables import read_table
-from modeling_mm.evaluation.retrieval import gallery, rank_again
+from modeling_mm.evaluation.retrieval import distinct_embeddings, rerank
 from modeling_mm.training.retrieval_trainer import RetrievalTrainer
 
 over_texts = pytest.mark.parametrize("text", ["llama", "qwen3", "bert"])
@@ -164,9 +164,9 @@ def test_rows_about_one_picture_cost_one_encoding(text, dataset, processor, tmp_
     seen.clear()
     predicted = trainer.predict(Subset(dataset, range(12)))
     assert seen == [3]
-    of = gallery(*predicted.predictions, predicted.label_ids)
+    of = distinct_embeddings(*predicted.predictions, predicted.label_ids)
     seen.clear()
-    rank_again(model.eval(), of, dataset, collator, 12, batch_size=2)
+    rerank(model.eval(), of, dataset, collator, 12, batch_size=2)
     assert seen == [2, 1]
 
 

@@ -124,16 +124,16 @@ def test_an_ann_index_says_its_recall_and_exact_search_stays(tmp_path, caplog):
     assert [{row["id"] for row in gallery.nearest(query, 10, exact=True)} for query in queries] == truth
     gallery.put({name: ["late"] for name in ("id", "image", "_source", "_stamp", "_details")}, vectors[:1] * -1, {})
     assert gallery.nearest(-vectors[0], 1)[0]["id"] == "late"  # rows that the index does not know yet
-    gallery.tidy()
-    assert gallery.nearest(-vectors[0], 1)[0]["id"] == "late" and gallery.note(ANN) == built
+    gallery.compact()
+    assert gallery.nearest(-vectors[0], 1)[0]["id"] == "late" and gallery.get_metadata(ANN) == built
 
 
 def test_a_narrow_filter_finds_rows_in_far_parts_of_an_ann_index(tmp_path):
     gallery, vectors = synthetic(tmp_path / "i")
     gallery.table.create_index("vector", config=IvfPq(distance_type="cosine", num_partitions=16))
     far = sorted(map(str, np.argsort(vectors @ vectors[0])[:10]))
-    where, effort = f"id IN ({quoted(far)})", ann.EFFORTS["IVF_PQ"][0] | {"minimum_nprobes": 1}
-    assert sorted(row["id"] for row in gallery.nearest(vectors[0], 10, where, effort=effort)) == far
+    where, search_params = f"id IN ({quoted(far)})", ann.EFFORTS["IVF_PQ"][0] | {"minimum_nprobes": 1}
+    assert sorted(row["id"] for row in gallery.nearest(vectors[0], 10, where, search_params=search_params)) == far
 
 
 def test_an_ann_index_that_misses_too_much_is_dropped(tmp_path, monkeypatch):
@@ -141,5 +141,5 @@ def test_an_ann_index_that_misses_too_much_is_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(ann, "EFFORTS", {"IVF_PQ": [{"minimum_nprobes": 1, "maximum_nprobes": 1}]})
     with pytest.raises(ValueError, match="no ANN index reached a recall of 1.0, the best 0"):
         build_ann(gallery, wanted=1.0, sample=30)
-    assert gallery.note(ANN) is None and gallery.table.list_indices() == []
+    assert gallery.get_metadata(ANN) is None and gallery.table.list_indices() == []
     assert gallery.nearest(vectors[0], 1)[0]["id"] == "0"

@@ -48,12 +48,12 @@ def modules(monkeypatch):
     """The Space's own modules, in this process."""
     monkeypatch.syspath_prepend(str(SPACE))
     import asking
+    import attention
     import limits
     import loading
-    import looking
 
-    yield {"asking": asking, "limits": limits, "loading": loading, "looking": looking}
-    for name in ("asking", "limits", "loading", "looking", "drawn"):
+    yield {"asking": asking, "limits": limits, "loading": loading, "attention": attention}
+    for name in ("asking", "limits", "loading", "attention", "example_media", "cache"):
         sys.modules.pop(name)
 
 
@@ -310,14 +310,14 @@ def test_a_model_without_places_offers_no_look(modules, tmp_path):
     from helpers.space import MMForConditionalGeneration, save_tiny
 
     shown = modules["loading"].load(str(save_tiny(tmp_path / "m", MMForConditionalGeneration, num_latents=4)))
-    assert not modules["looking"].can_look(shown)
+    assert not modules["attention"].can_look(shown)
 
 
 def test_a_checkpoint_with_older_code_offers_no_look_and_opens_pictures(modules, folders, tmp_path):
     shown = modules["loading"].load(str(folders[0]))
-    assert modules["looking"].can_look(shown)
+    assert modules["attention"].can_look(shown)
     shown.model, shown.processor = SimpleNamespace(config=shown.model.config), SimpleNamespace()
-    assert not modules["looking"].can_look(shown)
+    assert not modules["attention"].can_look(shown)
     Image.new("I;16", (4, 4), 30000).save(tmp_path / "a.png")
     opened = modules["limits"].open_picture(tmp_path / "a.png", shown.processor)
     assert opened.mode == "RGB" and opened.getpixel((0, 0)) == (117, 117, 117)
@@ -328,14 +328,14 @@ def test_the_space_draws_the_maps_of_the_command(modules, folders, media, tmp_pa
     monkeypatch.setattr(figures, "draw_attention", lambda *call: drawn.append(call))
     for folder in folders[:2]:
         shown, text = modules["loading"].load(str(folder)), "is there a red square"
-        answer, found = modules["looking"].maps(shown, Image.open(media["red"]), text, 4)
+        answer, found = modules["attention"].maps(shown, Image.open(media["red"]), text, 4)
         flags = ["--text", text, "--max_new_tokens", "4", "--explain", str(tmp_path / "look.png")]
         assert cli.main(["predict", "--model", str(folder), "--image", str(media["red"]), *flags]) == 0
         image, maps, _, _ = drawn.pop()
         assert [word for word, _ in maps] == [word for _, word in found][:8]
         assert answer == " ".join(word for _, word in found)
         for (_, grid), (overlaid, _) in zip(maps, found, strict=False):
-            expected = modules["looking"].overlay(image, grid)
+            expected = modules["attention"].overlay(image, grid)
             assert np.abs(np.asarray(expected).astype(int) - np.asarray(overlaid)).max() <= 1
 
 

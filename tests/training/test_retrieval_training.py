@@ -34,7 +34,14 @@ from modeling_mm.data.rows import Columns
 from modeling_mm.data.samplers import ImageGroupSampler
 from modeling_mm.data.tables import read_table
 from modeling_mm.evaluation.calibration import fit_rerank_weight
-from modeling_mm.evaluation.retrieval import Gallery, Reranked, directed_scores, gallery, rank_again, retrieval_scores
+from modeling_mm.evaluation.retrieval import (
+    Reranked,
+    RetrievalEmbeddings,
+    directed_scores,
+    distinct_embeddings,
+    rerank,
+    retrieval_scores,
+)
 from modeling_mm.model.losses_mm import Pairs
 from modeling_mm.training.retrieval_trainer import RetrievalTrainer
 
@@ -136,7 +143,7 @@ def test_a_picture_of_several_rows_is_one_candidate():
     shown = functional.normalize(torch.randn(4, 3), dim=1).numpy()
     rows = [0, 1, 1, 2, 3, 0]
     keys = np.array([[10 + row, 100 + item] for row, item in enumerate(rows)])
-    of = gallery(shown[rows], shown[rows], keys)
+    of = distinct_embeddings(shown[rows], shown[rows], keys)
     assert of.media.shape == (4, 3) and of.first_rows.tolist() == [0, 1, 3, 4]
     assert all(value == 1 for name, value in retrieval_scores(of).items())
 
@@ -144,7 +151,7 @@ def test_a_picture_of_several_rows_is_one_candidate():
 def test_ranking_again_reorders_the_best_and_nothing_else():
     keys = torch.arange(4)
     queries = candidates = torch.eye(4)
-    of = Gallery(queries, candidates, Pairs(keys, keys, keys), keys)
+    of = RetrievalEmbeddings(queries, candidates, Pairs(keys, keys, keys), keys)
     top = torch.tensor([[q, (q + 1) % 4] for q in range(4)])
     wrong_first = {"text_to_image": Reranked(top, torch.zeros(4, 2), torch.tensor([[-9.0, -3.0]] * 4))}
     scores = retrieval_scores(of, wrong_first)
@@ -315,8 +322,8 @@ def test_a_second_look_at_all_candidates_is_every_match(folder, capsys):
         output = model(**{**batch, "return_loss": False})
     own = batch["image_index"][:, 0]
     keys = np.stack([np.arange(12), batch["image_keys"][own].numpy()], axis=1)
-    of = gallery(output.text_embeds.numpy(), output.image_embeds[own].numpy(), keys)
-    said = rank_again(model, of, dataset, collator, 100, batch_size=5)["text_to_image"]
+    of = distinct_embeddings(output.text_embeds.numpy(), output.image_embeds[own].numpy(), keys)
+    said = rerank(model, of, dataset, collator, 100, batch_size=5)["text_to_image"]
     texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for item in range(6):
         shown = batch["pixel_values"][item : item + 1].expand(12, -1, -1, -1)

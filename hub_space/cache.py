@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Remembered:
+class MediaCache:
     """Results by the content of a file; the one that was not wanted for longest goes first. Threads may share it.
 
     Args:

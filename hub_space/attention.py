@@ -7,7 +7,7 @@ Shapes: H height, W width of a picture, h and w the grid of its places.
 import logging
 from typing import Any
 
-import drawn
+import example_media
 import gradio as gr
 import numpy as np
 from limits import (
@@ -109,8 +109,8 @@ def look_tab(shown: Shown) -> None:
                 buttons=["fullscreen"],
             )
     examples = [
-        [drawn.shape("red", "circle"), "what shape is in the image?"],
-        [drawn.shape("blue", "triangle"), "what is the color of the shape?"],
+        [example_media.shape("red", "circle"), "what shape is in the image?"],
+        [example_media.shape("blue", "triangle"), "what is the color of the shape?"],
     ]
     gr.Examples(examples, [picture, text], label="Examples", cache_examples=False)
     gr.on([button.click, text.submit], look, [picture, text], [answer, found], api_name="look", preprocess=False)
