@@ -1,11 +1,11 @@
 """An epoch with and without the cache of a frozen tower's states; writes FEATURE_CACHE.md.
 
     python benchmarks/feature_cache.py                          # a quarter of an hour on a CPU
-    python benchmarks/feature_cache.py --pictures 32 --rounds 1 # shorter
+    python benchmarks/feature_cache.py --images 32 --rounds 1 # shorter
 
 - The same model, rows and seed are trained for two epochs without the cache, with a new one, and with the one that is
   there then, in turns, as `modeling-mm train --cache_features` does it. The tower dominates the step: a ViT-S/16 under
-  a small decoder that asks one short question about each picture.
+  a small decoder that asks one short question about each image.
 - Seconds are of the processor, of this process alone, since other work may share the machine; medians over the rounds.
 - The first epoch with a new cache includes making it.
 """
@@ -42,13 +42,13 @@ ANSWERS = ["red", "green", "blue", "no", "yes", "round"]
 
 
 def rows_in(folder: Path, pictures: int) -> MMDataset:
-    """A question about each of as many pictures of noise, 256 x 256."""
+    """A question about each of as many images of noise, 256 x 256."""
     for number in range(pictures):
         noise = np.random.default_rng(number).integers(0, 255, (256, 256, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
     table = {
         "image": [f"{number}.png" for number in range(pictures)],
-        "text": ["what is there to be seen in this picture"] * pictures,
+        "text": ["what is there to be seen in this image"] * pictures,
         "answer": [ANSWERS[number % len(ANSWERS)] for number in range(pictures)],
     }
     return MMDataset("noise", datasets.Dataset.from_dict(table), folder, Columns("image", "text", "answer"))
@@ -57,7 +57,7 @@ def rows_in(folder: Path, pictures: int) -> MMDataset:
 def model_and_processor() -> tuple[MMForConditionalGeneration, MMProcessor]:
     """A frozen ViT-S/16 and a decoder of four layers, 256 wide, with random weights."""
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(["what is there to be seen in this picture", *ANSWERS], "scratch-tiny")
+    tokenizer = train_tokenizer(["what is there to be seen in this image", *ANSWERS], "scratch-tiny")
     processor = MMProcessor(CLIPImageProcessorPil(do_convert_rgb=True), tokenizer)
     width = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
     vision = CLIPVisionConfig(image_size=224, patch_size=16, **width)
@@ -148,16 +148,16 @@ def report(args: argparse.Namespace, found: dict, model: torch.nn.Module, size: 
     return [
         "# An epoch with the cache of a frozen tower's states",
         "",
-        f"`python benchmarks/feature_cache.py --pictures {args.pictures} --batch {args.batch} --rounds {args.rounds}`"
+        f"`python benchmarks/feature_cache.py --images {args.pictures} --batch {args.batch} --rounds {args.rounds}`"
         ", as `modeling-mm train` has it with `--cache_features`",
         "",
         f"A frozen ViT-S/16 of {tower:.1f}M parameters under a decoder and fusion of {others:.1f}M that train; "
-        f"{args.pictures} pictures of 224 x 224, a question of one line about each, batches of {args.batch}, float32, "
+        f"{args.images} images of 224 x 224, a question of one line about each, batches of {args.batch}, float32, "
         f"on a CPU ({platform.machine()}, {torch.get_num_threads()} threads, load average {load:.1f} on "
         f"{os.cpu_count()} cores at the start), torch {torch.__version__}, transformers {transformers.__version__}. "
         f"Medians of {args.rounds} rounds in turns (and least to most), in seconds of the processor and of the clock; "
         f"the first epoch with a new cache includes making it. The cache takes {size / 1e6:.1f} MB, "
-        f"{size / args.pictures / 1e3:.0f} kB for each picture.",
+        f"{size / args.images / 1e3:.0f} kB for each image.",
         "",
         "| training | epoch 1, processor | clock | faster | epoch 2, processor | clock | faster "
         "| furthest loss | furthest weight |",

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Models that answer about pictures, ours and the library's own, over the same towers, and the same work for each.
+"""Models that answer about images, ours and the library's own, over the same towers, and the same work for each.
 
 The towers have LLaVA-1.5's proportions (a vision tower a quarter as wide as the decoder), random weights, and grouped
 key and value heads. LLaVA has each patch as a token of the text. Mllama has cross-attention like ours, over a vision
@@ -86,7 +86,7 @@ def blip2(side: int) -> Blip2ForConditionalGeneration:
 
 
 class TowersAlone(LlamaForCausalLM):
-    """The floor: the vision tower sees the pictures and nobody looks at what it saw; the decoder reads the text."""
+    """The floor: the vision tower sees the images and nobody looks at what it saw; the decoder reads the text."""
 
     def __init__(self, side: int):
         super().__init__(LlamaConfig(**TEXT))
@@ -99,7 +99,7 @@ class TowersAlone(LlamaForCausalLM):
 
 
 def batch_for(name: str, side: int, pictures: int, rows: int, device: torch.device, dtype: torch.dtype) -> Batch:
-    """The same text, 64 tokens, behind the same pictures, in the form that a model wants."""
+    """The same text, 64 tokens, behind the same images, in the form that a model wants."""
     drawn = torch.Generator().manual_seed(0)
     text = torch.randint(2, IMAGE, (rows, TOKENS), generator=drawn)
     pixels = torch.randn(rows * pictures, 3, PATCH * side, PATCH * side, generator=drawn).to(dtype)
@@ -134,13 +134,13 @@ def train_step(model: PreTrainedModel, batch: Batch) -> None:
 
 @torch.no_grad()
 def prefill(model: PreTrainedModel, batch: Batch) -> None:
-    """From pictures and text to the first answer token's logits."""
+    """From images and text to the first answer token's logits."""
     model(**batch, logits_to_keep=1)
 
 
 @torch.no_grad()
 def with_encoded_pictures(model: PreTrainedModel, batch: Batch) -> Batch:
-    """The batch with what the text looks at in place of the pictures: what is kept when they are asked about again."""
+    """The batch with what the text looks at in place of the images: what is kept when they are asked about again."""
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     if isinstance(model, MMForConditionalGeneration):
         return {**text, "media_key_values": model.encode_media(batch["pixel_values"])}

@@ -50,7 +50,7 @@ def small_model() -> MMForImageTextRetrieval:
 
 
 class Noise(torch.utils.data.Dataset):
-    """Pairs of a picture and a text, drawn when they are asked for."""
+    """Pairs of an image and a text, drawn when they are asked for."""
 
     def __init__(self, pairs: int):
         self.pairs = pairs
@@ -78,7 +78,7 @@ def collate(rows: list[dict]) -> dict:
 
 
 class WholeMatrix(RetrievalTrainer):
-    """The softmax loss of all logits at once, row n's text belonging to row n's picture."""
+    """The softmax loss of all logits at once, row n's text belonging to row n's image."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         logits = model(**{**inputs, "return_loss": False}).logits_per_text
@@ -153,7 +153,7 @@ def main() -> None:
         f"`python benchmarks/grad_cache.py --pairs {args.pairs} --batch {args.batch}`, as `modeling-mm train` has it "
         f"with `--contrastive_batch_size {args.pairs} --per_device_train_batch_size {args.batch}`",
         "",
-        f"A ViT and a BERT of {found['parameters'] / 1e6:.1f}M parameters together, pictures of {SIDE} x {SIDE}, "
+        f"A ViT and a BERT of {found['parameters'] / 1e6:.1f}M parameters together, images of {SIDE} x {SIDE}, "
         f"{TOKENS} tokens, float32, on a CPU ({platform.machine()}, {torch.get_num_threads()} threads, load average "
         f"{load:.1f} on {os.cpu_count()} cores at the start), torch {torch.__version__}, transformers "
         f"{transformers.__version__}. Each variant is a process of its own; memory is the most it held, above the "

@@ -97,7 +97,7 @@ def rows(markers: list[bool]) -> torch.Tensor:
 
 
 def media_inputs(model: torch.nn.Module, has_image: list[bool], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Text and pictures of a batch as each model takes them; for rows without one, what the peer documents."""
+    """Text and images of a batch as each model takes them; for rows without one, what the peer documents."""
     generator = torch.Generator().manual_seed(seed)
     count, real = len(has_image), torch.tensor(has_image)
     ids = rows(has_image)
@@ -120,7 +120,7 @@ def media_inputs(model: torch.nn.Module, has_image: list[bool], seed: int = 0) -
 
 @torch.no_grad()
 def leak(model: torch.nn.Module) -> str:
-    """How far logits move when the picture is another one: before its marker, where 0 is owed, and after it."""
+    """How far logits move when the image is another one: before its marker, where 0 is owed, and after it."""
     one, other = (model(**media_inputs(model, [True], seed)).logits[0] for seed in (0, 1))
     moved = (one - other).abs().amax(dim=-1)
     return f"{moved[:MARKER_COLUMN].max():.2g} before, {moved[MARKER_COLUMN:].max():.2g} after"
@@ -128,7 +128,7 @@ def leak(model: torch.nn.Module) -> str:
 
 @torch.no_grad()
 def neighbour(model: torch.nn.Module) -> float:
-    """How far a text-only row's logits move when a row with a picture stands beside it; owed: 0 but for rounding."""
+    """How far a text-only row's logits move when a row with an image stands beside it; owed: 0 but for rounding."""
     alone = model(input_ids=rows([False]), attention_mask=torch.ones(1, 8, dtype=torch.long)).logits
     beside = model(**media_inputs(model, [False, True])).logits[:1]
     return (alone - beside).abs().max().item()
@@ -215,10 +215,10 @@ Check = Callable[[], object]
 
 def checks() -> Iterator[tuple[str, str, Check, Check]]:
     """(what is checked, the peer, the check on it, the check on ours)."""
-    what = "largest change of logits when the picture changes, before and after its marker"
+    what = "largest change of logits when the image changes, before and after its marker"
     yield what, "Mllama", lambda: leak(mllama()), lambda: leak(ours())
     yield what, "Idefics", lambda: leak(idefics()), lambda: leak(ours("gpt2"))
-    what = "largest change of a text-only row's logits when a row with a picture joins the batch"
+    what = "largest change of a text-only row's logits when a row with an image joins the batch"
     yield what, "Mllama", lambda: neighbour(mllama()), lambda: neighbour(ours())
     for name, way in WAYS.items():
         same = same_tokens(**way)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, SiglipVisionConfig
 from modeling_mm import MMConfig, MMForConditionalGeneration
 
 GIB = 2**30
-TEXT, PICTURE = 512, 256  # tokens of a row, states of its picture
+TEXT, PICTURE = 512, 256  # tokens of a row, states of its image
 
 SO400M = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
 LARGE = {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False}
@@ -63,7 +63,7 @@ def state_bytes(model: Counted, trained: int, gpus: int, way: str) -> float:
 
 
 def activation_bytes(config: MMConfig, rows: int, vision_trained: bool, checkpointed: bool) -> float:
-    """What a step keeps for the way back, for `rows` rows with one picture each."""
+    """What a step keeps for the way back, for `rows` rows with one image each."""
     text, vision, fused = config.text_config, config.vision_config, len(config.fusion_layers)
     token, patch = rows * TEXT * text.hidden_size, rows * PICTURE * vision.hidden_size
     layers = text.num_hidden_layers + fused

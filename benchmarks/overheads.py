@@ -46,7 +46,7 @@ def loading(folder: Path, rounds: int) -> dict[str, Timing]:
 
 
 def drawn_data(folder: Path) -> tuple[MMDataset, MMCollator]:
-    """A CSV of questions about as many pictures of 64 x 64, and what makes batches of it."""
+    """A CSV of questions about as many images of 64 x 64, and what makes batches of it."""
     with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "text", "answer"])

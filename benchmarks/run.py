@@ -33,7 +33,7 @@ from matplotlib import pyplot  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SLOW = 3.0  # seconds; of longer work fewer rounds
-LAYOUTS = [(14, 1, 1), (14, 1, 8), (24, 1, 1), (24, 1, 8), (24, 4, 1)]  # patches per side, pictures, rows
+LAYOUTS = [(14, 1, 1), (14, 1, 8), (24, 1, 1), (24, 1, 8), (24, 4, 1)]  # patches per side, images, rows
 HALF = [(24, 1, 1), (24, 1, 8)]  # in bfloat16 as well
 QUICK, QUICK_HALF = [(4, 1, 1), (4, 1, 2), (4, 4, 1)], [(4, 1, 1)]
 PEAK = {False: (24, 1, 8), True: (4, 1, 1)}  # whose memory is measured, quick or not
@@ -145,7 +145,7 @@ def overhead_lines(rounds: int) -> list[str]:
 
 def table(lines: list[Line], rates: dict[str, float]) -> list[str]:
     models = [name for name in dict.fromkeys(n for line in lines for n in line.times) if name != "ours"]
-    heads = ["work", "picture tokens", "rows", "dtype", "ours, ms", *models, "GFLOP", "of the matrix rate"]
+    heads = ["work", "image tokens", "rows", "dtype", "ours, ms", *models, "GFLOP", "of the matrix rate"]
     return [
         f"| {' | '.join(heads)} |",
         f"|{' --- |' * len(heads)}",
@@ -154,7 +154,7 @@ def table(lines: list[Line], rates: dict[str, float]) -> list[str]:
 
 
 def chart(lines: list[Line], path: Path) -> None:
-    """How many times ours each model's time is, by work and number of picture tokens."""
+    """How many times ours each model's time is, by work and number of image tokens."""
     wanted = [line for work in CHARTED for line in lines if (line.work, line.dtype) == (work, "float32")]
     most = max(line.batch for line in wanted)
     wanted = [line for line in wanted if line.batch == most]
@@ -171,7 +171,7 @@ def chart(lines: list[Line], path: Path) -> None:
         axes.bar_label(drawn, fmt="%.1f", fontsize=7)
     axes.axhline(1, color="black", linewidth=1)
     axes.set_xticks([i + 0.4 - width / 2 for i in range(len(wanted))])
-    axes.set_xticklabels([f"{line.work}\n{line.tokens} picture tokens" for line in wanted], fontsize=8)
+    axes.set_xticklabels([f"{line.work}\n{line.tokens} image tokens" for line in wanted], fontsize=8)
     axes.set_ylabel("times ours (more: ours is faster)")
     figure.legend(fontsize=8, loc="outside upper center", ncols=len(models))
     figure.savefig(path, dpi=150)
@@ -215,7 +215,7 @@ def page(rounds: int, quick: bool, rates: dict[str, float], generation: list[Lin
     side, _, rows = PEAK[quick]
     return [
         "",
-        "## Answering about pictures",
+        "## Answering about images",
         "",
         f"{generating.TOKENS} text tokens in each row. {generating.__doc__.split(chr(10), 2)[2].strip()}",
         "",
@@ -225,7 +225,7 @@ def page(rounds: int, quick: bool, rates: dict[str, float], generation: list[Lin
         "",
         "## Peak memory of a training step",
         "",
-        f"{side * side} picture tokens, {rows} rows, float32, above the model itself.",
+        f"{side * side} image tokens, {rows} rows, float32, above the model itself.",
         "",
         "| model | MB | of ours |",
         "| --- | --- | --- |",
@@ -250,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument(
-        "--quick", action="store_true", help="one round of small pictures, to see that each row is there"
+        "--quick", action="store_true", help="one round of small images, to see that each row is there"
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder; default: %(default)s")
     parser.add_argument("--peak", choices=generating.MODELS, help=argparse.SUPPRESS)

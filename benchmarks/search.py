@@ -3,7 +3,7 @@
     python benchmarks/search.py                     # minutes on a CPU; about 3 GB of disk for the while
     python benchmarks/search.py --parts latency     # one part; the other stays in SEARCH.md as it was
 
-- Pictures are drawn, indexed by `modeling-mm index` with a tiny random CLIP, and the command is killed by SIGKILL at
+- Images are drawn, indexed by `modeling-mm index` with a tiny random CLIP, and the command is killed by SIGKILL at
   three shares of its work; the last run is left to end.
 - Vectors are drawn around cluster centres in 32 dimensions, taken to 256 by a random linear map, with a little noise
   in all 256, and normalised: like embeddings, they have neighbours, and few directions hold most of them. Queries are
@@ -41,7 +41,7 @@ KILLED_AT = (0.15, 0.4, 0.7)  # shares of the rows written
 def save_clip(folder: Path) -> str:
     """A tiny CLIP with random weights, and its processor."""
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(["a picture of coloured blocks"], "scratch-tiny")
+    tokenizer = train_tokenizer(["an image of coloured blocks"], "scratch-tiny")
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {**tower, "vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1}
     vision = {**tower, "image_size": 32, "patch_size": 16}
@@ -67,7 +67,7 @@ def rows_in(index: Path) -> int:
 
 
 def survive(folder: Path, count: int) -> list[str]:
-    """Index pictures through three kills; what happened, as lines of the report."""
+    """Index images through three kills; what happened, as lines of the report."""
     model = save_clip(folder / "clip")
     draw_pictures(folder / "pictures", count)
     index = folder / "index"
@@ -99,11 +99,11 @@ def survive(folder: Path, count: int) -> list[str]:
     furthest = np.abs(again - np.array(chosen["vector"].to_pylist(), np.float32)).max()
     assert table.num_rows == distinct == count == json.loads(said.splitlines()[-1])["rows"]
     return [
-        f"{count:,} pictures of 32 x 32, a CLIP of two layers, `modeling-mm index` in its defaults:",
+        f"{count:,} images of 32 x 32, a CLIP of two layers, `modeling-mm index` in its defaults:",
         "",
         *lines,
         "",
-        f"In the end {table.num_rows:,} rows with {distinct:,} different ids; every 97th picture embedded again is "
+        f"In the end {table.num_rows:,} rows with {distinct:,} different ids; every 97th image embedded again is "
         f"within {furthest:.1e} of its row. All four runs took {time.perf_counter() - started:.0f} s.",
     ]
 

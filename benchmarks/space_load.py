@@ -45,7 +45,7 @@ def resident(process: subprocess.Popen) -> float:
 
 
 def visit(number: int, url: str, folder: Path, end: list[float], ready: threading.Barrier, told: list) -> None:
-    """One person: a picture of their own, asked or looked at again and again."""
+    """One person: an image of their own, asked or looked at again and again."""
     path = folder / f"{number}.png"
     picture = Image.new("RGB", (64, 64), (240, 240 - number % 10, 245))
     ImageDraw.Draw(picture).ellipse((10, 10, 40, 40), ("red", "blue", "green")[number % 3])
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--port", type=int, default=7899)
-    parser.add_argument("--folder", type=Path, default=Path("runs/space_load"), help="where pictures are drawn")
+    parser.add_argument("--folder", type=Path, default=Path("runs/space_load"), help="where images are drawn")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     process = started(str(Path(args.model).resolve()), args.port)

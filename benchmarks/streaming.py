@@ -3,7 +3,7 @@
     python benchmarks/streaming.py               # some minutes on two CPU cores
     python benchmarks/streaming.py --rows 10000  # smaller
 
-- The rows are written first: Parquet shards, each row with a picture of its own and its number in the text.
+- The rows are written first: Parquet shards, each row with an image of its own and its number in the text.
 - One pass is trained by a small model with `MMTrainer` in a process of its own with two workers, which is killed
   (SIGKILL) in the middle and started again. Every batch that is trained on is noted with the numbers of its rows.
 - Memory is the proportional set size of that process and its workers, asked for each second.

@@ -28,8 +28,8 @@ from searching import Searcher, search_tab
 
 USER = "demo"
 HOW = """
-A vision tower turns each picture into a grid of states{hears}; layers of **gated cross-attention** inside the text
-model look at these states while it reads. Pictures stay outside the text, so one is encoded once, however often it is
+A vision tower turns each image into a grid of states{hears}; layers of **gated cross-attention** inside the text
+model look at these states while it reads. Images stay outside the text, so one is encoded once, however often it is
 asked about. The gates start at zero: before training the text model is exactly what it was.
 
 {facts}
@@ -59,9 +59,9 @@ def facts(shown: Shown) -> str:
 def limits_text(shown: Shown) -> str:
     """What the card says of the model's limits, and what this page takes."""
     said = limits_of(shown.card) or "The model card says nothing about limits; expect wrong answers."
-    media = f"files up to {FILE_BYTES // 10**6} MB, pictures up to {PIXELS // 10**6} million pixels"
+    media = f"files up to {FILE_BYTES // 10**6} MB, images up to {PIXELS // 10**6} million pixels"
     sound = f", sounds up to {SECONDS} seconds" if shown.hears else ""
-    counts = {"generation": f", {PICTURES} files in a conversation", "retrieval": f", {GALLERY} pictures to search in"}
+    counts = {"generation": f", {PICTURES} files in a conversation", "retrieval": f", {GALLERY} images to search in"}
     own = f"This page takes {media}{sound}, texts up to {CHARACTERS:,} characters"
     kept = "Uploads are deleted after an hour. Answers may be wrong; do not rely on them."
     return f"{said}\n\n{own}{counts.get(shown.kind, '')}. {kept}"

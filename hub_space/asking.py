@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Ask: chat about pictures and sounds. Each is encoded when it is first asked about, and then asked many times."""
+"""Ask: chat about images and sounds. Each is encoded when it is first asked about, and then asked many times."""
 
 import html
 import logging
@@ -105,11 +105,11 @@ class Asker:
         self.shown, self.memories = shown, MediaCache(self.KEPT)
 
     def memory(self, path: Path) -> dict[str, Any]:
-        """The memory of one picture or sound by its modality, as `project_media` has it."""
+        """The memory of one image or sound by its modality, as `project_media` has it."""
         if path.suffix.lower() not in SOUNDS:
             return self.memories.of(path, self.seen, "image")
         if not self.shown.hears:
-            raise Refused("This model does not hear; ask it about pictures.")
+            raise Refused("This model does not hear; ask it about images.")
         return self.memories.of(path, self.heard, "audio")
 
     def seen(self, path: Path) -> dict[str, Any]:
@@ -225,14 +225,14 @@ def conversation(asker: Asker, message: Any, history: Any, follow_up: bool) -> M
         else:
             merged.append({"role": role, "text": text, "files": files})
     if not checked_text(message.get("text"), asker.shown.processor):
-        raise Refused("There is no question; write one beside the picture.")
+        raise Refused("There is no question; write one beside the image.")
     if not follow_up:
         own = [path for path in (uploaded_file(one, "file") for one in turns[-1][2]) if path]
         earlier = next((turn["files"] for turn in reversed(merged) if turn["files"]), [])
         question = checked_text(message["text"], asker.shown.processor)
         merged = [{"role": "user", "text": question, "files": own or earlier}]
     if sum(len(turn["files"]) for turn in merged) > PICTURES:
-        raise Refused(f"That is more than {PICTURES} pictures and sounds for one conversation.")
+        raise Refused(f"That is more than {PICTURES} images and sounds for one conversation.")
     return merged
 
 
@@ -260,7 +260,7 @@ def endpoints(asker: Asker) -> tuple[Callable[..., Iterator[str]], Callable[...,
         new_tokens: float = 64,
         request: gr.Request | None = None,
     ) -> Iterator[str]:
-        """Ask about pictures (and sounds, if the model hears). Later questions go to the same ones.
+        """Ask about images (and sounds, if the model hears). Later questions go to the same ones.
 
         What cannot be answered is said in one sentence in place of the answer.
 
@@ -274,13 +274,13 @@ def endpoints(asker: Asker) -> tuple[Callable[..., Iterator[str]], Callable[...,
     def ask(
         question: str, picture: Any = None, sound: Any = None, new_tokens: Any = 64, request: gr.Request | None = None
     ) -> Iterator[str]:
-        """Ask a question about a picture (or a sound, if the model hears).
+        """Ask a question about an image (or a sound, if the model hears).
 
         What cannot be answered is said in one sentence in place of the answer.
 
         Args:
             question: what to ask, in words.
-            picture: an uploaded picture, or none.
+            image: an uploaded image, or none.
             sound: an uploaded sound, or none.
             new_tokens: how long the answer may become.
         """
@@ -293,7 +293,7 @@ def endpoints(asker: Asker) -> tuple[Callable[..., Iterator[str]], Callable[...,
 def ask_tab(asker: Asker) -> None:
     """The tab."""
     hears = asker.shown.hears
-    what = "pictures or sounds" if hears else "one or several pictures"
+    what = "images or sounds" if hears else "one or several images"
     examples = [
         {"text": "what shape is in the image?", "files": [example_media.shape("red", "circle")]},
         {"text": "what is the color of the shape?", "files": [example_media.shape("teal", "triangle")]},

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Look: where in the picture the model looked for each word, as the code that comes with it finds.
+"""Look: where in the image the model looked for each word, as the code that comes with it finds.
 
-Shapes: H height, W width of a picture, h and w the grid of its places.
+Shapes: H height, W width of an image, h and w the grid of its places.
 """
 
 import logging
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 WORDS = 12  # shown at most
 TOKENS = 48
 SIDE = 384  # pixels of a map's longer side
-# from unseen to looked at; the picture shows through below, and every step is lighter than the one before
+# from unseen to looked at; the image shows through below, and every step is lighter than the one before
 RAMP = np.array([[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]], dtype=np.float32)
 
 
 def overlay(picture: Image.Image, grid: np.ndarray) -> Image.Image:
-    """The picture in grey, coloured and brighter where the weights (h, w) are high."""
+    """The image in grey, coloured and brighter where the weights (h, w) are high."""
     scale = SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     low, high = float(grid.min()), float(grid.max())
@@ -45,7 +45,7 @@ def overlay(picture: Image.Image, grid: np.ndarray) -> Image.Image:
 
 
 def maps(shown: Shown, picture: Image.Image, text: str, tokens: int) -> tuple[str, list[tuple[Image.Image, str]]]:
-    """The answer, of a classifier the text itself, and for each of its words the picture with its map.
+    """The answer, of a classifier the text itself, and for each of its words the image with its map.
 
     Raises:
         Refused: the model has no map for them.
@@ -59,7 +59,7 @@ def maps(shown: Shown, picture: Image.Image, text: str, tokens: int) -> tuple[st
 
 
 def can_look(shown: Shown) -> bool:
-    """Whether there are maps to draw, tried on a small picture; the code of older checkpoints has none."""
+    """Whether there are maps to draw, tried on a small image; the code of older checkpoints has none."""
     if not hasattr(shown.model, "attention_maps"):
         return False
     try:
@@ -74,21 +74,21 @@ def look_tab(shown: Shown) -> None:
     generates = shown.kind == "generation"
 
     def look(picture: Any, text: str, request: gr.Request | None = None) -> tuple[str, list]:
-        """Where in a picture the model looks for each word: of its answer, or of a classifier's text.
+        """Where in an image the model looks for each word: of its answer, or of a classifier's text.
 
         Args:
-            picture: an uploaded picture.
-            text: the question, or for a classifier the text beside the picture.
+            image: an uploaded image.
+            text: the question, or for a classifier the text beside the image.
         """
         visits.admit(request)
         path, text = uploaded_file(picture, "picture"), checked_text(text, shown.processor)
         if path is None or not text:
-            raise Refused("Give a picture and a text.")
+            raise Refused("Give an image and a text.")
         answer, found = maps(shown, open_picture(path, shown.processor), text, TOKENS)
         return answer or "(the model says nothing)", found
 
     what = "each word of the answer" if generates else "each word of the text"
-    gr.Markdown(f"Where in the picture the model looks for {what}: brighter is more, averaged over layers and heads.")
+    gr.Markdown(f"Where in the image the model looks for {what}: brighter is more, averaged over layers and heads.")
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             picture = gr.Image(type="filepath", label="Picture", height=260, sources=["upload", "clipboard"])

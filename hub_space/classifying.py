@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Classify: a label for any of picture, text and sound, and what each of them brought.
+"""Classify: a label for any of image, text and sound, and what each of them brought.
 
 What one brought is how the score of the answer changes when it is taken away; all of these rows are one batch, so that
-picture and sound still go through their towers once.
+image and sound still go through their towers once.
 """
 
 from html import escape
@@ -107,24 +107,24 @@ def classify_tab(shown: Shown) -> None:
         if path := uploaded_file(sound, "sound"):
             given["audio"] = open_sound(path)
         if not given:
-            raise Refused(f"Give a picture, a text{', a sound' if shown.hears else ''} or several of them.")
+            raise Refused(f"Give an image, a text{', a sound' if shown.hears else ''} or several of them.")
         labels, found = classified(shown, given)
         return shown_labels(shown, labels), found
 
     def classify_seen(picture: Any = None, text: str = "", request: gr.Request | None = None):
-        """Classify a picture, a text or both: scores of all labels, and what each input brought to the answer.
+        """Classify an image, a text or both: scores of all labels, and what each input brought to the answer.
 
         Args:
-            picture: an uploaded picture, or none.
+            image: an uploaded image, or none.
             text: a text, or none.
         """
         return classify(picture, text, request)
 
     def classify_heard(picture: Any = None, text: str = "", sound: Any = None, request: gr.Request | None = None):
-        """Classify any of a picture, a text and a sound: scores of all labels, and what each brought to the answer.
+        """Classify any of an image, a text and a sound: scores of all labels, and what each brought to the answer.
 
         Args:
-            picture: an uploaded picture, or none.
+            image: an uploaded image, or none.
             text: a text, or none.
             sound: an uploaded sound, or none.
         """

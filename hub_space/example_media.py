@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Examples to click, drawn and played by code so that nobody's pictures are needed."""
+"""Examples to click, drawn and played by code so that nobody's images are needed."""
 
 import random
 import tempfile
@@ -32,7 +32,7 @@ def folder() -> Path:
 
 @cache
 def shape(colour: str, kind: str) -> str:
-    """The path of a picture with one shape somewhere on a light ground; the same on every run."""
+    """The path of an image with one shape somewhere on a light ground; the same on every run."""
     chance = random.Random(f"{colour} {kind}")
     ground = tuple(chance.randint(232, 252) for _ in range(3))
     picture = Image.new("RGB", (SIDE * SMOOTH, SIDE * SMOOTH), ground)
@@ -51,7 +51,7 @@ def shape(colour: str, kind: str) -> str:
 
 
 def gallery() -> list[str]:
-    """One picture of each shape in each of four colours."""
+    """One image of each shape in each of four colours."""
     return [shape(colour, kind) for colour in ("red", "blue", "yellow", "teal") for kind in SHAPES]
 
 

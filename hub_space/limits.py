@@ -26,8 +26,8 @@ FILE_BYTES = 10_000_000
 PIXELS = 20_000_000
 SECONDS = 30  # of sound
 CHARACTERS = 1_000  # of a text
-PICTURES = 8  # pictures and sounds of one question
-GALLERY = 60  # pictures to search in
+PICTURES = 8  # images and sounds of one question
+GALLERY = 60  # images to search in
 NEW_TOKENS = 256  # of an answer
 ANSWER_SECONDS = 60
 REQUESTS_PER_MINUTE = 30  # of one session; ten times as many from one address, behind which many people may be
@@ -150,7 +150,7 @@ def uploaded_file(given: Any, what: str) -> Path | None:
 
 
 def open_picture(path: Path, processor: Any) -> Image.Image:
-    """An RGB picture, decoded in full and made of the file as the model's processor does.
+    """An RGB image, decoded in full and made of the file as the model's processor does.
 
     Raises:
         Refused: it is none that can be read, or has too many pixels.
@@ -158,7 +158,7 @@ def open_picture(path: Path, processor: Any) -> Image.Image:
     try:
         with Image.open(path, formats=PICTURE_FORMATS) as file:
             if file.width * file.height > PIXELS:  # known before anything is decoded
-                raise Refused(f"The picture has more than {PIXELS // 10**6} million pixels.")
+                raise Refused(f"The image has more than {PIXELS // 10**6} million pixels.")
             if hasattr(processor, "open_image"):
                 return processor.open_image(file).copy()  # which the file, closed below, has no part in
             image: Image.Image = file  # the code of an older checkpoint
@@ -166,11 +166,11 @@ def open_picture(path: Path, processor: Any) -> Image.Image:
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             return ImageOps.exif_transpose(image).convert("RGB")
     except Image.DecompressionBombError:
-        raise Refused(f"The picture has more than {PIXELS // 10**6} million pixels.") from None
+        raise Refused(f"The image has more than {PIXELS // 10**6} million pixels.") from None
     except Refused:
         raise
     except Exception:  # Pillow's plugins raise of all kinds for broken files
-        raise Refused("The picture cannot be read; expected PNG, JPEG, WebP, GIF or BMP.") from None
+        raise Refused("The image cannot be read; expected PNG, JPEG, WebP, GIF or BMP.") from None
 
 
 def open_sound(path: Path) -> tuple[np.ndarray, int]:

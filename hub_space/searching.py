@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Search: the pictures of a gallery that are most like a text, a picture or both, looked at again if wanted.
+"""Search: the images of a gallery that are most like a text, an image or both, looked at again if wanted.
 
-Shapes: G pictures of a gallery, E embedding width.
+Shapes: G images of a gallery, E embedding width.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ AGAIN = 20  # of the best are looked at again
 
 
 class Searcher:
-    """Compares embeddings; remembers those of the last pictures, by their content."""
+    """Compares embeddings; remembers those of the last images, by their content."""
 
     KEPT = 5_000
 
@@ -32,7 +32,7 @@ class Searcher:
         return self.shown.model.matching_head is not None
 
     def picture(self, path: Path) -> torch.Tensor:
-        """The embedding (E,) of a picture."""
+        """The embedding (E,) of an image."""
         return self.known.of(path, self.embedded)
 
     @torch.no_grad()
@@ -41,7 +41,7 @@ class Searcher:
         return functional.normalize(seen, dim=-1)
 
     def pixels(self, paths: list[Path]) -> Any:
-        """The tensors of pictures, without an index: one for each row."""
+        """The tensors of images, without an index: one for each row."""
         processor = self.shown.processor
         made = processor.image_processor([open_picture(path, processor) for path in paths], return_tensors="pt")
         return made.to(self.shown.model.device)
@@ -52,7 +52,7 @@ class Searcher:
 
     @torch.no_grad()
     def search(self, text: str, like: Path | None, gallery: list[Path], rerank: bool, most: int) -> list[dict]:
-        """The best pictures, each with its place in the gallery, its similarity and, if looked at again, its match."""
+        """The best images, each with its place in the gallery, its similarity and, if looked at again, its match."""
         model = self.shown.model
         queries = [] if like is None else [self.picture(like)]
         if text:
@@ -76,23 +76,23 @@ class Searcher:
 
 
 def gallery_files(given: Any) -> list[Path]:
-    """The uploaded pictures of a gallery.
+    """The uploaded images of a gallery.
 
     Raises:
         Refused: they are not a list of such, or too many.
     """
     if not isinstance(given, list) or not given:
-        raise Refused("The gallery is empty; upload some pictures.")
+        raise Refused("The gallery is empty; upload some images.")
     if len(given) > GALLERY:
-        raise Refused(f"The gallery has more than {GALLERY} pictures.")
+        raise Refused(f"The gallery has more than {GALLERY} images.")
     files = [uploaded_file(one.get("image") if isinstance(one, dict) else None, "picture") for one in given]
     if None in files:
-        raise Refused("The gallery holds something that is no picture.")
+        raise Refused("The gallery holds something that is no image.")
     return [path for path in files if path is not None]
 
 
 def caption(rank: int, hit: dict) -> str:
-    """What stands below a picture found, short enough for a phone."""
+    """What stands below an image found, short enough for a phone."""
     return f"{rank}. match {hit['match']:.2f}" if "match" in hit else f"{rank}. {hit['similarity']:.2f}"
 
 
@@ -107,20 +107,20 @@ def endpoint(searcher: Searcher) -> Callable[..., tuple[list, list[dict]]]:
         most: float = 6,
         request: gr.Request | None = None,
     ) -> tuple[list, list[dict]]:
-        """Find the pictures of a gallery that are most like a text, a picture, or both.
+        """Find the images of a gallery that are most like a text, an image, or both.
 
         Args:
             text: what they should show.
-            like: an uploaded picture that they should be like.
-            gallery: the pictures to search in.
-            rerank: whether the matching head looks at text and picture together for the best of them.
+            like: an uploaded image that they should be like.
+            gallery: the images to search in.
+            rerank: whether the matching head looks at text and image together for the best of them.
             most: how many to show.
         """
         visits.admit(request)
         text = checked_text(text, searcher.shown.processor)
         picture = uploaded_file(like, "picture")
         if not text and picture is None:
-            raise Refused("Write what to look for, or give a picture.")
+            raise Refused("Write what to look for, or give an image.")
         if rerank and not (text and searcher.can_rerank):
             raise Refused("Looking again needs a text, and a model with a matching head.")
         files = gallery_files(gallery)
@@ -138,9 +138,9 @@ def search_tab(searcher: Searcher) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             text = gr.Textbox(label="Text", max_length=CHARACTERS, placeholder="a red circle")
-            like = gr.Image(type="filepath", label="Like this picture", height=160, sources=["upload", "clipboard"])
+            like = gr.Image(type="filepath", label="Like this image", height=160, sources=["upload", "clipboard"])
             rerank = gr.Checkbox(
-                False, label="Look again: text and picture together", visible=searcher.can_rerank, interactive=True
+                False, label="Look again: text and image together", visible=searcher.can_rerank, interactive=True
             )
             most = gr.Slider(1, 12, 6, step=1, label="Show")
             button = gr.Button("Search", variant="primary")
@@ -157,7 +157,7 @@ def search_tab(searcher: Searcher) -> None:
             )
             with gr.Accordion("As numbers", open=False):
                 numbers = gr.JSON(show_label=False)
-    gr.Markdown("**Gallery**, drawn by code. Clear it to put your own pictures in its place.")
+    gr.Markdown("**Gallery**, drawn by code. Clear it to put your own images in its place.")
     gallery = gr.Gallery(
         example_media.gallery(),
         label="Gallery",

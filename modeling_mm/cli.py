@@ -2,7 +2,7 @@
 """`modeling-mm <verb>`: one command each.
 
 The last line on standard output is one line of JSON with the results; `search` prints a table there, or a line for
-each picture found. All else goes to standard error. Bad input is one clear sentence and exit code 2.
+each image found. All else goes to standard error. Bad input is one clear sentence and exit code 2.
 `MODELING_MM_TRACEBACK=1` shows where it was raised.
 """
 

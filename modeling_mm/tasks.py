@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ANSWER = """inputs = processor.apply_chat_template(
-    [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "what is it?"}]}],
+    [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "what is it?"}]}],
     add_generation_prompt=True,
     tokenize=True,
     return_dict=True,
@@ -19,16 +19,16 @@ ANSWER = """inputs = processor.apply_chat_template(
 answer = model.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
 print(processor.batch_decode(answer, skip_special_tokens=True)[0])"""
 
-CLASSIFY = """inputs = processor(images=picture, text="<image>what is it?", return_tensors="pt")
+CLASSIFY = """inputs = processor(images=image, text="<image>what is it?", return_tensors="pt")
 """
 LIKELIEST = f"{CLASSIFY}print(model.config.id2label[model(**inputs).logits.argmax().item()])"
 LIKELY = f"{CLASSIFY}print([model.config.id2label[i] for i, x in enumerate(model(**inputs).logits[0]) if x > 0])"
 NUMBERS = f"{CLASSIFY}print(model(**inputs).logits[0].tolist())"
 
-RETRIEVE = """pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
+RETRIEVE = """pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
 texts = processor(text=["a red square", "a dog"], padding=True, return_tensors="pt")
-pictures = model.get_image_features(pixels).pooler_output
-print(model.get_text_features(**texts).pooler_output @ pictures.T)"""
+images = model.get_image_features(pixels).pooler_output
+print(model.get_text_features(**texts).pooler_output @ images.T)"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Task:
         name: as `--task` takes it.
         main_metric: the score that stands for the task where there is room for one.
         scores: the model card's sentence about the metrics.
-        use: the model card's words for what the model is meant for, before "pictures".
+        use: the model card's words for what the model is meant for, before "images".
         example: Python that asks `model` about `picture`, for the model card.
         head: name of the model class, which this package exports.
         auto_class: the Auto class of transformers that opens the head.
@@ -49,7 +49,7 @@ class Task:
         problem_type: as in the config of the classification head; None of the other heads.
         labels: names of the head's outputs that are fixed; None where the rows or the column's name give them.
         generates: whether the model answers in words of its own.
-        embeds: whether pictures and texts are embedded apart and rank each other.
+        embeds: whether images and texts are embedded apart and rank each other.
         pairs: whether rows are scored with their own text and with that of another row.
     """
 

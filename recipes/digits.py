@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Digits to look at and to listen to: scikit-learn's 1,797 handwritten ones, and their names spoken.
 
-Splits share no picture and no voice. Of each digit 40 pictures are for the test and 20 for validation; the
+Splits share no image and no voice. Of each digit 40 images are for the test and 20 for validation; the
 1,197 others are for training.
 """
 
@@ -17,20 +17,20 @@ from .speech import VOICES, Utterance, utterance
 from .tables import save
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-HELD = {"test": 40, "validation": 20}  # per digit: 400 and 200 pictures, enough for 1,000 rows in other combinations
+HELD = {"test": 40, "validation": 20}  # per digit: 400 and 200 images, enough for 1,000 rows in other combinations
 TAKES = 4  # of a word by each voice, in different accents, speeds and pitches, for validation and test
 SIDE = 32  # pixels; the originals are 8 x 8
 
 
 @cache
 def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """Scikit-learn's pictures (1797, 8, 8), ink 0 to 16, and which digit each shows (1797,)."""
+    """Scikit-learn's images (1797, 8, 8), ink 0 to 16, and which digit each shows (1797,)."""
     digits = load_digits()
     return digits.images, digits.target
 
 
 def split_pictures(split: str, seed: int) -> list[list[int]]:
-    """For each digit, the numbers of the split's pictures of it."""
+    """For each digit, the numbers of the split's images of it."""
     chosen = []
     for digit in range(10):
         numbers = np.flatnonzero(pictures()[1] == digit).tolist()
@@ -49,7 +49,7 @@ def save_picture(path: Path, ink: np.ndarray) -> None:
 
 
 def save_digit(folder: Path, number: int) -> None:
-    """Picture `number` of scikit-learn's as `folder/digit<number>.png`."""
+    """Image `number` of scikit-learn's as `folder/digit<number>.png`."""
     save_picture(folder / digit_name(number), pictures()[0][number])
 
 

@@ -10,8 +10,8 @@ decoder (a Llama has no pooled output); `--vision_tower vit`, `swin` and `convne
 
 A plain loop: AdamW, rows in random order, a cosine schedule over the seconds, which are those of computing (those that
 other programs take do not count; on one thread of an idle machine they are seconds by the clock). `--augment_images`
-changes pictures as `modeling-mm train` does, only after they were made small. Recall from text to picture, where each
-text has one right picture, and from picture to text, where any of the picture's texts counts; ties count as lost.
+changes images as `modeling-mm train` does, only after they were made small. Recall from text to image, where each
+text has one right image, and from image to text, where any of the image's texts counts; ties count as lost.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from transformers import (
 from modeling_mm.data.augmentation import picture_transform
 from modeling_mm.training.scratch import text_config, train_tokenizer
 
-SIDE = 32  # pixels: half of what the pictures have, in a quarter of the time
+SIDE = 32  # pixels: half of what the images have, in a quarter of the time
 SPLITS = ("train", "validation", "test_vendor", "test_concepts")
 VISION_TOWERS = {
     "vit": ViTConfig(
@@ -59,11 +59,11 @@ VISION_TOWERS = {
 
 
 class Split(NamedTuple):
-    """P pictures and N texts, N at least P: what the rows of one CSV hold."""
+    """P images and N texts, N at least P: what the rows of one CSV hold."""
 
     pixels: torch.Tensor  # (P, 3, SIDE, SIDE)
     texts: list[str]  # N
-    picture: torch.Tensor  # (N,): which picture a text belongs to
+    picture: torch.Tensor  # (N,): which image a text belongs to
 
 
 def write_towers(folder: Path, vision_tower: str, texts: list[str], seed: int) -> None:
@@ -80,7 +80,7 @@ def write_towers(folder: Path, vision_tower: str, texts: list[str], seed: int) -
 
 
 def read_split(folder: Path, split: str, image_processor: Any) -> Split:
-    """A split with all its pictures in memory."""
+    """A split with all its images in memory."""
     with (folder / f"{split}.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     places = {image: place for place, image in enumerate(dict.fromkeys(row["image"] for row in rows))}
@@ -134,7 +134,7 @@ def train(
 def embed(
     model: VisionTextDualEncoderModel, tokenizer: PreTrainedTokenizerBase, data: Split, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised embeddings of the pictures (P, D) and of the texts (N, D)."""
+    """Normalised embeddings of the images (P, D) and of the texts (N, D)."""
     model.eval()
     images = [model.get_image_features(pixel_values=some).pooler_output for some in data.pixels.split(size)]
     texts = []
@@ -145,11 +145,11 @@ def embed(
 
 
 def recalls(images: torch.Tensor, texts: torch.Tensor, picture: torch.Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 both ways of pictures (P, D) and texts (N, D); text n belongs to picture[n]."""
+    """Recall at 1, 5 and 10 both ways of images (P, D) and texts (N, D); text n belongs to image[n]."""
     scores = texts @ images.T  # (N, P)
     own = picture[:, None] == torch.arange(len(images))
     right = scores.gather(1, picture[:, None])  # (N, 1)
-    of_text = (scores.masked_fill(own, -torch.inf) >= right).sum(1)  # how many wrong pictures come first
+    of_text = (scores.masked_fill(own, -torch.inf) >= right).sum(1)  # how many wrong images come first
     best = scores.masked_fill(~own, -torch.inf).max(0).values  # (P,): the best of its own texts
     of_picture = (scores.masked_fill(own, -torch.inf) >= best).sum(0)  # how many wrong texts come first
     ways = {"text_to_image": of_text, "image_to_text": of_picture}

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Does the text name the digit in the picture? Pairs of an image and a text that belong together.
+"""Does the text name the digit in the image? Pairs of an image and a text that belong together.
 
     python -m recipes.make_digit_matching    # into runs/data/digit_matching; 4 s
 
-Each row is a picture and a text that names its digit; training and evaluation draw a wrong text for it from rows with
-another digit, which is what the column `digit` is for. Splits share no picture.
+Each row is an image and a text that names its digit; training and evaluation draw a wrong text for it from rows with
+another digit, which is what the column `digit` is for. Splits share no image.
 """
 
 import random
@@ -45,4 +45,4 @@ def phrase(digit: int, chance: random.Random) -> str:
 
 
 if __name__ == "__main__":
-    command(make, __doc__, train_rows=1_197, validation_rows=200, test_rows=400)  # all pictures there are
+    command(make, __doc__, train_rows=1_197, validation_rows=200, test_rows=400)  # all images there are

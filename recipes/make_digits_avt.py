@@ -5,12 +5,12 @@
 
 Each row's digit is drawn evenly; then independently of each other
 
-- the picture is clear, or only noise, or absent; the sound likewise: of a digit under noise nothing is left
+- the image is clear, or only noise, or absent; the sound likewise: of a digit under noise nothing is left
 - the hint is absent, or states facts ("an odd number, below five"), or names the digit; one hint in ten was given for
   a digit drawn at random
 
 and a row without any of the three is drawn again. So the best accuracy that any model can reach from some of the
-modalities follows from the construction; `ceilings` adds it up, and the command prints it. Splits share no picture and
+modalities follows from the construction; `ceilings` adds it up, and the command prints it. Splits share no image and
 no voice.
 """
 
@@ -26,12 +26,12 @@ from .digits import WORDS, digit_name, save_digit, save_picture, split_pictures,
 from .speech import RATE, require_espeak, write_sound, write_utterance
 from .tables import SPLITS, command, side_by_side, write_table
 
-TRAIN_ROWS = 4_000  # each training picture is clear in about two of them, with other companions
+TRAIN_ROWS = 4_000  # each training image is clear in about two of them, with other companions
 VALIDATION_ROWS, TEST_ROWS = 400, 1_000  # 1,000: the standard error of 0.9 is 0.01
 STATES = {"clear": 0.5, "noise": 0.35, "absent": 0.15}  # half unusable, so that nobody may rely on one modality
 KINDS = {"absent": 0.15, "parity": 0.15, "half": 0.15, "both": 0.40, "name": 0.15}  # what a hint tells
 WRONG = 0.1
-NOISES = 100  # pictures and sounds per split, so few that each meets many labels: nothing to learn by heart
+NOISES = 100  # images and sounds per split, so few that each meets many labels: nothing to learn by heart
 PHRASES = ("{}", "it should be {}", "i think it is {}", "a hint: {}")
 Writer = Callable[[Path], None]  # writes one media file below the folder that it is given
 

@@ -3,8 +3,8 @@
 
     python -m recipes.make_emoji             # into runs/data/emoji; about a minute, 191 MB of packages
 
-A row is a picture and one of its captions: its Unicode name, or three of its keywords of which no other emoji has all.
-So a text has one right picture in its split, and a picture several right texts, those of the rows that share it.
+A row is an image and one of its captions: its Unicode name, or three of its keywords of which no other emoji has all.
+So a text has one right image in its split, and an image several right texts, those of the rows that share it.
 
 - train: the drawings of four vendors
 - validation: drawings by two of them, one for each of 200 emoji whose other drawings are in train
@@ -13,7 +13,7 @@ So a text has one right picture in its split, and a picture several right texts,
 
 Emoji that differ in sex or direction only, and any that a vendor draws alike, are together in or out of test_concepts.
 Names of test_vendor are in train too; keywords are drawn anew. Left out: skin tones, flags (many countries share one)
-and families (Twemoji draws 26 of them as four). No picture of one split is nearly that of another, which is checked.
+and families (Twemoji draws 26 of them as four). No image of one split is nearly that of another, which is checked.
 
 The packages come by npm (Debian: `apt install npm`), in fixed versions. Their licences, which `make` writes beside the
 data too: Noto Emoji and Android's blobs Apache-2.0, EmojiOne 2.2.7 and Twemoji CC-BY-4.0, Fluent Emoji MIT; names and
@@ -41,7 +41,7 @@ from .tables import command, save, side_by_side, write_table
 
 SIDE = 64  # pixels
 WORDS = 3  # keywords in a caption
-ALIKE = 0.02  # root mean square difference of colours, 0 to 1, below which two pictures look the same
+ALIKE = 0.02  # root mean square difference of colours, 0 to 1, below which two images look the same
 
 
 class Vendor(NamedTuple):
@@ -103,7 +103,7 @@ def code(text: str) -> str:
 
 
 def flatten(data: bytes) -> np.ndarray:
-    """An encoded picture on white: (SIDE, SIDE, 3), 0 to 255."""
+    """An encoded image on white: (SIDE, SIDE, 3), 0 to 255."""
     with Image.open(io.BytesIO(data)) as picture:
         drawn = ImageOps.pad(picture.convert("RGBA"), (SIDE, SIDE), Image.Resampling.LANCZOS)
     ground = Image.new("RGBA", drawn.size, "white")
@@ -138,7 +138,7 @@ def read_emoji(packages: Path) -> dict[str, Emoji]:
 
 
 def distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Root mean square differences of pictures (n, SIDE, SIDE, 3), (m, SIDE, SIDE, 3), at half their size: (n, m)."""
+    """Root mean square differences of images (n, SIDE, SIDE, 3), (m, SIDE, SIDE, 3), at half their size: (n, m)."""
 
     def small(pictures: np.ndarray) -> np.ndarray:
         half = pictures.reshape(len(pictures), SIDE // 2, 2, SIDE // 2, 2, 3).mean((2, 4), dtype=np.float32)
@@ -190,7 +190,7 @@ def hold_out(emoji: list[str], same: dict[Drawing, Drawing], count: int, chance:
 def hold_drawings(
     same: dict[Drawing, Drawing], held: set[str], count: int, chance: random.Random
 ) -> dict[Drawing, list[Drawing]]:
-    """About `count` pictures for validation, each with all emoji that it shows; no emoji twice."""
+    """About `count` images for validation, each with all emoji that it shows; no emoji twice."""
     shows = defaultdict(list)
     for drawing, first in same.items():
         shows[first].append(drawing)
@@ -216,12 +216,12 @@ def texts_of(emoji: Emoji, bearers: dict[str, set[str]], count: int, chance: ran
 
 
 def check_apart(drawings: dict[Drawing, np.ndarray], splits: dict[str, list[Drawing]]) -> None:
-    """See that no two splits share a picture.
+    """See that no two splits share an image.
 
     Raises:
-        ValueError: two of their pictures look the same.
+        ValueError: two of their images look the same.
     """
-    shape = (-1, SIDE, SIDE, 3)  # of a split without pictures too
+    shape = (-1, SIDE, SIDE, 3)  # of a split without images too
     pixels = {
         split: np.array([drawings[drawing] for drawing in some]).reshape(shape) for split, some in splits.items()
     }
@@ -233,7 +233,7 @@ def check_apart(drawings: dict[Drawing, np.ndarray], splits: dict[str, list[Draw
 
 
 def read_drawings(emoji: dict[str, Emoji], packages: Path) -> dict[Drawing, np.ndarray]:
-    """The pictures that the vendors have of what the test vendor draws."""
+    """The images that the vendors have of what the test vendor draws."""
     drawings: dict[Drawing, np.ndarray] = {}
     for vendor, source in VENDORS.items():
         found = pictures_of(fetch(source.package, packages), source.folder, emoji)
@@ -244,7 +244,7 @@ def read_drawings(emoji: dict[str, Emoji], packages: Path) -> dict[Drawing, np.n
 def split_pictures(
     same: dict[Drawing, Drawing], concepts: int, validation_pictures: int, seed: int
 ) -> dict[str, list[Drawing]]:
-    """The distinct pictures of each split."""
+    """The distinct images of each split."""
     chance = random.Random(f"{seed} emoji")
     emoji = [one for vendor, one in same if vendor == TEST_VENDOR]
     held = hold_out(emoji, same, concepts, chance)

@@ -4,14 +4,14 @@
     python -m recipes.make_interaction       # into runs/data/interaction; minutes
 
 The label is the last digit of the result (of 3 - 7 it is 6: counted modulo ten). Every operation is a Latin square:
-whoever lacks the picture, or the sound, has ten labels left that are equally likely, and a sum of scores of the three
+whoever lacks the image, or the sound, has ten labels left that are equally likely, and a sum of scores of the three
 modalities (`recipes/additive.py`) gets chance when trained by likelihood, and 0.455 is the most that a search found.
 Without the text 0.44 can be right, as a sum and a difference agree where an operand is 0 or 5.
 
-- train: 12,000 rows with all 400 combinations of operation and digits equally often, in any of 1,197 pictures and 48
+- train: 12,000 rows with all 400 combinations of operation and digits equally often, in any of 1,197 images and 48
   voices, and 8,000 that ask for one digit alone ("name what you hear"). Without those no learning starts: as long as
   nothing is known of one operand, the other tells nothing
-- validation, test: arithmetic only, combinations equally often too, in other pictures and voices
+- validation, test: arithmetic only, combinations equally often too, in other images and voices
 """
 
 import random

@@ -1,14 +1,14 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Questions of easy-VQA, spoken, about its pictures: image + audio -> answer, without any text.
+"""Questions of easy-VQA, spoken, about its images: image + audio -> answer, without any text.
 
     python -m recipes.make_spoken_vqa        # into runs/data/spoken_vqa; minutes, 211 MB
 
-The 107 distinct sentences are spoken once by each voice that a row asks for and shared between rows. Voices, pictures:
+The 107 distinct sentences are spoken once by each voice that a row asks for and shared between rows. Voices, images:
 
 - train: official training questions, and 4,000 sounds alone whose answer is the sentence, so that hearing is learnt
   from every word and not just from answers
-- validation: official training questions about pictures of its own, in voices of its own
-- test: two official test questions about each of the 1,000 official test pictures, in voices of its own
+- validation: official training questions about images of its own, in voices of its own
+- test: two official test questions about each of the 1,000 official test images, in voices of its own
 """
 
 import random
@@ -22,14 +22,14 @@ from modeling_mm.data.tables import read_easy_vqa
 from .speech import VOICES, require_espeak, utterance, write_utterance
 from .tables import command, save, side_by_side, write_table
 
-TRAIN_ROWS = 34_000  # of 38,575: nearly all about nine tenths of the pictures; each sentence in nearly all 48 voices
+TRAIN_ROWS = 34_000  # of 38,575: nearly all about nine tenths of the images; each sentence in nearly all 48 voices
 DICTATION_ROWS = 4_000  # of the 5,136 pairs of a sentence and a voice
-VALIDATION_ROWS = 800  # two about each of a tenth of the training pictures, which training then lacks
-TEST_ROWS = 2_000  # of 9,673: two for each test picture; the standard error of 0.95 is then 0.005
+VALIDATION_ROWS = 800  # two about each of a tenth of the training images, which training then lacks
+TEST_ROWS = 2_000  # of 9,673: two for each test image; the standard error of 0.95 is then 0.005
 
 
 def questions(rows: dict[str, int], seed: int) -> dict[str, list[tuple[str, str, str]]]:
-    """Picture path, sentence and answer for each row of each split, spread evenly over the split's pictures."""
+    """Image path, sentence and answer for each row of each split, spread evenly over the split's images."""
     chance = random.Random(f"{seed} questions")
     asked = {}
     for source in ("train", "test"):
@@ -85,7 +85,7 @@ def make(
 
 
 def copy(source: str, path: Path) -> None:
-    """Copy a picture, unless that was done before."""
+    """Copy an image, unless that was done before."""
     if not path.exists():
         with open(source, "rb") as picture:
             save(path, lambda file: shutil.copyfileobj(picture, file))

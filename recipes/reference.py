@@ -4,7 +4,7 @@
     python -m recipes.reference runs/data/digits_avt
 
 Logistic regression on pixels, on log-mel frames averaged over twelve equal parts of the sound, on counts of words. It
-shows that a modality can be read in unseen pictures and voices, and what it is worth; a model should get more.
+shows that a modality can be read in unseen images and voices, and what it is worth; a model should get more.
 On the test rows:
 
     digits_avt                        image 0.496, audio 0.532, text 0.375, all 0.798
@@ -35,7 +35,7 @@ Row = dict[str, str]
 
 
 def pixels(path: Path) -> np.ndarray:
-    """A picture's colours at 16 x 16, 0 to 1."""
+    """An image's colours at 16 x 16, 0 to 1."""
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)).ravel() / 255
 

@@ -50,7 +50,7 @@ def test_facts_do_not_contradict_each_other(task):
     assert not (task.labels and task.has_classes) and (not task.pairs or task.labels)
     assert task.problem_type in (None, "regression", "single_label_classification", "multi_label_classification")
     assert f"`{task.main_metric.removeprefix('text_to_image_')}`" in task.scores or task.numbers
-    assert "picture" in task.example and task.example.splitlines()[-1].startswith("print(")
+    assert "image" in task.example and task.example.splitlines()[-1].startswith("print(")
     compile(usage(task.name, adapter=False), task.name, "exec")
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm evaluate`: metrics as JSON, report.html, its pictures and predictions.jsonl of a trained model.
+"""`modeling-mm evaluate`: metrics as JSON, report.html, its images and predictions.jsonl of a trained model.
 
 modeling-mm evaluate --model DIR --test_file test.csv
 
-Of a retrieval model, recall both ways, or with --label_column how well it tells pictures apart by the labels' names.
+Of a retrieval model, recall both ways, or with --label_column how well it tells images apart by the labels' names.
 """
 
 import json
@@ -88,7 +88,7 @@ def retrieval_results(
 def zero_shot_results(
     args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor
 ) -> dict[str, Any] | None:
-    """How well a retrieval model tells pictures apart by the names of their labels; the first process does it all."""
+    """How well a retrieval model tells images apart by the names of their labels; the first process does it all."""
     output, templates = output_folder(args), args.prompt_templates or [TEMPLATE]
     arguments = trainer_arguments(args, output)
     if arguments.process_index:
@@ -120,9 +120,9 @@ def check_flags(args: EvaluateArguments, task: str) -> None:
         raise ValueError("--prompt_templates is for a retrieval model with a --label_column, whose values it names")
     check_templates(args.prompt_templates or [])
     if zero_shot and args.rerank:
-        raise ValueError("--rerank looks again at texts and pictures; with --label_column leave it out")
+        raise ValueError("--rerank looks again at texts and images; with --label_column leave it out")
     if TASKS[task].embeds and (args.audio_column or args.video_column):
-        raise ValueError("a retrieval is of pictures and texts; leave out --audio_column and --video_column")
+        raise ValueError("a retrieval is of images and texts; leave out --audio_column and --video_column")
 
 
 def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str) -> MMDataset:

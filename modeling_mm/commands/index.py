@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm index`: the embeddings of a folder's or a table's pictures in a LanceDB table on disk.
+"""`modeling-mm index`: the embeddings of a folder's or a table's images in a LanceDB table on disk.
 
-modeling-mm index --model DIR --images pictures/ --index runs/gallery
+modeling-mm index --model DIR --images images/ --index runs/gallery
 
 Run it again at any time, after a kill too: what is there is not embedded again, files that changed are.
 """

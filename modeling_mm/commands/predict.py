@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm predict`: ask a trained model about pictures, or have them classified; rank texts for a picture.
+"""`modeling-mm predict`: ask a trained model about images, or have them classified; rank texts for an image.
 
 modeling-mm predict --model DIR --image a.png --text "what is the blue shape?" --explain look.png
 modeling-mm predict --model RETRIEVAL --image a.png --text "a red circle" "a blue square"
@@ -50,7 +50,7 @@ def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
 def rank(
     model: PreTrainedModel, processor: MMProcessor, medium: dict[str, torch.Tensor], texts: list[str]
 ) -> list[dict]:
-    """Texts beside one picture or sound, the best first: the cosine of their embeddings, the probability of a match.
+    """Texts beside one image or sound, the best first: the cosine of their embeddings, the probability of a match.
 
     What orders them is the logit of the similarity, with the log-odds of a match where there is a matching head, as in
     `evaluate --rerank`.
@@ -75,12 +75,12 @@ def rank(
 
 
 def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProcessor) -> dict[str, Any]:
-    """The texts ranked for each picture and each sound.
+    """The texts ranked for each image and each sound.
 
     Raises:
         ValueError: there is nothing to compare, or a flag that retrieval has no use for.
     """
-    compares = "a retrieval model compares texts with pictures or sounds"
+    compares = "a retrieval model compares texts with images or sounds"
     if args.explain or args.video:
         raise ValueError(f"{compares}; leave out {'--explain' if args.explain else '--video'}")
     if not args.text or not (args.image or args.audio):
@@ -103,9 +103,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if not (args.image or args.text or args.audio or args.video):
         raise ValueError("give --image, --audio, --video, --text or several of them")
     if args.explain and (args.audio or args.video):
-        raise ValueError(f"--explain draws over one picture; leave {'--audio' if args.audio else '--video'} out")
+        raise ValueError(f"--explain draws over one image; leave {'--audio' if args.audio else '--video'} out")
     if args.explain and len(args.image) != 1:
-        raise ValueError(f"--explain draws over one picture, but {len(args.image)} were given with --image")
+        raise ValueError(f"--explain draws over one image, but {len(args.image)} were given with --image")
     attention = {"attn_implementation": "eager"} if args.explain else {}
     model, processor = load_checkpoint(args.model, **attention, **quantized(args.quantization))
     model = model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm search`: the pictures of an index that are most like a text, a picture, or both.
+"""`modeling-mm search`: the images of an index that are most like a text, an image, or both.
 
 modeling-mm search --index runs/gallery --text "a red circle" --where "price < 10" --html found.html
 """
@@ -20,7 +20,7 @@ from .verbs import SearchArguments
 
 
 def query_vector(encoder: DualEncoder, text: str | None, image: str | None, image_weight: float) -> np.ndarray:
-    """The normalised embedding (E,) of a text, of a picture, or their weighted mean."""
+    """The normalised embedding (E,) of a text, of an image, or their weighted mean."""
     if not image:
         return encoder.embed_texts([text or ""])[0]
     picture = encoder.embed_pictures([image])[0]
@@ -31,7 +31,7 @@ def query_vector(encoder: DualEncoder, text: str | None, image: str | None, imag
 
 
 def reranked(encoder: DualEncoder, text: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows by how well text and picture match; those whose pictures cannot be read come last."""
+    """Rows by how well text and image match; those whose images cannot be read come last."""
     readable, pictures = [], []
     for row in rows:
         try:
@@ -62,7 +62,7 @@ def as_table(hits: Sequence[dict[str, Any]], width: int = 119) -> str:
             scores.append(f"{'-' if hit['matching'] is None else format(hit['matching'], '.3f'):>8}")
         own = " ".join(f"{name}={value}" for name, value in hit["metadata"].items() if value is not None)
         lines.append("  ".join([*scores, f"{hit['id']}  {own}".strip()]).replace("\n", " ")[:width])
-    return "\n".join(lines if hits else ["no picture fulfils --where"])
+    return "\n".join(lines if hits else ["no image fulfils --where"])
 
 
 def search(args: SearchArguments) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def search(args: SearchArguments) -> list[dict[str, Any]]:
     """
     gallery = Gallery.open(args.index)
     if not len(gallery):
-        raise ValueError(f"the index '{args.index}' holds no pictures; add some with modeling-mm index --images")
+        raise ValueError(f"the index '{args.index}' holds no images; add some with modeling-mm index --images")
     encoder = DualEncoder.load(args.model or gallery.made_by["model"], args.device)
     gallery.check(encoder.fingerprint())
     if args.rerank:

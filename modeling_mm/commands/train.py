@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm train`: from a table of pictures and texts to a trained folder that `AutoModel` loads.
+"""`modeling-mm train`: from a table of images and texts to a trained folder that `AutoModel` loads.
 
 modeling-mm train --config recipes/easy_vqa.yaml
 modeling-mm train --task classification --train_file t.csv --vision_tower scratch-tiny --text_model scratch-tiny \
@@ -194,7 +194,7 @@ def write_history(history: list[dict[str, float]], report: dict[str, Any], outpu
 
 
 def rows_with_media(splits: Splits) -> list[Any]:
-    """A first row with a picture, one with sound and one with video, where there are any: of rows without, fusion and
+    """A first row with an image, one with sound and one with video, where there are any: of rows without, fusion and
     towers would seem unused. What the first rows of a stream lack may come later, and validation has it already."""
     rows = []
     for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
@@ -205,7 +205,7 @@ def rows_with_media(splits: Splits) -> list[Any]:
 
 
 def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
-    """Print what the model says to a few rows about one picture, and how to open it."""
+    """Print what the model says to a few rows about one image, and how to open it."""
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = max(dataset.groups(), key=len)
     row = dataset.row(dataset.kept[rows[0]])
@@ -235,7 +235,7 @@ def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None)
 
 
 def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path) -> dict[str, Any]:
-    """Metrics on the test set, or on validation without one, once with and once without the pictures."""
+    """Metrics on the test set, or on validation without one, once with and once without the images."""
     dataset: Any = splits.test or splits.validation
     metric = TASKS[task].main_metric
     if TASKS[task].pairs:

@@ -191,7 +191,7 @@ class SearchArguments:
         if self.top_k < 1:
             raise ValueError(f"--top_k is {self.top_k}; expected 1 or more")
         if self.rerank is not None and (not self.text or self.rerank < self.top_k):
-            raise ValueError("--rerank needs --text, and looks at no fewer pictures than --top_k shows")
+            raise ValueError("--rerank needs --text, and looks at no fewer images than --top_k shows")
 
 
 @dataclass

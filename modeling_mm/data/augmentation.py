@@ -1,11 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Augmentation: what training sees of its rows for once, and differently in the next epoch.
 
-- A distinct picture or sound has one view in a batch, however many rows ask about it, and is encoded once.
+- A distinct image or sound has one view in a batch, however many rows ask about it, and is encoded once.
 - What is drawn depends on seed, epoch and the rows at hand, on no state: neither workers nor an interruption change
-  it. A row's words and modalities depend on its number, the view of a sound on its file, that of a picture on the
-  pictures of its size in the batch, which are turned together.
-- Pictures are changed by kornia; nothing else needs it. Hue stays, by which red would become orange. A picture larger
+  it. A row's words and modalities depend on its number, the view of a sound on its file, that of an image on the
+  images of its size in the batch, which are turned together.
+- Images are changed by kornia; nothing else needs it. Hue stays, by which red would become orange. An image larger
   than its tower sees it is shrunk first, which saves time and changes little.
 
 Shapes: A clips, F frames, M mel bins.
@@ -31,9 +31,9 @@ from .rows import Row, present_modalities, without
 
 IMAGES = ("crop", "rotate", "flip", "color")
 AUDIO = ("noise", "shift", "specaugment")
-SHORT_SIDE = 512  # of a larger picture, which is shrunk first where the tower's size is not known
+SHORT_SIDE = 512  # of a larger image, which is shrunk first where the tower's size is not known
 DEGREES = 10.0
-CROP = (0.7, 1.0)  # share of the picture's area that a crop keeps
+CROP = (0.7, 1.0)  # share of the image's area that a crop keeps
 COLOR = 0.2  # brightness, contrast and saturation change by this much at most
 DECIBELS = (10.0, 30.0)  # of a clip above the noise that is added to it
 SHIFT = 0.1  # seconds of silence in front of a clip, at most
@@ -107,17 +107,17 @@ class Augmentation:
         return changed
 
     def short_side(self, image_processor: Any) -> int:
-        """Pixels of a picture's shorter side that are changed: what the tower will see of it, or `SHORT_SIDE`."""
+        """Pixels of an image's shorter side that are changed: what the tower will see of it, or `SHORT_SIDE`."""
         size = getattr(image_processor, "size", None)
         if not size or not getattr(image_processor, "do_resize", False):
             return SHORT_SIDE
         seen = max((size.get(name) or 0 for name in ("height", "width", "shortest_edge")), default=0)
-        share = getattr(image_processor, "crop_pct", None) or 1  # of the side, which is left of a resized picture
+        share = getattr(image_processor, "crop_pct", None) or 1  # of the side, which is left of a resized image
         share *= math.sqrt(CROP[0]) if "crop" in self.images else 1
         return min(math.ceil(seen / share) or SHORT_SIDE, SHORT_SIDE)
 
     def pictures(self, images: Mapping[str, Image.Image], image_processor: Any = None) -> dict[str, Image.Image]:
-        """A view of each picture, by the same keys, in its size, or as large as the tower will see it, if smaller."""
+        """A view of each image, by the same keys, in its size, or as large as the tower will see it, if smaller."""
         if not self.images:
             return dict(images)
         side = self.short_side(image_processor)
@@ -161,7 +161,7 @@ class Augmentation:
 
 
 def kornia_augmentation() -> Any:
-    """kornia's module, which is not needed until pictures are changed.
+    """kornia's module, which is not needed until images are changed.
 
     Raises:
         ValueError: says what to install.
@@ -169,12 +169,12 @@ def kornia_augmentation() -> Any:
     try:
         import kornia.augmentation
     except ImportError:
-        raise ValueError('augmenting pictures needs kornia: pip install "modeling-mm[augment]"') from None
+        raise ValueError('augmenting images needs kornia: pip install "modeling-mm[augment]"') from None
     return kornia.augmentation
 
 
 def picture_transform(names: Collection[str], size: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What the names stand for, for pictures (I, 3, H, W) in [0, 1] of one size (W, H), each drawn for itself."""
+    """What the names stand for, for images (I, 3, H, W) in [0, 1] of one size (W, H), each drawn for itself."""
     augmentation = kornia_augmentation()
     width, height = size
     ratio = (0.9 * width / height, 1.1 * width / height)
@@ -190,14 +190,14 @@ def picture_transform(names: Collection[str], size: tuple[int, int]) -> Callable
 
 
 def transformed(pixels: np.ndarray, transform: Callable[[torch.Tensor], torch.Tensor]) -> list[Image.Image]:
-    """RGB pictures of one size, from (I, H, W, 3) bytes through a transform of values in [0, 1]."""
+    """RGB images of one size, from (I, H, W, 3) bytes through a transform of values in [0, 1]."""
     values = transform(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
     values = (255 * values.clamp(0, 1)).round().byte().permute(0, 2, 3, 1)
     return [Image.fromarray(view) for view in values.numpy()]
 
 
 def shrunk(image: Image.Image, side: int) -> Image.Image:
-    """The picture with at most `side` pixels on its shorter side."""
+    """The image with at most `side` pixels on its shorter side."""
     factor = side / min(image.size)
     if factor >= 1:
         return image

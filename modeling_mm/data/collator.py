@@ -2,7 +2,7 @@
 """MMCollator: rows to a batch for training and evaluation.
 
 - Only with an `augmentation` does a batch differ from its rows; evaluation has none.
-- Each distinct picture of the batch is opened and prepared once; `image_index` says which rows it belongs to.
+- Each distinct image of the batch is opened and prepared once; `image_index` says which rows it belongs to.
 - For generation, labels are masked by position: the prompt and padding are -100, the answer and its end token are
   trained. Prompt and answer are tokenised apart, so that training sees the very prompt that `generate` will see.
 """
@@ -38,11 +38,11 @@ class MMCollator:
         task: `generation` (targets are text) or `classification` (targets are class ids).
         max_length: tokens per row at most.
         with_prompts: also give the prompts alone, padded on the left, for `generate` in evaluation.
-        negatives_seed: in a matching, also pair each picture with a wrong text of the batch, chosen by this seed.
-        blind: leave all pictures, sounds and videos out, to measure how much the text alone tells.
+        negatives_seed: in a matching, also pair each image with a wrong text of the batch, chosen by this seed.
+        blind: leave all images, sounds and videos out, to measure how much the text alone tells.
         augmentation: how rows are changed; for training only.
         cached: what frozen towers gave before, by modality; its media are not opened.
-        kept: memory for opened pictures; default: none.
+        kept: memory for opened images; default: none.
 
     Raises:
         ValueError: a row is longer than `max_length`, or the augmentation is not for this processor.
@@ -88,7 +88,7 @@ class MMCollator:
         return self.processor.flat_audio(clips)
 
     def flat_images(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """The tensors of the distinct pictures, as the processor gives them, or as their tower saw them."""
+        """The tensors of the distinct images, as the processor gives them, or as their tower saw them."""
         if not any(row.images for row in rows):
             return {}
         if "image" in self.cached:
@@ -96,7 +96,7 @@ class MMCollator:
         return self.processor.flat_images(self.open_images(rows))
 
     def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:
-        """The pictures of each row; one that stands in several rows is the same object in all of them."""
+        """The images of each row; one that stands in several rows is the same object in all of them."""
         opened: dict[str, Image.Image] = {}
         decoded = {key: image for row in rows for key, image in row.opened.items()}
         for image in (image for row in rows for image in row.images):
@@ -107,7 +107,7 @@ class MMCollator:
         return [[opened[image_key(image)] for image in row.images] for row in rows]
 
     def cached_image(self, image: str | bytes, key: str) -> Image.Image:
-        """A picture from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
+        """An image from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
         background = self.processor.image_background
         if self.augmentation is None or not self.augmentation.images:
             return self.kept.get(key, lambda: open_image(image, background))
@@ -220,10 +220,10 @@ def pad_right(sequences: list[list[int]], value: int) -> torch.Tensor:
 
 @dataclass
 class RetrievalCollator(MMCollator):
-    """Rows of a picture and its text to a batch; a picture in several rows is there once.
+    """Rows of an image and its text to a batch; an image in several rows is there once.
 
     Args:
-        captions: also give each text as the answer to its picture, as `MMForConditionalGeneration` learns it.
+        captions: also give each text as the answer to its image, as `MMForConditionalGeneration` learns it.
     """
 
     captions: bool = False
@@ -255,7 +255,7 @@ class RetrievalCollator(MMCollator):
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def as_captions(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """`caption_ids`, `caption_mask` and `labels` (B, T): the picture's marker, then the text and its end."""
+        """`caption_ids`, `caption_mask` and `labels` (B, T): the image's marker, then the text and its end."""
         asked = [replace(row, text="", target=self.without_media(row).text) for row in rows]
         prompts, answers = self.prompts_and_answers(asked)
         room = [self.max_length - len(prompt) for prompt in prompts]
@@ -269,5 +269,5 @@ class RetrievalCollator(MMCollator):
 
 
 def content_key(name: str) -> int:
-    """A key from 0, equal on every process, of what makes two pictures the same."""
+    """A key from 0, equal on every process, of what makes two images the same."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1

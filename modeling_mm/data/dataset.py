@@ -143,15 +143,15 @@ class MMDataset(torch.utils.data.Dataset):
         return self
 
     def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
-        """Split off a share of the rows at random; rows about one picture, or of one concept, stay together.
+        """Split off a share of the rows at random; rows about one image, or of one concept, stay together.
 
         Raises:
-            ValueError: all rows are about one picture, or the share is not between 0 and 1.
+            ValueError: all rows are about one image, or the share is not between 0 and 1.
         """
         groups = self.groups(by_concept=True)
         if len(groups) < 2:
             raise ValueError(
-                f"all rows of '{self.source}' are about one picture, so none can be held out; give --validation_file"
+                f"all rows of '{self.source}' are about one image, so none can be held out; give --validation_file"
             )
         if not 0 < share < 1:
             raise ValueError(f"the validation share is {share}; expected a number between 0 and 1")
@@ -188,7 +188,7 @@ class MMDataset(torch.utils.data.Dataset):
         return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)
 
     def groups(self, by_concept: bool = False) -> list[list[int]]:
-        """Indices of rows with the same first picture, video or sound, in this order, together.
+        """Indices of rows with the same first image, video or sound, in this order, together.
 
         A row without any is a group of its own. With `by_concept`, rows that have a concept are grouped by that.
         """

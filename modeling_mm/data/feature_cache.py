@@ -1,12 +1,12 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What frozen towers give for pictures and sounds, computed once and kept on disk for all epochs, runs and processes.
+"""What frozen towers give for images and sounds, computed once and kept on disk for all epochs, runs and processes.
 
 - Entries are found by the medium's content, in a folder for this tower, its weights, its processor and the precision:
   anything else looks into another folder, so that nothing stale is ever used.
 - A batch then brings `image_states` in place of `pixel_values`, `audio_states` in place of `input_features`. All that
   comes after the tower trains as ever, and the saved model knows nothing of this.
 
-Shapes: I distinct pictures or clips, P states each, V tower width.
+Shapes: I distinct images or clips, P states each, V tower width.
 """
 
 import hashlib

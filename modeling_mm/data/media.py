@@ -117,7 +117,7 @@ def image_key(source: str | bytes | list) -> str:
 
 
 def image_complaint(source: str | bytes) -> str | None:
-    """What is wrong with a picture, None where it opens."""
+    """What is wrong with an image, None where it opens."""
     try:
         open_image(source)
     except BadRow as error:
@@ -129,11 +129,11 @@ BYTES_PER_PIXEL = 4  # of Pillow's RGB
 
 
 class ImageCache:
-    """Pictures by a key. Once the room is taken, others are opened each time: in a random order every picture is as
+    """Images by a key. Once the room is taken, others are opened each time: in a random order every image is as
     likely to be the next, so that nothing is gained by making room.
 
     Args:
-        megabytes: of pictures that are kept at most, in each process that opens any.
+        megabytes: of images that are kept at most, in each process that opens any.
     """
 
     def __init__(self, megabytes: int = 0):
@@ -141,7 +141,7 @@ class ImageCache:
         self.pictures: dict[Hashable, Image.Image] = {}
 
     def get(self, key: Hashable, opened: Callable[[], Image.Image]) -> Image.Image:
-        """The picture of this key, `opened` where it is not in memory."""
+        """The image of this key, `opened` where it is not in memory."""
         if key in self.pictures:
             return self.pictures[key]
         picture = opened()

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Pairs for image-text matching: each picture with its own text, and with the text of another row.
+"""Pairs for image-text matching: each image with its own text, and with the text of another row.
 
 What is drawn depends on the seed and on the rows at hand, on no state: a resumed training draws what an uninterrupted
 one would have drawn.
@@ -18,9 +18,9 @@ from .targets import normalize
 
 
 def choose_negatives(rows: Sequence[Row], seed: int) -> list[int | None]:
-    """For each row the index of one whose text is wrong for its picture; None where there is none.
+    """For each row the index of one whose text is wrong for its image; None where there is none.
 
-    A text is wrong if no row at hand has it beside the same first picture, and, where targets give groups, if its row
+    A text is wrong if no row at hand has it beside the same first image, and, where targets give groups, if its row
     is of another group.
     """
     numbers = zlib.crc32(repr((seed, [row.number for row in rows])).encode())

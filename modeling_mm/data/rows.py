@@ -2,7 +2,7 @@
 """One row: what its cells hold, and what is wrong with it beside the contents of its media.
 
 Paths in a file are relative to it; an empty cell is a missing modality; several images, sounds or videos are a list,
-or paths joined by `;` in a CSV cell. Pictures in the column of videos are the frames of one.
+or paths joined by `;` in a CSV cell. Images in the column of videos are the frames of one.
 
 A table in memory (`dataset.py`) and a stream of shards (`stream.py`) both read their rows by this.
 """
@@ -43,7 +43,7 @@ class Columns:
 @dataclass
 class Row:
     """One example: `images`, `audio` and `videos` are paths or encoded bytes, or a list of them for the frames of a
-    video; `number` counts from 1 within the source. `opened` holds pictures, by their keys, that a check has decoded
+    video; `number` counts from 1 within the source. `opened` holds images, by their keys, that a check has decoded
     already."""
 
     number: int
@@ -62,7 +62,7 @@ class Row:
 
 
 def undecoded(feature: Any) -> Any:
-    """A column's feature with its pictures, sounds and videos, alone or in lists, left encoded."""
+    """A column's feature with its images, sounds and videos, alone or in lists, left encoded."""
     if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
         return type(feature)(decode=False)
     return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
@@ -115,7 +115,7 @@ class RowReader:
         targets = label_columns(self.task, columns.target)
         wanted = [*targets, columns.audio, columns.video, columns.concept]
         others = set(names) - {columns.image, columns.audio, columns.video, *targets}
-        # one of them may be the picture, or it is all there is
+        # one of them may be the image, or it is all there is
         if others - {columns.text} or not (columns.audio or columns.video):
             wanted.append(columns.image)
         if others:
@@ -125,7 +125,7 @@ class RowReader:
                 raise ValueError(
                     f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
                     "--image_column, --text_column, --audio_column, --video_column, --label_column or "
-                    '--concept_column; "" where there is no picture, text, sound or video)'
+                    '--concept_column; "" where there is no image, text, sound or video)'
                 )
 
     def row(self, cells: dict[str, Any], number: int) -> Row:
@@ -147,12 +147,12 @@ class RowReader:
             target = read_target(self.task, self.columns.target, cells)
         columns = (self.columns.image, self.columns.audio, self.columns.video)
         images, audio, videos = (self.media(cells.get(name), name) for name in columns)
-        videos = [videos] if videos and is_video(videos) else videos  # pictures, the frames of one video
+        videos = [videos] if videos and is_video(videos) else videos  # images, the frames of one video
         concept = None if cells.get(self.columns.concept) in (None, "") else str(cells[self.columns.concept])
         return Row(number, images, "" if text is None else str(text), target, audio, videos, concept=concept)
 
     def media(self, cell: Any, column: str) -> list[Any]:
-        """The pictures, sounds or videos that a cell names or holds.
+        """The images, sounds or videos that a cell names or holds.
 
         Raises:
             BadRow: it is of another kind.
@@ -189,7 +189,7 @@ class RowReader:
                 return f"the text has {count} '{markers[name]}' markers but the row has {what}"
         if TASKS[self.task].needs_image_and_text:
             missing = columns.text if row.images else columns.image
-            return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs a picture and a text"
+            return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs an image and a text"
         if columns.target is None:
             return None
         return target_complaint(columns.target, row.target, labels)

@@ -23,14 +23,14 @@ class EpochSampler(Sampler[int]):
 
 
 class ImageGroupSampler(EpochSampler):
-    """A new random order of pictures in each epoch, the rows about one picture side by side.
+    """A new random order of images in each epoch, the rows about one image side by side.
 
-    With it a batch of B rows holds few distinct pictures, and the vision tower works once for each.
+    With it a batch of B rows holds few distinct images, and the vision tower works once for each.
 
     Args:
-        groups: indices of the rows about each picture.
+        groups: indices of the rows about each image.
         seed: of the order.
-        size: rows about one picture side by side at most, others drawn each epoch; default: all of them.
+        size: rows about one image side by side at most, others drawn each epoch; default: all of them.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]], seed: int, size: int | None = None):

@@ -26,7 +26,7 @@ from .text_files import as_written, parse_json
 
 ENDINGS = (".parquet", ".tar")
 AT_ONCE = 64  # rows of a Parquet file that become Python objects together
-MEDIUM = {"bytes", "path"}  # what a structure holds that is a picture, a sound or a video
+MEDIUM = {"bytes", "path"}  # what a structure holds that is an image, a sound or a video
 # what broken files raise; a network that is down raises others, and stops the training
 BROKEN = (tarfile.TarError, ValueError, EOFError)
 

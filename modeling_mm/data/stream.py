@@ -5,7 +5,7 @@
   order; when its shards end it begins the next pass, so that no process runs out before another.
 - A reader permutes `shuffle_buffer` rows, hands them out and reads the next ones (as MosaicML's Streaming does). What
   it draws depends on the seed and on where the block begins, on no state: to go on, it reads one block again.
-- Media stay encoded until their row is handed out. It is checked then, and its pictures go along decoded.
+- Media stay encoded until their row is handed out. It is checked then, and its images go along decoded.
 """
 
 import logging
@@ -175,7 +175,7 @@ class MMStream(IterableDataset):
         return torch.randperm(count, generator=torch.Generator().manual_seed(number)).tolist()
 
     def checked(self, sample: Sample) -> Row:
-        """A row, its pictures decoded and its target as the collator takes it.
+        """A row, its images decoded and its target as the collator takes it.
 
         Raises:
             BadRow: it cannot be used.

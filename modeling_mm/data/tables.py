@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Tables from files, folders and data sets, their cells as they were written.
 
-CSV, TSV, JSON, Parquet, a folder of pictures or of sounds, any name the `datasets` library knows, and `easy-vqa` (the
+CSV, TSV, JSON, Parquet, a folder of images or of sounds, any name the `datasets` library knows, and `easy-vqa` (the
 PyPI package).
 """
 
@@ -52,7 +52,7 @@ def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Pat
 
 
 def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
-    """A folder of pictures or sounds, with metadata or one folder per class; `split` matters where it holds several.
+    """A folder of images or sounds, with metadata or one folder per class; `split` matters where it holds several.
 
     Raises:
         ValueError: it holds several splits, and not this one.

@@ -7,7 +7,7 @@
 | multilabel     | `a|b|c` or a list; an empty list is no label       | 0 or 1 for each label          |
 | regression     | a number, in one or several columns                | the numbers                    |
 | matching       | no column; or a group, whose rows match each other | 0 or 1, made by `matching.py`  |
-| retrieval      | no column; the text is what a picture is found by  | no labels                      |
+| retrieval      | no column; the text is what an image is found by  | no labels                      |
 """
 
 import math

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""How well texts find pictures and pictures find texts, in chunks, so that no matrix of all pairs is held.
+"""How well texts find images and images find texts, in chunks, so that no matrix of all pairs is held.
 
 Recall@k is the share of queries with a true candidate among the first k, the median rank that of the first true one,
 mAP the mean over queries of average precision. A wrong candidate that scores the same as a true one comes before it.
 
-Shapes: B texts, I pictures, Q queries, K candidates, E embedding width, k candidates that were ranked again.
+Shapes: B texts, I images, Q queries, K candidates, E embedding width, k candidates that were ranked again.
 """
 
 import json
@@ -45,9 +45,9 @@ class Reranked:
 
 @dataclass
 class RetrievalEmbeddings:
-    """Texts (B, E) and distinct pictures (I, E) of a data set.
+    """Texts (B, E) and distinct images (I, E) of a data set.
 
-    first_rows: (I,) the first row that shows each picture.
+    first_rows: (I,) the first row that shows each image.
     """
 
     texts: torch.Tensor
@@ -65,7 +65,7 @@ class RetrievalEmbeddings:
 
 
 def distinct_embeddings(texts: np.ndarray, media: np.ndarray, keys: np.ndarray) -> RetrievalEmbeddings:
-    """The gallery of rows: embeddings (B, E) of each one's text and picture, and the keys (B, 2) of both."""
+    """The gallery of rows: embeddings (B, E) of each one's text and image, and the keys (B, 2) of both."""
     _, first = np.unique(keys[:, 1], return_index=True)
     first.sort()
     text_keys, own = torch.tensor(keys[:, 0]), torch.tensor(keys[:, 1])
@@ -170,9 +170,9 @@ def rerank(
     k: int,
     batch_size: int,
 ) -> dict[str, Reranked]:
-    """The best k candidates of every text and picture, scored by the matching head beside their similarity.
+    """The best k candidates of every text and image, scored by the matching head beside their similarity.
 
-    Each picture is encoded once, for all texts that want it or that it wants; nothing is kept but scores. The log-odds
+    Each image is encoded once, for all texts that want it or that it wants; nothing is kept but scores. The log-odds
     of a match are added to the logit of the similarity, as BLIP does (Li et al. 2022).
 
     Raises:
@@ -188,7 +188,7 @@ def rerank(
         media = {name: value.to(model.device) for name, value in batch.items() if name in MEDIA}
         encoded, patches = model.encode_media(**media), media.get("pixel_attention_mask")
         for place, item in enumerate(items):
-            # texts that have this picture among their best, and this picture's own best texts
+            # texts that have this image among their best, and this image's own best texts
             rows, columns = (tops[0] == item).nonzero(as_tuple=True)
             texts, inverse = torch.unique(torch.cat([rows, tops[1][item]]), return_inverse=True)
             said = []
@@ -228,10 +228,10 @@ def log_odds(
     encoded: torch.Tensor,
     pixel_attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """How much likelier it is that texts (n, T) match a picture, encoded (L, 2, K, S, E), than do not: (n,)."""
+    """How much likelier it is that texts (n, T) match an image, encoded (L, 2, K, S, E), than do not: (n,)."""
     media: dict[str, torch.Tensor] = {}
     rows = len(texts["input_ids"])
-    if pixel_attention_mask is not None:  # (P,), which of the picture's slots are real
+    if pixel_attention_mask is not None:  # (P,), which of the image's slots are real
         index = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
         media = {"pixel_attention_mask": pixel_attention_mask[None], "image_index": index}
     media["media_key_values"] = encoded[None].expand(rows, *[-1] * encoded.dim())
@@ -242,7 +242,7 @@ def log_odds(
 def write_found(
     of: RetrievalEmbeddings, dataset: MMDataset, reranked: dict[str, Reranked], path: Path, count: int = 5
 ) -> None:
-    """One JSON line per row: its text, its picture, and the first pictures that the text finds."""
+    """One JSON line per row: its text, its image, and the first images that the text finds."""
     top = best(of.texts, of.media, count)
     if again := reranked.get("text_to_image"):
         top = again.top.gather(1, again.scores.argsort(dim=1, descending=True))[:, :count]
@@ -254,5 +254,5 @@ def write_found(
 
 
 def named(image: str | bytes) -> str:
-    """How a picture is called in a report."""
+    """How an image is called in a report."""
     return image if isinstance(image, str) else f"embedded {image_key(image)[:12]}"

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Zero-shot classification in `modeling-mm evaluate`: a retrieval model tells pictures apart by the names of classes.
+"""Zero-shot classification in `modeling-mm evaluate`: a retrieval model tells images apart by the names of classes.
 
 Each name is put into sentences. A class is the normalised mean of their embeddings (Radford et al. 2021, "CLIP"), and
-a picture is of the class that it is most similar to.
+an image is of the class that it is most similar to.
 
 modeling-mm evaluate --model runs/find --test_file t.csv --label_column label \
     --prompt_templates "a photo of a {}" "a drawing of a {}"
@@ -44,7 +44,7 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def labelled_pictures(source: str, split: str, image_column: str, label_column: str, skip: bool) -> MMDataset:
-    """Rows of a picture and its class, each looked at; the classes are the labels that occur.
+    """Rows of an image and its class, each looked at; the classes are the labels that occur.
 
     Raises:
         ValueError: a missing column, a bad row, fewer than two classes.
@@ -73,7 +73,7 @@ def class_embeddings(
 def evaluate_zero_shot(
     model: PreTrainedModel, collator: RetrievalCollator, dataset: MMDataset, templates: Sequence[str], size: int
 ) -> Evaluation:
-    """Each row's first picture compared with every class, `size` rows at a time; the logits are (R, C)."""
+    """Each row's first image compared with every class, `size` rows at a time; the logits are (R, C)."""
     names = dataset.labels or []
     classes = class_embeddings(model, collator, names, templates, size)
     logits: list[np.ndarray] = []

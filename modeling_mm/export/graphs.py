@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The graphs that an exported model consists of, each a thin module with inputs to trace it and to check it on.
 
-A classifier, or the base model, is one graph. A generating model is three, so that a picture is encoded once however
+A classifier, or the base model, is one graph. A generating model is three, so that an image is encoded once however
 many tokens and questions follow: `media_encoder`, `media_start` and `decoder`. The library's own split for generation
-(`export_for_generation`) records what `generate` passes to `forward`, where pictures are encoded already, and would
+(`export_for_generation`) records what `generate` passes to `forward`, where images are encoded already, and would
 lose the vision tower; its exporters do the tracing of each module here.
 
 Shapes: B rows, I distinct images, N images per row, P slots per image, S = N * P slots, T text tokens, D text width,
@@ -54,7 +54,7 @@ class Graph(nn.Module):
         self.picture_shape = picture_shape
 
     def pictures(self, sizes: Sizes) -> Inputs:
-        """Random pictures; every row has one or more, and the last of a row with several is missing in every other."""
+        """Random images; every row has one or more, and the last of a row with several is missing in every other."""
         index = torch.arange(sizes.rows * sizes.images_per_row).view(sizes.rows, -1) % sizes.images
         if sizes.images_per_row > 1:
             index[1::2, -1] = -1
@@ -87,7 +87,7 @@ class Graph(nn.Module):
 
 
 class OneGraph(Graph):
-    """Text and pictures to one output: `logits` (B, labels) of a classifier, `last_hidden_state` (B, T, D)."""
+    """Text and images to one output: `logits` (B, labels) of a classifier, `last_hidden_state` (B, T, D)."""
 
     def __init__(self, model: PreTrainedModel, picture_shape: tuple[int, ...], output: str):
         super().__init__(model, picture_shape)
@@ -114,7 +114,7 @@ class OneGraph(Graph):
 
 
 class MediaEncoder(Graph):
-    """Pictures to `media_key_values` (B, L, 2, K, S, E), which every later call takes in their place."""
+    """Images to `media_key_values` (B, L, 2, K, S, E), which every later call takes in their place."""
 
     def forward(self, pixel_values, image_index):
         return {"media_key_values": self.model.encode_media(pixel_values, image_index)}
@@ -204,16 +204,16 @@ class Decoder(Graph):
 
 
 def picture_shape(processor: MMProcessor) -> tuple[int, ...]:
-    """(channels, height, width) of a prepared picture.
+    """(channels, height, width) of a prepared image.
 
     Raises:
-        ValueError: the tower takes more than pixels, so that pictures differ in shape.
+        ValueError: the tower takes more than pixels, so that images differ in shape.
     """
     prepared = processor.image_processor(Image.new("RGB", (64, 64)), return_tensors="pt")
     if others := sorted(set(prepared) - {"pixel_values"}):
         raise ValueError(
             f"the image processor {type(processor.image_processor).__name__} also gives {', '.join(others)}: its "
-            "pictures differ in shape, which cannot be exported; use a tower of fixed size like clip, siglip or resnet"
+            "images differ in shape, which cannot be exported; use a tower of fixed size like clip, siglip or resnet"
         )
     return tuple(prepared["pixel_values"].shape[1:])
 

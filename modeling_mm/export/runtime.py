@@ -74,7 +74,7 @@ class ExportedMM:
         return self.runners["model"](input_ids=input_ids, attention_mask=attention_mask, **pictures)
 
     def encode_media(self, pixel_values: torch.Tensor, image_index: torch.Tensor | None = None) -> torch.Tensor:
-        """`media_key_values`, which `generate` takes in place of pixels for another question about the pictures."""
+        """`media_key_values`, which `generate` takes in place of pixels for another question about the images."""
         inputs = self.pictures("media_encoder", None, pixel_values, image_index)
         return self.runners["media_encoder"](**inputs)["media_key_values"]
 

@@ -92,7 +92,7 @@ def check_graphs(graphs: dict[str, Graph], exported: ExportedMM, tolerance: floa
 
 
 def check_tokens(model: PreTrainedModel, graph: Graph, exported: ExportedMM) -> None:
-    """Compare plain greedy answers to random questions about random pictures, and to questions without any.
+    """Compare plain greedy answers to random questions about random images, and to questions without any.
 
     Raises:
         ValueError: a token differs.

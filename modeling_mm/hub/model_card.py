@@ -131,7 +131,7 @@ def write_card(
     """README.md with what was trained on what, the figures, and code that runs as it is."""
     task = TASKS[settings["task"]]
     hears = model.config.audio_config is not None
-    modalities, media = ("image, text and sound", "pictures and sounds") if hears else ("image and text", "pictures")
+    modalities, media = ("image, text and sound", "images and sounds") if hears else ("image and text", "images")
     ways = ["gated cross-attention"] if model.config.cross_attention else []
     ways += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
     towers = towers_of(model.config, settings)
@@ -180,7 +180,7 @@ SOURCE = 'source = "{}"'
 
 
 def usage(task: str, adapter: bool, source: str = ".") -> str:
-    """Python that opens a model of this task and asks it about a picture.
+    """Python that opens a model of this task and asks it about an image.
 
     An adapter's base lies in a sub-folder where it was trained, and beside the adapter in a repository.
     """
@@ -194,5 +194,5 @@ def usage(task: str, adapter: bool, source: str = ".") -> str:
     lines += [f"model = {auto}.from_pretrained({opened}, trust_remote_code=True)  # the code beside the weights"]
     lines += ["model = PeftModel.from_pretrained(model, source)"] if apart else []
     lines += ["processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)"]
-    lines += ['picture = Image.new("RGB", (224, 224), "red")  # or Image.open("yours.jpg")']
+    lines += ['image = Image.new("RGB", (224, 224), "red")  # or Image.open("yours.jpg")']
     return "\n".join([*lines, TASKS[task].example])

@@ -124,7 +124,7 @@ def stage(source: Path, folder: Path, repo_id: str, fusion_only: bool = False) -
 
 
 def add_card(source: Path, folder: Path, repo_id: str, task: str) -> list[str]:
-    """The card, whose code opens the repository from anywhere, and the pictures that it shows, which are returned."""
+    """The card, whose code opens the repository from anywhere, and the images that it shows, which are returned."""
     card = card_of(source, repo_id, task)
     (folder / "README.md").write_text(card, encoding="utf-8")
     shown = [name for name in re.findall(r"!\[[^\]]*\]\(([^)/\\]+)\)", card) if (source / name).is_file()]

@@ -76,7 +76,7 @@ def verify_repository(model: PreTrainedModel, processor: MMProcessor, folder: Pa
     config, generator = whole.config, np.random.default_rng(0)
     noise = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "sample.png")
-    text, sample = "what is in the picture?", {"images": str(folder / "sample.png")}
+    text, sample = "what is in the image?", {"images": str(folder / "sample.png")}
     if config.audio_config is not None:
         rate = processor.feature_extractor.sampling_rate
         np.save(folder / "sample.npy", generator.normal(0, 0.1, rate // 2).astype(np.float32))

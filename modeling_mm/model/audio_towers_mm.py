@@ -2,7 +2,7 @@
 """Audio towers: whatever encoder hears sound, its states in one layout.
 
 - Any audio encoder of transformers: Whisper and CLAP (whose audio halves are taken), AST, Wav2Vec2 and its kin. An
-  image tower is one too, and sees log-mel features as a picture of mel bins by time.
+  image tower is one too, and sees log-mel features as an image of mel bins by time.
 - States that lie in the padding behind a clip are told apart, so that fusion does not attend to them.
 - A clip's states do not depend on the clips beside it, given features of `audio_mm.audio_features`.
 
@@ -22,7 +22,7 @@ def audio_tower_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     """An audio tower with random weights; `config` may be that of a whole Whisper or CLAP model.
 
     Raises:
-        ValueError: AutoModel knows no model of this type, or it takes neither sound nor a picture of it.
+        ValueError: AutoModel knows no model of this type, or it takes neither sound nor an image of it.
     """
     if config.model_type == "whisper":
         return WhisperEncoder(config)  # AutoModel would build the decoder too
@@ -35,7 +35,7 @@ def audio_half(model: PreTrainedModel) -> PreTrainedModel:
     """The audio tower of a loaded model: the encoder of Whisper, the audio half of CLAP, any other model itself.
 
     Raises:
-        ValueError: the model takes neither sound nor a picture of it.
+        ValueError: the model takes neither sound nor an image of it.
     """
     if model.config.model_type == "whisper":
         return model if isinstance(model, WhisperEncoder) else model.get_encoder()
@@ -46,7 +46,7 @@ def check_audio_tower(tower: PreTrainedModel) -> PreTrainedModel:
     """The tower, if it hears.
 
     Raises:
-        ValueError: its main input is neither sound nor a picture.
+        ValueError: its main input is neither sound nor an image.
     """
     if tower.main_input_name not in ("input_features", "input_values", "pixel_values"):
         raise ValueError(
@@ -78,7 +78,7 @@ def audio_states(
         flags: the tower's own, such as `output_hidden_states`.
 
     Returns:
-        the tower's output; its `pooler_output` are the states (A, Q, V), where the grid of a tower over pictures is
+        the tower's output; its `pooler_output` are the states (A, Q, V), where the grid of a tower over images is
         flattened, rows of mel bins one after the other, and its `attention_mask` (A, Q) is False in the padding, None
         without a mask.
     """

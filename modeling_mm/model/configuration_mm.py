@@ -129,9 +129,9 @@ class MMConfig(PreTrainedConfig):
             counts in the loss.
         calibration_temperature (`float`, *optional*): divides the logits of classes, so that probabilities mean what
             they say.
-        matching (`bool`): whether the two classes say that text and picture do not, and do, belong together.
+        matching (`bool`): whether the two classes say that text and image do not, and do, belong together.
         embedding_size (`int`, *optional*): width of what retrieval compares, default the backbone's, at most 512.
-        image_pooling (`"mean"`, `"first"` or `"tower"`): what stands for a picture in retrieval: the mean of the
+        image_pooling (`"mean"`, `"first"` or `"tower"`): what stands for an image in retrieval: the mean of the
             tower's states, the first of them (class token), or the vector that the tower itself makes.
         contrastive_loss (`"infonce"` or `"sigmoid"`): see `losses_mm`.
         logit_scale_init (`float`, *optional*): logarithm of the inverse temperature at first, default that of CLIP

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Embeddings: text, pictures and sound as vectors of length one in a common space, each without sight of the others.
+"""Embeddings: text, images and sound as vectors of length one in a common space, each without sight of the others.
 
 Shapes: B texts, I distinct images or clips, N of them per row, P states each, T text tokens, V tower width,
 E embedding width.
@@ -25,7 +25,7 @@ from .pooling_mm import masked_mean, pool_tokens
 
 @dataclass
 class EmbeddedMedia:
-    """The distinct pictures or sounds of a batch, as their tower gives them.
+    """The distinct images or sounds of a batch, as their tower gives them.
 
     embeds: (I, E). states: (I, P, V). present: (I, P) bool, which states are real; None where all are. index: (B, N)
     which belong to each text, None for one per text. keys: (I,) content keys, None where all differ.
@@ -71,7 +71,7 @@ def per_row(embeds: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
     if index is None:
         return embeds
     if index.shape[1:] != (1,) or (index < 0).any():
-        raise ValueError(f"an embedding is of one picture or sound, but rows have {(index >= 0).sum(1).tolist()}")
+        raise ValueError(f"an embedding is of one image or sound, but rows have {(index >= 0).sum(1).tolist()}")
     return embeds[index[:, 0]]
 
 
@@ -102,7 +102,7 @@ class MMEmbeddingMixin:
     def get_text_features(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **text_inputs
     ) -> BaseModelOutputWithPooling:
-        """Texts (B, T), read without any picture; `pooler_output` are their normalised embeddings (B, E)."""
+        """Texts (B, T), read without any image; `pooler_output` are their normalised embeddings (B, E)."""
         inputs = {**self.decoder_options(attention_mask), **text_inputs}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
         pooled = pool_tokens(output.last_hidden_state, attention_mask, self.config.pooling)
@@ -124,7 +124,7 @@ class MMEmbeddingMixin:
     ) -> BaseModelOutputWithPooling:
         """Distinct images (I, C, H, W); `pooler_output` are their normalised embeddings (I, E).
 
-        With the processor's `image_index` (B, 1) they are (B, E), one for each picture that it was given.
+        With the processor's `image_index` (B, 1) they are (B, E), one for each image that it was given.
         """
         vision_inputs |= {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         output = self.model.get_image_features(pixel_values, return_dict=True, **vision_inputs)
@@ -160,7 +160,7 @@ class MMEmbeddingMixin:
         index: torch.Tensor | None,
         keys: torch.Tensor | None,
     ) -> EmbeddedMedia:
-        """Pictures through the vision tower, once for embeddings and fusion."""
+        """Images through the vision tower, once for embeddings and fusion."""
         seen = self.model.get_image_features(pixel_values, return_dict=True, **patches)
         present = patches["pixel_attention_mask"]
         embeds = self.image_embeds(seen, present)

@@ -147,7 +147,7 @@ class MMEncodingMixin:
     def touch_unused_parts(self) -> torch.Tensor:
         """Zero, with a zero gradient for every trained weight.
 
-        A process whose batch has no picture or no sound, or that LayerDrop makes skip a layer, takes part in the
+        A process whose batch has no image or no sound, or that LayerDrop makes skip a layer, takes part in the
         gradient exchange of the others. FSDP's shards are left alone: they are exchanged by blocks, not by weights.
         """
         from torch.distributed.tensor import DTensor

@@ -217,7 +217,7 @@ class MMFusion(nn.Module):
         """States of distinct images or clips (I, P, V) in the memory's width, resampled if the config says: (I, P, M).
 
         `present` (I, P) marks real states where a tower pads them; only the resampler needs to know. States of sound
-        get their place in time, which convolutional towers do not tell. Those of video, (I, F, P, V), are pictures'
+        get their place in time, which convolutional towers do not tell. Those of video, (I, F, P, V), are images'
         with the embedding of their frame, and F * P for each video.
         """
         projector = self.audio_projector if modality == "audio" else self.image_projector

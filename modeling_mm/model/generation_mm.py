@@ -183,7 +183,7 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
         """As `GenerationMixin.generate`; media are encoded once, before rows are repeated for beams or samples.
 
         Takes `pixel_values` with `image_index`; or `media_key_values` from `encode_media` or an earlier output, with
-        the same `image_index`, for another question about the same pictures. For another question about a sound there
+        the same `image_index`, for another question about the same images. For another question about a sound there
         are `project_media` and `attended`, or with `num_latents` the same way. With `past_key_values` of an earlier
         turn, the media are those of the whole conversation.
 

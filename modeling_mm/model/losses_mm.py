@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Contrastive losses between texts and media that never hold the matrix of all pairs, on one process or several.
 
-- A pair is true where a text and a picture stand in one row, or where the same text does so elsewhere in the batch.
-  Which texts and pictures are the same is told by keys, so that a batch may be cut anywhere.
+- A pair is true where a text and an image stand in one row, or where the same text does so elsewhere in the batch.
+  Which texts and images are the same is told by keys, so that a batch may be cut anywhere.
 - `infonce` (van den Oord et al. 2018; Radford et al. 2021): softmax over all candidates, both ways; several true ones
   share the target evenly. `sigmoid` (Zhai et al. 2023): each pair for itself.
 - Logits are computed for some queries at a time and again in the backward pass.

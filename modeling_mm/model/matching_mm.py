@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Image-text matching: a head on the fused path looks at text and picture together, to rank the best candidates again.
+"""Image-text matching: a head on the fused path looks at text and image together, to rank the best candidates again.
 
 It learns from hard negatives: pairs that the embeddings confuse (Li et al. 2021, "ALBEF").
 
@@ -75,9 +75,9 @@ class MMMatchingMixin(MMEmbeddingMixin):
     def match(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> torch.Tensor:
-        """Logits (B, 2) that text and picture of each row do not, and do, belong together.
+        """Logits (B, 2) that text and image of each row do not, and do, belong together.
 
-        `inputs` as for `MMModel`. To rank many texts for one picture, or the reverse, encode pictures once by
+        `inputs` as for `MMModel`. To rank many texts for one image, or the reverse, encode images once by
         `encode_media` and pass their rows as `media_key_values`.
 
         Raises:

@@ -264,7 +264,7 @@ def check_videos(config: MMConfig, pixel_values_videos: torch.Tensor, video_mask
 def check_told_apart(config: MMConfig, media: dict[str, torch.Tensor | None]) -> None:
     """Refuse encoded media whose slots could be of sound or video, unless all media have as many slots.
 
-    Without a resampler a picture has other slots than a clip, and those in a clip's padding must stay unseen.
+    Without a resampler an image has other slots than a clip, and those in a clip's padding must stay unseen.
 
     Raises:
         ValueError: the index of sound or video came and there is no resampler, or no index at all.
@@ -294,7 +294,7 @@ def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | Non
     """
     if input_ids is None and inputs_embeds is None:
         raise ValueError(
-            "neither `input_ids` nor `inputs_embeds` was given; for pictures alone there is `get_image_features`"
+            "neither `input_ids` nor `inputs_embeds` was given; for images alone there is `get_image_features`"
         )
 
 

@@ -4,7 +4,7 @@
 - `MMModel` runs each distinct image through the vision tower once, and hands its keys and values to the fusion layers
   that sit before some of the backbone's own layers. With gates at zero its output is the backbone's, bit for bit.
 - Media are encoded before text: `encode_media` gives `media_key_values`, which `forward` and `generate` take in place
-  of pixels. A second question about the same picture costs no vision work.
+  of pixels. A second question about the same image costs no vision work.
 
 Shapes: B rows, I distinct images, N images per row, S = N * P memory slots, T text tokens, D text width,
 V tower width, P states per image, L fusion layers, K key/value heads, E head width.
@@ -220,7 +220,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMModelOutput | BaseModelOutputWithPooling | tuple:
-        """Text (B, T), with or without media, to hidden states (B, T, D); pictures alone to `get_image_features`.
+        """Text (B, T), with or without media, to hidden states (B, T, D); images alone to `get_image_features`.
 
         Args:
             pixel_values, image_index, pixel_attention_mask, spatial_shapes, input_features, audio_index,

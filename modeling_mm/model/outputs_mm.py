@@ -58,7 +58,7 @@ class MMAudioOutput(BaseModelOutputWithPooling):
 @dataclass
 class MMImageOutput(BaseModelOutputWithPooling):
     """What the vision tower sees: `pooler_output` (I, P, V), of videos (I, F * P, V), is what fusion attends to,
-    `pooled` (I, V) the one vector that some towers make of a picture themselves."""
+    `pooled` (I, V) the one vector that some towers make of an image themselves."""
 
     pooled: torch.Tensor | None = None
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`pipeline("multimodal-classification")`: labels and scores for texts with pictures, sounds and videos.
+"""`pipeline("multimodal-classification")`: labels and scores for texts with images, sounds and videos.
 
-It is the library's text classification with another input. A batch is prepared as a whole, so that a picture which
+It is the library's text classification with another input. A batch is prepared as a whole, so that an image which
 stands in several of its rows is encoded once.
 """
 
@@ -41,7 +41,7 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
         return [result] if isinstance(result, dict) else result
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """One row: its pictures, sounds and videos, as lists, and its text.
+        """One row: its images, sounds and videos, as lists, and its text.
 
         Raises:
             ValueError: the input is not a dict of `image`, `text`, `audio` and `video`.

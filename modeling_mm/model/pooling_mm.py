@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Pooling: one vector that stands for a row of text, a picture or a sound.
+"""Pooling: one vector that stands for a row of text, an image or a sound.
 
 Shapes: B rows, T tokens, I distinct images or clips, P states each, D width.
 """

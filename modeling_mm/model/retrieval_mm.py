@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMForImageTextRetrieval: text finds pictures and sounds, and they find text, in two stages from one checkpoint.
+"""MMForImageTextRetrieval: text finds images and sounds, and they find text, in two stages from one checkpoint.
 
 - Embeddings of text and media, each computed without sight of the other, are compared by the thousand.
 - A matching head on the fused path ranks the best candidates again.
@@ -56,7 +56,7 @@ class MMTemperature(nn.Module):
 
 
 class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
-    """Embeddings of text, pictures and sound, their similarities, and how well a text and a picture match.
+    """Embeddings of text, images and sound, their similarities, and how well a text and an image match.
 
     Args:
         config: the configuration; `embedding_size`, `pooling`, `image_pooling`, `contrastive_loss` and the weights of
@@ -79,7 +79,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
                 f"cross-attention, and this model is over '{text.model_type}'; set it to 0"
             )
         if config.matching_weight and not config.cross_attention:
-            raise ValueError("`matching_weight` needs `cross_attention`, by which text and picture meet; set it to 0")
+            raise ValueError("`matching_weight` needs `cross_attention`, by which text and image meet; set it to 0")
         self.model = MMModel(config, **towers)
         self.text_projection = nn.Linear(text.hidden_size, config.embedding_size, bias=False)
         self.image_projection = nn.Linear(tower_width(config.vision_config), config.embedding_size, bias=False)
@@ -150,7 +150,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         Args:
             image_index, audio_index: (B, N), which media belong to each text, the first of them counts here; where a
                 loss is wanted, by default one per text.
-            image_keys, audio_keys: (I,) integers from 0, equal where pictures or sounds are the same, for losses over
+            image_keys, audio_keys: (I,) integers from 0, equal where images or sounds are the same, for losses over
                 several batches or processes; by default all differ.
             text_keys: (B,) integers from 0, equal where texts mean the same, so that each matches the media of all
                 of them; by default where their tokens are the same.

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Video from any kind of source: a few frames, spread evenly over it, as RGB pictures; then the pixels of a tower.
+"""Video from any kind of source: a few frames, spread evenly over it, as RGB images; then the pixels of a tower.
 
-- A source is a file that FFmpeg reads (through PyAV), such a file's bytes, a folder of pictures, a list of frames, or
+- A source is a file that FFmpeg reads (through PyAV), such a file's bytes, a folder of images, a list of frames, or
   an array (F, H, W, C). Of a video with fewer frames than wanted, each is taken once.
 - Of a file, time stamps are read first, without decoding; then only what lies between a wanted frame and the key frame
   before it is decoded. No more than the wanted frames are ever held.
@@ -40,7 +40,7 @@ def library() -> Any:
 
 
 def is_frame(source: Any) -> bool:
-    """Whether something is one picture: of PIL, an array of two or three dimensions, a file or its bytes.
+    """Whether something is one image: of PIL, an array of two or three dimensions, a file or its bytes.
 
     A GIF is a video.
     """
@@ -55,7 +55,7 @@ def is_frame(source: Any) -> bool:
 
 
 def is_video(source: Any) -> bool:
-    """Whether something is one video, and not a list of them: a list of pictures, or no list at all."""
+    """Whether something is one video, and not a list of them: a list of images, or no list at all."""
     return not isinstance(source, (list, tuple)) or len(source) > 0 and all(is_frame(part) for part in source)
 
 
@@ -70,10 +70,10 @@ def evenly(count: int, wanted: int) -> list[int]:
 
 
 def read_video(source: Any, num_frames: int, background: str = BACKGROUND) -> list[Image.Image]:
-    """At most `num_frames` RGB pictures, spread evenly over a video, in their order.
+    """At most `num_frames` RGB images, spread evenly over a video, in their order.
 
     Args:
-        source: the path of a file or of a folder of pictures, a file's bytes, a list of frames (PIL, arrays, paths or
+        source: the path of a file or of a folder of images, a file's bytes, a list of frames (PIL, arrays, paths or
             bytes), or an array (F, H, W, C), whose values have one range, as `images_mm` knows it, in all frames.
         background: the colour below transparent places.
 
@@ -84,7 +84,7 @@ def read_video(source: Any, num_frames: int, background: str = BACKGROUND) -> li
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         files = sorted((name for name in os.listdir(source) if is_frame(name)), key=frames_by_number)
         if not files:
-            raise ValueError(f"the folder '{os.fspath(source)}' of a video holds no pictures; expected PNG, JPEG, ...")
+            raise ValueError(f"the folder '{os.fspath(source)}' of a video holds no images; expected PNG, JPEG, ...")
         source = [os.path.join(source, name) for name in files]
     if isinstance(source, (str, os.PathLike, bytes)):
         return [open_image(frame, background) for frame in decode_video(source, num_frames)]
@@ -106,7 +106,7 @@ def frames_by_number(name: str) -> list[tuple[int, str]]:
 
 
 def decode_video(source: str | os.PathLike | bytes, num_frames: int) -> list[Image.Image]:
-    """At most `num_frames` pictures of a video file or of such a file's bytes."""
+    """At most `num_frames` images of a video file or of such a file's bytes."""
     av = library()
     name = "in its embedded bytes" if isinstance(source, bytes) else f"'{os.fspath(source)}'"
     if not isinstance(source, bytes) and not os.path.isfile(source):

@@ -22,13 +22,13 @@ from .figures import save, shorten
 logger = logging.getLogger(__name__)
 PICTURES, SOUNDS, TEXTS = 16, 3, 8  # at most
 ROWS = 64  # looked at for them, evenly over the data
-PAIRS = 4  # pictures in a line
+PAIRS = 4  # images in a line
 
 
 def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None:
     """What the collator's augmentation makes of some rows in the first epoch; modalities that it leaves are not shown.
 
-    A picture's view depends on the batch it stands in, so these are of the kind that training sees, not the same.
+    An image's view depends on the batch it stands in, so these are of the kind that training sees, not the same.
     """
     augmentation, processor = collator.augmentation, collator.processor
     if augmentation is None:
@@ -87,7 +87,7 @@ def changes(before: Row, after: Row, markers: dict[str, str]) -> str:
 
 
 def show_pictures(part: SubFigure, pairs: Sequence[tuple[Image.Image, Image.Image]]) -> None:
-    """Pictures, each with its view on its right."""
+    """Images, each with its view on its right."""
     axes = part.subplots(-(-len(pairs) // PAIRS), 2 * PAIRS, squeeze=False)
     for axis, image in zip(axes.flat, (image for pair in pairs for image in pair), strict=False):
         axis.imshow(image, interpolation="nearest")

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Pictures of a training run, of predictions, and of where a model looked."""
+"""Images of a training run, of predictions, and of where a model looked."""
 
 import math
 from collections import Counter
@@ -44,7 +44,7 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def draw_samples(samples: Sequence[dict[str, Any]], path: Path, columns: int = 4) -> None:
-    """A grid of pictures; each sample has `image` (PIL or None), `text`, `prediction`, `truth`, and `sound` if any.
+    """A grid of images; each sample has `image` (PIL or None), `text`, `prediction`, `truth`, and `sound` if any.
 
     `correct`, where given, is its colour (None: neither right nor wrong); otherwise whether the two are equal.
     """
@@ -54,7 +54,7 @@ def draw_samples(samples: Sequence[dict[str, Any]], path: Path, columns: int = 4
         if sample["image"] is not None:
             axis.imshow(sample["image"], interpolation="nearest")
         else:
-            axis.text(0.5, 0.5, "no picture", ha="center", va="center", color="grey", fontsize=8)
+            axis.text(0.5, 0.5, "no image", ha="center", va="center", color="grey", fontsize=8)
         right = sample.get("correct", normalize(sample["prediction"]) == normalize(sample["truth"]))
         color = "black" if right is None else "darkgreen" if right else "firebrick"
         verdict = f"{sample['prediction']}  (truth: {sample['truth']})"
@@ -104,7 +104,7 @@ def draw_confusion(
 
 
 def draw_attention(image: Image.Image, maps: Sequence[tuple[str, np.ndarray]], title: str, path: Path) -> None:
-    """The picture, and over it one attention grid (h, w) for each word."""
+    """The image, and over it one attention grid (h, w) for each word."""
     figure = Figure(figsize=(3 * (len(maps) + 1), 3.4))
     axes = np.ravel(figure.subplots(1, len(maps) + 1, squeeze=False))
     axes[0].imshow(image)

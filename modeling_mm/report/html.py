@@ -82,8 +82,8 @@ def write_page(
     path: Path, text: str | None, image: str | None, where: str | None, hits: Sequence[dict[str, Any]]
 ) -> None:
     """Write the page of a search: the query, and a card for each hit."""
-    parts = [f"{len(hits)} picture{'' if len(hits) == 1 else 's'}"]
-    parts += ["like the text and this picture"] if text and image else []
+    parts = [f"{len(hits)} image{'' if len(hits) == 1 else 's'}"]
+    parts += ["like the text and this image"] if text and image else []
     parts += [f"where {where}"] if where else []
-    title = f"“{text}”" if text else "Pictures like this one"
+    title = f"“{text}”" if text else "Images like this one"
     write(path, "search.html", title=title, subtitle=", ".join(parts), image=image, hits=hits)

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What report.html says of an evaluation, and the pictures that go with it."""
+"""What report.html says of an evaluation, and the images that go with it."""
 
 import os
 from collections import Counter
@@ -56,7 +56,7 @@ def describe_scores(task: str, evaluation: Evaluation, rows: int) -> str:
     said = f"Of {rows} {'pairs' if TASKS[task].pairs else 'rows'}."
     if ends is not None:
         said += f" {main.replace('_', ' ')} lies between {ends[0]:.3f} and {ends[1]:.3f} at a level of 95 %, if these"
-        said += " are independent of each other (several rows about one picture are not)."
+        said += " are independent of each other (several rows about one image are not)."
     if TASKS[task].has_classes and not TASKS[task].several_labels and evaluation.truths:
         name, count = Counter(evaluation.truths).most_common(1)[0]
         said += f" The most frequent label, '{name}', is {count / rows:.3f} of them."
@@ -71,7 +71,7 @@ def report_sections(
     weights: list[dict[str, Any]],
     output: Path,
 ) -> list[Section]:
-    """What report.html shows, its pictures drawn into `output`."""
+    """What report.html shows, its images drawn into `output`."""
     model, labels, rows = trainer.model, label_names(trainer.model, task), len(evaluation.predictions)
     sections = [Section("Scores", describe_scores(task, evaluation, rows), [evaluation.metrics])]
     if table:
@@ -110,7 +110,7 @@ def skipped_section(bad_rows: list[dict[str, Any]], most: int = 50) -> list[Sect
 
 
 def learned_sections(model: PreTrainedModel, table: list[dict[str, Any]], output: Path) -> list[Section]:
-    """For report.html, with pictures drawn into `output`."""
+    """For report.html, with images drawn into `output`."""
     sections = []
     if table:
         said = "Of late fusion, over the rows that have the modality; the weights of a row add up to one."

@@ -35,7 +35,7 @@ def build_ann(gallery: Gallery, wanted: float = 0.95, sample: int = 100, seed: i
     """
     if len(gallery) < FEWEST:
         raise ValueError(
-            f"--ann needs at least {FEWEST} pictures; '{gallery.index}' has {len(gallery)}, searched at once"
+            f"--ann needs at least {FEWEST} images; '{gallery.index}' has {len(gallery)}, searched at once"
         )
     gallery.set_metadata(ANN, None)  # until its recall is known, an index is not used
     queries = sampled(gallery, sample, seed)

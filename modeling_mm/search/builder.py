@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The embeddings of a folder's or a table's pictures in a LanceDB table on disk, brought up to date.
+"""The embeddings of a folder's or a table's images in a LanceDB table on disk, brought up to date.
 
 What is there is not embedded again, after a kill neither; files that changed are.
 """
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 30  # of work, at most, are lost with a kill
 TIDY_AFTER = 100  # commits; each adds a small file
-SHOWN = 20  # skipped pictures in the result; the file lists all
+SHOWN = 20  # skipped images in the result; the file lists all
 
 
 @dataclass
@@ -39,10 +39,10 @@ class Plan:
 
 
 def make_plan(rows: PictureRows, known: dict[str, dict[str, str]]) -> Plan:
-    """New and changed pictures are embedded; where only the row changed, or the path, the embedding is kept.
+    """New and changed images are embedded; where only the row changed, or the path, the embedding is kept.
 
     Raises:
-        ValueError: an id stands for another picture that still exists.
+        ValueError: an id stands for another image that still exists.
     """
     plan = Plan()
     for position, own in enumerate(rows.ids):
@@ -81,7 +81,7 @@ class Writer:
 
 
 def read_batches(encoder: DualEncoder, paths: Sequence[str], batch_size: int, threads: int) -> Iterator[list[Any]]:
-    """Batches of what the model takes, or the BadRow that a picture gave; the next is read while one is used."""
+    """Batches of what the model takes, or the BadRow that an image gave; the next is read while one is used."""
 
     def read(path: str) -> BatchFeature | BadRow:
         try:
@@ -106,7 +106,7 @@ def embed(
     commit_rows: int = 1024,
     num_workers: int = 4,
 ) -> list[dict[str, str]]:
-    """Embed the rows at these positions and write them; returns the pictures that cannot be read, with the reason."""
+    """Embed the rows at these positions and write them; returns the images that cannot be read, with the reason."""
     rows, skipped = writer.rows, list[dict[str, str]]()
     held: list[int] = []
     vectors: list[np.ndarray] = []
@@ -137,7 +137,7 @@ def embed(
 def open_inputs(
     index: str, images: str, model: str | None, image_column: str, id_column: str | None, device: str | None
 ) -> tuple[PictureRows, DualEncoder]:
-    """The pictures and the model, before anything is written.
+    """The images and the model, before anything is written.
 
     Raises:
         ValueError: there are none.
@@ -197,7 +197,7 @@ def listed(skipped: list[dict[str, str]], index: str) -> dict[str, Any]:
     path.unlink(missing_ok=True)
     if skipped:
         path.write_text("".join(json.dumps(picture) + "\n" for picture in skipped), encoding="utf-8")
-        logger.warning(f"{len(skipped)} pictures were skipped; they are listed in {path}")
+        logger.warning(f"{len(skipped)} images were skipped; they are listed in {path}")
         said["skipped_file"] = str(path)
     return said
 

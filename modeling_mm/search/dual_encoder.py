@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Any dual encoder of transformers (CLIP, SigLIP, ours): pictures and texts as embeddings that can be compared.
+"""Any dual encoder of transformers (CLIP, SigLIP, ours): images and texts as embeddings that can be compared.
 
-What made an index is told by a fingerprint: digests of the weights and of the vocabulary, and how pictures are
+What made an index is told by a fingerprint: digests of the weights and of the vocabulary, and how images are
 prepared.
 
-Shapes: B pictures or texts, E embedding width.
+Shapes: B images or texts, E embedding width.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class DualEncoder:
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"'{source}' holds no dual encoder of pictures and texts with its processor: {reason}"
+                f"'{source}' holds no dual encoder of images and texts with its processor: {reason}"
             ) from error
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         source = str(Path(source).resolve()) if Path(source).is_dir() else source
@@ -62,7 +62,7 @@ class DualEncoder:
         return getattr(self.processor, "image_background", BACKGROUND)
 
     def prepare(self, picture: str | bytes | Image.Image) -> BatchFeature:
-        """The tensors of one picture, opened as everywhere.
+        """The tensors of one image, opened as everywhere.
 
         Raises:
             BadRow: it cannot be read.
@@ -71,7 +71,7 @@ class DualEncoder:
         return self.processor.image_processor(images=[picture], return_tensors="pt")
 
     def batch(self, prepared: Sequence[BatchFeature]) -> BatchFeature:
-        """The tensors of pictures that `prepare` has seen, as the model takes them."""
+        """The tensors of images that `prepare` has seen, as the model takes them."""
         tensors = {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
         return BatchFeature(tensors).to(self.model.device, self.model.dtype)
 
@@ -84,7 +84,7 @@ class DualEncoder:
 
     @torch.no_grad()
     def embed_prepared(self, prepared: Sequence[BatchFeature]) -> np.ndarray:
-        """Normalised embeddings (B, E) of pictures that `prepare` has seen."""
+        """Normalised embeddings (B, E) of images that `prepare` has seen."""
         return self.normalised(self.model.get_image_features(**self.batch(prepared)).pooler_output)
 
     def embed_pictures(self, pictures: Sequence[str | bytes | Image.Image]) -> np.ndarray:
@@ -118,7 +118,7 @@ class DualEncoder:
 
     @torch.no_grad()
     def matching_scores(self, text: str, pictures: Sequence[Image.Image], batch_size: int = 16) -> list[float]:
-        """How well each picture goes with the text, by the matching head, which sees both at once.
+        """How well each image goes with the text, by the matching head, which sees both at once.
 
         It is the logit of the similarity and the log-odds of a match together, as `evaluate --rerank` has it.
         """
@@ -162,5 +162,5 @@ def explain_mismatch(made: Fingerprint, given: Fingerprint) -> str | None:
     settings = json.loads(json.dumps(given["image_processor"]))  # tuples become lists, as they did in the index
     for name, value in made["image_processor"].items():
         if name in settings and settings[name] != value:
-            return f"pictures prepared with {name} {value}, not {settings[name]}"
+            return f"images prepared with {name} {value}, not {settings[name]}"
     return None

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A gallery: one LanceDB table of picture embeddings on disk, with the columns of the pictures' rows.
+"""A gallery: one LanceDB table of image embeddings on disk, with the columns of the images' rows.
 
 - Every write is one commit of LanceDB, whole or not there at all, however the process ends; rows are written by id, so
   that writing them twice changes nothing.
@@ -33,7 +33,7 @@ OLD = timedelta(hours=1)  # versions that no search can still be reading
 
 
 def is_local(index: str) -> bool:
-    """Whether an index is a folder, not an address of object storage such as s3://bucket/pictures."""
+    """Whether an index is a folder, not an address of object storage such as s3://bucket/images."""
     return "://" not in index
 
 
@@ -104,7 +104,7 @@ class Gallery:
 
     @classmethod
     def create(cls, index: str, made_by: Fingerprint, metadata: dict[str, pa.ChunkedArray]) -> "Gallery":
-        """A new gallery without rows, with columns for the pictures' metadata."""
+        """A new gallery without rows, with columns for the images' metadata."""
         kind, made = pa.list_(pa.float32(), made_by["width"]), {MADE_BY: json.dumps(made_by)}
         own = [pa.field(name, pa.string(), nullable=name != "id") for name in OWN]
         others = [pa.field(name, column.type) for name, column in metadata.items()]

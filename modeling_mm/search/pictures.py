@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The pictures that an index should hold: those of a folder, or those that the rows of a file name.
+"""The images that an index should hold: those of a folder, or those that the rows of a file name.
 
-A picture's id is the file's id column, or else its path as the folder or the file has it. All other columns are kept;
+An image's id is the file's id column, or else its path as the folder or the file has it. All other columns are kept;
 numbers of JSON stay numbers, and columns of a CSV that hold nothing else become some, so that `--where "price < 10"`
 means what it says.
 """
@@ -25,7 +25,7 @@ RESERVED = ("id", "image", "vector")  # columns of the index itself, like those 
 
 @dataclass
 class PictureRows:
-    """Pictures by id, path and the other columns of their rows, and what was left out.
+    """Images by id, path and the other columns of their rows, and what was left out.
 
     stamps: size and time of each file; details: a digest of all that stands in its row of the index.
     """
@@ -64,7 +64,7 @@ class PictureRows:
 
 
 def read_pictures(source: str, image_column: str = "image", id_column: str | None = None) -> PictureRows:
-    """The pictures of a folder, or of a CSV, TSV, JSONL or Parquet file.
+    """The images of a folder, or of a CSV, TSV, JSONL or Parquet file.
 
     Raises:
         ValueError: there are none, a column is missing, or two rows have one id.
@@ -92,14 +92,14 @@ def read_pictures(source: str, image_column: str = "image", id_column: str | Non
         metadata = {name: with_numbers(column) for name, column in metadata.items()}
     kept = [row for row, (cell, own) in enumerate(zip(cells, given, strict=True)) if cell and own not in (None, "")]
     missing = sorted(set(range(len(cells))) - set(kept))
-    skipped = [{"id": "", "image": "", "reason": f"row {row + 1} lacks a picture or an id"} for row in missing]
+    skipped = [{"id": "", "image": "", "reason": f"row {row + 1} lacks an image or an id"} for row in missing]
     paths = [os.path.join(path.parent, cells[row]) for row in kept]
     chosen = {name: column.take(pa.array(kept, pa.int64())) for name, column in metadata.items()}
     return PictureRows(str(path), [str(given[row]) for row in kept], paths, chosen, skipped=skipped)
 
 
 def folder_pictures(folder: Path) -> PictureRows:
-    """All pictures in a folder and its folders, by the ends of their names; hidden files are none.
+    """All images in a folder and its folders, by the ends of their names; hidden files are none.
 
     Raises:
         ValueError: there are none.
@@ -108,7 +108,7 @@ def folder_pictures(folder: Path) -> PictureRows:
     files = [file for file in folder.rglob("*") if file.suffix.lower() in known and not file.name.startswith(".")]
     names = sorted(file.relative_to(folder).as_posix() for file in files)
     if not names:
-        raise ValueError(f"the folder '{folder}' holds no pictures")
+        raise ValueError(f"the folder '{folder}' holds no images")
     return PictureRows(str(folder), names, [str(folder / name) for name in names], {})
 
 

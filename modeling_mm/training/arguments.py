@@ -244,7 +244,7 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
         f"--late_fusion is for tasks with a label; a {name} needs cross-attention": (
             task.generates and (fusion or attention is False)
         ),
-        f"--task {name} learns from pictures and texts alone; leave out {others}": task.embeds and others,
+        f"--task {name} learns from images and texts alone; leave out {others}": task.embeds and others,
         f"--concept_column says which pairs of a retrieval match; {name} has no use for it": (
             data.concept_column and not task.embeds
         ),
@@ -255,7 +255,7 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
         f"--calibrate makes probabilities honest, but a {name} gives none": (
             data.calibrate and not task.gives_probabilities
         ),
-        f"--modality_dropout empties cells, but {name} needs a picture and a text in each row": (
+        f"--modality_dropout empties cells, but {name} needs an image and a text in each row": (
             data.modality_dropout and task.needs_image_and_text
         ),
         "sound needs both: --audio_column for where it is and --audio_tower for who hears it": (

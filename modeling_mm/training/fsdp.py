@@ -87,7 +87,7 @@ def with_gradient(parameters: dict[str, torch.nn.Parameter]) -> set[str]:
 
 
 def placeholder_media(processor: MMProcessor) -> dict[str, dict[str, torch.Tensor]]:
-    """By modality that the processor knows, the tensors of one black picture, silence, or a black video."""
+    """By modality that the processor knows, the tensors of one black image, silence, or a black video."""
     black = Image.new("RGB", (32, 32))
     media: dict[str, Any] = {"image": {"images": black}}
     if hasattr(processor, "feature_extractor"):

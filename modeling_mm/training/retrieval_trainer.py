@@ -11,7 +11,7 @@ rows beside it: each small batch is normalised by its own statistics, as in accu
 gradients are exactly those of embeddings made so, which a large batch would have normalised otherwise. The running
 statistics see each small batch once. A frozen tower, or one without batch norms, is not concerned.
 
-Shapes: B texts, I distinct pictures or sounds, E embedding width.
+Shapes: B texts, I distinct images or sounds, E embedding width.
 """
 
 from collections import deque
@@ -55,7 +55,7 @@ class RetrievalTrainer(MMTrainer):
     """`MMTrainer` for `MMForImageTextRetrieval`.
 
     Args:
-        contrastive_batch_size: rows over all processes whose texts and pictures are compared with each other, a
+        contrastive_batch_size: rows over all processes whose texts and images are compared with each other, a
             multiple of `per_device_train_batch_size` times processes; by default just that.
 
     Raises:
@@ -131,10 +131,10 @@ class RetrievalTrainer(MMTrainer):
         return (loss, output) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, for each row the embeddings of its text and picture (B, E), and the keys (B, 2) of both.
+        """The loss, for each row the embeddings of its text and image (B, E), and the keys (B, 2) of both.
 
         Raises:
-            ValueError: embeddings are wanted, and there are no pictures.
+            ValueError: embeddings are wanted, and there are no images.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -142,7 +142,7 @@ class RetrievalTrainer(MMTrainer):
         if prediction_loss_only:
             return output.loss, None, None
         if output.image_embeds is None:
-            raise ValueError("evaluation ranks pictures, and this batch has none; set `prediction_loss_only`")
+            raise ValueError("evaluation ranks images, and this batch has none; set `prediction_loss_only`")
         own = inputs["image_index"][:, 0]
         keys = [text_keys(inputs["input_ids"], inputs["attention_mask"]), inputs["image_keys"][own]]
         return output.loss, (output.text_embeds, output.image_embeds[own]), torch.stack(keys, dim=1)
@@ -170,7 +170,7 @@ def embedded(inputs: dict[str, Any], output: MMRetrievalOutput, before: list[Emb
 def whole_batch(head: PreTrainedModel, parts: list[Embedded]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The contrastive loss of all parts together, and its gradients by embeddings, scale and bias.
 
-    A picture or sound that several parts hold counts once, as it would in one large batch.
+    An image or sound that several parts hold counts once, as it would in one large batch.
     """
     names = [name for name in ("text", *MODALITIES) if any(name in part.embeds for part in parts)]
     joined = {name: torch.cat([part.embeds[name] for part in parts if name in part.embeds]) for name in names}

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Towers with random weights, `scratch-tiny` and `scratch-small`, for data that needs no pretraining.
 
-The vision tower is a small ResNet (He et al. 2016), which learns shapes and colours from a few thousand pictures where
-a plain vision transformer of the same size does not. The audio tower is one too: it sees log-mel features as a picture
+The vision tower is a small ResNet (He et al. 2016), which learns shapes and colours from a few thousand images where
+a plain vision transformer of the same size does not. The audio tower is one too: it sees log-mel features as an image
 and learns words from a few thousand clips. The text backbone is a Llama decoder or a BERT encoder over a byte-level
 BPE tokenizer trained on the user's own text.
 """
@@ -112,7 +112,7 @@ def vision_config(size: str) -> ResNetConfig:
 
 
 def audio_config(size: str) -> ResNetConfig:
-    """A small ResNet over log-mel pictures, whose last stage is a grid of 4 rows and about 3 columns per second."""
+    """A small ResNet over log-mel images, whose last stage is a grid of 4 rows and about 3 columns per second."""
     return ResNetConfig(num_channels=1, **SIZES[size]["audio"])
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """MMTrainer: the plain `Trainer`, with what multimodal training needs on top.
 
-- Rows about one picture can stay together in a batch, so that it is encoded once (`group_by_image`), or rows of about
+- Rows about one image can stay together in a batch, so that it is encoded once (`group_by_image`), or rows of about
   the same length, so that little is padded (`train_sampling_strategy="group_by_length"`).
 - Evaluation of a generating model generates: prompts padded on the left, media encoded once for loss and answer.
 - A stream is read in parts, one for each process, and a checkpoint holds how far each has come.
@@ -40,7 +40,7 @@ class MMTrainer(Trainer):
     """`Trainer` for the models of this package; takes the same arguments.
 
     Args:
-        group_by_image: keep the rows about one picture together when shuffling.
+        group_by_image: keep the rows about one image together when shuffling.
         group_size: how many of them at most; default: all.
         eval_collator: collator for evaluation; one with prompts makes evaluation generate. Default: that of training,
             without its augmentation.
@@ -70,7 +70,7 @@ class MMTrainer(Trainer):
             self.compute_loss_func = smoothed_loss(whole, self.args.label_smoothing_factor)
         if self.args.n_gpu > 1:
             raise ValueError(
-                f"{self.args.n_gpu} GPUs in one process would split pictures from their rows; "
+                f"{self.args.n_gpu} GPUs in one process would split images from their rows; "
                 f"start with: torchrun --nproc_per_node {self.args.n_gpu} ..."
             )
         self.audit = GradientAuditCallback()

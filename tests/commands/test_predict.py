@@ -1,4 +1,4 @@
-"""`modeling-mm predict`: many texts, many pictures, none at all, and where the model looked."""
+"""`modeling-mm predict`: many texts, many images, none at all, and where the model looked."""
 
 import json
 
@@ -38,7 +38,7 @@ def classifier(tmp_path, processor):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Paths of two different pictures, not square."""
+    """Paths of two different images, not square."""
     paths = []
     for name, shade in (("a", 220), ("b", 30)):
         pixels = np.random.default_rng(shade).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -122,7 +122,7 @@ def test_explaining_needs_one_picture(generator, pictures, capsys, tmp_path):
     look = tmp_path / "look.png"
     for images in ([], ["--image", *pictures]):
         said = refuse(capsys, "--model", generator, *images, "--text", "x", "--explain", look)
-        assert "--explain" in said and "one picture" in said
+        assert "--explain" in said and "one image" in said
     assert not look.exists()
 
 

@@ -38,7 +38,7 @@ def model():
 
 @pytest.fixture
 def inputs():
-    """Rows of text that begin with a picture."""
+    """Rows of text that begin with an image."""
     _, inputs = LlamaTester().prepare_config_and_inputs_for_common()
     return {name: value[:ROWS] for name, value in inputs.items()}
 
@@ -177,7 +177,7 @@ def test_generation_goes_on_from_a_cache(model, inputs):
     whole = run(model, inputs)
     begun = run(model, inputs, max_new_tokens=NEW - 1, min_new_tokens=NEW - 1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW - 1), value=1)
-    rest = {**inputs, "input_ids": begun.sequences, "attention_mask": mask}  # pictures are not in that cache
+    rest = {**inputs, "input_ids": begun.sequences, "attention_mask": mask}  # images are not in that cache
     last = run(model, rest, past_key_values=begun.past_key_values, max_new_tokens=1, min_new_tokens=1)
     assert whole.sequences.tolist() == last.sequences.tolist()
     torch.testing.assert_close(whole.logits[-1], last.logits[-1], **CLOSE)

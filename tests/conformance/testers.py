@@ -24,7 +24,7 @@ TEXT = {
 
 
 class LlamaTester:
-    """A Llama backbone that sees one picture per row through a SigLIP tower, all of whose weights are used."""
+    """A Llama backbone that sees one image per row through a SigLIP tower, all of whose weights are used."""
 
     batch_size = 3
     seq_length = 7
@@ -57,7 +57,7 @@ class LlamaTester:
         return MMConfig(**towers, fusion_layers=[1], fusion_mlp=True, image_token_id=IMAGE_ID)
 
     def prepare_config_and_inputs_for_common(self):
-        """A config, and ids, mask and pixels of B rows of T tokens that each begin with their picture's marker."""
+        """A config, and ids, mask and pixels of B rows of T tokens that each begin with their image's marker."""
         input_ids = torch.randint(24, 99, (self.batch_size, self.seq_length))
         input_ids[:, 0] = IMAGE_ID
         pixel_values = torch.rand(self.batch_size, 3, 8, 8)
@@ -83,14 +83,14 @@ class HearingTester(LlamaTester):
         return MMConfig(**{**config, "audio_config": dict(self.audio_config), "audio_token_id": AUDIO_ID})
 
     def prepare_config_and_inputs_for_common(self):
-        """Each row begins with the markers of its picture and of its sound."""
+        """Each row begins with the markers of its image and of its sound."""
         config, inputs = super().prepare_config_and_inputs_for_common()
         inputs["input_ids"][:, 1] = AUDIO_ID
         return config, {**inputs, "input_features": torch.rand(self.batch_size, 8, 16)}
 
 
 class WatchingTester(LlamaTester):
-    """The same with one video of two frames per row beside its picture."""
+    """The same with one video of two frames per row beside its image."""
 
     num_frames = 2
 
@@ -99,7 +99,7 @@ class WatchingTester(LlamaTester):
         return MMConfig(**{**config, "num_frames": self.num_frames, "video_token_id": VIDEO_ID})
 
     def prepare_config_and_inputs_for_common(self):
-        """Each row begins with the markers of its picture and of its video."""
+        """Each row begins with the markers of its image and of its video."""
         config, inputs = super().prepare_config_and_inputs_for_common()
         inputs["input_ids"][:, 1] = VIDEO_ID
         return config, {**inputs, "pixel_values_videos": torch.rand(self.batch_size, self.num_frames, 3, 8, 8)}

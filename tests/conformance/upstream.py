@@ -50,7 +50,7 @@ def not_in_sdist(*args, **kwargs):
 
 
 def url_to_local_path(url: str, **kwargs) -> str:
-    """Path of a drawn 48 x 64 picture, or of half a second of noise, for such an address; another one as it is."""
+    """Path of a drawn 48 x 64 image, or of half a second of noise, for such an address; another one as it is."""
     random = np.random.default_rng(0)
     path = Path(SAMPLES.name) / url.rpartition("/")[2]
     if url.endswith((".png", ".jpg", ".jpeg")):

@@ -1,4 +1,4 @@
-"""Rows with sound are read as rows with pictures are, and each clip is looked at before any work is done."""
+"""Rows with sound are read as rows with images are, and each clip is looked at before any work is done."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def write_tone(path, hertz=440.0, seconds=0.2, volume=0.5):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with two sounds, one of them deeper, and a picture."""
+    """A folder with two sounds, one of them deeper, and an image."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     write_tone(folder / "low.wav", 200)

@@ -38,7 +38,7 @@ from modeling_mm.training.trainer import MMTrainer
 
 @pytest.fixture
 def rows(files):
-    """Rows of a classification with one picture, text and sound each; pictures and sounds repeat."""
+    """Rows of a classification with one image, text and sound each; images and sounds repeat."""
     pictures, sounds = files
     return [Row(n + 1, [pictures[n % 3]], "is there a red square in it", n % 2, [sounds[n % 2]]) for n in range(6)]
 
@@ -185,7 +185,7 @@ def test_a_picture_is_changed_no_larger_than_its_tower_sees_it(prepares, side, s
 def test_a_distinct_picture_and_a_distinct_sound_have_one_view_in_a_batch(listener, rows):
     plain = MMCollator(listener, "classification")(rows)
     changed = {"pixel_values": torch.zeros(3, dtype=torch.bool), "input_features": torch.zeros(2, dtype=torch.bool)}
-    for seed in range(4):  # a crop may be the whole picture, but hardly ever four times
+    for seed in range(4):  # a crop may be the whole image, but hardly ever four times
         augmentation = Augmentation(["crop"], ["noise", "specaugment"], seed=seed)
         batch = MMCollator(listener, "classification", augmentation=augmentation)(rows)
         for name in ("image_index", "audio_index", "input_ids"):
@@ -335,7 +335,7 @@ def test_the_command_augments_and_shows_it(files, tmp_path):
     "flags, message",
     [
         (["--augment_images", "crop,blur"], "knows no 'blur'; choose from"),
-        (["--task", "matching", "--modality_dropout", "0.1"], "matching needs a picture and a text in each row"),
+        (["--task", "matching", "--modality_dropout", "0.1"], "matching needs an image and a text in each row"),
     ],
 )
 def test_the_command_refuses_before_it_reads(tmp_path, capsys, flags, message):

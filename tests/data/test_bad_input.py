@@ -50,7 +50,7 @@ def test_missing_image(folder, capsys):
 
 
 def test_unreadable_image(folder, capsys):
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "text.png,what?,red")))
     assert "row 5" in said and "text.png" in said and "expected PNG" in said
 

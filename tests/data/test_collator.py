@@ -1,4 +1,4 @@
-"""A batch trains on answers only, asks with the very prompt of the chat template, and prepares each picture once."""
+"""A batch trains on answers only, asks with the very prompt of the chat template, and prepares each image once."""
 
 import pytest
 import torch

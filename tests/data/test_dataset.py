@@ -1,4 +1,4 @@
-"""Rows are read as they stand in the file, whatever its kind, and pictures of one kind whatever theirs."""
+"""Rows are read as they stand in the file, whatever its kind, and images of one kind whatever theirs."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with three pictures, one of them deeper."""
+    """A folder with three images, one of them deeper."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     for name, colour in (("red", RED), ("sub/blue", BLUE), ("green", GREEN)):
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 def png(colour):
-    """The bytes of a picture of one colour."""
+    """The bytes of an image of one colour."""
     buffer = io.BytesIO()
     drawing(colour).save(buffer, "PNG")
     return buffer.getvalue()
@@ -177,7 +177,7 @@ def test_an_unknown_source_is_one_sentence(folder):
 
 
 def questions(folder, pictures=8, each=3):
-    """`each` questions about each of many pictures, and two without a picture."""
+    """`each` questions about each of many images, and two without an image."""
     for p in range(pictures):
         drawing((p * 20, 0, 0)).save(folder / f"p{p}.png")
     rows = [(f"p{p}.png", f"q{q}", "a") for q in range(each) for p in range(pictures)]
@@ -210,7 +210,7 @@ def test_rows_left_out_do_not_come_back_when_held_out(folder):
 
 def test_one_picture_cannot_be_held_out_of_itself(folder):
     dataset = read(write(folder, "csv", [("red.png", f"q{i}", "a") for i in range(5)]))
-    with pytest.raises(ValueError, match="about one picture.*give --validation_file"):
+    with pytest.raises(ValueError, match="about one image.*give --validation_file"):
         dataset.hold_out(0.2, seed=0)
     with pytest.raises(ValueError, match="validation share is 1.5; expected a number between 0 and 1"):
         questions(folder).hold_out(1.5, seed=0)

@@ -38,7 +38,7 @@ def rows(tmp_path):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Tables of pictures, some in two rows and some rows without, and of sounds; a vision tower in a folder."""
+    """Tables of images, some in two rows and some rows without, and of sounds; a vision tower in a folder."""
     np = pytest.importorskip("numpy")
     soundfile = pytest.importorskip("soundfile")
     work = tmp_path_factory.mktemp("cached")
@@ -133,7 +133,7 @@ def test_two_processes_train_from_one_cache_as_they_do_without(work, tmp_path):
         )
         assert done.returncode == 0, done.stderr[-3000:]
     keys = [key for path in shards(tmp_path, "features") for key in load_keys(path)]
-    assert len(keys) == len(set(keys)) == 8  # each picture was computed by one of the two
+    assert len(keys) == len(set(keys)) == 8  # each image was computed by one of the two
     plain, cached = (load_file(tmp_path / name / "model.safetensors") for name in flags)
     assert max(float((plain[name].float() - cached[name].float()).abs().max()) for name in plain) < 1e-5
 
@@ -171,7 +171,7 @@ def test_entries_are_what_the_tower_gives_and_the_same_content_is_computed_once(
     assert tower.count == DISTINCT
     media = [[rows.row(i).images[0]] for i in (3, 0, 3, 1)]
     batch = pickle.loads(pickle.dumps(cached)).batch(media)
-    assert batch["image_index"].tolist() == [[0], [1], [0], [2]]  # two files are two pictures, whatever they hold
+    assert batch["image_index"].tolist() == [[0], [1], [0], [2]]  # two files are two images, whatever they hold
     pixels = MMCollator(processor, "generation").flat_images([rows.row(i) for i in (3, 0, 3, 1)])
     assert torch.equal(batch["image_index"], pixels.pop("image_index"))
     torch.testing.assert_close(batch["image_states"], model.get_image_features(**pixels).pooler_output)

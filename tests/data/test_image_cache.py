@@ -1,4 +1,4 @@
-"""Pictures that stay in memory are opened once, and change nothing of what is trained on or evaluated."""
+"""Images that stay in memory are opened once, and change nothing of what is trained on or evaluated."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from modeling_mm.data.rows import Row
 
 @pytest.fixture
 def rows(tmp_path):
-    """Rows about four pictures of 128 x 256, twice as wide as high."""
+    """Rows about four images of 128 x 256, twice as wide as high."""
     for number in range(4):
         drawing((50 * number, 9, 9), 128).resize((256, 128)).save(tmp_path / f"{number}.png")
     return [Row(n + 1, [str(tmp_path / f"{n % 4}.png")], "red", 0) for n in range(8)]

@@ -127,9 +127,9 @@ def test_in_an_interaction_no_single_modality_tells_anything():
         for value in range(table.shape[axis]):
             counts = np.bincount(np.take(table, value, axis).ravel(), minlength=10)
             assert len(set(counts.tolist())) == 1
-    for operation in table:  # nor text and picture, nor text and sound together
+    for operation in table:  # nor text and image, nor text and sound together
         assert all(sorted(line) == list(range(10)) for line in (*operation.tolist(), *operation.T.tolist()))
-    pairs = np.moveaxis(table, 0, -1).reshape(100, -1).tolist()  # picture and sound: the likeliest label
+    pairs = np.moveaxis(table, 0, -1).reshape(100, -1).tolist()  # image and sound: the likeliest label
     assert sum(Counter(pair).most_common(1)[0][1] for pair in pairs) / table.size == 0.44
 
 
@@ -171,7 +171,7 @@ def test_rows_of_digits_follow_the_construction(tmp_path, monkeypatch):
     for row in rows:
         if "noise" in row["image"]:
             noisy[row["image"]].add(row["label"])
-    assert min(map(len, noisy.values())) > 1  # a noise picture goes with any label
+    assert min(map(len, noisy.values())) > 1  # a noise image goes with any label
 
 
 def test_matching_pairs_match(tmp_path):

@@ -1,4 +1,4 @@
-"""recipes/make_emoji.py on made-up packages: splits share nothing, a text has one right picture, drawings stay."""
+"""recipes/make_emoji.py on made-up packages: splits share nothing, a text has one right image, drawings stay."""
 
 import csv
 import hashlib

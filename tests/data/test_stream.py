@@ -120,12 +120,12 @@ def test_a_data_set_by_its_name_gives_the_rows_of_its_files(tmp_path):
 
 
 def test_a_bad_row_stops_with_its_place_or_is_counted(tmp_path, caplog):
-    bad = {3: b"no picture", 17: picture(17)[:-60], 30: None}
+    bad = {3: b"no image", 17: picture(17)[:-60], 30: None}
     source = write_shards(tmp_path, ROWS, 4, picture=lambda n: bad.get(n, picture(n)))
     with pytest.raises(BadRow, match=r"train-0000.parquet, row 4: the image its embedded bytes is not in a format"):
         handed_out(stream_of(source, shuffle_buffer=1), ROWS)
     rows = handed_out(stream_of(source, shuffle_buffer=1, skip=True), 2 * ROWS - 4)
-    assert numbers(rows) == [n for n in range(ROWS) if n not in (3, 17)] * 2  # a row may lack its picture
+    assert numbers(rows) == [n for n in range(ROWS) if n not in (3, 17)] * 2  # a row may lack its image
     assert rows[-1].position.skipped == 4
     assert "train-0001.parquet, row 8: the image its embedded bytes is broken" in caplog.text
 
@@ -135,7 +135,7 @@ def test_a_broken_file_is_a_bad_row(tmp_path, kind):
     source = write_shards(tmp_path, ROWS, 4, kind)
     path = tmp_path / f"train-0002.{kind}"
     whole = path.read_bytes()
-    # within a picture; what ends between two members `tarfile` takes for a shorter archive
+    # within an image; what ends between two members `tarfile` takes for a shorter archive
     path.write_bytes(whole[:28_000] if kind == "tar" else whole[:200] + bytes(9000) + whole[9200:])
     columns = COLUMNS if kind == "parquet" else IN_TAR
     with pytest.raises(BadRow, match=f"train-0002.{kind}, row .*: the rest of the file cannot be read: "):
@@ -298,7 +298,7 @@ def test_bad_rows_leave_batches_full(tmp_path, processor):
 
 def test_pictures_are_decoded_once(shards, processor, monkeypatch):
     def twice(*args):
-        raise AssertionError("a picture was opened again")
+        raise AssertionError("an image was opened again")
 
     rows = handed_out(stream_of(shards), 4)
     monkeypatch.setattr("modeling_mm.data.collator.open_image", twice)
@@ -399,7 +399,7 @@ def test_flags_that_need_all_rows_are_refused(shards, tmp_path, capsys):
 
 
 def in_a_process(source, folder, checkpoint):
-    """What one of several processes trained on, the picture tensors it saw in each batch, losses and weights."""
+    """What one of several processes trained on, the image tensors it saw in each batch, losses and weights."""
     size = {"height": 16, "width": 16}
     image_processor = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     processor = MMProcessor(image_processor=image_processor, tokenizer=train_tokenizer(SENTENCES, "scratch-tiny"))

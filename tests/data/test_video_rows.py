@@ -64,7 +64,7 @@ def places(frames, count):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a video of 32 frames, one of two, a folder of frames, and a picture."""
+    """A folder with a video of 32 frames, one of two, a folder of frames, and an image."""
     folder = tmp_path / "data"
     (folder / "frames").mkdir(parents=True)
     write_video(folder / "long.mp4", bar(32))
@@ -77,7 +77,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def watcher():
-    """A processor for 16 x 16 pictures and videos of four frames."""
+    """A processor for 16 x 16 images and videos of four frames."""
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     tokenizer = train_tokenizer(["which way does it move", "left", "right"], "scratch-tiny", video=True)
@@ -188,7 +188,7 @@ def test_what_is_no_video_is_said(folder):
         "none.mp4": "none.mp4' does not exist",
         "text.mp4": "text.mp4' cannot be read .*; expected MP4",
         "sound.mp4": "sound.mp4' (has no frames|cannot be read)",
-        "empty": "the folder '.*empty' of a video holds no pictures",
+        "empty": "the folder '.*empty' of a video holds no images",
     }.items():
         with pytest.raises(ValueError, match=said):
             read_video(str(folder / source), 4)
@@ -288,7 +288,7 @@ def test_bad_videos_stop_with_their_row_or_are_listed_when_skipped(folder):
     reasons = [bad["reason"] for bad in dataset.bad_rows]
     assert dataset.kept == [0] and [bad["row"] for bad in dataset.bad_rows] == [2, 3, 4, 5, 6]
     for reason, said in zip(
-        reasons, ("cannot be read", "does not exist", "holds no pictures", "2 '<video>' markers"), strict=False
+        reasons, ("cannot be read", "does not exist", "holds no images", "2 '<video>' markers"), strict=False
     ):
         assert said in reason
     assert reasons[-1] == "'image', 'text' and 'video' are all empty; expected at least one"
@@ -376,7 +376,7 @@ def test_rows_of_any_number_of_pictures_between_words_come_from_a_csv(folder, pr
         drawing((80 * number, 0, 200)).save(folder / f"{number}.png")
     path = write_csv(
         folder,
-        ",no picture at all,a",
+        ",no image at all,a",
         "0.png,is <image> it,a",
         "1.png;0.png,is <image> or <image> it,b",
         "2.png; 1.png;0.png,<image>then<image>then<image>,a",
@@ -448,7 +448,7 @@ def test_video_needs_a_column_and_frames(folder, capsys):
 
 
 def write_motions(folder, count, seed):
-    """A CSV of squares that cross the picture, to the right or to the left: any frame alone is equally likely in both.
+    """A CSV of squares that cross the image, to the right or to the left: any frame alone is equally likely in both.
 
     Half of the files are videos, the others folders of frames; every third has fewer frames than the model takes.
     """

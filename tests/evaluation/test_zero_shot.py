@@ -27,7 +27,7 @@ def finder(tmp_path, processor):
 
 @pytest.fixture
 def table(tmp_path):
-    """Pictures of seven classes, three of each, in `t.csv`."""
+    """Images of seven classes, three of each, in `t.csv`."""
     words = ["red", "blue", "green", "circle", "square", "small", "blue circle"]  # that the tokenizer knows
     shades = dict(zip(words, [*COLOURS.values(), (9, 9, 9), (250, 250, 250), (240, 240, 150)], strict=True))
     lines = ["image,label"]
@@ -105,8 +105,8 @@ def test_a_trained_model_knows_classes_by_name(tmp_path, capsys):
     "asked, said",
     [
         (["--prompt_templates", "a photo"], "--prompt_templates has 'a photo'; expected a sentence with {} for"),
-        (["--rerank", 3], "--rerank looks again at texts and pictures; with --label_column leave it out"),
-        (["--audio_column", "sound"], "a retrieval is of pictures and texts; leave out --audio_column"),
+        (["--rerank", 3], "--rerank looks again at texts and images; with --label_column leave it out"),
+        (["--audio_column", "sound"], "a retrieval is of images and texts; leave out --audio_column"),
         (["--label_column", "colour"], "has no column 'colour'; it has image, label"),
     ],
 )  # fmt: skip

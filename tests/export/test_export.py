@@ -40,7 +40,7 @@ def saved(folder, processor, text="llama", head=MMForConditionalGeneration, **fi
 
 
 def batch(processor):
-    """Rows with one, two and no pictures, in other numbers than any graph is traced or checked with."""
+    """Rows with one, two and no images, in other numbers than any graph is traced or checked with."""
     red, blue = drawing((255, 0, 0)), drawing((0, 0, 255))
     texts = ["<image> what colour is the circle", "<image><image> is there a red square", "no", "yes", "blue"]
     images = [[red], [red, blue], [], [], [blue]]
@@ -48,7 +48,7 @@ def batch(processor):
 
 
 def flat_batch(processor):
-    """Rows with two, no and one picture, all with their markers, so that no index comes."""
+    """Rows with two, no and one image, all with their markers, so that no index comes."""
     red, blue = drawing((255, 0, 0)), drawing((0, 0, 255))
     texts = ["<image> is <image> red", "no", "<image> what colour is the circle"]
     options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
@@ -89,7 +89,7 @@ def test_a_classifier_is_one_onnx_file_that_onnxruntime_runs_alone(tmp_path, pro
 
 
 def greedy_equals(exported, model, inputs):
-    """The exported and the model's tokens for questions with pictures, about encoded ones, and without any."""
+    """The exported and the model's tokens for questions with images, about encoded ones, and without any."""
     options = {"max_new_tokens": 6}
     expected = model.generate(**inputs, **options, do_sample=False)
     assert torch.equal(exported.generate(**inputs, **options), expected)

@@ -73,7 +73,7 @@ def heard_row(length, images=(), sounds=()):
 
 
 def mixed(kind="resnet"):
-    """Text only, picture only, sound only, both, two sounds: rows of ids and the media of the batch."""
+    """Text only, image only, sound only, both, two sounds: rows of ids and the media of the batch."""
     rows = [heard_row(9), heard_row(7, [2]), heard_row(8, (), [1]), heard_row(10, [1], [4]), heard_row(6, (), [0, 3])]
     index = {
         "image_index": torch.tensor([[-1], [0], [-1], [1], [-1]]),

@@ -15,7 +15,7 @@ RATE = 16000
 
 @pytest.fixture
 def files(tmp_path):
-    """Paths of three pictures that look different everywhere, and of two sounds."""
+    """Paths of three images that look different everywhere, and of two sounds."""
     random = np.random.default_rng(0)
     pictures, sounds = [], []
     for number in range(3):

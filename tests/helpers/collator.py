@@ -7,7 +7,7 @@ from helpers.builders import drawing
 
 @pytest.fixture
 def files(tmp_path):
-    """Paths of three different pictures."""
+    """Paths of three different images."""
     paths = []
     for name, colour in (("a", (200, 0, 0)), ("b", (0, 0, 200)), ("c", (0, 200, 0))):
         drawing(colour).save(tmp_path / f"{name}.png")

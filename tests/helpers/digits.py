@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits as a folder of pictures and a CSV, made anew wherever a test asks."""
+"""Scikit-learn's handwritten digits as a folder of images and a CSV, made anew wherever a test asks."""
 
 import csv
 from pathlib import Path
@@ -10,7 +10,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def write_digits(folder: Path, name: str, start: int, count: int, header: tuple[str, str, str]) -> Path:
-    """`folder/name` with one row per digit: picture, text and the digit's word in the last column."""
+    """`folder/name` with one row per digit: image, text and the digit's word in the last column."""
     digits = load_digits()
     path = folder / name
     with path.open("w", newline="", encoding="utf-8") as file:

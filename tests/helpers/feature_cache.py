@@ -1,4 +1,4 @@
-"""A feature cache of a tiny model over drawn pictures, filled in this process or, as a program, in one of its own.
+"""A feature cache of a tiny model over drawn images, filled in this process or, as a program, in one of its own.
 
 python tests/helpers/feature_cache.py TABLE FOLDER LOG SECONDS
 
@@ -50,7 +50,7 @@ class CountingTower(FrozenTower):
 
 
 def picture_rows(folder, count=24):
-    """A data set of as many drawn pictures, of which two files hold the same."""
+    """A data set of as many drawn images, of which two files hold the same."""
     for number in range(count):
         pixels = torch.randint(256, (20, 20, 3), generator=torch.Generator().manual_seed(max(1, number)))
         Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number}.png")
@@ -78,7 +78,7 @@ def build(tower, dataset, folder, batch_size=2):
 
 
 def small_parts(monkeypatch=None):
-    """A shard for every batch, a bucket for every few pictures."""
+    """A shard for every batch, a bucket for every few images."""
     for module, name, value in ((feature_cache, "SHARD_SECONDS", 0), (feature_store, "BUCKET_KEYS", 4)):
         if monkeypatch is None:
             setattr(module, name, value)

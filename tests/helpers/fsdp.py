@@ -80,9 +80,9 @@ def model_of(case, **changed):
 
 
 def batch_of(case, rows=slice(None)):
-    """Some rows of the global batch: pictures only in the first half, sound only in the second.
+    """Some rows of the global batch: images only in the first half, sound only in the second.
 
-    Of retrieval, where each process must have some, each row has a picture.
+    Of retrieval, where each process must have some, each row has an image.
     """
     head, text, _, fields = CASES[case]
     torch.manual_seed(1)
@@ -106,7 +106,7 @@ def batch_of(case, rows=slice(None)):
 
 
 def processor_of(case):
-    """A processor for 16 x 16 pictures and, where the case has it, sound."""
+    """A processor for 16 x 16 images and, where the case has it, sound."""
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     audio = {"audio": Wav2Vec2FeatureExtractor(), "max_seconds": 1.0} if "audio" in CASES[case][3] else {}

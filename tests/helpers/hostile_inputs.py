@@ -50,14 +50,14 @@ def sound(samples, rate, kind="WAV", subtype=None):
 
 
 def no_pictures():
-    """Files that are no picture to be used, by what is wrong with them."""
+    """Files that are no image to be used, by what is wrong with them."""
     bomb = zlib.compress(b"\0" * 100_000_000)
     text = struct.pack(">I", len(bomb) + 5) + b"zTXt" + b"a\0\0" + b"  " + bomb + b"\0\0\0\0"
     whole = encoded("PNG", (200, 200))
     return {
         "empty": b"",
         "one byte": b"\x89",
-        "text": b"this is no picture",
+        "text": b"this is no image",
         "html": b"<html><script>alert(1)</script></html>",
         "svg": b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>',
         "truncated": whole[: len(whole) // 2],
@@ -139,7 +139,7 @@ def cases(server):
 
     for title, content in no_pictures().items():
         for name, call in calls(good):
-            add(f"picture {title}", name, call, partial(server.upload, name, content), "yes")
+            add(f"image {title}", name, call, partial(server.upload, name, content), "yes")
     for title, content in no_sounds().items():
         for name, call in calls(good, sound=True):
             add(f"sound {title}", name, call, partial(server.upload, name, content, "a.wav"), "yes")
@@ -153,8 +153,8 @@ def cases(server):
         add(f"most {number!r}", "found", plain("search"), "yes", None, pictures([good["found"]]), False, number)
     for message in (5, "text", [], {}, {"text": None}, {"files": [good["asked"]]}, {"text": "a", "files": 5}):
         add(f"message {message!r}", "asked", plain("chat"), message, False, 4)
-    add("nine pictures", "asked", plain("chat"), {"text": "yes", "files": [good["asked"]] * 9}, False, 4)
-    add("61 pictures", "found", plain("search"), "yes", None, pictures([good["found"]] * 61), False, 4)
+    add("nine images", "asked", plain("chat"), {"text": "yes", "files": [good["asked"]] * 9}, False, 4)
+    add("61 images", "found", plain("search"), "yes", None, pictures([good["found"]] * 61), False, 4)
     for gallery in (5, "x", [5], [{}], [{"image": None}], [[]], {"image": good["found"]}):
         add(f"gallery {gallery!r}", "found", plain("search"), "yes", None, gallery, False, 4)
     for name, endpoint in (
@@ -174,7 +174,7 @@ def pictures(files):
 
 
 def calls(good, sound=False):
-    """For each endpoint that takes a picture, or a sound, and a text: what it is called with."""
+    """For each endpoint that takes an image, or a sound, and a text: what it is called with."""
     if sound:
         yield "classified", lambda file, text: ("classify", None, text, file)
         yield "asked", lambda file, text: ("chat", {"text": text, "files": [file]}, False, 4)

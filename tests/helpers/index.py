@@ -1,4 +1,4 @@
-"""Tiny galleries that the tests of index and search share: a random CLIP, drawn pictures, the verbs with arguments."""
+"""Tiny galleries that the tests of index and search share: a random CLIP, drawn images, the verbs with arguments."""
 
 import csv
 
@@ -20,7 +20,7 @@ TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 
 
 def save_clip(folder, seed=0, image_mean=0.5):
-    """A tiny CLIP with random weights, wide enough for pictures and texts to differ, and its processor."""
+    """A tiny CLIP with random weights, wide enough for images and texts to differ, and its processor."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SENTENCES, "scratch-tiny")
     tower = {**TOWER, "initializer_factor": 5.0}
@@ -34,7 +34,7 @@ def save_clip(folder, seed=0, image_mean=0.5):
 
 
 def draw(path, seed):
-    """A picture of its own in `path`."""
+    """An image of its own in `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(blocks).resize((24, 20), Image.Resampling.NEAREST).save(path)
@@ -77,7 +77,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder of 12 pictures, half of them in a folder of its own."""
+    """A folder of 12 images, half of them in a folder of its own."""
     for number in range(12):
         draw(tmp_path / "pictures" / ("inner" if number % 2 else "") / f"{number:02}.png", number)
     return tmp_path / "pictures"
@@ -85,7 +85,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def table(pictures, tmp_path):
-    """A CSV of these pictures with a caption and a price."""
+    """A CSV of these images with a caption and a price."""
     path = tmp_path / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -64,7 +64,7 @@ def code_of(card):
 
 
 def check_repository(hub, name, revision):
-    """No pickle, nothing but what is on the list and the card's pictures; the card's metadata is valid and whole."""
+    """No pickle, nothing but what is on the list and the card's images; the card's metadata is valid and whole."""
     files = hub.repositories["model", name].commits[revision].files
     card = files["README.md"].data.decode()
     shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card)

@@ -41,7 +41,7 @@ def naive(kind, texts, media, true, scale, bias):
 
 
 def embeddings_and_pairs(count=23, seed=0):
-    """Texts and fewer pictures, some texts equal, one without a picture; and the true pairs, worked out by hand."""
+    """Texts and fewer images, some texts equal, one without an image; and the true pairs, worked out by hand."""
     generator = torch.Generator().manual_seed(seed)
     texts, media = torch.randn(count, 8, generator=generator), torch.randn(count - 6, 8, generator=generator)
     keys = torch.randint(0, 15, (count,), generator=generator)
@@ -84,7 +84,7 @@ QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_s
 
 
 def pairs_of_rows(count=8):
-    """Rows of one length with a picture each; the first and the last are about the same one."""
+    """Rows of one length with an image each; the first and the last are about the same one."""
     generator = torch.Generator().manual_seed(1)
     shown = torch.randn(count, 3, 16, 16, generator=generator)
     which = [*range(count - 1), 0]
@@ -93,7 +93,7 @@ def pairs_of_rows(count=8):
 
 
 def collate(rows):
-    """As the collator does: each distinct picture once."""
+    """As the collator does: each distinct image once."""
     keys = list(dict.fromkeys(row["key"] for row in rows))
     ids = torch.stack([row["ids"] for row in rows])
     return {

@@ -104,7 +104,7 @@ def stop(server):
 
 
 def see_and_hear(audio):
-    """A processor for 16 x 16 pictures and, if wanted, clips of a second."""
+    """A processor for 16 x 16 images and, if wanted, clips of a second."""
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     tokenizer = train_tokenizer(SENTENCES, "scratch-tiny", audio=audio)

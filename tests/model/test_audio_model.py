@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The laws for models that hear: rows with picture, sound, both and neither, in one batch.
+"""The laws for models that hear: rows with image, sound, both and neither, in one batch.
 
 Shapes: B rows, N clips per row, A distinct clips, T text tokens.
 """

@@ -114,7 +114,7 @@ def test_embeddings_give_the_tokens_of_their_ids(text):
 
 
 def conversation(model):
-    """A first turn of three rows, generated; then a second one, in which two rows get another picture."""
+    """A first turn of three rows, generated; then a second one, in which two rows get another image."""
     first = prompts()
     said = model.generate(**first, **GREEDY, return_dict_in_generate=True)
     question = torch.stack([token_row(5, [1]), token_row(5, [2]), token_row(5)])
@@ -251,7 +251,7 @@ def test_images_without_their_marker_are_refused(given):
         text = {"input_ids": ids} if given == "input_ids" else {"inputs_embeds": model.get_input_embeddings()(ids)}
         with pytest.raises(ValueError, match=f"row 1: 2 images came with {len(markers)} image markers"):
             model.generate(**text, pixel_values=images, image_index=torch.tensor([[0, 1], [0, 1]]))
-    blind = token_row(7, [1, 3])[None]  # a text that has lost its pictures may still be asked
+    blind = token_row(7, [1, 3])[None]  # a text that has lost its images may still be asked
     expected = model.generate(blind, **GREEDY)
     nothing = torch.tensor([[-1]])
     assert torch.equal(model.generate(blind, pixel_values=images, image_index=nothing, **GREEDY), expected)

@@ -40,7 +40,7 @@ def main_output(output):
 def test_one_compiled_graph_equals_eager_and_serves_again(head, text, media):
     model, counter = mm_model(text, head=HEADS[head]), CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
-    for _ in range(2):  # the second batch has other rows and pictures of the same shapes
+    for _ in range(2):  # the second batch has other rows and images of the same shapes
         batch = inputs(head, text, media)
         torch.testing.assert_close(main_output(compiled(**batch)), main_output(model(**batch)))
     assert counter.frame_count == 1

@@ -96,7 +96,7 @@ def test_what_cannot_be_told_apart_is_refused():
 
 @pytest.fixture
 def questions(tmp_path):
-    """Rows about two pictures and two clips, which several of them share."""
+    """Rows about two images and two clips, which several of them share."""
     for number in range(2):
         drawing(90 * number + 40).save(tmp_path / f"{number}.png")
         soundfile.write(tmp_path / f"{number}.wav", *tone(300 + 900 * number))

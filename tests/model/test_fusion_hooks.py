@@ -90,14 +90,14 @@ def test_nothing_of_a_call_is_left_behind(kind):
 
 
 @pytest.mark.parametrize("kind", CONTEXT_ONLY)
-@pytest.mark.parametrize("inner", ["another model", "the same backbone without pictures", "another backbone"])
+@pytest.mark.parametrize("inner", ["another model", "the same backbone without images", "another backbone"])
 def test_a_pass_within_a_pass_sees_nothing_of_the_outer(kind, inner):
     text, given, other = backbone(kind), inputs(), inputs()
     outer, beside = seeing(text), seeing(text, fusion_layers=[0, 1])
     text_only = {name: other[name] for name in ("input_ids", "attention_mask")}
     run = {
         "another model": lambda: states(beside, **other),
-        "the same backbone without pictures": lambda: states(beside, **text_only),
+        "the same backbone without images": lambda: states(beside, **text_only),
         "another backbone": lambda: states(foreign.text_model, **text_only),
     }[inner]
     foreign = seeing(backbone(kind))

@@ -29,7 +29,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of one colour, `t.csv` with a column for every task, and a function to write others."""
+    """Images of one colour, `t.csv` with a column for every task, and a function to write others."""
     lines = ["image,text,label,price,weight,tags,caption"]
     for i in range(24):
         name = list(COLOURS)[i % 4]
@@ -142,7 +142,7 @@ def test_labels_read_from_every_way_to_write_them():
         ("multilabel", "tags", "", "row 25: 'tags' is empty; expected a value"),
         ("multilabel", "tags", "[warm", "row 25: 'tags' is '[warm'; expected labels like a|b or a JSON list"),
         ("classification", "label", "", "row 25: 'label' is empty; expected a value"),
-        ("matching", "caption", "", "row 25: 'caption' is empty; matching needs a picture and a text"),
+        ("matching", "caption", "", "row 25: 'caption' is empty; matching needs an image and a text"),
     ],
 )
 def test_a_bad_label_is_named_by_row(folder, capsys, task, column, cell, said):

@@ -125,7 +125,7 @@ def test_patches_that_only_pad_a_picture_do_not_count(vision):
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("present", [True, False], ids=["all given", "no picture in the batch"])
+@pytest.mark.parametrize("present", [True, False], ids=["all given", "no image in the batch"])
 @pytest.mark.parametrize("cross_attention", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_of_the_fusion_gets_a_gradient(kind, cross_attention, present):

@@ -192,17 +192,17 @@ EYES = {
     "regnet": {**STAGES, "embedding_size": 8, "groups_width": 8},
     "swiftformer": {"depths": [1] * 4, "embed_dims": [8, 8, 16, 16]},
     "yolos": {**SQUARE, "patch_size": 8},
-    "vit_mae": {**TRANSFORMER, "mask_ratio": 0.0},  # its pretrained ratio, 0.75, hides most of the picture
+    "vit_mae": {**TRANSFORMER, "mask_ratio": 0.0},  # its pretrained ratio, 0.75, hides most of the image
 }
 TITLES = {
     "Text backbones": ("| type | composed as | fusion enters by | result |", TEXT),
-    "Vision towers": ("| type | states of a small picture | result |", EYES),
+    "Vision towers": ("| type | states of a small image | result |", EYES),
 }
 INTRODUCTION = """# Which towers work
 
 Written by `python -m pytest tests/model/test_matrix.py --write-tables`; the tests fail where it is not what they
 find. Each type is built small with random weights and composed with CLIP or Llama. *ok* says: with gates at zero the
-output is the text backbone's bit for bit, with and without pictures; open, every token behind the pictures sees them;
+output is the text backbone's bit for bit, with and without images; open, every token behind the images sees them;
 every weight of fusion, each text layer and the vision tower get gradients, and nothing frozen does; saved and loaded,
 the output is the same to the bit; a decoder generates the same with and without its cache.
 
@@ -218,7 +218,7 @@ def output(model, **inputs):
 
 
 def used_to_pictures(tower, kind):
-    """The tower with batch norms that know what pictures are like; with those of a new one, some see nothing."""
+    """The tower with batch norms that know what images are like; with those of a new one, some see nothing."""
     for module in tower.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0

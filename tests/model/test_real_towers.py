@@ -99,7 +99,7 @@ def test_an_encoder_learns_what_only_the_picture_shows():
 def test_a_composed_model_comes_back_to_the_bit(tmp_path):
     model, processor = sees(torch.bfloat16)
     open_gates(model, 0.5).save_pretrained(tmp_path)
-    inputs = processor(text=["<image>A picture of"], images=[drawing(90)], return_tensors="pt")
+    inputs = processor(text=["<image>An image of"], images=[drawing(90)], return_tensors="pt")
     again = MMForConditionalGeneration.from_pretrained(tmp_path).eval()
     assert again.dtype == torch.bfloat16
     with torch.no_grad():

@@ -21,7 +21,7 @@ BACKBONES = ["llama", "gpt2", "bert", "modernbert"]
 
 
 def four_texts_of_three_pictures():
-    """Rows of ids padded on the right, the pictures, and which belongs to which: two texts are about the first."""
+    """Rows of ids padded on the right, the images, and which belongs to which: two texts are about the first."""
     batch = text_inputs(padded([token_row(n) for n in (5, 9, 7, 6)]), "bert")
     return {**batch, **pictures(3), "image_index": torch.tensor([[0], [1], [0], [2]])}
 
@@ -82,7 +82,7 @@ def test_each_picture_given_to_the_processor_has_an_embedding(processor):
     distinct = model.get_image_features(processor(images=shown, return_tensors="pt")["pixel_values"]).pooler_output
     given = processor(images=[shown[1], shown[0], shown[1]], return_tensors="pt")  # the same object twice
     torch.testing.assert_close(model.get_image_features(**given).pooler_output, distinct[[1, 0, 1]])
-    with pytest.raises(ValueError, match=r"of one picture or sound, but rows have \[2, 0\]"):
+    with pytest.raises(ValueError, match=r"of one image or sound, but rows have \[2, 0\]"):
         model.get_image_features(**processor(images=[shown, []], return_tensors="pt"))
 
 
@@ -250,7 +250,7 @@ def test_the_matching_head_learns_from_true_pairs_and_hard_negatives(monkeypatch
     for _ in range(10):
         model(**batch, return_loss=True)
     encoded = model.encode_media(batch["pixel_values"])
-    same = {0: [0], 1: [1, 2], 2: [0], 3: [1, 2]}  # the texts 1 and 3 are one text, so both pictures are theirs
+    same = {0: [0], 1: [1, 2], 2: [0], 3: [1, 2]}  # the texts 1 and 3 are one text, so both images are theirs
     right = []
     for inputs in seen:
         for ids, mask, held in zip(
@@ -270,7 +270,7 @@ def test_the_matching_head_learns_from_true_pairs_and_hard_negatives(monkeypatch
 
 def test_the_matching_head_learns_which_text_is_whose_before_any_gate_opens():
     model, held = open_gates(retriever("bert"), 0.0), pictures(4)
-    rows = torch.arange(4).repeat_interleave(4)  # every text with every picture
+    rows = torch.arange(4).repeat_interleave(4)  # every text with every image
     ids = padded([token_row(n) for n in (5, 9, 7, 6)])
     texts = {name: value[rows] for name, value in text_inputs(ids, "bert").items()}
     index = torch.arange(4).repeat(4)[:, None]
@@ -369,7 +369,7 @@ def test_matching_learns_from_as_many_rows_as_asked_for_and_is_scored_on_all():
     some.train()(**batch, return_loss=True).loss.backward()
     with pytest.raises(StrictDataclassError, match="`matching_rows` is 0; expected 1 or more"):
         retriever(matching_rows=0)
-    assert sum(seen) == 3  # a true pair, its text with a wrong picture, a picture with a wrong text
+    assert sum(seen) == 3  # a true pair, its text with a wrong image, an image with a wrong text
 
 
 def test_what_a_model_cannot_learn_is_refused():
@@ -409,7 +409,7 @@ def test_a_text_without_a_picture_belongs_to_none():
 
 
 def contrastive_of(model, texts, media):
-    """The softmax loss of four texts of three pictures or sounds, the first and third text about the first."""
+    """The softmax loss of four texts of three images or sounds, the first and third text about the first."""
     true = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.bool)
     return naive("infonce", texts, media, true, model.temperature()[0], None)
 

@@ -27,7 +27,7 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def batch_of(vision, side="right"):
-    """Rows with no, one and two pictures, one of them without a marker."""
+    """Rows with no, one and two images, one of them without a marker."""
     rows, index = mixed_rows()
     return rows, text_inputs(padded(rows, side), "bert"), {**pictures(2, vision), "image_index": index}
 
@@ -126,7 +126,7 @@ def test_every_weight_that_can_reach_the_loss_learns(text, vision):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Twelve rows about three pictures."""
+    """Twelve rows about three images."""
     lines = ["image,caption"]
     for place in range(3):
         drawing((80 * place, 200 - 60 * place, 90)).save(tmp_path / f"{place}.png")
@@ -137,7 +137,7 @@ def dataset(tmp_path):
 
 
 def encoded(model):
-    """How many pictures each call of the vision tower gets."""
+    """How many images each call of the vision tower gets."""
     seen = []
     tower = model.model.vision_tower
     tower.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True)
@@ -189,5 +189,5 @@ def test_evaluation_without_pictures_is_refused(tmp_path):
     batch = {"input_ids": torch.arange(12).view(2, 6), "input_features": torch.randn(2, 8, 16), "return_loss": True}
     loss, *rest = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
     assert loss.isfinite() and rest == [None, None]
-    with pytest.raises(ValueError, match="evaluation ranks pictures, and this batch has none"):
+    with pytest.raises(ValueError, match="evaluation ranks images, and this batch has none"):
         trainer.prediction_step(trainer.model, batch, prediction_loss_only=False)

@@ -38,7 +38,7 @@ np.savez("found.npz", texts=encoder.encode(sys.argv[1:]), pictures=encoder.encod
 
 
 def some_pictures():
-    """Three pictures of different sizes, the third the very same object as the first."""
+    """Three images of different sizes, the third the very same object as the first."""
     first, second = drawing((200, 30, 30)), drawing((20, 60, 220), 31)
     return [first, second, first]
 
@@ -52,7 +52,7 @@ def save(folder, processor, model):
 
 
 def features(model, processor, texts, pictures):
-    """Embeddings of texts and pictures by the model itself."""
+    """Embeddings of texts and images by the model itself."""
     tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         said = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output

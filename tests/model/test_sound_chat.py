@@ -29,7 +29,7 @@ def files(tmp_path):
 
 
 def said(role, *parts):
-    """A message; parts are texts, pictures, and dicts with a source of sound."""
+    """A message; parts are texts, images, and dicts with a source of sound."""
     content = []
     for part in parts:
         if isinstance(part, str):

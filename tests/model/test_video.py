@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The laws for models that take video: rows with text, picture, sound, video and several of them, in one batch.
+"""The laws for models that take video: rows with text, image, sound, video and several of them, in one batch.
 
 Shapes: B rows, N videos per row, V distinct videos, F frames, T text tokens.
 """
@@ -29,7 +29,7 @@ KINDS = [{}, {"num_latents": 2}, {"vision": "resnet"}]
 
 
 def seeing(head=MMForConditionalGeneration, text="llama", gate=1.0, **fields):
-    """A model of video, pictures and sound, its gates open and its embedding of frames not zero."""
+    """A model of video, images and sound, its gates open and its embedding of frames not zero."""
     fields = {"num_frames": FRAMES, "video_token_id": VIDEO_ID, "audio_token_id": AUDIO_ID, **fields}
     model = mm_model(text, head=head, gate=gate, audio_config=AutoConfig.for_model("resnet", **EARS), **fields)
     if model.config.num_frames is not None:
@@ -52,7 +52,7 @@ def watched_row(length, images=(), sounds=(), clips=()):
 
 
 def mixed():
-    """Text, picture, sound, video, all three, and two videos: rows of ids and the media of the batch."""
+    """Text, image, sound, video, all three, and two videos: rows of ids and the media of the batch."""
     rows = [watched_row(9), watched_row(7, [2]), watched_row(8, (), [1]), watched_row(8, (), (), [2])]
     rows += [watched_row(10, [1], [4], [6]), watched_row(6, (), (), [0, 3])]
     index = {

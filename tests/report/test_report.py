@@ -24,7 +24,7 @@ def classifier(kind, **fields):
 
 
 def batch():
-    """Four rows, the first without a picture."""
+    """Four rows, the first without an image."""
     rows, index = mixed_rows()
     inputs = {name: value for name, value in padded(rows).items() if name != "position_ids"}
     return {**inputs, **pictures(2), "image_index": index}
@@ -139,7 +139,7 @@ def test_what_changes_is_scored_on_the_same_resampled_rows():
 
 
 def ink(path):
-    """Share of a picture that is not white."""
+    """Share of an image that is not white."""
     return float((np.asarray(Image.open(path).convert("L")) < 250).mean())
 
 

@@ -108,7 +108,7 @@ def test_a_caption_changes_without_the_model_and_a_moved_folder_is_known_again(c
 
 
 def test_unreadable_pictures_are_skipped_and_listed(clip, pictures, tmp_path):
-    (pictures / "text.png").write_text("no picture")
+    (pictures / "text.png").write_text("no image")
     whole = (pictures / "02.png").read_bytes()
     (pictures / "inner" / "cut.png").write_bytes(whole[: len(whole) // 2])
     result = run_index(model=clip, images=pictures, index=tmp_path / "i", batch_size=3)
@@ -128,7 +128,7 @@ def test_a_table_may_name_files_that_are_missing(clip, table, tmp_path):
     result = run_index(model=clip, images=table, index=tmp_path / "i")
     assert result["rows"] == 12
     reasons = [picture["reason"] for picture in result["skipped_pictures"]]
-    assert reasons[0] == "row 14 lacks a picture or an id" and "does not exist" in reasons[1]
+    assert reasons[0] == "row 14 lacks an image or an id" and "does not exist" in reasons[1]
 
 
 def test_rows_go_by_id_or_when_their_pictures_are_gone(clip, pictures, tmp_path, capsys):
@@ -166,16 +166,16 @@ def test_another_model_or_revision_is_refused(clip, pictures, tmp_path, capsys):
     [
         (["search", "--index", "{i}"], "no query"),
         (["search", "--index", "{i}", "--text", "red", "--rerank", "20"], "CLIPModel) has no matching head"),
-        (["search", "--index", "{i}", "--text", "red", "--rerank", "2"], "no fewer pictures than --top_k"),
+        (["search", "--index", "{i}", "--text", "red", "--rerank", "2"], "no fewer images than --top_k"),
         (["search", "--index", "{i}", "--image", "none.png"], "'none.png' does not exist"),
         (["search", "--index", "none", "--text", "red"], "'none' is no index"),
         (["index", "--index", "none", "--remove", "a"], "'none' is no index"),
         (["index", "--index", "{i}"], "nothing to do"),
         (["index", "--index", "new", "--images", "{pictures}"], "give the --model"),
         (["index", "--index", "{i}", "--images", "none.csv"], "'none.csv' is neither a folder nor"),
-        (["index", "--index", "{i}", "--images", "{empty}"], "holds no pictures"),
+        (["index", "--index", "{i}", "--images", "{empty}"], "holds no images"),
         (["index", "--index", "new", "--images", "{pictures}", "--model", "{pictures}"], "no dual encoder"),
-        (["index", "--index", "{i}", "--ann"], "at least 1000 pictures"),
+        (["index", "--index", "{i}", "--ann"], "at least 1000 images"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_leaves_nothing(indexed, capsys, argv, said, tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def indexed(clip, tmp_path_factory):
 def test_an_emptied_gallery_says_so_and_can_be_filled_again(clip, pictures, tmp_path, capsys):
     run_index(model=clip, images=pictures, index=tmp_path / "i")
     run_index(index=tmp_path / "i", remove=list(rows_of(tmp_path / "i")))
-    assert "holds no pictures" in refused(capsys, "search", "--index", tmp_path / "i", "--text", "red")
+    assert "holds no images" in refused(capsys, "search", "--index", tmp_path / "i", "--text", "red")
     assert run_index(index=tmp_path / "i", images=pictures)["rows"] == 12
 
 

@@ -101,7 +101,7 @@ def test_reranking_is_by_the_matching_head(pictures, processor, tmp_path):
 
 
 def synthetic(folder, count=1200, width=32):
-    """A gallery of clustered embeddings, without pictures."""
+    """A gallery of clustered embeddings, without images."""
     numbers = np.random.default_rng(0)
     vectors = numbers.standard_normal((40, width))[numbers.integers(0, 40, count)]
     vectors = (vectors + 0.4 * numbers.standard_normal((count, width))).astype(np.float32)

@@ -35,7 +35,7 @@ ENDPOINTS = {"asked": ["/ask", "/look"], "classified": ["/classify", "/look"], "
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """Paths of two pictures and a sound."""
+    """Paths of two images and a sound."""
     folder = tmp_path_factory.mktemp("media")
     for name, colour in (("red", (220, 30, 30)), ("blue", (30, 30, 220))):
         drawing(colour).save(folder / f"{name}.png")
@@ -182,7 +182,7 @@ def test_a_gallery_is_searched_by_text_and_by_picture(client, server, media, fol
         gallery.append({"image": server.upload("found", stored.getvalue()), "caption": None})
     (found, hits), error = server.call("found", "search", "", gallery[3]["image"], gallery, False, 3)
     assert error is None and len(found) == 3
-    assert hits[0] == {"picture": 3, "similarity": 1.0}  # a picture is most like itself
+    assert hits[0] == {"picture": 3, "similarity": 1.0}  # an image is most like itself
     (_, plain), _ = server.call("found", "search", "a small green triangle", None, gallery, False, 5)
     (_, again), _ = server.call("found", "search", "a small green triangle", None, gallery, True, 5)
     assert sorted(hit["picture"] for hit in plain) == sorted(hit["picture"] for hit in again)

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A person's test: every tab used in a browser with real pictures, at a desk and on a phone, by day and by night.
+"""A person's test: every tab used in a browser with real images, at a desk and on a phone, by day and by night.
 
 Screenshots are written to SPACE_SCREENSHOTS, to be looked at. MM_SPACE_MODELS shows trained models in place of the
 tiny random ones: folders, in the order of `spaces.save_all`, separated by ":".
@@ -72,7 +72,7 @@ def visit(request, chromium, tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """Paths of two pictures, and of one that is cut off."""
+    """Paths of two images, and of one that is cut off."""
     for name, place in (("red", (8, 12, 34, 38)), ("blue", (30, 20, 50, 40))):
         picture = Image.new("RGB", (64, 64), (240, 244, 248))
         ImageDraw.Draw(picture).ellipse(place, name)
@@ -116,7 +116,7 @@ WATCH = """number => {
 
 
 def ask(page, text, *paths):
-    """Ask about pictures; returns what the answer was while it grew."""
+    """Ask about images; returns what the answer was while it grew."""
     before = page.locator("[data-testid=bot]").count()
     if paths:
         page.locator("input[type=file]").first.set_input_files(list(paths))
@@ -142,7 +142,7 @@ def test_ask(visit, spaces, files):
     page.locator(".thumbnail-item, .thumbnail-image").first.wait_for(timeout=LONG)
     page.locator("textarea").first.fill("and this?")
     page.keyboard.press("Enter")
-    assert "The picture cannot be read" in toast(page)
+    assert "The image cannot be read" in toast(page)
     keep(visit, page, "ask-error")
     ask(page, "and this <img src=x onerror=alert(1)> **bold**?", files["red"], files["blue"])  # it goes on
     assert "<img src=x onerror=alert(1)> **bold**" in page.locator("[data-testid=user]").last.inner_text()
@@ -179,13 +179,13 @@ def test_search(visit, spaces, files):
     page.get_by_text(re.compile(r"1\. -?[01]\.")).first.wait_for(timeout=LONG)
     keep(visit, page, "search")
     right = "[...document.querySelectorAll('.grid-container img')].map(one => one.getBoundingClientRect().right)"
-    assert max(page.evaluate(right)) <= page.viewport_size["width"], "a picture is cut off"
+    assert max(page.evaluate(right)) <= page.viewport_size["width"], "an image is cut off"
     page.get_by_label("Look again").click()
     page.get_by_role("button", name="Search").click()
     page.get_by_text(re.compile(r"1\. match")).first.wait_for(timeout=LONG)
-    put(page, "Like this picture", files["broken"])
+    put(page, "Like this image", files["broken"])
     page.get_by_role("button", name="Search").click()
-    assert "The picture cannot be read" in toast(page)
+    assert "The image cannot be read" in toast(page)
 
 
 def test_an_example_is_one_click(visit, spaces):

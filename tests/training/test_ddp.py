@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Two and four processes of `DistributedDataParallel` step as one that holds the whole batch; which has pictures does
+"""Two and four processes of `DistributedDataParallel` step as one that holds the whole batch; which has images does
 not matter. What the command does in two processes is in test_processes.py and test_trainer.py, GradCache in its tests.
 """
 
@@ -15,11 +15,11 @@ from modeling_mm.training.trainer import MMTrainer
 
 ROWS = 8
 HEADS = {"classification": ("bert", MMForSequenceClassification), "generation": ("llama", MMForConditionalGeneration)}
-PICTURED = 2  # rows with a picture, all of them with the first process
+PICTURED = 2  # rows with an image, all of them with the first process
 
 
 def some_rows():
-    """Rows of different lengths, of which the first have a picture and its marker."""
+    """Rows of different lengths, of which the first have an image and its marker."""
     generator = torch.Generator().manual_seed(3)
     shown = torch.randn(ROWS, 3, 16, 16, generator=generator)
     torch.manual_seed(4)
@@ -28,7 +28,7 @@ def some_rows():
 
 
 class Collate:
-    """A batch of a task; a batch without pictures has no tensors for them."""
+    """A batch of a task; a batch without images has no tensors for them."""
 
     def __init__(self, task):
         self.task = task
@@ -69,7 +69,7 @@ def step(task, size, folder):
 
 
 def retrieval_step(count, folder):
-    rows = [{**row, "key": place} for place, row in enumerate(pairs_of_rows())]  # no picture on two processes
+    rows = [{**row, "key": place} for place, row in enumerate(pairs_of_rows())]  # no image on two processes
     return trained(folder, ROWS // count, rows=rows, collator=collate)
 
 

@@ -109,7 +109,7 @@ def test_holding_out_leaves_every_class_rows_to_learn_from(tmp_path, caplog):
     source = write_table(tmp_path, labels)
     with open(source) as file:
         rows = [line.replace(".png", f"{i}.png", 1) if i else line for i, line in enumerate(file)]
-    (tmp_path / "t.csv").write_text("".join(rows))  # one picture a row
+    (tmp_path / "t.csv").write_text("".join(rows))  # one image a row
     table, folder = read_table(source)
     for seed in range(20):
         dataset = MMDataset(source, table, folder, Columns("", "text", "label"), task="classification")

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""GradCache beyond pictures and one process: sound, batch norms, several processes with what each lacks."""
+"""GradCache beyond images and one process: sound, batch norms, several processes with what each lacks."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def collate_heard(rows):
 
 
 def collate_only_heard(rows):
-    """The same without pictures."""
+    """The same without images."""
     return {name: value for name, value in collate_heard(rows).items() if "image" not in name and "pixel" not in name}
 
 
@@ -42,7 +42,7 @@ def heard_rows(which=range(8)):
 
 
 def different_rows():
-    """Rows with a picture of their own each."""
+    """Rows with an image of their own each."""
     return [{**row, "key": place} for place, row in enumerate(pairs_of_rows())]
 
 

@@ -161,7 +161,7 @@ def test_ranking_again_reorders_the_best_and_nothing_else():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of one colour with two captions each, in `t.csv`."""
+    """Images of one colour with two captions each, in `t.csv`."""
     lines = ["image,caption"]
     for i, name in itertools.islice(zip(itertools.count(), itertools.cycle(COLOURS)), 16):
         drawing([min(255, c + i) for c in COLOURS[name]], 64).save(tmp_path / f"{i}.png")
@@ -252,7 +252,7 @@ def test_rows_of_one_concept_match_each_other(folder, capsys):
     command(capsys, *train(folder, "--max_steps", 1, "--train_file", source, "--concept_column", "concept"))
     model, processor = load_checkpoint(str(folder / "out"))
     collator = RetrievalCollator(processor, "retrieval")
-    rows = [dataset[i] for i in range(8)]  # of two pictures each, in two concepts
+    rows = [dataset[i] for i in range(8)]  # of two images each, in two concepts
     batch = collator(rows)
     assert batch["text_keys"].unique().numel() == 2
     with torch.no_grad():
@@ -338,7 +338,7 @@ def test_rows_without_a_picture_are_refused(folder, capsys):
     with (folder / "t.csv").open("a") as file:
         file.write(",nothing\n")
     assert cli.main([*map(str, train(folder))]) == 2
-    assert "row 33: 'image' is empty; retrieval needs a picture and a text" in capsys.readouterr().err
+    assert "row 33: 'image' is empty; retrieval needs an image and a text" in capsys.readouterr().err
 
 
 def test_what_retrieval_does_not_learn_from_is_named(folder, capsys):
@@ -350,4 +350,4 @@ def test_what_retrieval_does_not_learn_from_is_named(folder, capsys):
     ):
         assert cli.main([*map(str, train(folder, *flags))]) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said.endswith(f"--task retrieval learns from pictures and texts alone; leave out {named}")
+        assert said.endswith(f"--task retrieval learns from images and texts alone; leave out {named}")

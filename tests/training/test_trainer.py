@@ -33,7 +33,7 @@ QUIET = ["--use_cpu", "--disable_tqdm", "true", "--save_strategy", "no", "--max_
 
 @pytest.fixture
 def rows(tmp_path):
-    """A function that makes a data set of `count` rows: most with a picture, some with none or two."""
+    """A function that makes a data set of `count` rows: most with an image, some with none or two."""
 
     def make(count=8, labels=None):
         for p in range(4):
@@ -280,7 +280,7 @@ def test_batches_of_iterable_data_are_not_dealt_out_by_accelerate_unless_asked(p
 
 @pytest.fixture
 def table(tmp_path):
-    """A CSV whose first four rows have no picture, with answers and labels."""
+    """A CSV whose first four rows have no image, with answers and labels."""
     for p in range(4):
         drawing((60 * p, 200 - 50 * p, 90), size=64).save(tmp_path / f"p{p}.png")
     lines = [f",{TEXTS[i % 4]},{ANSWERS[i % 6]},{'abc'[i % 3]}" for i in range(4)]
