@@ -1,4 +1,4 @@
-"""The data of recipes/make_*.py: splits share nothing, files decode, seeds repeat, no modality is enough alone."""
+"""Data of recipes/data/make_*.py: splits share nothing, files decode, seeds repeat, no modality alone is enough."""
 
 import csv
 import hashlib
@@ -14,11 +14,11 @@ from PIL import Image
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.rows import Columns
 from modeling_mm.data.tables import read_table
-from recipes import make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa
-from recipes.additive import labels, likelihood, search
-from recipes.digits import WORDS, pictures
-from recipes.speech import RATE, VOICES, require_espeak, speak, utterance, write_utterance
-from recipes.tables import SPLITS
+from recipes.data import make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa
+from recipes.data.additive import labels, likelihood, search
+from recipes.data.digits import WORDS, pictures
+from recipes.data.speech import RATE, VOICES, require_espeak, speak, utterance, write_utterance
+from recipes.data.tables import SPLITS
 
 MAKERS = {
     module.__name__.split("make_")[1]: module.make

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """What the makers of data share: a folder with one CSV per split, files written whole or not at all, several at once.
 
-Every script `recipes/make_*.py` has a function `make(folder, seed, ...)` and, as a command, ends with one JSON line.
+Every `make_*.py` has a function `make(folder, seed, ...)`; run as a command, it prints one line of JSON at the end.
 """
 
 import argparse

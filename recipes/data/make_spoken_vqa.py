@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Questions of easy-VQA, spoken, about its images: image + audio -> answer, without any text.
 
-    python -m recipes.make_spoken_vqa        # into runs/data/spoken_vqa; minutes, 211 MB
+    python -m recipes.data.make_spoken_vqa  # into runs/data/spoken_vqa; minutes, 211 MB
 
 The 107 distinct sentences are spoken once by each voice that a row asks for and shared between rows. Voices, images:
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Emoji as four artists draw them, searched for among the drawings of a fifth: image + text, for retrieval.
 
-    python -m recipes.make_emoji             # into runs/data/emoji; about a minute, 191 MB of packages
+    python -m recipes.data.make_emoji  # into runs/data/emoji; about a minute, 191 MB of packages
 
 A row is an image and one of its captions: its Unicode name, or three of its keywords of which no other emoji has all.
 So a text has one right image in its split, and an image several right texts, those of the rows that share it.

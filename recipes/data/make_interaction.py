@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Arithmetic with what is seen and heard: the text names an operation, one operand is drawn, the other is spoken.
 
-    python -m recipes.make_interaction       # into runs/data/interaction; minutes
+    python -m recipes.data.make_interaction  # into runs/data/interaction; minutes
 
 The label is the last digit of the result (of 3 - 7 it is 6: counted modulo ten). Every operation is a Latin square:
 whoever lacks the image, or the sound, has ten labels left that are equally likely, and a sum of scores of the three

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """How far a sum of single-modality scores can get on the task of `make_interaction`.
 
-    python -m recipes.additive               # 34 s of computing
+    python -m recipes.data.additive  # 34 s of computing
 
 A late fusion that adds gives class c the score `text_c(operation) + image_c(drawn) + audio_c(heard)`, with any three
 functions. Two answers, both on the exact distribution (every combination of operation and digits equally often):

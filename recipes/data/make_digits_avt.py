@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Which digit? Seen, heard and hinted at, each of them unreliable: image + text + audio -> digit.
 
-    python -m recipes.make_digits_avt        # into runs/data/digits_avt; about a minute
+    python -m recipes.data.make_digits_avt  # into runs/data/digits_avt; about a minute
 
 Each row's digit is drawn evenly; then independently of each other
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Does the text name the digit in the image? Pairs of an image and a text that belong together.
 
-    python -m recipes.make_digit_matching    # into runs/data/digit_matching; 4 s
+    python -m recipes.data.make_digit_matching  # into runs/data/digit_matching; 4 s
 
 Each row is an image and a text that names its digit; training and evaluation draw a wrong text for it from rows with
 another digit, which is what the column `digit` is for. Splits share no image.

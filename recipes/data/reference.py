@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What simple classifiers get on data that `recipes/make_*.py` made: each modality alone and all of them side by side.
+"""Scores of simple classifiers on the datasets of `recipes/data/make_*.py`, with each modality alone and with all.
 
-    python -m recipes.reference runs/data/digits_avt
+    python -m recipes.data.reference runs/data/digits_avt
 
 Logistic regression on pixels, on log-mel frames averaged over twelve equal parts of the sound, on counts of words. It
 shows that a modality can be read in unseen images and voices, and what it is worth; a model should get more.
