@@ -1,17 +1,17 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Arithmetic with what is seen and heard: the text names an operation, one operand is drawn, the other is spoken.
+"""Arithmetic across modalities: the text names an operation, one operand is drawn, the other is spoken.
 
     python -m recipes.data.make_interaction  # into runs/data/interaction; minutes
 
-The label is the last digit of the result (of 3 - 7 it is 6: counted modulo ten). Every operation is a Latin square:
-whoever lacks the image, or the sound, has ten labels left that are equally likely, and a sum of scores of the three
-modalities (`recipes/additive.py`) gets chance when trained by likelihood, and 0.455 is the most that a search found.
-Without the text 0.44 can be right, as a sum and a difference agree where an operand is 0 or 5.
+The label is the result modulo ten (3 - 7 gives 6). Every operation is a Latin square: without the image, or without
+the audio, all ten labels are equally likely, and a sum of scores of the three modalities (`recipes/data/additive.py`)
+stays at chance when trained by maximum likelihood; 0.455 is the best that a search found. Without the text, 0.44 can
+be reached, because a sum and a difference agree if an operand is 0 or 5.
 
-- train: 12,000 rows with all 400 combinations of operation and digits equally often, in any of 1,197 images and 48
-  voices, and 8,000 that ask for one digit alone ("name what you hear"). Without those no learning starts: as long as
-  nothing is known of one operand, the other tells nothing
-- validation, test: arithmetic only, combinations equally often too, in other images and voices
+- train: 12,000 rows in which all 400 combinations of operation and digits are equally frequent, with any of 1,197
+  images and 48 voices, and 8,000 rows that ask for one digit alone ("name what you hear"). Without those, learning
+  does not start: as long as one operand is not recognised at all, the other carries no information
+- validation, test: arithmetic only, with equally frequent combinations, in other images and voices
 """
 
 import random
@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .digits import digit_name, save_digit, split_pictures, spoken_digit
+from .digits import digit_name, save_digit, split_images, spoken_digit
 from .speech import require_espeak, write_utterance
-from .tables import SPLITS, command, side_by_side, write_table
+from .tables import SPLITS, command, write_in_parallel, write_table
 
 OPERATIONS = {
     "sum": ("the drawn digit plus the spoken digit", "add what you hear to what you see", "both digits together"),
@@ -35,8 +35,8 @@ NAMING = {
 }
 TRAIN_ROWS = 20_000
 NAMING_SHARE = 0.4  # of the training rows
-TRAIN_TAKES = 64  # of a digit by each voice, so that hardly a clip is heard twice: few takes are learnt by heart
-VALIDATION_ROWS, TEST_ROWS = 400, 1_000  # 1,000: the standard error of 0.95 is 0.007
+TRAIN_TAKES = 64  # recordings of a digit by each voice; hardly a clip occurs twice, as few takes would be memorised
+VALIDATION_ROWS, TEST_ROWS = 400, 1_000  # at 1,000 rows, the standard error of an accuracy of 0.95 is 0.007
 
 
 def result(operation: str, drawn: int, spoken: int) -> int:
@@ -52,35 +52,39 @@ def result(operation: str, drawn: int, spoken: int) -> int:
 
 
 def make(folder: Path, seed: int, train_rows: int, validation_rows: int, test_rows: int) -> dict[str, Any]:
-    """Write the three splits to `folder`; returns counts."""
+    """Write the three splits to `folder`; return counts."""
     require_espeak()
     counts: dict[str, Any] = {"output_dir": str(folder)}
-    shown, spoken = [], []
+    image_numbers, utterances = [], []
     for split, rows in zip(SPLITS, (train_rows, validation_rows, test_rows), strict=True):
-        chance = random.Random(f"{seed} interaction {split}")
-        numbers = split_pictures(split, seed)
+        rng = random.Random(f"{seed} interaction {split}")
+        numbers = split_images(split, seed)
         table = []
         naming = round(rows * NAMING_SHARE) if split == "train" else 0
-        asked = combinations(OPERATIONS, rows - naming, chance) + combinations(NAMING, naming, chance)
-        chance.shuffle(asked)
-        for operation, drawn, heard in asked:
-            number, said = chance.choice(numbers[drawn]), spoken_digit(heard, split, chance, seed, TRAIN_TAKES)
-            shown.append(number)
-            spoken.append(said)
-            text, label = chance.choice((OPERATIONS | NAMING)[operation]), str(result(operation, drawn, heard))
-            table.append((f"images/{digit_name(number)}", text, f"audio/{said.file_name}", label))
+        exercises = combinations(OPERATIONS, rows - naming, rng) + combinations(NAMING, naming, rng)
+        rng.shuffle(exercises)
+        for operation, drawn, spoken in exercises:
+            number, utterance = rng.choice(numbers[drawn]), spoken_digit(spoken, split, rng, seed, TRAIN_TAKES)
+            image_numbers.append(number)
+            utterances.append(utterance)
+            text, label = rng.choice((OPERATIONS | NAMING)[operation]), str(result(operation, drawn, spoken))
+            table.append((f"images/{digit_name(number)}", text, f"audio/{utterance.file_name}", label))
         write_table(folder, split, ["image", "text", "audio", "label"], table)
         counts[f"{split}_rows"] = rows
-    counts["pictures"] = side_by_side(lambda number: save_digit(folder / "images", number), shown, "Pictures")
-    counts["sounds"] = side_by_side(lambda said: write_utterance(folder / "audio", said), spoken, "Speaking")
+    counts["pictures"] = write_in_parallel(
+        lambda number: save_digit(folder / "images", number), image_numbers, "Images"
+    )
+    counts["sounds"] = write_in_parallel(
+        lambda utterance: write_utterance(folder / "audio", utterance), utterances, "Speaking"
+    )
     return counts
 
 
-def combinations(operations: Iterable[str], count: int, chance: random.Random) -> list[tuple[str, int, int]]:
-    """Operation and two digits, each combination as often as any other (to within one)."""
-    every = [(operation, drawn, heard) for operation in operations for drawn in range(10) for heard in range(10)]
-    whole, rest = divmod(count, len(every))
-    return every * whole + chance.sample(every, rest)
+def combinations(operations: Iterable[str], count: int, rng: random.Random) -> list[tuple[str, int, int]]:
+    """Combinations of an operation and two digits, all equally often (to within one)."""
+    distinct = [(operation, drawn, spoken) for operation in operations for drawn in range(10) for spoken in range(10)]
+    repeats, rest = divmod(count, len(distinct))
+    return distinct * repeats + rng.sample(distinct, rest)
 
 
 if __name__ == "__main__":
