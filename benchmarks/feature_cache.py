@@ -1,7 +1,7 @@
 """An epoch with and without the cache of a frozen tower's states; writes FEATURE_CACHE.md.
 
     python benchmarks/feature_cache.py                          # a quarter of an hour on a CPU
-    python benchmarks/feature_cache.py --images 32 --rounds 1 # shorter
+    python benchmarks/feature_cache.py --pictures 32 --rounds 1  # shorter
 
 - The same model, rows and seed are trained for two epochs without the cache, with a new one, and with the one that is
   there then, in turns, as `modeling-mm train --cache_features` does it. The tower dominates the step: a ViT-S/16 under
@@ -148,16 +148,16 @@ def report(args: argparse.Namespace, found: dict, model: torch.nn.Module, size: 
     return [
         "# An epoch with the cache of a frozen tower's states",
         "",
-        f"`python benchmarks/feature_cache.py --images {args.pictures} --batch {args.batch} --rounds {args.rounds}`"
+        f"`python benchmarks/feature_cache.py --pictures {args.pictures} --batch {args.batch} --rounds {args.rounds}`"
         ", as `modeling-mm train` has it with `--cache_features`",
         "",
         f"A frozen ViT-S/16 of {tower:.1f}M parameters under a decoder and fusion of {others:.1f}M that train; "
-        f"{args.images} images of 224 x 224, a question of one line about each, batches of {args.batch}, float32, "
+        f"{args.pictures} images of 224 x 224, a question of one line about each, batches of {args.batch}, float32, "
         f"on a CPU ({platform.machine()}, {torch.get_num_threads()} threads, load average {load:.1f} on "
         f"{os.cpu_count()} cores at the start), torch {torch.__version__}, transformers {transformers.__version__}. "
         f"Medians of {args.rounds} rounds in turns (and least to most), in seconds of the processor and of the clock; "
         f"the first epoch with a new cache includes making it. The cache takes {size / 1e6:.1f} MB, "
-        f"{size / args.images / 1e3:.0f} kB for each image.",
+        f"{size / args.pictures / 1e3:.0f} kB for each image.",
         "",
         "| training | epoch 1, processor | clock | faster | epoch 2, processor | clock | faster "
         "| furthest loss | furthest weight |",
