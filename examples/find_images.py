@@ -1,7 +1,7 @@
-"""A model learns which text belongs to which image, fills an index with a folder of images, and finds them by text.
+"""Train a retrieval model on images with captions, index a folder of images, and search it by text.
 
 Run on a CPU, in a minute:  pip install "modeling-mm[train,search]"; python examples/find_images.py [STEPS]
-The three calls are `modeling-mm train`, `index` and `search` of the command line.
+The three calls are the same as `modeling-mm train`, `index` and `search` on the command line.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""LoRA in the text model, the fusion trained in full: train, save, load, merge, and get the same logits.
+"""LoRA in the text model with full training of the fusion: train, save, load, merge, and get the same logits.
 
 Run on a CPU, in seconds:  python examples/lora.py [STEPS]
 """
@@ -22,13 +22,13 @@ processor = MMProcessor.from_towers(image_processor, tokenizer)  # or (vision, t
 model = MMForConditionalGeneration.from_towers(vision, text, processor=processor)
 with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(f"{folder}/base")
-    # a fusion that is trained already can be adapted too: model.lora_targets("text", "fusion")
+    # an already trained fusion can have adapters too: model.lora_targets("text", "fusion")
     lora = LoraConfig(target_modules=model.lora_targets("text"), modules_to_save=["fusion"])
     adapted = get_peft_model(model, lora)
     adapted.print_trainable_parameters()
     optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-2)  # frozen weights get no gradient
-    pictures, answers = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")], ["It is red", "It is blue"]
-    batch = processor(pictures, [f"<image>{answer}" for answer in answers], padding=True, return_tensors="pt")
+    images, answers = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")], ["It is red", "It is blue"]
+    batch = processor(images, [f"<image>{answer}" for answer in answers], padding=True, return_tensors="pt")
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 50):
         loss = adapted(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)).loss
         loss.backward(), optimizer.step(), optimizer.zero_grad()

@@ -1,7 +1,7 @@
-"""A vision tower and a text model become one model, which at first answers exactly as the text model does.
+"""Compose a vision tower and a text model; at first the model answers exactly as the text model does.
 
 Run on a CPU, in seconds:  python examples/quickstart.py
-The towers here are tiny and random, so that nothing is downloaded; what the model says is noise until it is trained.
+The towers here are tiny and random, so nothing is downloaded; the answers are noise until the model is trained.
 """
 
 import torch
@@ -10,7 +10,7 @@ from transformers import ByT5Tokenizer, CLIPImageProcessorPil, CLIPVisionConfig,
 
 from modeling_mm import MMForConditionalGeneration, MMProcessor
 
-# With the Hub, both are ids, and the next five statements fall away:
+# With the Hub, both are ids, and the next five statements are not needed:
 # vision, text = "google/siglip2-base-patch16-224", "HuggingFaceTB/SmolLM2-135M-Instruct"
 tokenizer = ByT5Tokenizer(extra_ids=0, extra_special_tokens=["<image>"])
 image_processor = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
@@ -19,8 +19,8 @@ vision = CLIPVisionConfig(**sizes, image_size=32, patch_size=8)
 text = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)).eval()
 
 processor = MMProcessor.from_towers(image_processor, tokenizer)  # or (vision, text)
-picture = Image.new("RGB", (200, 120), "red")
-question = [{"type": "image", "image": picture}, {"type": "text", "text": "What colour is this?"}]
+image = Image.new("RGB", (200, 120), "red")
+question = [{"type": "image", "image": image}, {"type": "text", "text": "What colour is this?"}]
 inputs = processor.apply_chat_template(
     [{"role": "user", "content": question}],
     add_generation_prompt=True,

@@ -1,4 +1,4 @@
-"""An image, a text and a sound in one model: the text asks for the colour of the image or the pitch of the tone.
+"""Image, text and audio in one model: the text asks for the colour of the image or the pitch of the tone.
 
 Run on a CPU, in a minute:  pip install "modeling-mm[train,audio]"; python examples/three_modalities.py [STEPS]
 """
@@ -24,16 +24,16 @@ optimizer, rng = torch.optim.AdamW(model.parameters(), lr=1e-3), np.random.defau
 
 
 def batch(rows):
-    red, high, asked = rng.integers(2, size=(3, rows))
+    red, high, asks_pitch = rng.integers(2, size=(3, rows))
     images = rng.integers(0, 80, (rows, 32, 32, 3)) + np.array([[0, 0, 120], [120, 0, 0]])[red][:, None, None]
     tones = np.sin(np.arange(8000) * (0.1 + 0.1 * high + rng.uniform(0, 0.05, rows))[:, None])  # half a second each
-    texts = [f"<image><audio>{('which colour?', 'high or low?')[question]}" for question in asked]
+    texts = [f"<image><audio>{('which colour?', 'high or low?')[question]}" for question in asks_pitch]
     media = {"images": list(images.astype(np.uint8)), "audio": list(tones)}
     inputs = processor(text=texts, **media, padding=True, return_tensors="pt")
-    return {**inputs, "labels": torch.tensor(np.where(asked, 2 + high, red))}
+    return {**inputs, "labels": torch.tensor(np.where(asks_pitch, 2 + high, red))}
 
 
 for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 250):
     model.train()(**batch(16)).loss.backward(), optimizer.step(), optimizer.zero_grad()
 test = batch(200)
-print(f"right: {(model.eval()(**test).logits.argmax(dim=1) == test['labels']).float().mean():.0%} of 200 new rows")
+print(f"correct: {(model.eval()(**test).logits.argmax(dim=1) == test['labels']).float().mean():.0%} of 200 new rows")

@@ -1,4 +1,4 @@
-"""Training without the command line: a table becomes an MMDataset, an MMCollator makes batches, MMTrainer trains.
+"""Training in Python: a table becomes an MMDataset, an MMCollator makes batches, and MMTrainer trains.
 
 Run on a CPU:  pip install easy-vqa; python examples/train_in_python.py [STEPS]      (300 steps: a minute)
 """
@@ -14,8 +14,8 @@ from modeling_mm import MMCollator, MMDataset, MMForConditionalGeneration, MMPro
 from modeling_mm.data.rows import Columns
 
 questions, answers, image_ids = easy_vqa.get_train_questions()
-pictures = easy_vqa.get_train_image_paths()
-table = Dataset.from_dict({"image": [pictures[i] for i in image_ids], "text": questions, "answer": answers})
+images = easy_vqa.get_train_image_paths()
+table = Dataset.from_dict({"image": [images[i] for i in image_ids], "text": questions, "answer": answers})
 rows = MMDataset("easy-vqa", table.select(range(4000)), Path(), Columns(target="answer")).check()
 train, held_out = rows.hold_out(0.05, seed=0)
 
@@ -33,6 +33,6 @@ args = TrainingArguments("runs/in_python", max_steps=steps, save_strategy="no", 
 parts = {"data_collator": MMCollator(processor, "generation"), "processing_class": processor}
 trainer = MMTrainer(model, args, train_dataset=train, eval_dataset=held_out, **parts)
 trainer.train()
-print("loss on rows held out:", trainer.evaluate()["eval_loss"])
-trainer.save_model()  # the folder now also opens by `modeling-mm predict --model runs/in_python`
+print("loss on held-out rows:", trainer.evaluate()["eval_loss"])
+trainer.save_model()  # `modeling-mm predict --model runs/in_python` works with this folder too
 print("trained folder:", type(load_checkpoint("runs/in_python")[0]).__name__)
