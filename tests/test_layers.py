@@ -84,7 +84,7 @@ def edges(with_type_checking: bool) -> dict[str, set[str]]:
 
 
 def circles(graph: dict[str, set[str]]) -> set[str]:
-    """Files that import each other: what is left when files that import, or are imported by, no other left are taken."""
+    """Files on or between circles: without those, again and again, that import no other or that no other imports."""
     left = set(graph)
     while True:
         imported = set().union(*(graph[name] for name in left)) if left else set()
