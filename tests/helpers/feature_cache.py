@@ -1,6 +1,6 @@
 """A feature cache of a tiny model over drawn images, filled in this process or, as a program, in one of its own.
 
-python tests/helpers/feature_cache.py TABLE FOLDER LOG SECONDS
+python -m helpers.feature_cache TABLE FOLDER LOG SECONDS
 
 It sleeps SECONDS with each batch, for which LOG gets a line.
 """
