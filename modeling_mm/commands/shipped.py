@@ -19,7 +19,7 @@ def recipes() -> dict[str, Path]:
 
 def recipes_module() -> str:
     """The module that holds the programs which write the recipes' data, for `python -m`."""
-    return "modeling_mm.recipes" if shipped_folder("recipes").parent == PACKAGE else "recipes"
+    return "modeling_mm.recipes.data" if shipped_folder("recipes").parent == PACKAGE else "recipes.data"
 
 
 def config_file(name: str) -> Path:

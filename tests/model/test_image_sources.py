@@ -124,7 +124,7 @@ def space_opens(path, processor, monkeypatch):
     import limits
 
     try:
-        return limits.open_picture(path, processor)
+        return limits.open_image(path, processor)
     finally:
         sys.modules.pop("limits")
 

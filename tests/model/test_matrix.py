@@ -200,14 +200,15 @@ TITLES = {
 }
 INTRODUCTION = """# Which towers work
 
-Written by `python -m pytest tests/model/test_matrix.py --write-tables`; the tests fail where it is not what they
-find. Each type is built small with random weights and composed with CLIP or Llama. *ok* says: with gates at zero the
-output is the text backbone's bit for bit, with and without images; open, every token behind the images sees them;
-every weight of fusion, each text layer and the vision tower get gradients, and nothing frozen does; saved and loaded,
-the output is the same to the bit; a decoder generates the same with and without its cache.
+Written by `python -m pytest tests/model/test_matrix.py --write-tables`; the tests fail if the tables differ from their
+results. Each type is built small, with random weights, and composed with CLIP or Llama. *ok* means: with gates at
+zero, the output is the text backbone's bit for bit, with and without images; with open gates, every token after the
+images attends to them; every fusion weight, each text layer and the vision tower get gradients, and no frozen
+parameter does; the output is the same bit for bit after saving and loading; a decoder generates the same with and
+without its cache.
 
 Fusion enters a backbone by a *keyword* argument that the backbone passes down to its layers, or else by the *context*
-of the forward pass. With the second a model trains and generates as usual, but refuses to be compiled or exported."""
+of the forward pass. With *context*, a model trains and generates as usual, but cannot be compiled or exported."""
 
 
 def output(model, **inputs):

@@ -116,9 +116,9 @@ def test_following_up_sends_all_turns_and_otherwise_the_question_stands_alone(mo
 
 
 def test_the_answer_is_the_model_s_own_and_a_picture_is_encoded_once(modules, folders, media):
-    shown = modules["loading"].load(str(folders[0]))
-    asker, runs = modules["asking"].Asker(shown), []
-    shown.model.model.vision_tower.register_forward_hook(lambda *_: runs.append("seen"))
+    loaded = modules["loading"].load(str(folders[0]))
+    asker, runs = modules["asking"].Asker(loaded), []
+    loaded.model.model.vision_tower.register_forward_hook(lambda *_: runs.append("seen"))
     files = [media["red"], media["tone"]]
     answers = [
         list(asker.answer([{"role": "user", "text": text, "files": files}], 12))[-1] for text in ("what", "is it red")
@@ -138,7 +138,7 @@ def test_the_answer_is_the_model_s_own_and_a_picture_is_encoded_once(modules, fo
 def test_an_answer_that_nobody_reads_any_more_ends(modules, folders, media):
     asker = modules["asking"].Asker(modules["loading"].load(str(folders[0])))
     steps = []
-    asker.shown.model.lm_head.register_forward_hook(lambda *_: steps.append(time.sleep(0.05)))
+    asker.loaded.model.lm_head.register_forward_hook(lambda *_: steps.append(time.sleep(0.05)))
     reader = asker.answer([{"role": "user", "text": "what", "files": [media["red"]]}], 40)
     next(reader)
     reader.close()
@@ -189,9 +189,9 @@ def test_a_gallery_is_searched_by_text_and_by_picture(client, server, media, fol
     assert [hit["similarity"] for hit in plain] == sorted((hit["similarity"] for hit in plain), reverse=True)
     model, processor = load_checkpoint(str(folders[2]))
     tokens = processor.tokenizer(["a small green triangle"] * 5, return_tensors="pt")
-    shown = processor.image_processor(drawn, return_tensors="pt")
+    loaded = processor.image_processor(drawn, return_tensors="pt")
     with torch.no_grad():
-        similar, matches = model(**tokens, **shown).logits_per_text[0], model.match(**tokens, **shown)
+        similar, matches = model(**tokens, **loaded).logits_per_text[0], model.match(**tokens, **loaded)
     order = model.ranking_scores(similar, matches).argsort(descending=True).tolist()
     assert [hit["picture"] for hit in again] == order
     chances = matches.softmax(dim=1)[order, 1].tolist()
@@ -256,7 +256,7 @@ def test_each_session_has_its_share_of_a_minute(modules):
         session_hash = "a"
         client = None
 
-    visits, refused = modules["limits"].Visits(3), modules["limits"].Refused
+    visits, refused = modules["limits"].RateLimiter(3), modules["limits"].Refused
     for _ in range(3):
         visits.admit(Request())
     with pytest.raises(refused, match="more than 3 requests in a minute"):
@@ -309,17 +309,17 @@ def test_a_hub_model_stays_at_one_commit_and_without_pickles(modules, monkeypatc
 def test_a_model_without_places_offers_no_look(modules, tmp_path):
     from helpers.space import MMForConditionalGeneration, save_tiny
 
-    shown = modules["loading"].load(str(save_tiny(tmp_path / "m", MMForConditionalGeneration, num_latents=4)))
-    assert not modules["attention"].can_look(shown)
+    loaded = modules["loading"].load(str(save_tiny(tmp_path / "m", MMForConditionalGeneration, num_latents=4)))
+    assert not modules["attention"].has_attention_maps(loaded)
 
 
 def test_a_checkpoint_with_older_code_offers_no_look_and_opens_pictures(modules, folders, tmp_path):
-    shown = modules["loading"].load(str(folders[0]))
-    assert modules["attention"].can_look(shown)
-    shown.model, shown.processor = SimpleNamespace(config=shown.model.config), SimpleNamespace()
-    assert not modules["attention"].can_look(shown)
+    loaded = modules["loading"].load(str(folders[0]))
+    assert modules["attention"].has_attention_maps(loaded)
+    loaded.model, loaded.processor = SimpleNamespace(config=loaded.model.config), SimpleNamespace()
+    assert not modules["attention"].has_attention_maps(loaded)
     Image.new("I;16", (4, 4), 30000).save(tmp_path / "a.png")
-    opened = modules["limits"].open_picture(tmp_path / "a.png", shown.processor)
+    opened = modules["limits"].open_image(tmp_path / "a.png", loaded.processor)
     assert opened.mode == "RGB" and opened.getpixel((0, 0)) == (117, 117, 117)
 
 
@@ -327,8 +327,8 @@ def test_the_space_draws_the_maps_of_the_command(modules, folders, media, tmp_pa
     drawn = []
     monkeypatch.setattr(figures, "draw_attention", lambda *call: drawn.append(call))
     for folder in folders[:2]:
-        shown, text = modules["loading"].load(str(folder)), "is there a red square"
-        answer, found = modules["attention"].maps(shown, Image.open(media["red"]), text, 4)
+        loaded, text = modules["loading"].load(str(folder)), "is there a red square"
+        answer, found = modules["attention"].draw_maps(loaded, Image.open(media["red"]), text, 4)
         flags = ["--text", text, "--max_new_tokens", "4", "--explain", str(tmp_path / "look.png")]
         assert cli.main(["predict", "--model", str(folder), "--image", str(media["red"]), *flags]) == 0
         image, maps, _, _ = drawn.pop()
@@ -345,9 +345,9 @@ def test_an_adapter_is_shown_as_trained_or_not_at_all(modules, folders, tmp_path
     adapted = get_peft_model(model, LoraConfig(target_modules=["query"], init_lora_weights=False))
     adapted.save_pretrained(folder)
     loading = modules["loading"]
-    shown = dict(loading.load(str(folder)).model.named_parameters())
-    name = next(name for name in shown if "lora_B" in name)
-    assert shown[name].abs().sum() > 0
+    loaded = dict(loading.load(str(folder)).model.named_parameters())
+    name = next(name for name in loaded if "lora_B" in name)
+    assert loaded[name].abs().sum() > 0
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="is an adapter; add `peft` to requirements.txt"):
         loading.load(str(folder))

@@ -101,7 +101,7 @@ def toast(page):
 
 def put(page, label, path):
     """Upload to the component with this label, in the tab that is open."""
-    box = page.locator(".block").filter(has_text=label).filter(has=page.locator("input[type=file]")).first
+    box = page.locator(".block:visible").filter(has_text=label).filter(has=page.locator("input[type=file]")).first
     box.locator("input[type=file]").first.set_input_files(path)
 
 
@@ -152,7 +152,7 @@ def test_ask(visit, spaces, files):
 def test_look(visit, spaces, files):
     page = visit(spaces["ask"])
     page.get_by_role("tab", name="Look").click()
-    put(page, "Picture", files["red"])
+    put(page, "Image", files["red"])
     page.get_by_role("textbox", name="Question").fill("what shape is in the image?")
     page.get_by_role("button", name="Look").click()
     page.locator(
@@ -163,7 +163,7 @@ def test_look(visit, spaces, files):
 
 def test_classify(visit, spaces, files):
     page = visit(spaces["classify"])
-    put(page, "Picture", files["blue"])
+    put(page, "Image", files["blue"])
     page.get_by_label("Text").first.fill("i think it is <b>an odd number</b>")
     page.get_by_role("button", name="Classify").click()
     page.locator(".brought").wait_for(timeout=LONG)
@@ -180,10 +180,10 @@ def test_search(visit, spaces, files):
     keep(visit, page, "search")
     right = "[...document.querySelectorAll('.grid-container img')].map(one => one.getBoundingClientRect().right)"
     assert max(page.evaluate(right)) <= page.viewport_size["width"], "an image is cut off"
-    page.get_by_label("Look again").click()
+    page.get_by_label("Rerank").click()
     page.get_by_role("button", name="Search").click()
     page.get_by_text(re.compile(r"1\. match")).first.wait_for(timeout=LONG)
-    put(page, "Like this image", files["broken"])
+    put(page, "Similar to image", files["broken"])
     page.get_by_role("button", name="Search").click()
     assert "The image cannot be read" in toast(page)
 
