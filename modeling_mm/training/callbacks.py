@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Callbacks of the trainer: missing gradients, the epoch of augmentation, shared statistics, streams, shards."""
+"""Callbacks of the trainer: missing gradients, the epoch of augmentation, batch norms, streams, shards."""
 
 import logging
 
@@ -78,6 +78,29 @@ class BatchNormSyncCallback(TrainerCallback):
                 mean, variance = (part[1:] / part[0]).chunk(2)
                 norm.running_mean.copy_(mean)
                 norm.running_var.copy_(variance)
+
+
+class BatchNormWarningCallback(TrainerCallback):
+    """Warns once, after the first accumulated batch, if batch norms that train make accumulation inexact.
+
+    Only then is it known which of them train: the model puts those of frozen towers into evaluation mode by itself.
+    """
+
+    def __init__(self):
+        self.is_done = False
+
+    def on_substep_end(self, args, state, control, model=None, **kwargs):
+        if self.is_done:
+            return
+        self.is_done = True
+        kind = torch.nn.modules.batchnorm._BatchNorm
+        names = [name for name, module in model.named_modules() if isinstance(module, kind) and module.training]
+        if names and state.is_world_process_zero:
+            batches, size = args.gradient_accumulation_steps, state.train_batch_size
+            logger.warning(
+                f"accumulating {batches} batches of {size} rows will not equal a batch of {batches * size} rows: "
+                f"{len(names)} batch norms that train, such as {names[0]}, normalise each batch of {size} by itself"
+            )
 
 
 class StreamEpochCallback(TrainerCallback):

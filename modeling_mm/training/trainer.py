@@ -26,6 +26,7 @@ from ..model.processing_mm import MMProcessor
 from .callbacks import (
     AugmentationEpochCallback,
     BatchNormSyncCallback,
+    BatchNormWarningCallback,
     FSDPCallback,
     GradientAuditCallback,
     StreamEpochCallback,
@@ -79,6 +80,7 @@ class MMTrainer(Trainer):
             self.add_callback(AugmentationEpochCallback(self.data_collator.augmentation))
             self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
         self.add_callback(BatchNormSyncCallback())
+        self.add_callback(BatchNormWarningCallback())
         self.loader: StreamLoader | None = None
         self.resumed: str | None = None
         if isinstance(self.train_dataset, MMStream):

@@ -206,6 +206,26 @@ def test_small_batches_accumulated_are_one_large_batch(processor, rows, tmp_path
     assert small_loss == pytest.approx(large_loss, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "vision, trained, accumulated, count",
+    [("resnet", True, 2, 1), ("resnet", True, 1, 0), ("resnet", False, 2, 0), ("vit", True, 2, 0)],
+)
+def test_one_warning_where_batch_norms_make_accumulation_inexact(
+    processor, rows, tmp_path, caplog, vision, trained, accumulated, count
+):
+    model = model_for(processor, vision=vision)
+    set_trainable(model, vision=trained, fusion=True, text=True)
+    with caplog.at_level(logging.WARNING, logger="modeling_mm.training.callbacks"):
+        trainer_for(
+            model, processor, tmp_path, rows(8), max_steps=2, per_device_train_batch_size=2,
+            gradient_accumulation_steps=accumulated,
+        ).train()  # fmt: skip
+    messages = [record.getMessage() for record in caplog.records if "batch norm" in record.getMessage()]
+    assert len(messages) == count
+    if messages:
+        assert "2 batches of 2 rows will not equal a batch of 4 rows" in messages[0] and "vision_tower" in messages[0]
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_frozen_tower_s_batch_norms_do_not_drift(processor, rows, tmp_path, trained):
     model = model_for(processor, vision="resnet")
