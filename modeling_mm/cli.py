@@ -22,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Help and bad arguments are answered before torch is imported."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        print_result(usage())
         return 0 if arguments else 2
     verb = arguments[0]
     if verb not in VERBS:
         print(f"modeling-mm: there is no verb '{verb}'; it can {', '.join(VERBS)}", file=sys.stderr)
         return 2
     if {"-h", "--help"} & set(arguments):
-        print(help_page(verb))
+        print_result(help_page(verb))
         return 0
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -43,8 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"modeling-mm {verb}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if result is not None:
-        print(result if isinstance(result, str) else json.dumps(result), flush=True)
+        print_result(result if isinstance(result, str) else json.dumps(result))
     return 0
+
+
+def print_result(text: str) -> None:
+    """Print to standard output; a reader that stopped reading, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
 
 
 def run(verb: str, arguments: list[str]) -> Any:

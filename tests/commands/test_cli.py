@@ -124,6 +124,18 @@ def test_usage_lists_the_verbs(capsys):
     assert cli.main([]) == 2 and cli.main(["fly"]) == 2
 
 
+@pytest.mark.parametrize("buffering", [{}, {"PYTHONUNBUFFERED": "1"}])
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
+def test_a_closed_pipe_is_no_error(argv, buffering):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | buffering
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-m", "modeling_mm.cli", *argv], **pipes) as process:
+        process.stdout.close()
+        process.stdout = None
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_explains_its_arguments(verb, capsys):
     assert cli.main([verb, "--help"]) == 0
