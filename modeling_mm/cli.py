@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .commands.verbs import VERBS, help_page, usage
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_result(help_page(verb))
         return 0
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), process_group_destroyed():
             result = run(verb, arguments[1:])
     except KeyboardInterrupt:
         print(f"modeling-mm {verb}: interrupted; what was saved is kept", file=sys.stderr)
@@ -53,6 +53,30 @@ def print_result(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+
+
+@contextlib.contextmanager
+def process_group_destroyed() -> Iterator[None]:
+    """Destroy the process group that a verb made; its threads could abort the interpreter as it ends.
+
+    After an error this is left to the interpreter unless the backend is gloo: NCCL would first wait for the other
+    processes, which may never come.
+    """
+    had_group, failed = has_process_group(), True
+    try:
+        yield
+        failed = False
+    finally:
+        if has_process_group() and not had_group:
+            distributed = sys.modules["torch.distributed"]
+            if not failed or distributed.get_backend() == "gloo":
+                distributed.destroy_process_group()
+
+
+def has_process_group() -> bool:
+    """True if the default process group exists; does not import torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def run(verb: str, arguments: list[str]) -> Any:

@@ -1,5 +1,6 @@
 """The command line: a YAML file under flags, bad input in one sentence, JSON alone on standard output."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 import pytest
 from helpers.builders import mm_model
+from torch import distributed
 from transformers import TrainingArguments
 
 from modeling_mm import cli
@@ -184,6 +186,30 @@ def test_our_own_mistakes_are_not_hidden(monkeypatch, capsys):
     monkeypatch.setattr("modeling_mm.commands.predict.main", raising(TypeError("a bug")))
     with pytest.raises(TypeError):
         cli.main(["predict", "--model", "x"])
+
+
+@pytest.mark.parametrize("error", [None, ValueError("bad input"), TypeError("a bug"), KeyboardInterrupt()])
+@pytest.mark.parametrize("is_from_outside", [False, True])
+def test_a_verb_destroys_the_process_group_that_it_made(monkeypatch, tmp_path, error, is_from_outside):
+    def make_group():
+        distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", world_size=1, rank=0)
+
+    def main(argv):
+        if not is_from_outside:
+            make_group()
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("modeling_mm.commands.predict.main", main)
+    if is_from_outside:
+        make_group()
+    try:
+        with contextlib.suppress(TypeError):
+            cli.main(["predict", "--model", "x"])
+        assert distributed.is_initialized() == is_from_outside
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def test_what_a_verb_prints_does_not_mix_with_its_result(monkeypatch, capsys):

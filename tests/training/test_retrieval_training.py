@@ -100,6 +100,7 @@ moved, loss = trained(folder, 8 // count // 2, 8, rows=rows)
 assert torch.distributed.get_world_size() == count
 if torch.distributed.get_rank() == 0:
     torch.save((moved, loss), folder / "step.pt")
+torch.distributed.destroy_process_group()
 """
 
 
