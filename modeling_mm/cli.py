@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm <verb>`: one command each.
+"""`modeling-mm <verb>`, the command line.
 
 The last line on standard output is one line of JSON with the results; `search` prints a table there, or a line for
-each image found. All else goes to standard error. Bad input is one clear sentence and exit code 2.
-`MODELING_MM_TRACEBACK=1` shows where it was raised.
+each image found. All else goes to standard error. Bad input gives one clear sentence and exit code 2;
+`MODELING_MM_TRACEBACK=1` shows the traceback.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from .startup import register
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code. Help and bad arguments are answered before torch is imported."""
+    """Run one verb and return the exit code. Help and bad arguments are answered before torch is imported."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print_result(usage())
         return 0 if arguments else 2
     verb = arguments[0]
     if verb not in VERBS:
-        print(f"modeling-mm: there is no verb '{verb}'; it can {', '.join(VERBS)}", file=sys.stderr)
+        print(f"modeling-mm: unknown verb '{verb}'; expected one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     if {"-h", "--help"} & set(arguments):
         print_result(help_page(verb))
@@ -80,7 +80,7 @@ def has_process_group() -> bool:
 
 
 def run(verb: str, arguments: list[str]) -> Any:
-    """What a verb returns.
+    """Run a verb with its arguments and return its result.
 
     Raises:
         ValueError: bad input, or a package that the verb needs is not installed.
@@ -93,12 +93,12 @@ def run(verb: str, arguments: list[str]) -> Any:
         if (error.name or "modeling_mm").startswith("modeling_mm"):
             raise
         extra = f'pip install "modeling-mm[{VERBS[verb].extra}]"'
-        raise ValueError(f"this needs the package {error.name}, which is not installed; {extra}") from error
+        raise ValueError(f"the package {error.name} is not installed; {extra}") from error
     return command.main(arguments)
 
 
 def is_about_input(error: Exception) -> bool:
-    """Whether the message is meant for the person at the keyboard, not for us."""
+    """True if the error is about bad input, so that its message is for the user."""
     from huggingface_hub.errors import StrictDataclassError
 
     return isinstance(error, (ValueError, OSError, StrictDataclassError))

@@ -74,7 +74,7 @@ def test_help_needs_neither_torch_nor_transformers(script, argv):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["fly"], "there is no verb 'fly'"),
+        (["fly"], "unknown verb 'fly'"),
         (["train", "--task", "fly"], "invalid choice: 'fly'"),
         (["train", "--config", "fly"], "'fly' does not exist; .* digits_avt, easy_vqa, "),
         (["demo", "--fusion_layers", "a"], "invalid int value: 'a'"),

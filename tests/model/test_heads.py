@@ -173,7 +173,7 @@ def test_what_cannot_be_learnt_is_refused(folder, capsys):
         assert "v.csv, row 1: the label 'purple' is unknown; expected one of" in said
     assert "--class_weights balanced is for classification" in say("matching", "--class_weights", "balanced")
     assert "a regression gives none" in say("regression", "--label_column", "price", "--calibrate", "true")
-    assert "a generation needs cross-attention" in say("generation", "--late_fusion", "sum")
+    assert "--task generation needs cross-attention" in say("generation", "--late_fusion", "sum")
     assert "has no column 'size'" in say("regression", "--label_column", "price,size")
     same = [",".join([*line.split(",")[:2], "red", "7", "1", "warm", "a square"]) for line in lines[1:]]
     (folder / "t.csv").write_text("\n".join([lines[0], *same]) + "\n")

@@ -167,7 +167,7 @@ def test_a_parameter_without_a_gradient_is_named(processor, rows, tmp_path, capl
         trainer_for(model, processor, tmp_path, dataset, max_steps=5, per_device_train_batch_size=4).train()
     said = warnings_of(caplog)
     if forgotten:
-        assert len(said) == 1 and said[0].startswith("1 parameters") and "model.fusion.forgotten" in said[0]
+        assert len(said) == 1 and said[0].startswith("1 trainable parameters") and "model.fusion.forgotten" in said[0]
     else:
         assert said == []
 
