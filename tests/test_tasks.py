@@ -185,7 +185,7 @@ def test_the_space_finds_the_limits_in_the_card(task, space, tmp_path):
     )
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert space.LIMITS_HEADING == LIMITS_HEADING and f"\n## {LIMITS_HEADING}\n" in card
-    assert space.limits_of(card) == limits(task.name, "pictures", report)
+    assert space.limits_of(card) == limits(task.name, "images", report)
     assert task.use in card and task.scores in card and task.example in card
     assert "modeling-mm train --x '{{ y }}'" in card
     assert ("samples.png" in card) == ("blind" in card) == (not task.embeds)
