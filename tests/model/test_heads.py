@@ -109,7 +109,15 @@ def test_the_report_is_one_file_with_all_in_it(folder, capsys, peft):
     report = command(capsys, *train(folder, *argv))
     again = command(capsys, *evaluate(folder))
     page = (folder / "out/evaluation/report.html").read_text()
-    for heading in ("Scores", "Modalities", "Learned weights", "Confusion", "Each label", "Calibration", "Samples"):
+    for heading in (
+        "Scores",
+        "Modalities",
+        "Learned weights",
+        "Confusion",
+        "Scores by label",
+        "Calibration",
+        "Samples",
+    ):
         assert f"<h2>{heading}" in page
     assert page.count('src="data:image/png;base64,') == 5 and "prefers-color-scheme: dark" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -172,8 +180,8 @@ def test_what_cannot_be_learnt_is_refused(folder, capsys):
         said = say(task, "--label_column", column, "--validation_file", folder / "v.csv")
         assert "v.csv, row 1: the label 'purple' is unknown; expected one of" in said
     assert "--class_weights balanced is for classification" in say("matching", "--class_weights", "balanced")
-    assert "a regression gives none" in say("regression", "--label_column", "price", "--calibrate", "true")
-    assert "a generation needs cross-attention" in say("generation", "--late_fusion", "sum")
+    assert "--task regression predicts none" in say("regression", "--label_column", "price", "--calibrate", "true")
+    assert "--task generation needs cross-attention" in say("generation", "--late_fusion", "sum")
     assert "has no column 'size'" in say("regression", "--label_column", "price,size")
     same = [",".join([*line.split(",")[:2], "red", "7", "1", "warm", "a square"]) for line in lines[1:]]
     (folder / "t.csv").write_text("\n".join([lines[0], *same]) + "\n")

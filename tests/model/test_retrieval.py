@@ -203,6 +203,7 @@ for kind in ("infonce", "sigmoid"):
             dist.all_reduce(ours.grad)
             torch.testing.assert_close(ours.grad / world, theirs.grad, atol=1e-6, rtol=1e-5)
 print("equal")
+dist.destroy_process_group()
 """
 
 

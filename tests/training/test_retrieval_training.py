@@ -100,6 +100,7 @@ moved, loss = trained(folder, 8 // count // 2, 8, rows=rows)
 assert torch.distributed.get_world_size() == count
 if torch.distributed.get_rank() == 0:
     torch.save((moved, loss), folder / "step.pt")
+torch.distributed.destroy_process_group()
 """
 
 
@@ -216,7 +217,7 @@ def test_the_matching_head_counts_as_much_as_it_should():
         (["--rerank", 5, "--matching_weight", 0], "need a matching head"),
         (["--group_size", 2], "needs --group_by_image true"),
         (["--concept_column", "which"], "has no column 'which'"),
-        (["--task", "matching", "--concept_column", "caption"], "matching has no use for it"),
+        (["--task", "matching", "--concept_column", "caption"], "--task matching does not use it"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -350,4 +351,4 @@ def test_what_retrieval_does_not_learn_from_is_named(folder, capsys):
     ):
         assert cli.main([*map(str, train(folder, *flags))]) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said.endswith(f"--task retrieval learns from images and texts alone; leave out {named}")
+        assert said.endswith(f"--task retrieval uses images and texts only; leave out {named}")
