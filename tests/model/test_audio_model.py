@@ -172,11 +172,11 @@ def test_bad_use_is_one_sentence():
     with pytest.raises(ValueError, match="this model has no audio tower"):
         mm_model()(heard_row(5, (), [1])[None], **clips(1))
     model, row = hearing(), heard_row(5, (), [1, 2])[None]
-    with pytest.raises(ValueError, match="row 0: 1 sounds came with 2 audio markers"):
+    with pytest.raises(ValueError, match="row 0: 1 audio clips came with 2 audio markers"):
         model.generate(row, **clips(1), audio_index=torch.tensor([[0]]), **GREEDY)
     with pytest.raises(ValueError, match=r"the media have 2 rows \(`audio_index`\) and the text 1"):
         model(row, **clips(2), audio_index=torch.tensor([[0], [1]]))
-    with pytest.raises(ValueError, match="3 sounds came without `audio_index`, but the 1 texts hold 2 markers"):
+    with pytest.raises(ValueError, match="3 audio clips came without `audio_index`, but the 1 texts hold 2 markers"):
         model(row, **clips(3))
     with pytest.raises(ValueError, match=r"`audio_index` has shape \(1,\)"):
         model(row, **clips(1), audio_index=torch.tensor([0]))
@@ -204,9 +204,9 @@ def test_a_processor_prepares_sound_and_comes_back(listener, tmp_path):
     again = MMProcessor.from_pretrained(tmp_path)
     second = again(text=texts, audio=[low, None, [high, low]], return_tensors="pt", padding=True, deduplicate=True)
     assert torch.equal(second["input_features"], batch["input_features"]) and again.max_seconds == 1.0
-    with pytest.raises(ValueError, match="row 0: the text has 1 '<audio>' markers but 2 sounds"):
+    with pytest.raises(ValueError, match="row 0: the text has 1 '<audio>' markers but 2 audio clips"):
         listener(text="<audio>hm", audio=[[low, high]])
-    with pytest.raises(ValueError, match="2 sounds or lists of sounds came with 3 texts"):
+    with pytest.raises(ValueError, match="2 audio clips or lists of audio clips came with 3 texts"):
         listener(text=["hm"] * 3, audio=[low, high])
     with pytest.raises(ValueError, match="row 0: truncation left 0 of its 1 '<audio>' markers"):
         listener(text="what do you hear <audio>", audio=low, truncation=True, max_length=3)

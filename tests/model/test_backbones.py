@@ -62,7 +62,7 @@ def test_a_decoder_that_keeps_its_past_elsewhere_cannot_generate_but_sees():
 def test_a_tower_that_gives_other_states_than_one_set_for_each_image_is_refused(vision):
     config = AutoConfig.for_model(vision, **TRANSFORMER)
     model = MMModel.from_towers(vision=config, text=text_config("bert"))
-    with pytest.raises(ValueError, match=rf"'{vision}' gives states of shape .* for 2 images, where fusion expects"):
+    with pytest.raises(ValueError, match=rf"'{vision}' returns states of shape .* for 2 images, where fusion expects"):
         model(token_row(5)[None].expand(2, -1), **pictures(2))
 
 
@@ -95,7 +95,7 @@ def test_a_head_that_does_more_than_ours_is_refused():
         return output
 
     whole.forward = scaled
-    with pytest.raises(ValueError, match="does more to its logits"):
+    with pytest.raises(ValueError, match="transforms its logits"):
         MMForConditionalGeneration.from_towers(vision=vision_model(), text=whole)
 
 

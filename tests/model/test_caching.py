@@ -261,5 +261,5 @@ def test_a_later_turn_without_the_earlier_pictures_is_refused():
     model = mm_model()
     said, second = conversation(model)
     second["image_index"] = torch.tensor([[3], [3], [-1]])
-    with pytest.raises(ValueError, match="row 1: 1 images came with 2 .* give the images of the earlier turns again"):
+    with pytest.raises(ValueError, match="row 1: 1 images came with 2 .* pass the images of the earlier turns again"):
         model.generate(**second, past_key_values=said.past_key_values, **GREEDY)

@@ -237,7 +237,7 @@ def test_an_encoder_cannot_be_composed_to_generate():
 
 
 def test_a_tower_that_does_not_hear_is_refused():
-    with pytest.raises(ValueError, match="takes `input_ids`, not sound"):
+    with pytest.raises(ValueError, match="takes `input_ids`, not audio"):
         compose(audio=text_config("bert"))
     with pytest.raises(ValueError, match="audio tower 'nowhere' is neither a folder with a model nor a known Hub id"):
         compose(audio="nowhere")

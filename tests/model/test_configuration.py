@@ -126,7 +126,7 @@ def test_widths_are_told_in_many_ways(vision, fields, width):
 
 
 def test_a_tower_without_a_width_is_refused():
-    with pytest.raises(ValueError, match="'timm_wrapper' tells its width by none of hidden_size, neck_hidden_sizes"):
+    with pytest.raises(ValueError, match="'timm_wrapper' holds its width in none of hidden_size, neck_hidden_sizes"):
         tower_width(AutoConfig.for_model("timm_wrapper"))
 
 

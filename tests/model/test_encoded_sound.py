@@ -82,13 +82,13 @@ def test_what_cannot_be_told_apart_is_refused():
     row, index = heard_row(5, (), [1])[None], torch.tensor([[0]])
     model = hearing()
     encoded = model.encode_media(**clips(1))
-    with pytest.raises(ValueError, match="`media_start` .* which `media_starts` gives"):
+    with pytest.raises(ValueError, match="`media_start` .* which `media_starts` returns"):
         model(row, media_key_values=encoded, audio_index=index)
     with pytest.raises(ValueError, match="pass the `image_index` and `audio_index`"):
         model(row, media_key_values=encoded)
     model = hearing(num_latents=3)
     encoded = model.encode_media(**clips(1))
-    with pytest.raises(ValueError, match="3 slots per row, which 2 images or sounds do not share evenly"):
+    with pytest.raises(ValueError, match="3 slots per row, which 2 images or audio clips do not share evenly"):
         model(row, media_key_values=encoded, audio_index=torch.tensor([[0, -1]]))
     with pytest.raises(ValueError, match="the media have 1 rows, `audio_index` 2 and the text 1"):
         model(row, media_key_values=encoded, audio_index=torch.tensor([[0], [0]]))

@@ -326,7 +326,7 @@ def test_what_cannot_be_opened_is_one_sentence_at_every_door(folder, processor, 
         processor(images=[Image.open(tmp_path / "cut.png")], text=["yes"])
     with pytest.raises(ValueError, match="its embedded bytes is broken"):
         processor(images=[content[:-30]], text=["yes"])
-    with pytest.raises(ValueError, match="^the image 'data:image.* is broken: it is not in base64"):
+    with pytest.raises(ValueError, match="^the image 'data:image.* is broken: it is not valid base64"):
         processor(images=["data:image/png;base64,#"], text=["yes"])
     long = "A" * 5000
     with pytest.raises(ValueError, match="^the image 'A{200}...' "):

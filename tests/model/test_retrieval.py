@@ -82,7 +82,7 @@ def test_each_picture_given_to_the_processor_has_an_embedding(processor):
     distinct = model.get_image_features(processor(images=shown, return_tensors="pt")["pixel_values"]).pooler_output
     given = processor(images=[shown[1], shown[0], shown[1]], return_tensors="pt")  # the same object twice
     torch.testing.assert_close(model.get_image_features(**given).pooler_output, distinct[[1, 0, 1]])
-    with pytest.raises(ValueError, match=r"of one image or sound, but rows have \[2, 0\]"):
+    with pytest.raises(ValueError, match=r"one image or audio clip per row, but the rows have \[2, 0\]"):
         model.get_image_features(**processor(images=[shown, []], return_tensors="pt"))
 
 
@@ -189,7 +189,7 @@ for kind in ("infonce", "sigmoid"):
     items = torch.arange(len(media))[rank::world]  # the pictures lie on other processes than their texts
     leaves = [texts[rows], media[items], torch.tensor(14.0), torch.tensor(-3.0)]
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    own = Pairs(pairs.texts[rows], pairs.media[items], pairs.own[rows])
+    own = Pairs(pairs.texts[rows], pairs.media[items], pairs.media_of_texts[rows])
     bias = leaves[3] if kind == "sigmoid" else None
     loss = contrastive_loss(kind, *leaves[:2], own, leaves[2], bias, across=True, chunk=4)
     loss.backward()
@@ -373,7 +373,7 @@ def test_matching_learns_from_as_many_rows_as_asked_for_and_is_scored_on_all():
 
 
 def test_what_a_model_cannot_learn_is_refused():
-    with pytest.raises(ValueError, match="captions are learnt by a decoder"):
+    with pytest.raises(ValueError, match="captioning needs a decoder"):
         retriever("bert", language_weight=1.0)
     with pytest.raises(ValueError, match="`matching_weight` needs `cross_attention`"):
         MMForImageTextRetrieval(mm_config(late_fusion="sum", fusion_layers=[]))

@@ -54,7 +54,7 @@ def equal(left, right):
     return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
 
 
-@pytest.mark.filterwarnings("ignore:the sound .* lasts")
+@pytest.mark.filterwarnings("ignore:the audio clip .* lasts")
 def test_conversations_of_several_turns_give_the_tensors_of_the_direct_call(listener, files):
     low, high = files
     picture = drawing(90)
@@ -119,7 +119,7 @@ def test_tensors_are_of_the_kind_asked_for(listener, files):
 
 def test_without_tokens_no_sound_is_read(listener):
     assert "<audio>" in listener.apply_chat_template([said("user", {"path": "nowhere.wav"})])
-    with pytest.raises(ValueError, match="the sound 'nowhere.wav' does not exist"):
+    with pytest.raises(ValueError, match="the audio clip 'nowhere.wav' does not exist"):
         tokens(listener, [said("user", {"path": "nowhere.wav"})])
 
 
@@ -143,7 +143,7 @@ def test_a_processor_without_ears_says_so(processor):
         tokens(processor, [said("user", {"audio": tone(220)[0]})])
 
 
-@pytest.mark.filterwarnings("ignore:the sound .* lasts")
+@pytest.mark.filterwarnings("ignore:the audio clip .* lasts")
 def test_our_pipeline_takes_sound_in_any_row(listener, files):
     model = hearing(head=MMForSequenceClassification, text="bert")
     model.resize_token_embeddings(len(listener.tokenizer))
