@@ -152,7 +152,7 @@ def test_of_a_long_video_only_the_neighbourhood_of_the_wanted_frames_is_decoded(
         stamps, keys = video_mm.time_stamps(container)
         assert (len(stamps), len(keys)) == (300, 30)
         wanted = [stamps[place] for place in sample_evenly(300, 4)]
-        frames = list(video_mm.stamped_frames(Counted(container), wanted, keys))
+        frames = list(video_mm.frames_at(Counted(container), wanted, keys))
     assert len(frames) == 4 and len(decoded) <= 4 * 10
 
 
