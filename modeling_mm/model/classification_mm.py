@@ -52,7 +52,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         """(B, T, D) to (B, D): the first or last token that is not padding, or the mean of these tokens."""
         return pool_tokens(hidden_states, attention_mask, self.config.pooling)
 
-    def late_media(
+    def late_fusion_inputs(
         self, media: dict[str, Any], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> tuple[dict[str, Any], dict[str, Memory]]:
         """Run the towers once, for both late fusion and cross-attention.
@@ -63,7 +63,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         Raises:
             ValueError: the media are already encoded, which suits cross-attention only.
         """
-        media = self.model.deal_media(media, input_ids, inputs_embeds)
+        media = self.model.index_media(media, input_ids, inputs_embeds)
         if "media_key_values" in media:
             raise ValueError("late fusion pools the towers' states; pass `pixel_values` instead of `media_key_values`")
         memories = self.model.project_media(**media)
@@ -134,7 +134,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         }
         memories: dict[str, Memory] = {}
         if self.late_fusion is not None:
-            media, memories = self.late_media(media, input_ids, inputs_embeds)
+            media, memories = self.late_fusion_inputs(media, input_ids, inputs_embeds)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -82,7 +82,7 @@ def is_flat(modality: Modality, media: dict[str, torch.Tensor]) -> bool:
     return not is_pixels or media[modality.tensor].dim() == 4
 
 
-def dealt_index(
+def index_from_markers(
     modality: Modality, items: int, rows: int, markers: torch.Tensor | None, before: int | torch.Tensor = 0
 ) -> torch.Tensor | None:
     """The index (B, N) of flat media that came without one: assigned to the markers, row by row, in their order.

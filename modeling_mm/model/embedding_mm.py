@@ -183,9 +183,7 @@ class MMEmbeddingMixin:
 
     def memory(self, medium: EmbeddedMedia) -> Memory:
         """The projected states of a medium, for fusion."""
-        states = self.model.fusion.project(medium.states, medium.present, medium.modality)
-        present = medium.present if self.config.num_latents is None else None
-        return Memory(states, medium.row_index(), present)
+        return self.model.project_states(medium.modality, medium.states, medium.present, medium.index)
 
     def image_embeds(self, features: MMImageOutput, pixel_attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Normalised embeddings (I, E) of image features.

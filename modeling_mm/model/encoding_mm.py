@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .audio_towers_mm import audio_width, run_audio_tower
 from .configuration_mm import MMConfig, tower_width
-from .dealing_mm import check_stacked, dealt_index, is_flat
+from .dealing_mm import check_stacked, index_from_markers, is_flat
 from .fusion_mm import MMFusion
 from .media_mm import (
     MODALITIES,
@@ -25,7 +25,6 @@ from .media_mm import (
     check_unambiguous,
     check_videos,
     encoded_starts,
-    find_markers,
     implied_image_index,
     one_per_row,
 )
@@ -176,39 +175,42 @@ class MMEncodingMixin:
     ) -> dict[str, Memory]:
         """The memory of each modality in the batch; arguments as for `encode_media`."""
         memories = {}
-        resampled = self.config.num_latents is not None
-        orders = image_index is None, audio_index is None
         if pixel_values is not None or image_states is not None:
+            in_order = image_index is None
             if image_index is None and pixel_values is not None and pixel_attention_mask is None:
                 image_index = implied_image_index(pixel_values)
                 pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
             patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-            features = self.get_image_features(pixel_values, image_states, return_dict=True, **patches)
-            states = features.pooler_output  # (I, P, V)
-            image_index = one_per_row(states) if image_index is None else image_index
+            images = self.get_image_features(pixel_values, image_states, return_dict=True, **patches)
             present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
-            memory = self.fusion.project(states, present)
-            memories["image"] = Memory(memory, image_index, None if resampled else present, orders[0])
+            memories["image"] = self.project_states("image", images.pooler_output, present, image_index, in_order)
         if input_features is not None or audio_states is not None:
             audio = self.get_audio_features(input_features, input_features_mask, audio_states, return_dict=True)
-            audio_index = one_per_row(audio.pooler_output) if audio_index is None else audio_index
-            memory = self.fusion.project(audio.pooler_output, audio.attention_mask, "audio")
-            present = None if resampled else audio.attention_mask
-            memories["audio"] = Memory(memory, audio_index, present, orders[1])
+            memories["audio"] = self.project_states("audio", audio.pooler_output, audio.attention_mask, audio_index)
         if pixel_values_videos is not None:
-            memories["video"] = self.video_memory(pixel_values_videos, video_index, video_mask)
+            videos = self.get_video_features(pixel_values_videos, video_mask, return_dict=True)
+            states = videos.pooler_output.unflatten(1, (pixel_values_videos.shape[1], -1))  # (I, F, P, V)
+            present = None if video_mask is None else video_mask.bool().repeat_interleave(states.shape[2], dim=1)
+            memories["video"] = self.project_states("video", states, present, video_index)
         return memories
 
-    def video_memory(
-        self, pixel_values_videos: torch.Tensor, video_index: torch.Tensor | None, video_mask: torch.Tensor | None
+    def project_states(
+        self,
+        modality: str,
+        states: torch.Tensor,
+        present: torch.Tensor | None = None,
+        index: torch.Tensor | None = None,
+        in_order: bool = False,
     ) -> Memory:
-        """The memory of videos: F * P states each, or `num_latents` after a resampler."""
-        states = self.get_video_features(pixel_values_videos, video_mask, return_dict=True).pooler_output
-        states = states.unflatten(1, (pixel_values_videos.shape[1], -1))  # (I, F, P, V)
-        present = None if video_mask is None else video_mask.bool().repeat_interleave(states.shape[2], dim=1)
-        video_index = one_per_row(states) if video_index is None else video_index
-        memory = self.fusion.project(states, present, "video")
-        return Memory(memory, video_index, None if self.config.num_latents is not None else present)
+        """The memory of one modality, from the states of its tower.
+
+        Args:
+            states: (I, P, V), or (I, F, P, V) for video. present: (I, P) bool, False for padding.
+            index: (B, N) into the items, by default one per row. in_order: the index counts from 0 to I - 1.
+        """
+        memory = self.fusion.project(states, present, modality)
+        present = present if self.config.num_latents is None else None
+        return Memory(memory, one_per_row(states) if index is None else index, present, in_order or index is None)
 
     def encode_media(self, pixel_values: torch.Tensor | None = None, *args, **media) -> torch.Tensor:
         """Run the towers and the fusion's key/value projection, once per distinct image and clip.
@@ -230,22 +232,26 @@ class MMEncodingMixin:
         Raises:
             ValueError: `pixel_values` has another number of dimensions, or the model has no tower for a modality.
         """
-        return self.key_values(self.project_media(pixel_values, *args, **media))
+        return self.fusion.key_values(self.project_media(pixel_values, *args, **media).values())
 
-    def key_values(self, memories: dict[str, Memory]) -> torch.Tensor:
-        """Keys and values of each row's media side by side: (B, L, 2, K, S, E)."""
-        each = [self.fusion.key_values(memory.states, memory.index, memory.in_order) for memory in memories.values()]
-        together = each[0] if len(each) == 1 else torch.cat(each, dim=1)  # (B, S, L, 2, K, E)
-        return together.permute(0, 2, 3, 4, 1, 5)
-
-    def markers(
+    def marker_mask(
         self, modality: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """(B, T) bool, True at the markers of a modality; None if the text can have none."""
-        marker = getattr(self.config, MODALITIES[modality].marker_id)
-        return find_markers(marker, input_ids, inputs_embeds, self.get_input_embeddings)
+        """(B, T) bool, True at the markers of a modality, found by their id, or by their embedding without ids.
 
-    def deal_media(
+        None if the text can have no markers.
+        """
+        marker_id = getattr(self.config, MODALITIES[modality].marker_id)
+        if marker_id is None:
+            return None
+        if input_ids is not None:
+            return input_ids == marker_id
+        if inputs_embeds is None:
+            return None
+        marker = self.get_input_embeddings()(torch.full((1,), marker_id, device=inputs_embeds.device))
+        return (inputs_embeds == marker.to(inputs_embeds.dtype)).all(dim=-1)
+
+    def index_media(
         self,
         media: dict[str, Any],
         input_ids: torch.Tensor | None,
@@ -254,8 +260,8 @@ class MMEncodingMixin:
     ) -> dict[str, Any]:
         """The media arguments without empty ones, and with an index for flat media that are not one per row.
 
-        Flat media without an index belong to the markers of the texts, in their order (see `dealt_index`), so that
-        rows which were prepared alone can be stacked.
+        Flat media without an index belong to the markers of the texts, in their order (see `index_from_markers`), so
+        that rows which were prepared alone can be stacked.
 
         Raises:
             ValueError: media and markers differ in number, or an index is the one of rows that were prepared alone.
@@ -270,8 +276,8 @@ class MMEncodingMixin:
             if index is not None and index.dim() == 2:
                 check_stacked(modality, items.shape[0], index)
             elif index is None and is_flat(modality, media):
-                markers = self.markers(modality.name, input_ids, inputs_embeds)
-                index = dealt_index(modality, items.shape[0], text.shape[0], markers, before)
+                markers = self.marker_mask(modality.name, input_ids, inputs_embeds)
+                index = index_from_markers(modality, items.shape[0], text.shape[0], markers, before)
                 media |= {} if index is None else {modality.index: index}
             if items.shape[0] == 0:
                 media = {name: value for name, value in media.items() if name not in modality.arguments}
@@ -284,14 +290,14 @@ class MMEncodingMixin:
         inputs_embeds: torch.Tensor | None = None,
         before: int | torch.Tensor = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S) for the memories of `project_media`.
+        """`media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S) for a text and the memories of its media.
 
-        For another text about the same media, `media_starts` gives the latter without encoding.
+        For another text about the same media, call `media_starts`.
 
         Raises:
             ValueError: text and media differ in rows.
         """
-        return self.key_values(memories), self.media_starts(memories, input_ids, inputs_embeds, before)
+        return self.fusion.key_values(memories.values()), self.media_starts(memories, input_ids, inputs_embeds, before)
 
     def media_starts(
         self,
@@ -312,11 +318,10 @@ class MMEncodingMixin:
                     f"the media have {memory.index.shape[0]} rows (`{modality}_index`) and the text {text.shape[0]}; "
                     "expected one row of each per text"
                 )
-        texts: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        starts = [memory.starts(self.markers(name, **texts), before) for name, memory in memories.items()]
-        return torch.cat(starts, dim=1)
+        masks = {name: self.marker_mask(name, input_ids, inputs_embeds) for name in memories}
+        return torch.cat([memory.starts(masks[name], before) for name, memory in memories.items()], dim=1)
 
-    def prepare_media(
+    def cross_attention_inputs(
         self,
         input_ids: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
@@ -335,24 +340,39 @@ class MMEncodingMixin:
             ValueError: text and media differ in rows, raw media came beside encoded ones, or the `media_start` of
                 encoded media is ambiguous.
         """
-        media = self.deal_media(media, input_ids, inputs_embeds, before)
+        media = self.index_media(media, input_ids, inputs_embeds, before)
         raw = [name for name in RAW if name in media]
         if not raw and media_key_values is None:
             return None, None
         check_media(self.config, raw, media, media_key_values, media_start)
+        default_start = None
         if media_key_values is None:
             memories = self.project_media(**media)
-            media_key_values, start = self.attended(memories, input_ids, inputs_embeds, before)
-            return media_key_values, start if media_start is None else media_start
-        if media_start is None:
-            check_unambiguous(self.config, media)
-            text = input_ids if input_ids is not None else inputs_embeds
-            present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
-            rows = None if text is None else text.shape[0]
-            markers = {name: self.markers(name, input_ids, inputs_embeds) for name in MODALITIES}
-            indices = {name: media[f"{name}_index"] for name in markers if media.get(f"{name}_index") is not None}
-            media_start = encoded_starts(media_key_values, indices, markers, before, rows, present)
-        return media_key_values, media_start
+            media_key_values, default_start = self.attended(memories, input_ids, inputs_embeds, before)
+        elif media_start is None:
+            default_start = self.starts_of_encoded(media_key_values, media, input_ids, inputs_embeds, before)
+        return media_key_values, default_start if media_start is None else media_start
+
+    def starts_of_encoded(
+        self,
+        media_key_values: torch.Tensor,
+        media: dict[str, Any],
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        before: int | torch.Tensor,
+    ) -> torch.Tensor:
+        """`media_start` (B, S) of encoded media, from the markers of the text and the index of each modality.
+
+        Raises:
+            ValueError: text and media differ in rows, or the slots of the media cannot be told apart.
+        """
+        check_unambiguous(self.config, media)
+        text = input_ids if input_ids is not None else inputs_embeds
+        rows = None if text is None else text.shape[0]
+        present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
+        masks = {name: self.marker_mask(name, input_ids, inputs_embeds) for name in MODALITIES}
+        indices = {name: media[f"{name}_index"] for name in masks if media.get(f"{name}_index") is not None}
+        return encoded_starts(media_key_values, indices, masks, before, rows, present)
 
 
 __all__ = ["MMEncodingMixin"]

@@ -15,7 +15,7 @@ V tower width, M memory width, L fusion layers, H query heads, K key/value heads
 E head width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -30,6 +30,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
 from .cross_attention_mm import MMCrossAttention, for_each_head
+from .media_mm import Memory
 from .resampler_mm import MMResampler
 
 
@@ -228,10 +229,8 @@ class MMFusion(nn.Module):
             memory = (memory + self.frame_embedding[: memory.shape[1], None]).flatten(1, 2)
         return memory if self.resampler is None else self.resampler(memory, present)
 
-    def key_values(self, memory: torch.Tensor, index: torch.Tensor, in_order: bool = False) -> torch.Tensor:
-        """Keys and values (B, N * P, L, 2, K, E) of each row's media, from states (I, P, M) and an index (B, N).
-
-        `in_order`: True if the index counts from 0 to I - 1.
+    def key_values(self, memories: Iterable[Memory]) -> torch.Tensor:
+        """Keys and values (B, L, 2, K, S, E) of each row's media, for the memories of one or more modalities.
 
         Raises:
             ValueError: the model has no cross-attention.
@@ -241,9 +240,15 @@ class MMFusion(nn.Module):
                 "this model has no cross-attention, only `late_fusion`, which MMForSequenceClassification computes "
                 "from `pixel_values`; compose it with `cross_attention=True` for any other use of media"
             )
-        memory = self.kv_proj(self.memory_norm(memory))
-        rows = memory.unflatten(0, index.shape) if in_order else memory[index.clamp(min=0)]  # (B, N, P, L * 2KE)
-        return rows.flatten(1, 2).unflatten(2, (len(self.layers), 2, self.num_key_value_heads, self.head_dim))
+        modalities = []
+        for memory in memories:
+            projected = self.kv_proj(self.memory_norm(memory.states))  # (I, P, L * 2KE)
+            index = memory.index
+            items = projected.unflatten(0, index.shape) if memory.in_order else projected[index.clamp(min=0)]
+            modalities.append(items.flatten(1, 2))  # (B, N * P, L * 2KE)
+        slots = modalities[0] if len(modalities) == 1 else torch.cat(modalities, dim=1)
+        slots = slots.unflatten(2, (len(self.layers), 2, self.num_key_value_heads, self.head_dim))
+        return slots.permute(0, 2, 3, 4, 1, 5)
 
     def forward(self, hidden_states: torch.Tensor, context: FusionContext, position: int) -> torch.Tensor:
         """Run the fusion layer at `position` on the input (B, T, D) of a text layer.

@@ -18,8 +18,8 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .attention_maps_mm import MMAttentionMapsMixin
 from .configuration_mm import MMConfig
-from .media_mm import MEDIA, MODALITIES, Memory, check_markers, check_text, implied_image_index
-from .modeling_mm import MMModel, MMPreTrainedModel
+from .media_mm import MEDIA, MODALITIES, check_markers, check_text, implied_image_index
+from .modeling_mm import MMModel, MMPreTrainedModel, base_method
 from .outputs_mm import MMOutput, head_output
 
 
@@ -81,33 +81,13 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def get_image_features(self, *args, **kwargs):
-        """Image features of distinct images; see `MMModel.get_image_features`."""
-        return self.model.get_image_features(*args, **kwargs)
-
-    def get_video_features(self, *args, **kwargs):
-        """Image features of the frames of distinct videos; see `MMModel.get_video_features`."""
-        return self.model.get_video_features(*args, **kwargs)
-
-    def get_audio_features(self, *args, **kwargs):
-        """Audio features of distinct clips; see `MMModel.get_audio_features`."""
-        return self.model.get_audio_features(*args, **kwargs)
-
-    def encode_media(self, *args, **kwargs) -> torch.Tensor:
-        """`media_key_values` (B, L, 2, K, S, E) for `forward` and `generate`; see `MMModel.encode_media`."""
-        return self.model.encode_media(*args, **kwargs)
-
-    def project_media(self, *args, **kwargs) -> dict[str, Memory]:
-        """The memory of each modality, for `attended` and `media_starts`; see `MMModel.project_media`."""
-        return self.model.project_media(*args, **kwargs)
-
-    def attended(self, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """`media_key_values` and the `media_start` of one text; see `MMModel.attended`."""
-        return self.model.attended(*args, **kwargs)
-
-    def media_starts(self, *args, **kwargs) -> torch.Tensor:
-        """The `media_start` of another text about the same media; see `MMModel.media_starts`."""
-        return self.model.media_starts(*args, **kwargs)
+    get_image_features = base_method("get_image_features")
+    get_video_features = base_method("get_video_features")
+    get_audio_features = base_method("get_audio_features")
+    encode_media = base_method("encode_media")
+    project_media = base_method("project_media")
+    attended = base_method("attended")
+    media_starts = base_method("media_starts")
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits as the backbone transforms them; see `scaled_logits`."""
@@ -188,16 +168,16 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
         earlier turn, the media are those of the whole conversation.
 
         Raises:
-            ValueError: a row has another number of markers than media, or as for `prepare_media`.
+            ValueError: a row has another number of markers than media, or as for `MMModel.cross_attention_inputs`.
         """
         media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
         if media:
-            encoded, kwargs["media_start"] = self.media_of_prompts(media, inputs, **kwargs)
+            encoded, kwargs["media_start"] = self.encode_prompt_media(media, inputs, **kwargs)
             # contiguous, because each new token reads all of it, one layer at a time
             kwargs["media_key_values"] = None if encoded is None else encoded.contiguous()
         return super().generate(inputs, *args, **kwargs)
 
-    def media_of_prompts(
+    def encode_prompt_media(
         self,
         media: dict[str, torch.Tensor],
         inputs: torch.Tensor | None,
@@ -216,13 +196,13 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
         if past_key_values is not None and input_ids is not None and attention_mask is not None:
             before = past_key_values.get_seq_length() if attention_mask.shape[1] > input_ids.shape[1] else 0
         text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        media = self.model.deal_media(media, **text, before=before)
-        prepared = self.model.prepare_media(**text, **media, before=before)
+        media = self.model.index_media(media, **text, before=before)
+        prepared = self.model.cross_attention_inputs(**text, **media, before=before)
         indices = {modality: media.get(f"{modality}_index") for modality in MODALITIES}
         if indices["image"] is None and "pixel_values" in media and "pixel_attention_mask" not in media:
             indices["image"] = implied_image_index(media["pixel_values"])
         for modality, index in indices.items():
-            markers = None if index is None else self.model.markers(modality, **text)
+            markers = None if index is None else self.model.marker_mask(modality, **text)
             if markers is not None and "media_start" not in media:
                 check_markers(markers, index, before, modality)
         return prepared

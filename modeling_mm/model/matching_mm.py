@@ -96,12 +96,18 @@ class MMMatchingMixin(MMEmbeddingMixin):
     ) -> torch.Tensor:
         """The result of `match`, for use inside `forward`, where FSDP must not be entered again."""
         assert self.matching_head is not None
-        raw_media = {name: inputs.pop(name) for name in MEDIA if name in inputs}
-        media = self.model.prepare_media(input_ids, inputs_embeds=inputs.get("inputs_embeds"), **raw_media)
-        encoded = dict(zip(("media_key_values", "media_start"), media, strict=True))
-        text = {**self.decoder_options(attention_mask), **inputs, "attention_mask": attention_mask}
-        states = self.model(input_ids, return_dict=True, **text, **encoded).last_hidden_state
-        return self.matching_head(pool_tokens(states, attention_mask, self.config.pooling), *media)
+        media = {name: inputs.pop(name) for name in MEDIA if name in inputs}
+        key_values, start = self.model.cross_attention_inputs(
+            input_ids, inputs_embeds=inputs.get("inputs_embeds"), **media
+        )
+        text = {
+            **self.decoder_options(attention_mask),
+            **inputs,
+            "attention_mask": attention_mask,
+            "return_dict": True,
+        }
+        states = self.model(input_ids, media_key_values=key_values, media_start=start, **text).last_hidden_state
+        return self.matching_head(pool_tokens(states, attention_mask, self.config.pooling), key_values, start)
 
     def medium_matching_loss(
         self,
@@ -138,7 +144,7 @@ class MMMatchingMixin(MMEmbeddingMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Match logits (n, 2) of the texts `rows` (R,), each with its item of the media; and the pair of each (n,)."""
         memory, items = self.memory(medium), torch.arange(len(medium.states), device=rows.device)
-        encoded = self.model.key_values({medium.modality: replace(memory, index=items[:, None], in_order=True)})
+        encoded = self.model.fusion.key_values([replace(memory, index=items[:, None], in_order=True)])
         batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
         start = self.model.media_starts({medium.modality: memory}, batch["input_ids"], batch["inputs_embeds"])
         buckets: list[tuple[torch.Tensor, int | None]] = [(torch.arange(len(rows), device=rows.device), None)]

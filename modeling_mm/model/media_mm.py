@@ -6,7 +6,6 @@ Visibility is one integer per slot, `media_start`: a token at column t sees the 
 Shapes: B rows, N images per row, S memory slots, T text tokens.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,21 +83,6 @@ MEDIA = (
     "media_start",
 )
 NEVER = 2**30  # the `media_start` of a slot that no token may see
-
-
-def find_markers(
-    image_token_id: int | None,
-    input_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    embeddings: Callable[[], torch.nn.Module],
-) -> torch.Tensor | None:
-    """(B, T) bool, True at image markers: found by their id, or by their embedding if there are no ids."""
-    if image_token_id is None or (input_ids is None and inputs_embeds is None):
-        return None
-    if input_ids is not None:
-        return input_ids == image_token_id
-    marker = embeddings()(torch.full((1,), image_token_id, device=inputs_embeds.device))
-    return (inputs_embeds == marker.to(inputs_embeds.dtype)).all(dim=-1)
 
 
 def media_start_from_markers(

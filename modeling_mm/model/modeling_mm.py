@@ -12,8 +12,9 @@ V tower width, P states per image, L fusion layers, K key/value heads, E head wi
 
 import inspect
 import re
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -236,7 +237,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             return self.get_image_features(pixel_values, return_dict=True, **patches)
         check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
-        media_key_values, media_start = self.prepare_media(
+        media_key_values, media_start = self.cross_attention_inputs(
             input_ids,
             media_key_values,
             media_start,
@@ -327,4 +328,14 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             )
 
 
-__all__ = ["MMPreTrainedModel", "MMModel"]
+def base_method(name: str) -> Callable[..., Any]:
+    """A method for heads that calls this method of their base model, with its signature and docstring."""
+
+    @wraps(getattr(MMModel, name))
+    def method(self, *args, **kwargs):
+        return getattr(self.model, name)(*args, **kwargs)
+
+    return method
+
+
+__all__ = ["MMPreTrainedModel", "MMModel", "base_method"]

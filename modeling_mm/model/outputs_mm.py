@@ -9,12 +9,16 @@ width.
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithCrossAttentions,
+    ModelOutput,
+)
 
 
 @dataclass
-class MMModelOutput(ModelOutput):
+class MMModelOutput(BaseModelOutputWithPastAndCrossAttentions):
     """Output of `MMModel`.
 
     last_hidden_state: (B, T, D). past_key_values: the self-attention cache. hidden_states, attentions: those of the
@@ -22,24 +26,13 @@ class MMModelOutput(ModelOutput):
     media_key_values: (B, L, 2, K, S, E), which a later call takes in place of the pixels.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
     media_key_values: torch.Tensor | None = None
 
 
 @dataclass
-class MMOutput(ModelOutput):
-    """Output of the heads: `loss` if labels were given, `logits`, and the fields of `MMModelOutput`."""
+class MMOutput(CausalLMOutputWithCrossAttentions):
+    """Output of the heads: `loss` if labels were given, `logits`, and the fields of `MMModelOutput` but its first."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
     media_key_values: torch.Tensor | None = None
 
 

@@ -28,7 +28,7 @@ from .losses_mm import Pairs, contrastive_loss, local_keys, with_absent_modaliti
 from .losses_mm import text_keys as token_keys
 from .matching_mm import MMMatchingHead, MMMatchingMixin
 from .media_mm import Memory, check_text
-from .modeling_mm import MMModel, MMPreTrainedModel
+from .modeling_mm import MMModel, MMPreTrainedModel, base_method
 from .outputs_mm import MMRetrievalOutput
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -108,9 +108,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def encode_media(self, *args, **kwargs) -> torch.Tensor:
-        """`media_key_values` (B, L, 2, K, S, E) for `match`; see `MMModel.encode_media`."""
-        return self.model.encode_media(*args, **kwargs)
+    encode_media = base_method("encode_media")
 
     def similarities(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Logits (Q, K) of embeddings (Q, E) and (K, E)."""

@@ -199,7 +199,7 @@ def test_a_compiled_backbone_that_no_keyword_reaches_is_refused(part):
 
 def test_an_export_that_no_keyword_reaches_is_refused():
     model, given = seeing(backbone()), inputs(1)
-    media = model.prepare_media(given["input_ids"], pixel_values=given["pixel_values"])
+    media = model.cross_attention_inputs(given["input_ids"], pixel_values=given["pixel_values"])
     media = {"media_key_values": media[0], "media_start": media[1]}
     text = {name: given[name] for name in ("input_ids", "attention_mask")}
     with pytest.raises(ValueError, match="to be compiled or exported, pass keyword arguments down"):

@@ -157,7 +157,7 @@ def test_encoded_media_with_their_starts_need_no_index():
     model, inputs = mm_model(), prompts()
     expected = new_tokens(model, inputs)
     media = {name: inputs.pop(name) for name in ("pixel_values", "image_index")}
-    key_values, start = model.model.prepare_media(inputs["input_ids"], **media)
+    key_values, start = model.model.cross_attention_inputs(inputs["input_ids"], **media)
     assert torch.equal(new_tokens(model, {**inputs, "media_key_values": key_values, "media_start": start}), expected)
 
 

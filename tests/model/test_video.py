@@ -204,7 +204,7 @@ def test_encoded_videos_are_the_videos(fields):
     rows, media = mixed()
     batch = padded(rows, "left")
     expected = model(**batch, **media)
-    encoded, start = model.model.prepare_media(batch["input_ids"], **media)
+    encoded, start = model.model.cross_attention_inputs(batch["input_ids"], **media)
     assert torch.equal(model.encode_media(**media), encoded) and torch.equal(encoded, expected.media_key_values)
     again = model(**batch, media_key_values=encoded, media_start=start)
     assert torch.equal(again.logits, expected.logits)
