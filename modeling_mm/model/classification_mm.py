@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMForSequenceClassification: a label, labels or a number for each row of text and media.
+"""MMForSequenceClassification: one label, several labels or numbers for each row of text and media.
 
 With `late_fusion`, the pooled text is joined with one vector per other modality, the mean of its projected states.
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Compose a model and its processor from towers.
 
-A tower is a Hub id, a folder, a config (random weights) or a loaded model; a CLIP-like checkpoint gives the half that
-is needed. Model and processor add the image marker to the tokenizer in the same way, so that their token ids agree.
+A tower is a Hub id, a folder, a config (random weights) or a loaded model; of a CLIP-like checkpoint, only the vision
+or the text half is used. Model and processor add the image marker to the tokenizer in the same way, so that their
+token ids agree.
 """
 
 import inspect

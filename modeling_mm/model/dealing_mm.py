@@ -69,9 +69,9 @@ def drop_items(index: torch.Tensor, markers: Sequence[int], truncation_side: str
     for row, (count, left) in enumerate(zip(counts, markers, strict=True)):
         if count > left:
             items = index[row][index[row] >= 0]
-            kept = items[count - left :] if truncation_side == "left" else items[:left]
+            remaining = items[count - left :] if truncation_side == "left" else items[:left]
             index[row] = -1
-            index[row, :left] = kept
+            index[row, :left] = remaining
             dropped += count - left
     return dropped
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Embeddings: text, images and sound as vectors of length one in a common space, each without sight of the others.
+"""Embeddings: text, images and audio clips as unit vectors in a common space, each computed independently.
 
 Shapes: B texts, I distinct images or clips, N of them per row, P states each, T text tokens, V tower width,
 E embedding width.

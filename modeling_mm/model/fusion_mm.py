@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Fusion: how text tokens of a frozen or trained backbone see media.
+"""Fusion: gated cross-attention from the text tokens of a frozen or trained backbone to media.
 
 - `MMFusion` turns tower states into keys and values, once per distinct image and for all fusion layers by one linear
   layer, and holds the gated cross-attention layers (Alayrac et al. 2022, "Flamingo").

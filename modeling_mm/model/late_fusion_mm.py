@@ -39,7 +39,7 @@ class MMLateFusion(nn.Module):
             self.products = [factors for size in (2, 3) for factors in combinations(range(count), size)]
         if kind == "weighted":
             self.modality_logits = nn.Parameter(torch.zeros(count))
-        if kind == "gated":  # the logit of the last modality is 0, so that two modalities share a sigmoid
+        if kind == "gated":  # the last modality's logit is 0; for two modalities, the softmax is then a sigmoid
             self.gate = nn.Linear(count * width, (count - 1) * width)
 
     @property

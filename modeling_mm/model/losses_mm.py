@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Contrastive losses between texts and media that never hold the matrix of all pairs, on one process or several.
+"""Contrastive losses between texts and media, on one process or several, without the full matrix of pairs in memory.
 
 - A text and an image are a positive pair if they share a row of the batch, or if an equal text shares a row with an
   equal image. Content keys tell which texts and images are equal, so that a batch may be split anywhere.

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Image-text matching: a head on the fused path looks at text and image together, to rank the best candidates again.
+"""Image-text matching: a head over the text fused with an image, which reranks the best candidates.
 
 The head is trained on hard negatives: pairs that the embeddings confuse (Li et al. 2021, "ALBEF").
 

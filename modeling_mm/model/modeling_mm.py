@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The base model: one text backbone that sees media through gated cross-attention. Heads are files of their own.
+"""The base model: a text backbone that attends to media through gated cross-attention. Each head has its own file.
 
 - `MMModel` runs each distinct image through the vision tower once, and passes its keys and values to the fusion layers
   in front of some of the backbone's layers. With gates at zero its output equals the backbone's, bit for bit.

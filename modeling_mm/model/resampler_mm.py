@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The resampler: it turns the many states of an image into a few slots for text to attend to.
+"""The resampler, which turns the many states of an image into a few slots for text to attend to.
 
 Shapes: I distinct images, P states per image, M memory width, K key/value heads, E head width.
 """

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMForImageTextRetrieval: text finds images and sounds, and they find text, in two stages from one checkpoint.
+"""MMForImageTextRetrieval: retrieval between text and images or audio, in two stages from one checkpoint.
 
 - Embeddings of text and of media, computed independently of each other, can be compared by the thousand.
 - A matching head on the fused text reranks the best candidates.
