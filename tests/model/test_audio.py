@@ -1,4 +1,4 @@
-"""Sound of any kind becomes one kind of clip, and what cannot is one sentence that names it."""
+"""Audio sources of every kind give the same clip, and one that cannot be read gives a sentence that names it."""
 
 import importlib
 
@@ -26,7 +26,7 @@ def tone(seconds=0.5, rate=RATE, hertz=440.0):
 
 
 def written(path, clip, rate=RATE, **options):
-    """A path where a clip was written."""
+    """Write a clip to a file and return its path."""
     soundfile.write(path, clip, rate, **options)
     return str(path)
 
@@ -88,7 +88,7 @@ def test_integers_are_scaled_to_one():
 
 
 class Decoder:
-    """Stands in for torchcodec's AudioDecoder, which is not installed here: it counts what is asked of it."""
+    """A stand-in for torchcodec's AudioDecoder, which is not installed here; it records the requested range."""
 
     def __init__(self, clip):
         self.clip, self.asked = torch.from_numpy(clip)[None], None
@@ -147,13 +147,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     written(tmp_path / "empty.wav", np.zeros(0, np.float32))
     written(tmp_path / "nan.wav", np.array([0, np.nan, 1], np.float32), subtype="FLOAT")
-    said = {
+    messages = {
         "none.wav": "none.wav' does not exist",
         "text.wav": "text.wav' cannot be read .*expected WAV, FLAC, OGG, MP3",
         "empty.wav": "empty.wav' has no samples",
         "nan.wav": "nan.wav' has samples that are not finite",
     }
-    for name, message in said.items():
+    for name, message in messages.items():
         with pytest.raises(ValueError, match=message):
             read_audio(str(tmp_path / name), RATE)
     with pytest.raises(ValueError, match="embedded bytes cannot be read"):
@@ -217,8 +217,8 @@ def test_a_clip_s_features_do_not_depend_on_those_beside_it():
     features, mask = audio_features(extractor, clips)
     assert features.shape == (3, 16, 100) and mask.sum(dim=1).tolist() == [30, 90, 10]
     for row, clip in enumerate(clips):
-        alone, own = audio_features(extractor, [clip])
-        assert torch.equal(alone[0], features[row]) and torch.equal(own[0], mask[row])
+        alone, alone_mask = audio_features(extractor, [clip])
+        assert torch.equal(alone[0], features[row]) and torch.equal(alone_mask[0], mask[row])
 
 
 EXTRACTORS = {

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The laws for models that hear: rows with image, sound, both and neither, in one batch.
+"""The laws for models with an audio tower: rows with an image, an audio clip, both and neither, in one batch.
 
 Shapes: B rows, N clips per row, A distinct clips, T text tokens.
 """
@@ -27,8 +27,8 @@ from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification,
 soundfile = pytest.importorskip("soundfile")
 
 
-def own(media, row):
-    """The media of one row of `mixed` alone."""
+def row_media(media, row):
+    """The media of one row of `mixed`, without those of other rows."""
     alone = {}
     for index, names in (
         ("image_index", ["pixel_values"]),
@@ -49,7 +49,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(kind, side):
     rows, media = mixed(kind)
     together = model(**padded(rows, side), **media).logits
     for row, ids in enumerate(rows):
-        alone = model(**padded([ids]), **own(media, row)).logits[0]
+        alone = model(**padded([ids]), **row_media(media, row)).logits[0]
         columns = slice(0, len(ids)) if side == "right" else slice(-len(ids), None)
         torch.testing.assert_close(together[row, columns], alone, atol=1e-5, rtol=1e-5)
     assert torch.equal(together[0], model(**padded(rows, side)).logits[0])
@@ -90,7 +90,7 @@ def test_however_it_generates_the_tokens_are_the_same():
     assert torch.equal(plain, static)
     beams = model.generate(**batch, **media, **GREEDY, num_beams=3)
     for row, ids in enumerate(rows):
-        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **own(media, row)}
+        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **row_media(media, row)}
         assert torch.equal(model.generate(**alone, **GREEDY)[0, len(ids) :], plain[row, -6:])
         assert torch.equal(model.generate(**alone, **GREEDY, num_beams=3)[0, len(ids) :], beams[row, -6:])
 
@@ -138,7 +138,7 @@ def test_late_fusion_takes_sound_and_misses_it_as_if_it_had_none(late_fusion):
     together = model(**padded(rows), **media).logits
     for row, ids in enumerate(rows):
         torch.testing.assert_close(
-            together[row], model(**padded([ids]), **own(media, row)).logits[0], atol=1e-5, rtol=1e-5
+            together[row], model(**padded([ids]), **row_media(media, row)).logits[0], atol=1e-5, rtol=1e-5
         )
     louder = {**media, "input_features": media["input_features"] + 1}
     changed = (model(**padded(rows), **louder).logits - together).abs().amax(-1) > 1e-6
@@ -187,7 +187,7 @@ def test_bad_use_is_one_sentence():
 
 @pytest.fixture(scope="module")
 def listener():
-    """A processor for a whole file of tests."""
+    """A processor with a feature extractor, shared by the tests of this file."""
     return hearing_processor()
 
 

@@ -1,4 +1,4 @@
-"""Any audio encoder gives states in one layout, and a clip alone those of the clip in any batch."""
+"""Every audio encoder returns states in one layout, and a clip has the same states alone and in any batch."""
 
 import numpy as np
 import pytest
@@ -81,7 +81,7 @@ TOWERS = {
     "resnet": ("resnet", {"num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
     "resnet rgb": ("resnet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
 }
-# What towers of transformers hold and do not use here: CLAP's fusion of long clips, a convolution of the Conformer's.
+# Parameters of towers in transformers that are unused here: CLAP's fusion of long clips, a Conformer convolution.
 UNREACHED = {
     "clap fused": ("mel_conv2d", "fusion_model"),
     "wav2vec2-conformer": ("pos_conv_embed",),
@@ -112,7 +112,7 @@ def extractor_of(name):
 
 
 def clips(*seconds):
-    """Noisy tones of these lengths."""
+    """Noisy tones of these lengths in seconds."""
     generator = np.random.default_rng(0)
     tones = [np.sin(np.arange(int(s * RATE)) * (0.2 + 0.1 * i)) for i, s in enumerate(seconds)]
     return [(0.3 * tone + 0.1 * generator.standard_normal(len(tone))).astype(np.float32) for tone in tones]
@@ -126,10 +126,10 @@ def test_a_clip_alone_has_the_states_it_has_in_any_batch(name):
     heard = run_audio_tower(tower, *audio_features(extractor, batch, max_seconds=1.0))
     states, present = heard.pooler_output, heard.attention_mask
     assert states.shape[0] == 4 and states.shape[2] == audio_width(tower.config)
-    assert states.std(dim=1).max() > 1e-3  # states differ, so that equality says something
+    assert states.std(dim=1).max() > 1e-3  # the states differ, so that the equality below is not trivial
     for row, clip in enumerate(batch):
-        one = run_audio_tower(tower, *audio_features(extractor, [clip], max_seconds=1.0))
-        alone, there = one.pooler_output, one.attention_mask
+        output = run_audio_tower(tower, *audio_features(extractor, [clip], max_seconds=1.0))
+        alone, there = output.pooler_output, output.attention_mask
         if present is None:
             torch.testing.assert_close(alone[0], states[row])
         else:

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""No tower is silently left without images, with another head or with another cache; what works: test_matrix.py."""
+"""Backbones that fusion cannot enter, or with an unsupported head or cache, are refused; others: test_matrix.py."""
 
 import pytest
 import torch
@@ -42,8 +42,8 @@ def test_albert_with_a_layer_of_its_own_at_each_depth_gets_images():
 @pytest.mark.parametrize("text", ["canine", "xlnet"])
 def test_a_backbone_whose_layers_see_no_token_each_is_refused_when_composed(text):
     sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-    own = {"vocab_size": 99, "d_model": 32, "n_layer": 3, "n_head": 4, "d_head": 8, "d_inner": 48}
-    config = AutoConfig.for_model(text, **(own if text == "xlnet" else {**sizes, "intermediate_size": 48}))
+    xlnet_sizes = {"vocab_size": 99, "d_model": 32, "n_layer": 3, "n_head": 4, "d_head": 8, "d_inner": 48}
+    config = AutoConfig.for_model(text, **(xlnet_sizes if text == "xlnet" else {**sizes, "intermediate_size": 48}))
     with pytest.raises(ValueError, match="gives its layers states of shape .* where fusion expects one for each"):
         MMModel.from_towers(vision=vision_config(), text=config)
 
