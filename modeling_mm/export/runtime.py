@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..model.dealing_mm import dealt_index
+from ..model.dealing_mm import index_from_markers
 from ..model.media_mm import MODALITIES, implied_image_index
 
 
@@ -45,7 +45,7 @@ class ExportedMM:
             return {"pixel_values": torch.zeros(1, *shape[1:]), "image_index": torch.full((rows, 1), -1)}
         marker = self.exported.config.image_token_id
         if image_index is None and input_ids is not None and marker is not None and pixel_values.dim() == 4:
-            image_index = dealt_index(MODALITIES["image"], len(pixel_values), rows, input_ids == marker)
+            image_index = index_from_markers(MODALITIES["image"], len(pixel_values), rows, input_ids == marker)
         if image_index is None:
             image_index = implied_image_index(pixel_values)
             pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values

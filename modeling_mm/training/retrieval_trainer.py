@@ -181,7 +181,8 @@ def whole_batch(head: PreTrainedModel, parts: list[Embedded]) -> tuple[torch.Ten
     for name in names[1:]:
         media = torch.cat([part.pairs[name].media for part in parts if name in part.pairs])
         media_of_texts = [
-            part.pairs[name].own if name in part.pairs else torch.full_like(part.texts, NO_MEDIUM) for part in parts
+            part.pairs[name].media_of_texts if name in part.pairs else torch.full_like(part.texts, NO_MEDIUM)
+            for part in parts
         ]
         earlier = is_repeated(media)
         inputs[name] = leaves[name][~earlier]

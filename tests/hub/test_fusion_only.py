@@ -91,7 +91,7 @@ def test_fusion_only_holds_what_was_trained_and_loads_to_equal_logits(hub, compo
     tower.commits, tower.branches = commits, branches
     last = told.stderr.strip().splitlines()[-1]
     where = f"'towers/text' at revision {sources['text_model']['revision']}"
-    assert f"the text_model of this model is that of {where}, which could not be fetched: " in last
+    assert f"the text_model of this model comes from {where}, which could not be fetched: " in last
 
 
 SAVE_AGAIN = """

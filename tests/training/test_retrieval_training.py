@@ -118,8 +118,8 @@ def test_cached_gradients_on_several_processes_are_those_of_one(tmp_path, count)
 def test_scores_in_chunks_are_the_definitions(chunk):
     texts, media, pairs, true = embeddings_and_pairs()
     ways = [
-        (texts, media, (pairs.texts, pairs.media, pairs.texts, pairs.own), true),
-        (media, texts, (pairs.media, pairs.texts, pairs.own, pairs.texts), true.T),
+        (texts, media, (pairs.texts, pairs.media, pairs.texts, pairs.media_of_texts), true),
+        (media, texts, (pairs.media, pairs.texts, pairs.media_of_texts, pairs.texts), true.T),
     ]
     for queries, candidates, keys, right in ways:
         said = directed_scores(queries, candidates, keys, chunk=chunk)
