@@ -24,7 +24,6 @@ from modeling_mm import cli
 from modeling_mm.data.collator import MMCollator
 from modeling_mm.training.build import use_cached_features
 
-CACHING = Path(__file__).parents[1] / "helpers" / "feature_cache.py"
 COUNT, DISTINCT = 24, 23
 STEPS = ["--max_steps", "6", "--logging_steps", "1", "--per_device_train_batch_size", "4", "--max_new_tokens", "2"]
 QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no"]
@@ -155,7 +154,7 @@ def test_states_in_place_of_pictures_give_the_same_output(vision):
 
 def test_states_beside_pictures_or_of_another_width_are_refused():
     model, ids = mm_model(), token_row(5)[None]
-    with pytest.raises(ValueError, match="`image_states` came beside the media"):
+    with pytest.raises(ValueError, match="`image_states` came together with raw media"):
         model(input_ids=ids, **pictures(1), image_states=torch.zeros(1, 5, 24))
     with pytest.raises(ValueError, match=r"`image_states` has shape \(1, 5, 7\); expected \(I, P, 24\)"):
         model(input_ids=ids, image_states=torch.zeros(1, 5, 7))
@@ -224,8 +223,9 @@ def test_a_file_with_another_content_is_another_picture(rows, tmp_path):
 
 
 def start(tmp_path, log, seconds):
-    argv = [sys.executable, str(CACHING), str(tmp_path), str(tmp_path / "cache"), str(tmp_path / log), str(seconds)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    argv = ["-m", "helpers.feature_cache", tmp_path, tmp_path / "cache", tmp_path / log, seconds]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, argv)], cwd=Path(__file__).parents[1], **pipes)
 
 
 def shards(tmp_path, name="cache"):

@@ -22,7 +22,7 @@ from modeling_mm.data.rows import Columns, Row
 from modeling_mm.data.tables import read_table
 from modeling_mm.model import video_mm
 from modeling_mm.model.compose_mm import add_video
-from modeling_mm.model.video_mm import evenly, read_video
+from modeling_mm.model.video_mm import read_video, sample_evenly
 from modeling_mm.training.scratch import train_tokenizer
 
 av = pytest.importorskip("av")
@@ -116,13 +116,19 @@ def test_frames_are_those_of_the_whole_video_at_even_places(tmp_path, name, want
         path = write_video(tmp_path / name, bar(32), **CODECS[name])
     except (ValueError, av.FFmpegError) as error:
         pytest.skip(f"this FFmpeg does not write it: {error}")
-    assert places(read_video(path, wanted), 32) == evenly(32, wanted)
-    assert places(read_video(path.read_bytes(), wanted), 32) == evenly(32, wanted)
+    assert places(read_video(path, wanted), 32) == sample_evenly(32, wanted)
+    assert places(read_video(path.read_bytes(), wanted), 32) == sample_evenly(32, wanted)
 
 
 def test_even_places_are_the_middles_of_equal_parts():
-    assert [evenly(8, wanted) for wanted in (1, 2, 4, 8, 9)] == [[4], [2, 6], [1, 3, 5, 7], [*range(8)], [*range(8)]]
-    assert evenly(3, 2) == [0, 2] and evenly(0, 2) == []
+    assert [sample_evenly(8, wanted) for wanted in (1, 2, 4, 8, 9)] == [
+        [4],
+        [2, 6],
+        [1, 3, 5, 7],
+        [*range(8)],
+        [*range(8)],
+    ]
+    assert sample_evenly(3, 2) == [0, 2] and sample_evenly(0, 2) == []
 
 
 def test_of_a_long_video_only_the_neighbourhood_of_the_wanted_frames_is_decoded(tmp_path):
@@ -145,8 +151,8 @@ def test_of_a_long_video_only_the_neighbourhood_of_the_wanted_frames_is_decoded(
     with av.open(str(path)) as container:
         stamps, keys = video_mm.time_stamps(container)
         assert (len(stamps), len(keys)) == (300, 30)
-        wanted = [stamps[place] for place in evenly(300, 4)]
-        frames = list(video_mm.stamped_frames(Counted(container), wanted, keys))
+        wanted = [stamps[place] for place in sample_evenly(300, 4)]
+        frames = list(video_mm.frames_at(Counted(container), wanted, keys))
     assert len(frames) == 4 and len(decoded) <= 4 * 10
 
 
@@ -188,7 +194,7 @@ def test_what_is_no_video_is_said(folder):
         "none.mp4": "none.mp4' does not exist",
         "text.mp4": "text.mp4' cannot be read .*; expected MP4",
         "sound.mp4": "sound.mp4' (has no frames|cannot be read)",
-        "empty": "the folder '.*empty' of a video holds no images",
+        "empty": "the video folder '.*empty' holds no images",
     }.items():
         with pytest.raises(ValueError, match=said):
             read_video(str(folder / source), 4)
@@ -198,7 +204,7 @@ def test_what_is_no_video_is_said(folder):
         (bar(0), "a video has no frames"),
         (bar(2)[0], r"an array of shape \(64, 64, 3\) is no video"),
         (np.zeros((2, 64, 64, 5), np.uint8), r"an array of uint8 of shape \(64, 64, 5\); expected"),
-        (bar(2).astype(int) - 1, "the video holds values from -1 to .*; expected integers up to 255"),
+        (bar(2).astype(int) - 1, "the video holds values from -1 to .*; expected integers from 0 to 255"),
         ([str(folder / "none.png")], "the video's frame '.*none.png' does not exist"),
         ([str(folder / "text.mp4")], "the video's frame '.*text.mp4' is not in a format"),
         (b"no video", "in its embedded bytes cannot be read"),
@@ -437,7 +443,7 @@ def test_a_trained_picture_model_is_given_video(processor):
     watched = processor(text="<video>is it red", videos=bar(6), return_tensors="pt")
     assert watched["input_ids"].eq(model.config.video_token_id).sum() == 1
     assert model(**watched).logits.isfinite().all()
-    with pytest.raises(ValueError, match="the model takes 4 frames of a video, not 8"):
+    with pytest.raises(ValueError, match="the model takes 4 frames per video, not 8"):
         add_video(model, processor, 8)
 
 

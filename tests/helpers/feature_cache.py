@@ -1,11 +1,12 @@
 """A feature cache of a tiny model over generated images, filled in this process or, as a program, in a separate one.
 
-python tests/helpers/feature_cache.py TABLE FOLDER LOG SECONDS
+python -m helpers.feature_cache TABLE FOLDER LOG SECONDS
 
 It sleeps for SECONDS in each batch, and writes a line to LOG.
 """
 
 import contextlib
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def small_parts(monkeypatch=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     images, folder, log, seconds = sys.argv[1:]
     small_parts()
     names = sorted(Path(images).glob("*.png"), key=lambda path: int(path.stem))
