@@ -88,7 +88,7 @@ def small_parts(monkeypatch=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     images, folder, log, seconds = sys.argv[1:]
     small_parts()
     names = sorted(Path(images).glob("*.png"), key=lambda path: int(path.stem))
