@@ -66,7 +66,7 @@ def bad_images():
         "bomb": png(60_000, 60_000, b"\0" * 1_000_000),
         "25 million pixels": encoded("PNG", (5000, 5000), "1"),
         "no width": png(0, 10),
-        "fewer rows than told": png(100, 100, b"\0" * 50),
+        "fewer rows than stated": png(100, 100, b"\0" * 50),
         "bomb of text": png(4, 4, b"\0" * 52, text),
         "tiff": encoded("TIFF"),
         "eps": encoded("EPS"),

@@ -80,7 +80,7 @@ def card_errors(data, kind):
         results = itertools.chain.from_iterable(model["results"] for model in data["model-index"])
         for result in results:
             if not result["task"]["type"] or not result["dataset"]["type"] or not result["dataset"]["name"]:
-                errors.append('"model-index" names no task or data set')
+                errors.append('"model-index" names no task or dataset')
             errors += [
                 f'"model-index" has no type or value for a metric: {metric}'
                 for metric in result["metrics"]
