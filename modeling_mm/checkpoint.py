@@ -79,7 +79,7 @@ def merge_adapter(base: PreTrainedModel, folder: str) -> PreTrainedModel:
     merged = adapted.merge_and_unload(safe_merge=True)
     gaps = [(merged.get_submodule(n)(probe) - output).abs().max().item() for n, (probe, output) in before.items()]
     largest = max(gaps, default=0.0)
-    logger.info(f"merged {len(gaps)} layers of '{folder}'; outputs differ by at most {largest:.1e}")
+    logger.info(f"merged {len(gaps)} layers of '{folder}'; their outputs changed by at most {largest:.1e}")
     return merged
 
 

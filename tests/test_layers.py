@@ -1,4 +1,4 @@
-"""Imports of the package flow one way, from layer to layer."""
+"""Imports in the package go one way, from layer to layer."""
 
 import ast
 from pathlib import Path
@@ -21,7 +21,7 @@ FILES = [
 
 
 def imported(file: Path) -> set[str]:
-    """Names below the package that a file imports, as `data.rows`."""
+    """Modules of the package that a file imports, such as `data.rows`."""
     parts, found = file.with_suffix("").parts, set()
     for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:

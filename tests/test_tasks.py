@@ -1,4 +1,4 @@
-"""Each task has one row of facts, whole and true; all other code asks it instead of comparing names."""
+"""Each task has one complete and true entry; all other code reads it instead of comparing names."""
 
 import ast
 import subprocess
@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parent.parent / "modeling_mm"
 SPACE = PACKAGE.parent / "hub_space"
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
 
-# Comparisons with a task's name that are left outside of tasks.py, and what they are about.
+# Number of comparisons with a task's name allowed outside of tasks.py, by file
 ALLOWED = {"commands/search.py": 2}  # `matching`, a column of the results
 
 
@@ -55,7 +55,7 @@ def test_facts_do_not_contradict_each_other(task):
 
 
 def predictions_of(task):
-    """Outputs and labels of four rows, as the task's head gives them."""
+    """Outputs of the task's head and labels of four rows."""
     generator = np.random.default_rng(0)
     if task.embeds:
         embeds = generator.normal(size=(4, 8))
@@ -114,13 +114,13 @@ def test_reading_the_tasks_imports_no_torch():
 
 
 def names_in(node):
-    """Names of tasks among the literals that a node is, or that a tuple, a list or a set holds."""
+    """Names of tasks among the literals of a node: a constant, or the items of a tuple, list or set."""
     parts = node.elts if isinstance(node, (ast.Tuple, ast.List, ast.Set)) else [node]
     return [part.value for part in parts if isinstance(part, ast.Constant) and part.value in set(TASKS)]
 
 
 def compared_names(tree):
-    """Comparisons with a task's name, tables of tasks that a name looks up, and questions for a head's class."""
+    """Nodes that compare a task's name, map names of tasks, or test for a head's class."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and any(names_in(part) for part in [node.left, *node.comparators]):
             yield node
@@ -167,7 +167,7 @@ def settings_of(task):
 
 @pytest.fixture
 def space(monkeypatch):
-    """The Space's module that opens models."""
+    """The Space's module that loads models."""
     monkeypatch.syspath_prepend(str(SPACE))
     import loading
 
@@ -177,7 +177,7 @@ def space(monkeypatch):
 
 @each_task
 def test_the_space_finds_the_limits_in_the_card(task, space, tmp_path):
-    folder = tmp_path / "no-limits"  # the word is in the title too
+    folder = tmp_path / "no-limits"  # the title contains the word too
     folder.mkdir()
     report = {"train_seconds": 1.0, "train_rows": 3, task.main_metric: 0.5, "evaluated_rows": 2}
     write_card(

@@ -106,7 +106,8 @@ def skipped_section(bad_rows: list[dict[str, Any]], most: int = 50) -> list[Sect
     """The section about rows that were left out, with reasons; none without such rows."""
     if not bad_rows:
         return []
-    text = f"{len(bad_rows)} rows" + (f", of which the first {most} are listed" if len(bad_rows) > most else "")
+    listed = f", of which the first {most} are listed" if len(bad_rows) > most else ""
+    text = f"{len(bad_rows)} row{'s' if len(bad_rows) > 1 else ''}{listed}"
     return [Section("Rows left out", f"{text}.", bad_rows[:most])]
 
 

@@ -21,7 +21,7 @@ from modeling_mm.training.arguments import DataArguments, ModelArguments
 
 @dataclass
 class Dials:
-    """A few arguments of every kind."""
+    """Arguments of every kind."""
 
     name: str = field(metadata={"help": "needed"})
     rate: float = 0.5
@@ -35,7 +35,7 @@ class Dials:
 
 @pytest.fixture
 def parse(tmp_path):
-    """A function from the text of a YAML file and flags to `Dials`."""
+    """A function that parses the text of a YAML file and flags into `Dials`."""
 
     def parse(text, *flags):
         path = tmp_path / "c.yaml"
@@ -62,12 +62,12 @@ def test_values_get_their_argument_s_type(parse):
     assert parse("name: -3\nrate: -1e-3") == Dials("-3", -1e-3)
 
 
-@pytest.mark.parametrize("said, meant", [("true", True), ("false", False), ("yes", True), ("no", False)])
-def test_words_of_truth(parse, said, meant):
-    expected = Dials("x", quick=meant, careful=meant, maybe=meant)
-    assert parse(f"name: x\nquick: {said}\ncareful: {said}\nmaybe: {said}") == expected
-    assert parse("name: x", "--quick", said, "--careful", said, "--maybe", said) == expected
-    assert parse(f"name: x\nquick: {said}\n", "--quick", str(not meant)).quick is not meant
+@pytest.mark.parametrize("word, value", [("true", True), ("false", False), ("yes", True), ("no", False)])
+def test_words_of_truth(parse, word, value):
+    expected = Dials("x", quick=value, careful=value, maybe=value)
+    assert parse(f"name: x\nquick: {word}\ncareful: {word}\nmaybe: {word}") == expected
+    assert parse("name: x", "--quick", word, "--careful", word, "--maybe", word) == expected
+    assert parse(f"name: x\nquick: {word}\n", "--quick", str(not value)).quick is not value
     assert parse("name: x", "--quick", "--no_careful") == Dials("x", quick=True, careful=False)
     assert parse("name: x\ncareful: true", "--no_careful").careful is False
 
@@ -121,8 +121,8 @@ def test_training_arguments_come_from_the_file_as_from_flags(tmp_path):
 
 def test_usage_lists_the_verbs(capsys):
     assert cli.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(verb in said for verb in cli.VERBS)
+    page = capsys.readouterr().out
+    assert all(verb in page for verb in cli.VERBS)
     assert cli.main([]) == 2 and cli.main(["fly"]) == 2
 
 

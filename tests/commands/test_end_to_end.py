@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""From a CSV with image, text, sound and label, a tenth of its cells empty, to a model that others load and ask."""
+"""From a CSV with image, text, audio and label, a tenth of its cells empty, to a model that others load and use."""
 
 import csv
 import itertools
@@ -34,25 +34,25 @@ from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 try:
     import modeling_mm
-    said = {"package": "here"}
+    report = {"package": "here"}
 except ImportError:
-    said = {"package": "absent"}
+    report = {"package": "absent"}
 model = AutoModelForSequenceClassification.from_pretrained("out", trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained("out", trust_remote_code=True)
-said["from"] = [type(own).__module__.partition(".")[0] for own in (model, processor)]
+report["from"] = [type(part).__module__.partition(".")[0] for part in (model, processor)]
 made = processor(images="whole.png", text="<image><audio>what is it", audio="whole.wav", return_tensors="pt")
 results = {f"made_{name}": value for name, value in made.items()}
 inputs = load_file("inputs.safetensors")
 results["rows"] = model(**inputs).logits.detach()
 results["made"] = model(**made).logits.detach()
 save_file({name: value.contiguous() for name, value in results.items()}, "results.safetensors")
-print(json.dumps(said))
+print(json.dumps(report))
 """
 )
 
 
 def make_table(folder, rows=20):
-    """t.csv, of whose 60 cells beside the labels six are empty at random, and one row for every subset of them."""
+    """Write t.csv, with six of its 60 cells beside the labels empty at random, and subsets.csv, a row per subset."""
     generator = np.random.default_rng(0)
     cells = []
     for i in range(rows):
@@ -64,7 +64,7 @@ def make_table(folder, rows=20):
     for place in generator.permutation(len(places))[: len(places) // 10]:
         cells[places[place][0]][places[place][1]] = ""
     whole = {"image": "0.png", "text": "what is it", "audio": "0.wav", "label": "a"}
-    subsets = [{name: whole[name] if name in (*own, "label") else "" for name in whole} for own in SUBSETS]
+    subsets = [{name: whole[name] if name in (*subset, "label") else "" for name in whole} for subset in SUBSETS]
     for name, table in (("t.csv", cells), ("subsets.csv", subsets)):
         with (folder / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, ["image", "text", "audio", "label"])
@@ -76,7 +76,7 @@ def make_table(folder, rows=20):
 
 
 def train(folder, *argv):
-    """The one command."""
+    """Run `modeling-mm train` on t.csv."""
     towers = [word for name in ("vision_tower", "text_model", "audio_tower") for word in (f"--{name}", "scratch-tiny")]
     argv = [
         "train", "--task", "classification", "--train_file", folder / "t.csv", "--audio_column", "audio", *towers,
@@ -88,7 +88,7 @@ def train(folder, *argv):
 
 
 def batch_of(folder, processor, columns=("image", "text", "audio", "label")):
-    """The rows of subsets.csv as the command makes a batch of them, each in it, without labels."""
+    """The batch that the command makes of all rows of subsets.csv, without labels."""
     image, text, audio, label = columns
     table = str(folder / "subsets.csv")
     dataset = MMDataset(table, *read_table(table), Columns(image, text, label, audio), ["a", "b"])
@@ -98,17 +98,17 @@ def batch_of(folder, processor, columns=("image", "text", "audio", "label")):
 
 @torch.no_grad()
 def check_subsets(folder, capsys, model, processor):
-    """`predict` with each subset of modalities says what the CSV row with these cells gets, beside other rows."""
+    """Check that `predict` with each subset of modalities equals the CSV row with these cells, in a batch of rows."""
     logits = model(**batch_of(folder, processor)).logits
-    given = {"image": folder / "0.png", "text": "what is it", "audio": folder / "0.wav"}
-    for own, expected in zip(SUBSETS, logits.softmax(dim=-1), strict=True):
-        flags = [word for name in own for word in (f"--{name}", given[name])]
+    media = {"image": folder / "0.png", "text": "what is it", "audio": folder / "0.wav"}
+    for subset, expected in zip(SUBSETS, logits.softmax(dim=-1), strict=True):
+        flags = [word for name in subset for word in (f"--{name}", media[name])]
         capsys.readouterr()
         assert cli.main([*map(str, ["predict", "--model", folder / "out", "--device", "cpu", *flags])]) == 0
         (result,) = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
-        said = [result["probabilities"][name] for name in ("a", "b")]
-        assert said == pytest.approx(expected.tolist(), abs=1e-4), own
-    assert len({round(float(row), 4) for row in logits[:, 0]}) == len(SUBSETS)  # no modality is lost on the way
+        probabilities = [result["probabilities"][name] for name in ("a", "b")]
+        assert probabilities == pytest.approx(expected.tolist(), abs=1e-4), subset
+    assert len({round(float(row), 4) for row in logits[:, 0]}) == len(SUBSETS)  # no modality is lost
 
 
 @pytest.fixture
@@ -159,8 +159,8 @@ def test_the_folder_is_a_model_and_a_processor_without_the_package(trained, fusi
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said, results = json.loads(done.stdout.splitlines()[-1]), load_file(folder / "results.safetensors")
-    assert said == {"package": "absent", "from": ["transformers_modules", "transformers_modules"]}
+    report, results = json.loads(done.stdout.splitlines()[-1]), load_file(folder / "results.safetensors")
+    assert report == {"package": "absent", "from": ["transformers_modules", "transformers_modules"]}
     with torch.no_grad():
         assert torch.equal(results["rows"], model(**batch).logits)
     media = {"images": str(folder / "0.png"), "audio": str(folder / "0.wav")}

@@ -1,4 +1,4 @@
-"""`modeling-mm predict`: many texts, many images, none at all, and where the model looked."""
+"""`modeling-mm predict`: several texts, several images, none, and attention maps."""
 
 import json
 
@@ -37,8 +37,8 @@ def classifier(tmp_path, processor):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Paths of two different images, not square."""
+def image_paths(tmp_path):
+    """Paths of two different images that are not square."""
     paths = []
     for name, shade in (("a", 220), ("b", 30)):
         pixels = np.random.default_rng(shade).integers(0, 255, (20, 30, 3), dtype=np.uint8)
@@ -48,13 +48,13 @@ def pictures(tmp_path):
 
 
 def ask(capsys, *argv):
-    """The results of a prediction."""
+    """Run a prediction that must succeed; returns its results."""
     assert cli.main(["predict", "--max_new_tokens", "4", *map(str, argv)]) == 0
     return json.loads(capsys.readouterr().out)["results"]
 
 
 def refuse(capsys, *argv):
-    """The sentence of a prediction that is refused."""
+    """Run a prediction that must be refused; returns its message."""
     assert cli.main(["predict", *map(str, argv)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -62,21 +62,21 @@ def refuse(capsys, *argv):
 
 
 @pytest.mark.parametrize("kind", ["generator", "classifier"])
-def test_several_texts_are_answered_as_each_alone(request, pictures, capsys, kind):
+def test_several_texts_are_answered_as_each_alone(request, image_paths, capsys, kind):
     model = request.getfixturevalue(kind)
     texts = ["is there a red square", "yes", "what colour is the circle"]
-    together = ask(capsys, "--model", model, "--image", pictures[0], "--text", *texts)
-    alone = [ask(capsys, "--model", model, "--image", pictures[0], "--text", text)[0] for text in texts]
+    together = ask(capsys, "--model", model, "--image", image_paths[0], "--text", *texts)
+    single = [ask(capsys, "--model", model, "--image", image_paths[0], "--text", text)[0] for text in texts]
     assert [result["text"] for result in together] == texts
-    for result, own in zip(together, alone, strict=True):
+    for result, expected in zip(together, single, strict=True):
         if kind == "generator":
-            assert result == own
+            assert result == expected
         else:
-            assert result["label"] == own["label"]
-            assert result["probabilities"] == pytest.approx(own["probabilities"], abs=2e-4)
+            assert result["label"] == expected["label"]
+            assert result["probabilities"] == pytest.approx(expected["probabilities"], abs=2e-4)
 
 
-def test_several_pictures_are_all_seen(generator, pictures):
+def test_several_pictures_are_all_seen(generator, image_paths):
     model, processor = load_checkpoint(generator)
     assert not model.training
 
@@ -85,15 +85,15 @@ def test_several_pictures_are_all_seen(generator, pictures):
         with torch.no_grad():
             return model(**batch).logits[:, -1]
 
-    a, b = pictures
+    a, b = image_paths
     assert not torch.allclose(logits(a, b), logits(a, a)) and not torch.allclose(logits(a, b), logits(b, b))
 
 
-def test_several_pictures_and_texts_make_one_row_per_text(generator, pictures, capsys):
-    results = ask(capsys, "--model", generator, "--image", *pictures, "--text", "is it red", "yes")
+def test_several_pictures_and_texts_make_one_row_per_text(generator, image_paths, capsys):
+    results = ask(capsys, "--model", generator, "--image", *image_paths, "--text", "is it red", "yes")
     assert [set(result) for result in results] == [{"text", "answer"}] * 2
-    said = refuse(capsys, "--model", generator, "--image", *pictures, "--text", "<image>is it red")
-    assert "the text has 1 '<image>' markers but 2 images" in said
+    message = refuse(capsys, "--model", generator, "--image", *image_paths, "--text", "<image>is it red")
+    assert "the text has 1 '<image>' markers but 2 images" in message
 
 
 def test_text_alone_is_the_backbone_s_own_answer(generator, capsys):
@@ -105,31 +105,33 @@ def test_text_alone_is_the_backbone_s_own_answer(generator, capsys):
     assert result["answer"].startswith(processor.decode(first, skip_special_tokens=True).strip())
 
 
-def test_a_picture_alone_is_described_or_classified(generator, classifier, pictures, capsys):
-    assert set(ask(capsys, "--model", generator, "--image", pictures[0])[0]) == {"text", "answer"}
-    (result,) = ask(capsys, "--model", classifier, "--image", pictures[0])
+def test_a_picture_alone_is_described_or_classified(generator, classifier, image_paths, capsys):
+    assert set(ask(capsys, "--model", generator, "--image", image_paths[0])[0]) == {"text", "answer"}
+    (result,) = ask(capsys, "--model", classifier, "--image", image_paths[0])
     assert set(result["probabilities"]) == set(LABELS.values())
     assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     assert result["label"] == max(result["probabilities"], key=result["probabilities"].get)
 
 
 def test_nothing_to_ask_is_refused(generator, capsys, tmp_path):
-    assert "give --image, --audio, --video, --text or several of them" in refuse(capsys, "--model", generator)
+    assert "give --image, --audio, --video or --text, or several of them" in refuse(capsys, "--model", generator)
     assert "no.png' does not exist" in refuse(capsys, "--model", generator, "--image", tmp_path / "no.png")
 
 
-def test_explaining_needs_one_picture(generator, pictures, capsys, tmp_path):
+def test_explaining_needs_one_picture(generator, image_paths, capsys, tmp_path):
     look = tmp_path / "look.png"
-    for images in ([], ["--image", *pictures]):
-        said = refuse(capsys, "--model", generator, *images, "--text", "x", "--explain", look)
-        assert "--explain" in said and "one image" in said
+    for images in ([], ["--image", *image_paths]):
+        message = refuse(capsys, "--model", generator, *images, "--text", "x", "--explain", look)
+        assert "--explain" in message and "one image" in message
     assert not look.exists()
 
 
-def test_a_resampler_s_slots_are_not_drawn_as_places(tmp_path, processor, pictures, capsys):
+def test_a_resampler_s_slots_are_not_drawn_as_places(tmp_path, processor, image_paths, capsys):
     model = save(tmp_path / "resampler", processor, num_latents=4)
-    said = refuse(capsys, "--model", model, "--image", pictures[0], "--text", "x", "--explain", tmp_path / "l.png")
-    assert "--explain" in said and "resampler" in said
+    message = refuse(
+        capsys, "--model", model, "--image", image_paths[0], "--text", "x", "--explain", tmp_path / "l.png"
+    )
+    assert "--explain" in message and "resampler" in message
 
 
 def test_a_class_token_is_no_place():
@@ -143,46 +145,46 @@ def test_a_class_token_is_no_place():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What is handed to the drawing of a prediction."""
+    """The arguments of every call of `draw_attention`."""
     calls = []
-    whole = figures.draw_attention
-    monkeypatch.setattr(figures, "draw_attention", lambda *args: calls.append(args) or whole(*args))
+    original = figures.draw_attention
+    monkeypatch.setattr(figures, "draw_attention", lambda *args: calls.append(args) or original(*args))
     return calls
 
 
 @pytest.mark.parametrize("vision", ["clip_vision_model", "siglip_vision_model", "resnet"])
-def test_attention_of_a_word_is_shared_among_all_places(tmp_path, processor, pictures, capsys, drawn, vision):
+def test_attention_of_a_word_is_shared_among_all_places(tmp_path, processor, image_paths, capsys, drawn, vision):
     model = save(tmp_path / "m", processor, vision=vision)
     look = tmp_path / "look.png"
-    ask(capsys, "--model", model, "--image", pictures[0], "--text", "is it red", "--explain", look)
+    ask(capsys, "--model", model, "--image", image_paths[0], "--text", "is it red", "--explain", look)
     ((image, maps, title, path),) = drawn
-    assert image.size == (16, 16)  # what is left of 30 x 20 after the processor's centre crop
+    assert image.size == (16, 16)  # the centre crop that the processor takes of 30 x 20
     assert title == "is it red" and 1 <= len(maps) <= 8
     for word, grid in maps:
         assert isinstance(word, str) and grid.shape == (2, 2) and (grid >= 0).all()
-        if vision == "clip_vision_model":  # its class token has a share too
+        if vision == "clip_vision_model":  # the class token has a share too
             assert 0.1 < grid.sum() < 1
         else:
             assert grid.sum() == pytest.approx(1, abs=1e-4)
     Image.open(look).verify()
 
 
-def test_an_explanation_is_the_same_beside_other_texts(generator, pictures, capsys, drawn, tmp_path):
-    ask(capsys, "--model", generator, "--image", pictures[0], "--text", "yes", "--explain", tmp_path / "one.png")
+def test_an_explanation_is_the_same_beside_other_texts(generator, image_paths, capsys, drawn, tmp_path):
+    ask(capsys, "--model", generator, "--image", image_paths[0], "--text", "yes", "--explain", tmp_path / "one.png")
     ask(
-        capsys, "--model", generator, "--image", pictures[0], "--text", "yes", "is there a red square, what colour",
+        capsys, "--model", generator, "--image", image_paths[0], "--text", "yes", "is there a red square, what colour",
         "--explain", tmp_path / "two.png",
     )  # fmt: skip
     first, second = (call[1] for call in drawn)
     assert [word for word, _ in first] == [word for word, _ in second]
-    for (_, one), (_, other) in zip(first, second, strict=True):
-        assert np.allclose(one, other, atol=1e-5)
+    for (_, grid), (_, other) in zip(first, second, strict=True):
+        assert np.allclose(grid, other, atol=1e-5)
 
 
-def test_a_classification_is_explained_by_the_words_of_its_text(classifier, pictures, capsys, drawn, tmp_path):
+def test_a_classification_is_explained_by_the_words_of_its_text(classifier, image_paths, capsys, drawn, tmp_path):
     text = "is there a red square what colour is the circle"
     (result,) = ask(
-        capsys, "--model", classifier, "--image", pictures[0], "--text", text, "--explain", tmp_path / "look.png"
+        capsys, "--model", classifier, "--image", image_paths[0], "--text", text, "--explain", tmp_path / "look.png"
     )
     assert result["label"] in LABELS.values()
     assert [word for word, _ in drawn[0][1]] == text.split()[:8]
@@ -209,28 +211,30 @@ TEXTS = ["is there a red square", "yes", "a small green triangle"]
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_texts_are_ranked_for_each_picture(tmp_path, processor, pictures, capsys, weight):
+def test_texts_are_ranked_for_each_picture(tmp_path, processor, image_paths, capsys, weight):
     folder = save(tmp_path / "finder", processor, MMForImageTextRetrieval, matching_weight=weight)
-    found = ask(capsys, "--model", folder, "--image", *pictures, "--text", *TEXTS)
+    results = ask(capsys, "--model", folder, "--image", *image_paths, "--text", *TEXTS)
     model, _ = load_checkpoint(folder)
     tokens = dict(processor.tokenizer(TEXTS, padding=True, return_tensors="pt"))
     tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-    for path in pictures:
-        own = [result for result in found if result["image"] == path]
-        shown = processor(images=[Image.open(path)], return_tensors="pt")["pixel_values"].expand(3, -1, -1, -1)
+    for path in image_paths:
+        ranked = [result for result in results if result["image"] == path]
+        pixels = processor(images=[Image.open(path)], return_tensors="pt")["pixel_values"].expand(3, -1, -1, -1)
         with torch.no_grad():
-            output = model(**tokens, pixel_values=shown)
-            logits = model.match(**tokens, pixel_values=shown) if weight else torch.zeros(3, 2)
+            output = model(**tokens, pixel_values=pixels)
+            logits = model.match(**tokens, pixel_values=pixels) if weight else torch.zeros(3, 2)
         scores = output.logits_per_text[:, 0] + logits[:, 1] - logits[:, 0]
         order = scores.argsort(descending=True).tolist()
-        assert [(result["rank"], result["text"]) for result in own] == [(n + 1, TEXTS[i]) for n, i in enumerate(order)]
+        assert [(result["rank"], result["text"]) for result in ranked] == [
+            (n + 1, TEXTS[i]) for n, i in enumerate(order)
+        ]
         cosines = (output.text_embeds @ output.image_embeds[0])[order].tolist()
-        assert [result["cosine"] for result in own] == pytest.approx(cosines, abs=1e-4)
+        assert [result["cosine"] for result in ranked] == pytest.approx(cosines, abs=1e-4)
         if weight:
             shares = logits.softmax(dim=1)[order, 1].tolist()
-            assert [result["match"] for result in own] == pytest.approx(shares, abs=1e-4)
-        assert all(("match" in result) == bool(weight) for result in own)
-    assert len(found) == 6 and found[0]["cosine"] != found[3]["cosine"]
+            assert [result["match"] for result in ranked] == pytest.approx(shares, abs=1e-4)
+        assert all(("match" in result) == bool(weight) for result in ranked)
+    assert len(results) == 6 and results[0]["cosine"] != results[3]["cosine"]
 
 
 @torch.no_grad()
@@ -242,28 +246,30 @@ def test_texts_are_ranked_for_a_sound(tmp_path, capsys):
     processor.save_pretrained(tmp_path)
     array, rate = tone(440)
     soundfile.write(tmp_path / "a.wav", array, rate)
-    found = ask(capsys, "--model", tmp_path, "--audio", tmp_path / "a.wav", "--text", "a tone", "what do you hear")
-    heard = model.get_audio_features(**processor(audio=str(tmp_path / "a.wav"), return_tensors="pt")).pooler_output[0]
-    for result in found:
+    results = ask(capsys, "--model", tmp_path, "--audio", tmp_path / "a.wav", "--text", "a tone", "what do you hear")
+    audio_embed = model.get_audio_features(
+        **processor(audio=str(tmp_path / "a.wav"), return_tensors="pt")
+    ).pooler_output[0]
+    for result in results:
         tokens = processor.tokenizer(result["text"], return_tensors="pt")
-        said = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output[0]
-        assert result["cosine"] == pytest.approx(float(said @ heard), abs=1e-4)
-    assert [result["rank"] for result in found] == [1, 2] and all(0 < result["match"] < 1 for result in found)
+        text_embed = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output[0]
+        assert result["cosine"] == pytest.approx(float(text_embed @ audio_embed), abs=1e-4)
+    assert [result["rank"] for result in results] == [1, 2] and all(0 < result["match"] < 1 for result in results)
 
 
 @pytest.mark.parametrize(
-    "asked, said",
+    "flags, message",
     [
-        (["--image", "PICTURE"], "give --text, and --image or --audio"),
+        (["--image", "IMAGE"], "give --text, and --image or --audio"),
         (["--text", "yes"], "give --text, and --image or --audio"),
-        (["--image", "PICTURE", "--text", "yes", " "], "expected words in each --text, but one is empty"),
-        (["--image", "PICTURE", "--text", "yes", "--explain", "x.png"], "leave out --explain"),
-        (["--video", "PICTURE", "--text", "yes"], "leave out --video"),
-        (["--audio", "PICTURE", "--text", "yes"], "audio came to a processor without a feature extractor"),
+        (["--image", "IMAGE", "--text", "yes", " "], "expected words in each --text, but one is empty"),
+        (["--image", "IMAGE", "--text", "yes", "--explain", "x.png"], "leave out --explain"),
+        (["--video", "IMAGE", "--text", "yes"], "leave out --video"),
+        (["--audio", "IMAGE", "--text", "yes"], "audio came to a processor without a feature extractor"),
         (["--image", "gone.png", "--text", "yes"], "the image 'gone.png' does not exist"),
     ],
 )
-def test_what_cannot_be_ranked_is_refused(tmp_path, processor, pictures, capsys, asked, said):
+def test_what_cannot_be_ranked_is_refused(tmp_path, processor, image_paths, capsys, flags, message):
     folder = save(tmp_path / "finder", processor, MMForImageTextRetrieval)
-    asked = [pictures[0] if word == "PICTURE" else word for word in asked]
-    assert said in refuse(capsys, "--model", folder, *asked)
+    flags = [image_paths[0] if word == "IMAGE" else word for word in flags]
+    assert message in refuse(capsys, "--model", folder, *flags)

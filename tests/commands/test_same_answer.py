@@ -1,4 +1,4 @@
-"""Law: command, pipeline and Space give the same answer to the same row, whatever it lacks."""
+"""Law: command, pipeline and Space give the same answer to the same row, whichever modalities it lacks."""
 
 import json
 import sys
@@ -49,7 +49,7 @@ def model(request, tmp_path_factory):
 
 @pytest.fixture
 def space(monkeypatch):
-    """The Space's own modules, in this process."""
+    """The Space's modules, in this process."""
     monkeypatch.syspath_prepend(str(SPACE))
     before = set(sys.modules)
     import classifying
@@ -122,6 +122,6 @@ def test_answers_in_words_are_alike(files, tmp_path, capsys):
                   for row in ({"image": str(files / "red.png")}, {})]  # fmt: skip
     for size in (1, 2, 4):
         answers = [
-            one[0]["generated_text"][-1]["content"].strip() for one in ask(text=chats, batch_size=size, **options)
+            chat[0]["generated_text"][-1]["content"].strip() for chat in ask(text=chats, batch_size=size, **options)
         ]
         assert answers == by_command * 2

@@ -1,4 +1,4 @@
-"""What is imported when: help and bad arguments need no torch; importing the package registers, and prints nothing."""
+"""Imports: help and bad arguments need no torch; importing the package registers its classes and prints nothing."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ from modeling_mm.startup import is_command_line
 from modeling_mm.tasks import TASKS
 from modeling_mm.training.arguments import DataArguments
 
-# The program that pip installs, which is known by its name; it fails if it has imported one of these.
+# The program that pip installs, recognised by its name; it fails if it has imported one of these packages.
 SCRIPT = """
 import sys
 from modeling_mm.cli import main
@@ -49,13 +49,13 @@ def run(*argv, **options):
 
 
 def remarks(text):
-    """Lines by which torchao and torch report on the import of torchao."""
+    """Log lines of torchao and torch about the import of torchao."""
     return [line for line in text.splitlines() if re.search("torchao|_pytree|Failed to load", line)]
 
 
 @pytest.fixture
 def script(tmp_path):
-    """A function from a program's text to a file that has the name of the installed script."""
+    """A function that writes a program's text into a file with the name of the installed script."""
 
     def script(text):
         path = tmp_path / "modeling-mm"

@@ -1,4 +1,4 @@
-"""What pip installs: the wheel alone does what the checkout does, and names every package that its code imports."""
+"""The wheel: it does by itself what the checkout does, and requires every package that its code imports."""
 
 import ast
 import importlib.metadata
@@ -25,7 +25,7 @@ FEW = ["--max_steps", "2", "--eval_strategy", "no", "--save_strategy", "no", "--
 
 
 def few_rows(folder):
-    """Flags that make a training of easy-VQA short."""
+    """Flags for a short training on easy-VQA."""
     rows = "".join(f"{path},what is it?,circle\n" for path in list(easy_vqa.get_test_image_paths().values())[:8])
     (folder / "few.csv").write_text(f"image,text,answer\n{rows}")
     return [*FEW, "--validation_file", folder / "few.csv", "--test_file", folder / "few.csv"]
@@ -41,7 +41,7 @@ def sources(suffix=""):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with what the wheel installs, and nothing else of this repository."""
+    """A folder with the files that the wheel installs, and nothing else of this repository."""
     work = tmp_path_factory.mktemp("wheel")
     source, folder = work / "source", work / "installed"
     for path in [*sources(), *map(Path, ("pyproject.toml", "README.md", "LICENSE"))]:
@@ -137,7 +137,7 @@ def normal(name):
 
 
 def declared(extra=None):
-    """Distributions that the core requires, and an extra."""
+    """Distributions that the core and an extra require."""
     requirements = [*PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] if extra else [])]
     found = {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
     for inner in re.findall(r"modeling-mm\[([\w,]+)\]", " ".join(requirements)):
@@ -173,7 +173,7 @@ def test_every_imported_package_is_declared():
 
 
 def closure(names):
-    """These distributions and all that they require here, of the installed ones."""
+    """These distributions and all installed ones that they require."""
     from packaging.requirements import Requirement
 
     found, waiting = set(), {(name, "") for name in names}

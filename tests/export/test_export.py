@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Written graphs compute what their model computes, in shapes they were not traced in, and a wrong one is refused."""
+"""Written graphs equal their model, also in shapes in which they were not traced, and wrong graphs are refused."""
 
 import importlib.util
 import json
@@ -24,14 +24,14 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 @pytest.fixture(scope="module")
 def processor():
-    """A processor for 16 x 16 images, its vocabulary larger than the tiny models'."""
+    """A processor for 16 x 16 images with a larger vocabulary than the tiny models'."""
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     return MMProcessor(image_processor=images, tokenizer=train_tokenizer(SENTENCES, "scratch-tiny"))
 
 
 def saved(folder, processor, text="llama", head=MMForConditionalGeneration, **fields):
-    """A tiny model that fits the processor, and the folder that holds both."""
+    """A tiny model for the processor, saved with it in a folder."""
     model = mm_model(text, head=head, image_token_id=processor.image_token_id, **fields)
     model.resize_token_embeddings(len(processor.tokenizer))
     model.save_pretrained(folder)
@@ -40,7 +40,7 @@ def saved(folder, processor, text="llama", head=MMForConditionalGeneration, **fi
 
 
 def batch(processor):
-    """Rows with one, two and no images, in other numbers than any graph is traced or checked with."""
+    """Rows with one, two and no images; no graph is traced or checked with these sizes."""
     red, blue = drawing((255, 0, 0)), drawing((0, 0, 255))
     texts = ["<image> what colour is the circle", "<image><image> is there a red square", "no", "yes", "blue"]
     images = [[red], [red, blue], [], [], [blue]]
@@ -48,7 +48,7 @@ def batch(processor):
 
 
 def flat_batch(processor):
-    """Rows with two, no and one image, all with their markers, so that no index comes."""
+    """Rows with two, no and one image, all with their markers, without an index."""
     red, blue = drawing((255, 0, 0)), drawing((0, 0, 255))
     texts = ["<image> is <image> red", "no", "<image> what colour is the circle"]
     options = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
@@ -58,7 +58,7 @@ def flat_batch(processor):
 
 
 def run(capsys, *argv):
-    """Exit code, result and messages of the command."""
+    """Run the command; returns exit code, result and messages."""
     code = cli.main(["export", *map(str, argv)])
     captured = capsys.readouterr()
     return code, json.loads(captured.out) if captured.out else None, captured.err.strip()
@@ -89,7 +89,7 @@ def test_a_classifier_is_one_onnx_file_that_onnxruntime_runs_alone(tmp_path, pro
 
 
 def greedy_equals(exported, model, inputs):
-    """The exported and the model's tokens for questions with images, about encoded ones, and without any."""
+    """Check that exported and model's tokens are equal: with images, with encoded images, and without."""
     options = {"max_new_tokens": 6}
     expected = model.generate(**inputs, **options, do_sample=False)
     assert torch.equal(exported.generate(**inputs, **options), expected)
@@ -120,7 +120,7 @@ def test_a_row_that_ended_is_padded_as_generate_pads_it(tmp_path, processor):
     free = model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     model.generation_config.eos_token_id = [int(free[0, 2]), int(free[1, 1])]
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    model.generation_config.repetition_penalty = 2.0  # no part of the graphs, so that the check leaves it out
+    model.generation_config.repetition_penalty = 2.0  # not in the graphs, so that the check ignores it
     export_model(model, processor, str(tmp_path / "torch"), "torch")
     model.generation_config.repetition_penalty = 1.0
     exported = ExportedMM.from_pretrained(tmp_path / "torch")
@@ -135,13 +135,13 @@ def test_features_are_the_base_model_s_hidden_states(tmp_path, processor, capsys
     head = MMForConditionalGeneration if text == "llama" else MMForSequenceClassification
     model = saved(tmp_path / "model", processor, text, head)
     argv = ["--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--features", "--format", export_format]
-    code, result, said = run(capsys, *argv)
-    assert code == 0 and result["max_difference"]["model"] < 1e-4, said
+    code, result, messages = run(capsys, *argv)
+    assert code == 0 and result["max_difference"]["model"] < 1e-4, messages
     inputs = batch(processor)
-    inputs["attention_mask"][:] = 1  # padding counts as text, since states of padding mean nothing
-    given = ExportedMM.from_pretrained(tmp_path / "out")(**inputs)["last_hidden_state"]
+    inputs["attention_mask"][:] = 1  # no padding, whose hidden states are undefined
+    hidden = ExportedMM.from_pretrained(tmp_path / "out")(**inputs)["last_hidden_state"]
     with torch.no_grad():
-        torch.testing.assert_close(given, model.model(**inputs).last_hidden_state, **CLOSE)
+        torch.testing.assert_close(hidden, model.model(**inputs).last_hidden_state, **CLOSE)
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_graphs_that_differ_are_refused_and_not_kept(tmp_path, processor):
 
 def test_only_what_varies_is_dynamic(processor):
     axes = OneGraph(mm_model("bert", head=MMModel), (3, 16, 16), "last_hidden_state").dynamic_shapes()
-    assert {name: sorted(one) for name, one in axes.items()} == {
+    assert {name: sorted(dynamic) for name, dynamic in axes.items()} == {
         "input_ids": [0, 1], "attention_mask": [0, 1], "pixel_values": [0], "image_index": [0, 1],
     }  # fmt: skip
     axes = Decoder(mm_model(), (3, 16, 16)).dynamic_shapes()
@@ -206,12 +206,12 @@ def test_bad_input_is_one_sentence_and_code_2(tmp_path, processor, capsys):
         (tmp_path / "empty", [], "is a checkpoint of type 'unknown'"),
         (tmp_path / "no", [], "neither a folder with a model nor a known Hub id"),
         (tmp_path / "model", ["--format", "tflite"], "invalid choice: 'tflite'"),
-        (tmp_path / "model", ["--output_dir", tmp_path / "model"], "is the model's own folder"),
+        (tmp_path / "model", ["--output_dir", tmp_path / "model"], "is the model's folder"),
         (tmp_path / "recurrent", [], "'lfm2' keeps a recurrent state"),
     ):
-        code, result, said = run(capsys, "--model", folder, "--output_dir", tmp_path / "out", *flags)
-        said = said.splitlines()[-1]
-        assert (code, result) == (2, None) and said.startswith("modeling-mm export: ") and sentence in said
+        code, result, messages = run(capsys, "--model", folder, "--output_dir", tmp_path / "out", *flags)
+        message = messages.splitlines()[-1]
+        assert (code, result) == (2, None) and message.startswith("modeling-mm export: ") and sentence in message
     assert not (tmp_path / "out").exists()
 
 

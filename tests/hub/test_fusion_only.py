@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A checkpoint without its frozen towers: small, fetched at their revision when it loads, equal to the whole one."""
+"""A checkpoint without its frozen towers: small, equal to the whole one, towers fetched at their revision."""
 
 import json
 
@@ -18,7 +18,7 @@ from modeling_mm.training.scratch import train_tokenizer
 
 @pytest.fixture(scope="module")
 def towers(hub, tmp_path_factory):
-    """A vision tower and a text model on the Hub, of which the second has no image marker yet, and no padding."""
+    """A vision tower and a text model on the Hub; the text model has neither an image marker nor padding."""
     folder = tmp_path_factory.mktemp("towers")
     wide = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4}
     tokenizer = train_tokenizer(SENTENCES, "scratch-tiny")
@@ -42,7 +42,7 @@ FROM_HUB = ["--vision_tower", "towers/vision", "--text_model", "towers/text"]
 
 @pytest.fixture(scope="module")
 def composed(hub, towers):
-    """A model trained over towers from the Hub, which stayed frozen."""
+    """A model trained over frozen towers from the Hub."""
     make_table(towers)
     argv = ["train", "--train_file", "t.csv", "--validation_file", "t.csv", "--max_steps", "2", "--output_dir", "out"]
     argv += ["--save_strategy", "no", "--report_to", "none", "--use_cpu", "--max_new_tokens", "2"]
@@ -59,7 +59,7 @@ def weight_bytes(files):
 def test_fusion_only_holds_what_was_trained_and_loads_to_equal_logits(hub, composed):
     config = json.loads((composed / "out" / "config.json").read_text())
     sources = config["tower_sources"]
-    assert {part: own["id"] for part, own in sources.items()} == {
+    assert {part: source["id"] for part, source in sources.items()} == {
         "vision_tower": "towers/vision",
         "text_model": "towers/text",
     }
@@ -67,7 +67,7 @@ def test_fusion_only_holds_what_was_trained_and_loads_to_equal_logits(hub, compo
     card = (composed / "out" / "README.md").read_text()
     assert "| mit | frozen |" in card and ModelCard(card).data.base_model == ["towers/vision", "towers/text"]
     argv = ["--model", composed / "out", "--repo_id", "alice/fusion", "--fusion_only"]
-    result = push(hub, composed, *argv)  # proves it before and after, without the package, towers fetched
+    result = push(hub, composed, *argv)  # verifies before and after, without the package, towers fetched
     assert isinstance(result, dict) and result["pushed"], result
     assert push(hub, composed, *argv)["revision"] == result["revision"]
     files, card, _ = check_repository(hub, "alice/fusion", result["revision"])
@@ -77,21 +77,21 @@ def test_fusion_only_holds_what_was_trained_and_loads_to_equal_logits(hub, compo
     pushed = weight_bytes({path: len(content.data) for path, content in files.items()})
     assert trained < pushed <= 1.1 * trained
     assert pushed < weight_bytes(files_of(composed / "out")) / 2
-    # the package loads it too, and what it saves again is whole
+    # the package loads it too, and saves it whole
     done = python(hub, composed, "-c", SAVE_AGAIN, "alice/fusion", result["revision"])
     assert done.returncode == 0, done.stderr[-3000:]
     again = load_file(composed / "again" / "model.safetensors")
     assert again.keys() == model.keys() and all(torch.equal(value, again[name]) for name, value in model.items())
-    # its tower's revision is gone
+    # the tower's revision was deleted
     tower = hub.repositories["model", "towers/text"]
     commits, branches = dict(tower.commits), dict(tower.branches)
     tower.commit("main", {"README.md": tower.at().files["README.md"]}, "all anew")
     del tower.commits[sources["text_model"]["revision"]]
-    told = python(hub, composed, "-c", SAVE_AGAIN, "alice/fusion", result["revision"])
+    done = python(hub, composed, "-c", SAVE_AGAIN, "alice/fusion", result["revision"])
     tower.commits, tower.branches = commits, branches
-    last = told.stderr.strip().splitlines()[-1]
-    where = f"'towers/text' at revision {sources['text_model']['revision']}"
-    assert f"the text_model of this model comes from {where}, which could not be fetched: " in last
+    last = done.stderr.strip().splitlines()[-1]
+    source = f"'towers/text' at revision {sources['text_model']['revision']}"
+    assert f"the text_model of this model comes from {source}, which could not be fetched: " in last
 
 
 SAVE_AGAIN = """
@@ -118,7 +118,7 @@ from pathlib import Path
 from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMForSequenceClassification, MMModel
 from modeling_mm.hub.repository import save_fusion_only
 
-said = {}
+results = {}
 for name, head, text, audio, options in [
     ("whole clip, tied head", MMForConditionalGeneration, "towers/tied", "towers/whisper", {}),
     ("encoder", MMForSequenceClassification, "towers/bert", None, {"num_labels": 3}),
@@ -128,23 +128,23 @@ for name, head, text, audio, options in [
     model = head.from_towers("towers/clip", text, audio, **options)
     save_fusion_only(model, Path(name))
     again = head.from_pretrained(name, dtype=model.dtype)
-    own, other = model.state_dict(), again.state_dict()
+    state, other = model.state_dict(), again.state_dict()
     base = MMModel.from_pretrained(name, dtype=model.dtype).state_dict()
     parts = {"vision_tower", "text_model"} | ({"audio_tower"} if audio else set())
-    said[name] = {
+    results[name] = {
         "fetched": set(json.loads(Path(name, "config.json").read_text())["fetched_towers"]) == parts,
-        "equal": own.keys() == other.keys() and all(torch.equal(own[n], other[n]) for n in own),
+        "equal": state.keys() == other.keys() and all(torch.equal(state[n], other[n]) for n in state),
         "base": all(torch.equal(value, base[n]) for n, value in model.model.state_dict().items()),
         "tied": (again.get_output_embeddings() is not None
                  and again.get_output_embeddings().weight is again.get_input_embeddings().weight),
     }
-print(json.dumps(said))
+print(json.dumps(results))
 """
 
 
 @pytest.mark.slow
 def test_fusion_only_leaves_out_towers_of_every_kind(hub, towers):
-    """Half of a CLIP, the encoder of a Whisper, heads tied and not; the base model loads from the same checkpoint."""
+    """Half of a CLIP, the encoder of a Whisper, heads tied or not; the base model loads from the same checkpoint."""
     whisper = {"d_model": 24, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
     whisper |= {"decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "num_mel_bins": 8}
     whisper |= {"vocab_size": 99, "max_source_positions": 20, "pad_token_id": 0, "decoder_start_token_id": 1}
@@ -161,6 +161,6 @@ def test_fusion_only_leaves_out_towers_of_every_kind(hub, towers):
         hub.add(f"towers/{name}", tokenizer | {path.name: path.read_bytes() for path in (towers / name).iterdir()})
     done = python(hub, towers, "-c", EVERY_KIND)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert {name: own["tied"] for name, own in said.items()} == {name: "tied" in name for name in said}
-    assert all(own["fetched"] and own["equal"] and own["base"] for own in said.values()), said
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert {name: result["tied"] for name, result in results.items()} == {name: "tied" in name for name in results}
+    assert all(result["fetched"] and result["equal"] and result["base"] for result in results.values()), results

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What is pushed to the Hub is whole, proved before and after, and loads from there without this package."""
+"""Pushed repositories are complete, verified before and after, and load from the Hub without this package."""
 
 import json
 
@@ -22,10 +22,10 @@ def test_a_trained_folder_is_pushed_in_one_commit_and_loads_back(hub, tmp_path):
     result = push(hub, tmp_path, "--model", tmp_path / "out", "--repo_id", "alice/answers")
     repository = hub.repositories["model", "alice/answers"]
     assert result["pushed"] and repository.at().oid == result["revision"]
-    assert len(repository.commits) == 2  # the Hub's own and ours
+    assert len(repository.commits) == 2  # the Hub's first commit and ours
     files, card, data = check_repository(hub, "alice/answers", result["revision"])
     assert {"model.safetensors", "chat_template.jinja", "curves.png", "samples.png"} <= set(files)
-    scores = {own.metric_type: own.metric_value for own in data.eval_results}
+    scores = {result.metric_type: result.metric_value for result in data.eval_results}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert scores == {name: report[name] for name in ("accuracy", "loss", "blind_accuracy")}
     assert str(tmp_path / "out") not in code_of(card) and "alice/answers" in code_of(card)
@@ -75,13 +75,13 @@ def test_an_adapter_is_pushed_as_one(hub, tmp_path):
     assert str(tmp_path) not in files["adapter_config.json"].data.decode()
     repository.branches["main"] = result["revision"]
     check_card_runs(hub, tmp_path, card)
-    asked = ["--image", tmp_path / "0.png", "--text", "what is it?", "--device", "cpu", "--max_new_tokens", "3"]
-    said = [
-        python(hub, tmp_path, "-m", "modeling_mm.cli", "predict", "--model", source, *asked)
+    flags = ["--image", tmp_path / "0.png", "--text", "what is it?", "--device", "cpu", "--max_new_tokens", "3"]
+    runs = [
+        python(hub, tmp_path, "-m", "modeling_mm.cli", "predict", "--model", source, *flags)
         for source in ("alice/adapter", tmp_path / "out")
     ]
-    assert [done.returncode for done in said] == [0, 0], said[0].stderr[-2000:]
-    results = [json.loads(done.stdout.splitlines()[-1])["results"] for done in said]
+    assert [done.returncode for done in runs] == [0, 0], runs[0].stderr[-2000:]
+    results = [json.loads(done.stdout.splitlines()[-1])["results"] for done in runs]
     assert results[0] == results[1]
 
 
@@ -107,7 +107,7 @@ def test_a_space_goes_beside_a_private_model(hub, tmp_path):
 
 @pytest.fixture
 def work(tmp_path):
-    """A saved model, and a folder to stage it in."""
+    """A saved model, and a folder to write its repository into."""
     make_model(tmp_path / "model")
     (tmp_path / "staged").mkdir()
     return tmp_path

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Whatever goes wrong on the way to the Hub: the push ends well or in one sentence, and nothing is ever half there."""
+"""Faults during a push: it succeeds or ends in one sentence, and no commit is ever partial."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.push import python
 
-# What each fault does: the end of the sentence, or None where the push ends well; how many tries of which request
+# The result of each fault: a part of the message, or None if the push succeeds; number and path of its requests
 FAULTS = {
     "500-once-in-a-put": ({"method": "PUT", "path": "/lfs/", "status": 500}, None),
     "500-once-in-the-commit": ({"path": "/commit/", "status": 500}, None),
@@ -36,42 +36,42 @@ from modeling_mm.hub import upload
 from modeling_mm.checkpoint import load_checkpoint
 
 upload.PAUSE = 0.1
-said = {}
+results = {}
 
-def told(name, do):
+def record(name, function):
     try:
         with upload.hub_errors_explained(f"alice/{name}"):
-            said[name] = do()
+            results[name] = function()
     except ValueError as error:
-        said[name] = f"sentence: {error}"
+        results[name] = f"sentence: {error}"
 
 for name in json.loads(sys.argv[1]):
-    told(name, lambda: upload.upload(HfApi(), f"alice/{name}", Path(name)))
+    record(name, lambda: upload.upload(HfApi(), f"alice/{name}", Path(name)))
 folder = Path("slow")
-told("read token", lambda: upload.upload(HfApi(token="read"), "alice/slow", folder))
-told("of somebody else", lambda: upload.upload(HfApi(token="other"), "alice/slow", folder))
-told("unknown token", HfApi(token="nonsense").whoami)
+record("read token", lambda: upload.upload(HfApi(token="read"), "alice/slow", folder))
+record("token of somebody else", lambda: upload.upload(HfApi(token="other"), "alice/slow", folder))
+record("unknown token", HfApi(token="nonsense").whoami)
 token = os.environ.pop("HF_TOKEN")
-told("no token", HfApi().whoami)
+record("no token", HfApi().whoami)
 os.environ["HF_TOKEN"] = token
-told("public", lambda: upload.upload(HfApi(), "alice/slow", folder, private=True))
-told("pickled", lambda: upload.upload(HfApi(), "alice/pickled", folder))
-told("trained", lambda: upload.upload(HfApi(), "alice/trained", folder))
-told("mixed", lambda: upload.upload(HfApi(), "alice/mixed", folder))
-told("nested", lambda: upload.upload(HfApi(), "alice/nested", folder))
-told("again", lambda: upload.upload(HfApi(), "alice/500-always-in-the-commit", Path("500-always-in-the-commit")))
-told("branch", lambda: upload.upload(HfApi(), "alice/slow", folder, branch="other"))
+record("public", lambda: upload.upload(HfApi(), "alice/slow", folder, private=True))
+record("pickled", lambda: upload.upload(HfApi(), "alice/pickled", folder))
+record("trained", lambda: upload.upload(HfApi(), "alice/trained", folder))
+record("mixed", lambda: upload.upload(HfApi(), "alice/mixed", folder))
+record("nested", lambda: upload.upload(HfApi(), "alice/nested", folder))
+record("again", lambda: upload.upload(HfApi(), "alice/500-always-in-the-commit", Path("500-always-in-the-commit")))
+record("branch", lambda: upload.upload(HfApi(), "alice/slow", folder, branch="other"))
 (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-told("fewer", lambda: upload.upload(HfApi(), "alice/slow", folder))
+record("fewer", lambda: upload.upload(HfApi(), "alice/slow", folder))
 for name, source, token in [("missing", "alice/none", "write"), ("private", "alice/closed", "other"),
                             ("wrong token", "alice/closed", "nonsense")]:
     os.environ["HF_TOKEN"] = token
-    told(f"load {name}", lambda: load_checkpoint(source))
-print(json.dumps(said))
+    record(f"load {name}", lambda: load_checkpoint(source))
+print(json.dumps(results))
 """
 
 
-# what `Trainer` with `push_to_hub` left there, and the pickles among it
+# files that `Trainer` wrote with `push_to_hub`, and the pickles among them
 TRAINER_PICKLES = ["training_args.bin", "checkpoint-5/optimizer.pt", "checkpoint-5/rng_state_0.pth"]
 TRAINED = [
     *TRAINER_PICKLES, "README.md", "config.json", "tokenizer.json", "trainer_state.json", "all_results.json",
@@ -82,7 +82,7 @@ TRAINED = [
 
 @pytest.fixture(scope="module")
 def uploads(hub, tmp_path_factory):
-    """What became of an upload under each fault, and of those that may not be; all in one process."""
+    """Results of an upload under each fault, and of refused uploads; all in one process."""
     work = tmp_path_factory.mktemp("faults")
     for name, (fault, _) in FAULTS.items():
         (work / name).mkdir()
@@ -109,24 +109,24 @@ def test_a_fault_ends_well_or_in_a_sentence_and_never_in_between(hub, uploads, n
     ours = [commit for commit in ours if commit.oid != uploads["again"][0]]
     if sentence is None:
         assert uploads[name] == [ours[0].oid, True]
-        assert len(ours) == (2 if name == "slow" else 1)  # another is pushed to this one below
+        assert len(ours) == (2 if name == "slow" else 1)  # another folder is pushed to this one below
         assert set(ours[0].files) == {".gitattributes", "config.json", "model.safetensors"}
     else:
         assert uploads[name].startswith("sentence: ") and sentence in uploads[name] and "\n" not in uploads[name]
         assert not ours
         if name == "500-always-in-the-commit":
-            return  # pushed once more below
+            return  # pushed again below
         assert set(repository.at().files) - {"theirs.txt"} == {".gitattributes"}
 
 
 REFUSED = {
     "read token": "cannot write to 'alice/read token'",
-    "of somebody else": "cannot write",
+    "token of somebody else": "cannot write",
     "unknown token": "rejects the token",
     "no token": "pushing needs a token",
     "public": "'alice/slow' is public; make it private on the Hub, or leave --private out",
     "pickled": "'alice/pickled' holds the pickle 'pytorch_model.bin'",
-    "mixed": "'alice/mixed' holds the pickle 'training_args.bin', which can run code, and is not only what Trainer",
+    "mixed": "'alice/mixed' holds the pickle 'training_args.bin', which can run code, and files that neither Trainer",
     "nested": "'alice/nested' holds the pickle 'data/training_args.bin'",
     "load missing": "'alice/none' is neither a folder with a model nor a known Hub id",
     "load private": "'alice/closed' is neither a folder with a model nor a known Hub id",
@@ -143,7 +143,7 @@ def test_pushed_again_after_a_fault_nothing_is_sent_twice(hub, uploads):
     repository = hub.repositories["model", "alice/500-always-in-the-commit"]
     assert uploads["again"] == [repository.at().oid, True] and len(repository.commits) == 2
     sent = hashlib.sha256(repository.at().files["model.safetensors"].data).hexdigest()
-    assert [own[2] for own in hub.log if sent in own[1]] == [200]
+    assert [entry[2] for entry in hub.log if sent in entry[1]] == [200]
 
 
 def test_a_branch_is_made_and_files_no_longer_needed_go(hub, uploads):

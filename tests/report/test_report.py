@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What an evaluation says of its scores and of what was learnt: intervals that hold, weights and gates of a model."""
+"""Reports of evaluations: intervals of scores that hold, weights and gates of a model."""
 
 import json
 from html.parser import HTMLParser
@@ -54,8 +54,8 @@ def test_a_model_that_does_not_weigh_has_no_weights(kind):
 def test_gates_are_told_by_the_layer_they_stand_before():
     model = mm_model("llama", gate=0.5)
     expected = pytest.approx(np.tanh(0.5))
-    for own in (model, model.model):
-        gates = own.fusion_gates()
+    for module in (model, model.model):
+        gates = module.fusion_gates()
         assert [gate["before_text_layer"] for gate in gates] == [0, 2]
         assert all(gate["cross_attention"] == expected and gate["mlp"] == expected for gate in gates)
     assert "mlp" not in mm_model(fusion_mlp=False).fusion_gates()[0]
@@ -72,7 +72,7 @@ def test_an_interval_of_a_share_holds_it_and_narrows_with_rows():
 
 
 def scored(logits, truths):
-    """An evaluation of these outputs and labels, whose metrics an interval does not ask for."""
+    """An evaluation with these outputs and labels; an interval does not need the metrics."""
     return Evaluation({}, [None] * len(logits), [None] * len(truths), logits, truths)
 
 
@@ -81,8 +81,8 @@ def test_drawn_intervals_hold_the_score_of_all_rows_about_as_often_as_they_say()
     held = []
     for _ in range(60):
         truths = generator.normal(size=(80, 1))
-        said = truths + generator.normal(size=truths.shape)  # R2 of all such rows: 1 - 1 / 1 = 0
-        low, high = interval("regression", scored(said, truths))
+        predictions = truths + generator.normal(size=truths.shape)  # R2 over all such rows: 1 - 1 / 1 = 0
+        low, high = interval("regression", scored(predictions, truths))
         held.append(low <= 0 <= high)
     assert 0.8 < np.mean(held) <= 1
 
@@ -103,10 +103,10 @@ def test_f1_is_scikit_learn_s_and_of_one_label_that_of_the_label():
     for columns in (1, 4):
         logits, truths = generator.normal(size=(30, columns)), generator.integers(2, size=(30, columns))
         truths[:, 1:2] = 0  # a label that no row has
-        ours = metrics.head_metrics("multilabel", logits, truths)
+        scores = metrics.head_metrics("multilabel", logits, truths)
         micro, macro = ("micro", "macro") if columns > 1 else ("binary", "binary")
-        assert ours["micro_f1"] == pytest.approx(f1_score(truths, logits > 0, average=micro))
-        assert ours["macro_f1"] == pytest.approx(f1_score(truths, logits > 0, average=macro, zero_division=0))
+        assert scores["micro_f1"] == pytest.approx(f1_score(truths, logits > 0, average=micro))
+        assert scores["macro_f1"] == pytest.approx(f1_score(truths, logits > 0, average=macro, zero_division=0))
     assert metrics.micro_f1(-np.ones((3, 2)), np.zeros((3, 2))) == 0
 
 
@@ -117,7 +117,7 @@ def test_of_equal_numbers_neither_r2_nor_pearson_says_anything(recwarn):
         assert np.isnan(scores["pearson"]) and np.isfinite(scores["r2"]) == (truths is numbers)
         assert (interval("regression", scored(predictions, truths)) is None) == (truths is equal)
     rare = np.zeros((20, 2))
-    rare[0, 0] = rare[1, 1] = 1  # of the resamples 36 % have no such row of one column, 60 % of one of both
+    rare[0, 0] = rare[1, 1] = 1  # 36 % of the resamples lack a row of one column, 60 % that of either
     assert None not in interval("regression", scored(numbers[:, :1], rare[:, :1]))
     assert interval("regression", scored(numbers, rare)) is None
     assert not recwarn.list
@@ -126,20 +126,20 @@ def test_of_equal_numbers_neither_r2_nor_pearson_says_anything(recwarn):
 def test_what_changes_is_scored_on_the_same_resampled_rows():
     generator = np.random.default_rng(0)
     truths = generator.normal(size=(60, 1))
-    said = truths + generator.normal(size=truths.shape)
-    whole, shifted = (scored(values, truths) for values in (said, said + 1e-3))
+    predictions = truths + generator.normal(size=truths.shape)
+    whole, shifted = (scored(values, truths) for values in (predictions, predictions + 1e-3))
     whole.metrics["r2"] = shifted.metrics["r2"] = 0.0
     assert with_intervals("regression", whole, whole)["its interval"] is None
     row = with_intervals("regression", shifted, whole)
     assert np.ptp(row["its interval"]) < 0.02 < np.ptp(row["interval"])
     assert interval("regression", whole) == interval("regression", whole)  # the seed is fixed
-    same = scored(said.copy(), truths)
+    same = scored(predictions.copy(), truths)
     same.metrics["r2"] = 0.0
     assert with_intervals("regression", same, whole)["its interval"] == (0, 0)
 
 
 def ink(path):
-    """Share of an image that is not white."""
+    """The share of an image's pixels that are not white."""
     return float((np.asarray(Image.open(path).convert("L")) < 250).mean())
 
 
@@ -157,7 +157,7 @@ def test_pictures_take_many_classes_long_names_and_negative_numbers(tmp_path):
 
 
 class Page(HTMLParser):
-    """The tags of a page, their attributes' names and values, and its texts."""
+    """Parser that collects the tags of a page, their attributes' names and values, and its texts."""
 
     def __init__(self, path):
         super().__init__()
@@ -210,16 +210,16 @@ def test_an_evaluation_tells_rows_intervals_weights_and_gates(tmp_path, capsys):
     assert cli.main([*map(str, argv)]) == 0
     argv = ["evaluate", "--model", tmp_path / "out", "--test_file", tmp_path / "t.csv", "--on_bad_row", "skip"]
     assert cli.main([*map(str, argv), "--device", "cpu", "--batch_size", "5"]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    low, high = said["interval"]["accuracy"]
-    assert low <= said["accuracy"] <= high and said["modality_intervals"]["all"] == [low, high]
-    assert {row["modality"]: row["rows"] for row in said["modality_weights_of_rows"]} == {"text": 12, "image": 12}
-    assert all(0 < weight <= 1 for weight in said["modality_weights"].values())
-    assert len(said["fusion_gates"]) == 2 and all(gate["cross_attention"] for gate in said["fusion_gates"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    low, high = result["interval"]["accuracy"]
+    assert low <= result["accuracy"] <= high and result["modality_intervals"]["all"] == [low, high]
+    assert {row["modality"]: row["rows"] for row in result["modality_weights_of_rows"]} == {"text": 12, "image": 12}
+    assert all(0 < weight <= 1 for weight in result["modality_weights"].values())
+    assert len(result["fusion_gates"]) == 2 and all(gate["cross_attention"] for gate in result["fusion_gates"])
     page = (tmp_path / "out" / "evaluation" / "report.html").read_text()
     for words in (
         "16 rows of",
-        "1 bad ones left out",
+        "1 bad rows left out",
         "The 95 % interval of",
         "Gates of cross-attention",
         "Rows left out",

@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Two and four processes of `DistributedDataParallel` step as one that holds the whole batch; which has images does
-not matter. What the command does in two processes is in test_processes.py and test_trainer.py, GradCache in its tests.
+"""Two and four processes of `DistributedDataParallel` step like one with the whole batch, whichever has images. The
+command in two processes is tested in test_processes.py and test_trainer.py, GradCache in test_grad_cache.py.
 """
 
 import pytest
@@ -15,20 +15,20 @@ from modeling_mm.training.trainer import MMTrainer
 
 ROWS = 8
 HEADS = {"classification": ("bert", MMForSequenceClassification), "generation": ("llama", MMForConditionalGeneration)}
-PICTURED = 2  # rows with an image, all of them with the first process
+WITH_IMAGE = 2  # rows with an image, all of them in the first process
 
 
 def some_rows():
-    """Rows of different lengths, of which the first have an image and its marker."""
+    """Rows of different lengths; the first have an image and its marker."""
     generator = torch.Generator().manual_seed(3)
-    shown = torch.randn(ROWS, 3, 16, 16, generator=generator)
+    images = torch.randn(ROWS, 3, 16, 16, generator=generator)
     torch.manual_seed(4)
-    rows = [{"ids": token_row(5 + i % 4, [1] if i < PICTURED else []), "label": i % 2} for i in range(ROWS)]
-    return [{**row, "picture": shown[i]} if i < PICTURED else row for i, row in enumerate(rows)]
+    rows = [{"ids": token_row(5 + i % 4, [1] if i < WITH_IMAGE else []), "label": i % 2} for i in range(ROWS)]
+    return [{**row, "picture": images[i]} if i < WITH_IMAGE else row for i, row in enumerate(rows)]
 
 
 class Collate:
-    """A batch of a task; a batch without images has no tensors for them."""
+    """Collates rows for a task; a batch without images has no tensors for them."""
 
     def __init__(self, task):
         self.task = task
@@ -40,15 +40,15 @@ class Collate:
             batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["label"] for row in rows])}
         else:
             batch["labels"] = ids.masked_fill(mask == 0, -100)
-        shown = [row["picture"] for row in rows if "picture" in row]
-        if not shown:
+        images = [row["picture"] for row in rows if "picture" in row]
+        if not images:
             return batch
         has = torch.tensor([["picture" in row] for row in rows])
-        return {**batch, "pixel_values": torch.stack(shown), "image_index": torch.where(has, has.cumsum(0) - 1, -1)}
+        return {**batch, "pixel_values": torch.stack(images), "image_index": torch.where(has, has.cumsum(0) - 1, -1)}
 
 
 def step(task, size, folder):
-    """By how much a step of plain gradient descent moves each weight, the loss, and how the model was wrapped."""
+    """Changes of the weights by one step of plain gradient descent, the loss, and the class of the model's wrapper."""
     text, head = HEADS[task]
     torch.manual_seed(0)
     model = mm_model(text, head=head, **({"num_labels": 2} if task == "classification" else {}))

@@ -1,4 +1,4 @@
-"""Settings of the library's trainer that would be silently wrong here: right, or refused in one sentence."""
+"""Settings of the library's trainer that could be silently wrong here: they work, or are refused in one sentence."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def test_smoothed_answers_are_those_of_the_library_shifted():
     torch.testing.assert_close(
         smoothed_loss(model, 0.0)({"logits": logits}, labels), model(**batch, labels=labels).loss
     )
-    # parts of a batch, each divided by the labels of all, sum up to the whole
+    # the losses of parts, each divided by the labels of the whole batch, sum up to its loss
     count = (labels != -100).sum()
     parts = [loss({"logits": logits[i : i + 1]}, labels[i : i + 1], num_items_in_batch=count) for i in range(2)]
     assert abs((labels[:, 0] != -100).sum() - 2) == 0
@@ -109,7 +109,7 @@ def test_holding_out_leaves_every_class_rows_to_learn_from(tmp_path, caplog):
     source = write_table(tmp_path, labels)
     with open(source) as file:
         rows = [line.replace(".png", f"{i}.png", 1) if i else line for i, line in enumerate(file)]
-    (tmp_path / "t.csv").write_text("".join(rows))  # one image a row
+    (tmp_path / "t.csv").write_text("".join(rows))  # one image per row
     table, folder = read_table(source)
     for seed in range(20):
         dataset = MMDataset(source, table, folder, Columns("", "text", "label"), task="classification")

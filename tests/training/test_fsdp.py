@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""FSDP2 on gloo: a model in shards trains, saves and answers as a whole one, whatever each process has to show."""
+"""FSDP2 on gloo: a sharded model trains, saves and answers like a whole one, whichever media each process has."""
 
 import json
 
@@ -16,7 +16,7 @@ from modeling_mm.model.fusion_mm import text_layers
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What two processes found, and the folder with what they saved."""
+    """Results of two processes, and the folder with the files that they saved."""
     folder = tmp_path_factory.mktemp("shards")
     return together(2, everything, folder, not OLD_LIBRARY, folder=folder / "meet"), folder
 
@@ -28,9 +28,9 @@ def test_a_step_in_shards_is_that_of_one_process(found, case):
     first, second = (results["trained"][case] for results in found[0])
     assert first["sharded"] and not second["state"]
     assert first["loss"] == pytest.approx(loss, rel=1e-5) and second["loss"] == first["loss"]
-    own = model.state_dict()
-    assert first["state"].keys() == own.keys()
-    assert max(float((first["state"][n] - own[n]).abs().max()) for n in own if own[n].is_floating_point()) < 1e-5
+    state = model.state_dict()
+    assert first["state"].keys() == state.keys()
+    assert max(float((first["state"][n] - state[n]).abs().max()) for n in state if state[n].is_floating_point()) < 1e-5
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def test_methods_outside_of_forward_say_the_same_in_shards(found):
         for whole, sharded in zip(*results["answered"], strict=True):
             torch.testing.assert_close(sharded, whole, atol=1e-5, rtol=1e-5)
         lengths.append(results["answered"][0][0].shape[1])
-    assert lengths[0] < lengths[1]  # one process was done before the other
+    assert lengths[0] < lengths[1]  # one process finished before the other
 
 
 def test_a_matching_head_learns_in_shards_what_it_learns_whole(found):
@@ -79,23 +79,25 @@ def test_accelerate_shards_our_blocks_and_the_step_is_the_same(found, case):
     step(model, batch_of(case))
     sharded = found[0][0]["accelerate"][case]
     assert not sharded["missed"]
-    own = model.state_dict()
-    assert max(float((sharded["state"][n] - own[n]).abs().max()) for n in own if own[n].is_floating_point()) < 1e-5
+    state = model.state_dict()
+    assert (
+        max(float((sharded["state"][n] - state[n]).abs().max()) for n in state if state[n].is_floating_point()) < 1e-5
+    )
 
 
 @pytest.mark.skipif(OLD_LIBRARY, reason="sharding at load came with transformers 5.23")
 def test_the_trainer_trains_answers_and_saves_what_the_library_sharded(found, tmp_path):
-    alone = by_trainer(model_of("generation"), ROWS, tmp_path)
+    single = by_trainer(model_of("generation"), ROWS, tmp_path)
     saved = HEADS["generation"].from_pretrained(found[1] / "native").state_dict()
     for results in (results["native"] for results in found[0]):
         assert {"model.text_model.layers.1", "model.fusion.layers.0", "model.vision_tower.encoder.layers.0"} <= (
             results["sharded"]
         )
-        assert results["losses"] == pytest.approx(alone["losses"], rel=1e-3)
-        assert results["loss"] == pytest.approx(alone["loss"], rel=1e-3)
-        assert (results["answers"] == alone["answers"]).all() and results["silent"] == alone["silent"]
-    one = HEADS["generation"].from_pretrained(tmp_path).state_dict()
-    assert max(float((saved[name] - one[name]).abs().max()) for name in one) < 1e-4
+        assert results["losses"] == pytest.approx(single["losses"], rel=1e-3)
+        assert results["loss"] == pytest.approx(single["loss"], rel=1e-3)
+        assert (results["answers"] == single["answers"]).all() and results["silent"] == single["silent"]
+    expected = HEADS["generation"].from_pretrained(tmp_path).state_dict()
+    assert max(float((saved[name] - expected[name]).abs().max()) for name in expected) < 1e-4
 
 
 @pytest.mark.slow
@@ -105,12 +107,12 @@ def test_resumed_from_shards_is_uninterrupted_and_the_end_is_saved_whole(tmp_pat
         assert whole_run[1:] == (True, "SHARDED_STATE_DICT")
     saved = sorted(path.name for path in (tmp_path / "whole run" / "checkpoint-2").iterdir())
     assert {"pytorch_model_fsdp_0", "optimizer_0", "rng_state_0.pth", "rng_state_1.pth"} <= set(saved)
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole run", "resumed"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole run", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def declared(kind, vision="vit"):
-    """A model over a backbone with all the parts there are."""
+    """A model with every optional part over a backbone."""
     return mm_model(kind, vision, head=MMModel, num_latents=2, resampler_layers=1)
 
 
@@ -131,7 +133,7 @@ def test_every_vision_tower_has_blocks(kind):
 
 
 def assert_real_blocks(model):
-    """What accelerate and FSDP ask of blocks and weights."""
+    """Check the requirements of accelerate and FSDP on blocks and weights."""
     assert model._no_split_modules <= {type(module).__name__ for module in model.modules()}
     embeddings = model.get_input_embeddings()
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""LoRA by parts: adapters land where asked and nowhere else, learn, reload and merge."""
+"""LoRA by parts: adapters are added to the requested layers only, learn, reload and merge."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
 ]
-# Linear layers of a backbone's layer of each kind, and of two dense layers of a mixture of experts
+# Linear layers in one layer of each kind of backbone, and in two dense layers of a mixture of experts
 PER_LAYER = {"gpt2": 4, "gpt_neox": 4, "modernbert": 4, "phi3": 4, "qwen3_moe": 4} | dict.fromkeys(
     ["bert", "distilbert", "roberta", "xlm-roberta", "electra", "opt", "phi"], 6
 )
@@ -130,7 +130,7 @@ def test_closed_gates_are_warned_of(caplog):
 def test_by_default_queries_and_values_of_the_text_backbone_are_adapted(kind):
     model = get_peft_model(mm_model(kind, head=MMModel), LoraConfig(r=2, task_type="FEATURE_EXTRACTION"))
     names = adapted_layers(model)
-    joined = kind in ("gpt2", "modernbert", "phi3", "gpt_neox")  # one layer gives queries, keys and values
+    joined = kind in ("gpt2", "modernbert", "phi3", "gpt_neox")  # one linear layer for queries, keys and values
     attention_layers = 1 if kind == "lfm2" else 3
     assert len(names) == attention_layers * (1 if joined else 2)
     assert all(re.search(r"\.text_model\..*\.(self_attn|attn|attention)\.", name) for name in names)
@@ -239,7 +239,7 @@ def test_auto_peft_models_find_the_base(tmp_path):
     config = tmp_path / "adapter" / "adapter_config.json"
     now = config.read_text()
     assert '"modeling_mm.model.generation_mm"' in now
-    config.write_text(now.replace("modeling_mm.model.", "modeling_mm."))  # as adapters of the flat package have it
+    config.write_text(now.replace("modeling_mm.model.", "modeling_mm."))  # as in adapters of the former, flat package
     again = AutoPeftModel.from_pretrained(tmp_path / "adapter", import_allowlist=["modeling_mm"]).eval()
     assert torch.equal(logits(again, batch), logits(model, batch))
 

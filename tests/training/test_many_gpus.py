@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What docs/many-gpus.md says, as far as machines without GPUs can tell: its lines parse, its sums hold."""
+"""docs/many-gpus.md, as far as it can be checked without GPUs: its command lines parse, its sums are right."""
 
 import os
 import re
@@ -24,7 +24,7 @@ NUMBERS = {"RANK": "1", "HOST": "10.0.0.1"}
 
 
 def lines(program):
-    """The documented launch lines of a program, as words behind its name."""
+    """The arguments of a program in the documented launch lines."""
     found = re.findall(rf"^    {program} (.*)$", TEXT, re.MULTILINE)
     return [[NUMBERS.get(word, word) for word in shlex.split(line)] for line in found]
 
@@ -53,7 +53,7 @@ def test_accelerate_reads_the_recipe(argv, monkeypatch):
 
 
 def assert_trains(argv):
-    """The words behind a module's name are arguments of `modeling-mm train`."""
+    """Check that the words after the module's name are arguments of `modeling-mm train`."""
     verb, *options = argv
     known = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))._option_string_actions
     assert verb == "train" and {word for word in options if word.startswith("--")} <= {*known, "--config"}

@@ -1,4 +1,4 @@
-"""An adapter is merged whole or not at all, and the commands adapt the parts asked for."""
+"""An adapter is merged completely or not at all, and the commands adapt the requested parts."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureW
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """A folder with a base and, beside it, an adapter in its text backbone with a fusion trained whole."""
+    """A folder with a base and, beside it, an adapter of its text backbone, whose fusion trained in full."""
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(0)
     base = saved_base(folder / "base")
@@ -30,7 +30,7 @@ def adapter(tmp_path_factory):
 
 
 def tampered(adapter, folder, change):
-    """A copy of the adapter whose tensors `change` has changed."""
+    """A copy of the adapter with tensors changed by `change`."""
     shutil.copytree(adapter / "adapter", folder)
     file = folder / "adapter_model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
@@ -41,16 +41,22 @@ LORA_B = "base_model.model.model.text_model.layers.1.self_attn.q_proj.lora_B.wei
 GATE = "base_model.model.model.fusion.layers.0.cross_attn_gate"
 TAMPERED = {
     "renamed": (
-        lambda given: {name.replace(".text_model.", ".language_model."): value for name, value in given.items()},
+        lambda weights: {name.replace(".text_model.", ".language_model."): value for name, value in weights.items()},
         r"has no weight '.*\.text_model\.layers\.0\..*' \(42 of 73 missing\)",
     ),
-    "missing": (lambda given: {n: v for n, v in given.items() if n != LORA_B}, f"has no weight '{LORA_B}' .1 of 73"),
-    "gate": (lambda given: {n: v for n, v in given.items() if n != GATE}, f"has no weight '{GATE}' .1 of 73"),
+    "missing": (
+        lambda weights: {n: v for n, v in weights.items() if n != LORA_B},
+        f"has no weight '{LORA_B}' .1 of 73",
+    ),
+    "gate": (lambda weights: {n: v for n, v in weights.items() if n != GATE}, f"has no weight '{GATE}' .1 of 73"),
     "more": (
-        lambda given: given | {"base_model.model.model.text_model.norm.lora_A.weight": torch.zeros(8, 32)},
+        lambda weights: weights | {"base_model.model.model.text_model.norm.lora_A.weight": torch.zeros(8, 32)},
         r"a weight 'base_model\.model\.model\.text_model\.norm\.lora_A\.weight' that its base lacks",
     ),
-    "narrow": (lambda given: given | {LORA_B: torch.zeros(16, 8)}, r"of shape \(16, 8\); its base expects \(32, 8\)"),
+    "narrow": (
+        lambda weights: weights | {LORA_B: torch.zeros(16, 8)},
+        r"of shape \(16, 8\); its base expects \(32, 8\)",
+    ),
 }
 
 
@@ -81,7 +87,7 @@ def test_merging_tells_how_far_the_merged_layers_are(adapter, caplog):
     base = MMForConditionalGeneration.from_pretrained(adapter / "base").eval()
     with caplog.at_level(logging.INFO, "modeling_mm.checkpoint"):
         merge_adapter(base, str(adapter / "adapter"))
-    (gap,) = re.findall(r"merged 21 layers of .*; outputs differ by at most (\S+)", caplog.text)
+    (gap,) = re.findall(r"merged 21 layers of .*; their outputs changed by at most (\S+)", caplog.text)
     assert 0 < float(gap) < 1e-5
 
 
@@ -90,14 +96,14 @@ FEW = ["--max_steps", 2, "--learning_rate", "1e-2", "--use_cpu", "--disable_tqdm
 
 
 def train(table, *argv):
-    """The exit code of `modeling-mm train` on a small table, itself its validation."""
+    """Run `modeling-mm train` on a small table, validated on itself; returns the exit code."""
     files = ["--train_file", table, "--validation_file", table, "--max_new_tokens", 2, "--save_strategy", "no"]
     return cli.main(list(map(str, ["train", *files, *FEW, *argv])))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A table of drawings, and the folder of a model that was trained on it."""
+    """A table of drawings, and the folder of a model trained on it."""
     folder = tmp_path_factory.mktemp("trained")
     rows = []
     for colour, name in enumerate(("black", "grey", "white", "dark")):
@@ -139,8 +145,8 @@ def test_the_command_adapts_the_parts_asked_for(trained, tmp_path, parts, adapte
 def test_parts_that_cannot_be_adapted_are_one_sentence(trained, tmp_path, capsys, parts, sentence):
     out = tmp_path / "out"
     assert train(trained[0], *SCRATCH, "--use_peft", "true", "--lora_parts", *parts, "--output_dir", out) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"modeling-mm train: {sentence}")
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"modeling-mm train: {sentence}")
     assert not out.exists()
 
 
@@ -155,12 +161,12 @@ def test_an_adapter_that_does_not_map_stops_the_commands(trained, tmp_path, caps
     )
     capsys.readouterr()
     assert cli.main(["evaluate", "--model", str(tmp_path), "--test_file", str(table), "--device", "cpu"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "has no weight 'base_model.model.model.text_model.layers.0.self_attn.q_proj.lora_A.weight'" in said
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "has no weight 'base_model.model.model.text_model.layers.0.self_attn.q_proj.lora_A.weight'" in message
 
 
 def test_a_model_with_every_part_frozen_is_one_sentence(trained, tmp_path, capsys):
     table, model = trained
     assert train(table, "--model", model, "--fusion_trainable", "false", "--output_dir", tmp_path) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("modeling-mm train: every part is frozen; train one by --fusion_trainable")
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("modeling-mm train: every part is frozen; train one by --fusion_trainable")

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Two processes train together though sound never occurs, or in one of them only; nobody waits for anybody's gradient.
+"""Two processes train together though audio occurs in one of them only or never; none waits for gradients.
 
-One `torchrun` makes all the runs; the tests look at what it found.
+One `torchrun` makes all runs; the tests check its results.
 """
 
 import contextlib
@@ -28,26 +28,26 @@ WAYS = {
     "accumulated": ["--gradient_accumulation_steps", "2"],
     "checkpointed": ["--gradient_checkpointing", "true"],
 }
-WHERE = {"never": lambda i: False, "one": lambda i: i // 2 % 2 == 1}  # in turns, two rows go to each process
-RUNS = [f"{where}: {way}" for where in WHERE for way in WAYS]
+AUDIO_ROWS = {"never": lambda i: False, "one": lambda i: i // 2 % 2 == 1}  # the processes take two rows each in turn
+RUNS = [f"{where}: {way}" for where in AUDIO_ROWS for way in WAYS]
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder with two tables, of 16 rows each, that differ in which rows have sound."""
+    """A folder with two tables of 16 rows, which differ in the rows that have audio."""
     work = tmp_path_factory.mktemp("processes")
     for i in range(ROWS):
         drawing((15 * i, 240 - 15 * i, 90)).save(work / f"{i}.png")
         tone = np.sin(2 * np.pi * (200 + 40 * i) * np.arange(8000) / 16000)
         soundfile.write(work / f"{i}.wav", tone.astype(np.float32), 16000)
-    for name, has_sound in WHERE.items():
-        lines = [f"{i}.png,what is it,{f'{i}.wav' if has_sound(i) else ''},{'ab'[i % 2]}" for i in range(ROWS)]
+    for name, has_audio in AUDIO_ROWS.items():
+        lines = [f"{i}.png,what is it,{f'{i}.wav' if has_audio(i) else ''},{'ab'[i % 2]}" for i in range(ROWS)]
         (work / f"{name}.csv").write_text("\n".join(["image,text,audio,label", *lines]) + "\n")
     return work
 
 
 def arguments(work, where, way):
-    """Of one run: four steps, all towers from scratch, rows in their order."""
+    """Arguments of one run: four steps, all towers from scratch, rows in their order."""
     argv = ["--task", "classification", "--train_file", work / f"{where}.csv", "--validation_file", work / "one.csv"]
     for tower in ("--vision_tower", "--text_model", "--audio_tower"):
         argv += [tower, "scratch-tiny"]
@@ -59,8 +59,8 @@ def arguments(work, where, way):
 
 @pytest.fixture(scope="module")
 def found(work):
-    """What the processes saw, by run."""
-    runs = {f"{where}: {way}": arguments(work, where, way) for where in WHERE for way in WAYS}
+    """Results of the processes, by run."""
+    runs = {f"{where}: {way}": arguments(work, where, way) for where in AUDIO_ROWS for way in WAYS}
     (work / "runs.json").write_text(json.dumps(runs))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.Popen(
@@ -75,10 +75,10 @@ def found(work):
         start_new_session=True,
     )
     try:
-        code = process.wait(timeout=600)  # a minute and a half on two free cores
+        code = process.wait(timeout=600)  # it takes a minute and a half on two idle cores
     except subprocess.TimeoutExpired:
         code = "hanging"
-    finally:  # with its workers, which a hanging launcher would leave behind
+    finally:  # also the workers, which a hanging launcher would leave running
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert code == 0, (work / "log").read_text()[-4000:]
@@ -88,21 +88,21 @@ def found(work):
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_processes_stay_together_without_looking_for_unused_parameters(found, run):
-    seen = found[run]
-    assert (seen["world"], seen["backend"], seen["wrapped"]) == (2, "gloo", "DistributedDataParallel")
-    assert seen["argument"] is False and seen["find_unused"] is False
+    result = found[run]
+    assert (result["world"], result["backend"], result["wrapped"]) == (2, "gloo", "DistributedDataParallel")
+    assert result["argument"] is False and result["find_unused"] is False
     accumulated = 2 if run.endswith("accumulated") else 1
-    assert seen["steps"] == ROWS // 4 // accumulated
-    assert seen["batches_with_sound"] == ([0, 4] if run.startswith("one") else [0, 0])
-    assert seen["furthest"] == 0
-    assert seen["report"]["evaluated_rows"] == ROWS
+    assert result["steps"] == ROWS // 4 // accumulated
+    assert result["batches_with_sound"] == ([0, 4] if run.startswith("one") else [0, 0])
+    assert result["furthest"] == 0
+    assert result["report"]["evaluated_rows"] == ROWS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_a_tower_trains_where_its_modality_occurs_and_is_frozen_where_it_never_does(found, run):
-    heard = [name for name in found[run]["trained"] if "audio_tower" in name]
-    assert bool(heard) == run.startswith("one")
+    trained = [name for name in found[run]["trained"] if "audio_tower" in name]
+    assert bool(trained) == run.startswith("one")
 
 
 @pytest.mark.slow

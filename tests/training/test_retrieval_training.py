@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Training and evaluating retrieval: batches beyond memory, scores in chunks, a second look, the commands."""
+"""Training and evaluation of retrieval: batches larger than memory, scores in chunks, reranking, the commands."""
 
 import itertools
 import json
@@ -47,16 +47,16 @@ from modeling_mm.training.retrieval_trainer import RetrievalTrainer
 
 
 @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
-@pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}, {"lora": True}])
-def test_cached_gradients_are_those_of_the_large_batch(tmp_path, how, loss):
-    large, one = trained(tmp_path, 8, contrastive_loss=loss, **how)
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"lora": True}])
+def test_cached_gradients_are_those_of_the_large_batch(tmp_path, options, loss):
+    large, large_loss = trained(tmp_path, 8, contrastive_loss=loss, **options)
     for size in (2, 4):
-        cached, other = trained(tmp_path, size, 8, contrastive_loss=loss, **how)
-        assert other == pytest.approx(one, rel=1e-5)
+        cached, cached_loss = trained(tmp_path, size, 8, contrastive_loss=loss, **options)
+        assert cached_loss == pytest.approx(large_loss, rel=1e-5)
         assert max(float((large[name] - cached[name]).abs().max()) for name in large) < 1e-5
     moved = [name for name, step in large.items() if step.abs().max() > 1e-4]
     assert any("logit_scale" in name for name in moved) and any("image_projection" in name for name in moved)
-    assert any("lora_B" in name for name in moved) == ("lora" in how)
+    assert any("lora_B" in name for name in moved) == ("lora" in options)
 
 
 def test_without_the_cache_small_batches_have_other_gradients(tmp_path):
@@ -66,17 +66,18 @@ def test_without_the_cache_small_batches_have_other_gradients(tmp_path):
 
 
 def test_the_second_pass_draws_the_dropout_of_the_first(tmp_path):
-    model = mm_model("bert", head=MMForImageTextRetrieval)  # BERT drops a tenth of its states
+    model = mm_model("bert", head=MMForImageTextRetrieval)  # BERT has a dropout of 0.1
     arguments = TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=2, max_steps=1, use_cpu=True, report_to=[],
         save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
-    seen = []
-    model.register_forward_hook(lambda module, args, output: seen.append(output.text_embeds.detach()))
+    embeds = []
+    model.register_forward_hook(lambda module, args, output: embeds.append(output.text_embeds.detach()))
     options = {"train_dataset": pairs_of_rows(), "data_collator": collate, "contrastive_batch_size": 8}
     RetrievalTrainer(model=model, args=arguments, **options).train()
-    assert len(seen) == 8 and all(torch.equal(first, second) for first, second in zip(seen[:4], seen[4:], strict=True))
-    assert not torch.equal(seen[0], seen[1])
+    assert len(embeds) == 8
+    assert all(torch.equal(first, second) for first, second in zip(embeds[:4], embeds[4:], strict=True))
+    assert not torch.equal(embeds[0], embeds[1])
 
 
 def test_a_contrastive_batch_that_does_not_divide_is_refused(tmp_path):
@@ -95,7 +96,7 @@ import torch
 from helpers.retrieval import pairs_of_rows, trained
 
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
-rows = [dict(row, key=place) for place, row in enumerate(pairs_of_rows())]  # no picture on two processes
+rows = [dict(row, key=place) for place, row in enumerate(pairs_of_rows())]  # no image on two processes
 moved, loss = trained(folder, 8 // count // 2, 8, rows=rows)
 assert torch.distributed.get_world_size() == count
 if torch.distributed.get_rank() == 0:
@@ -108,10 +109,10 @@ torch.distributed.destroy_process_group()
 @pytest.mark.parametrize("count", [2, 4])
 def test_cached_gradients_on_several_processes_are_those_of_one(tmp_path, count):
     processes(STEP, count, str(tmp_path), tmp_path=tmp_path)
-    theirs, other = torch.load(tmp_path / "step.pt")
-    ours, loss = trained(tmp_path, 8, rows=[dict(row, key=place) for place, row in enumerate(pairs_of_rows())])
+    by_many, other = torch.load(tmp_path / "step.pt")
+    by_one, loss = trained(tmp_path, 8, rows=[dict(row, key=place) for place, row in enumerate(pairs_of_rows())])
     assert other == pytest.approx(loss, rel=1e-4)
-    assert max(float((ours[n] - theirs[n]).abs().max()) for n in ours) < 1e-5
+    assert max(float((by_one[n] - by_many[n]).abs().max()) for n in by_one) < 1e-5
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
@@ -122,40 +123,42 @@ def test_scores_in_chunks_are_the_definitions(chunk):
         (media, texts, (pairs.media, pairs.texts, pairs.media_of_texts, pairs.texts), true.T),
     ]
     for queries, candidates, keys, right in ways:
-        said = directed_scores(queries, candidates, keys, chunk=chunk)
+        result = directed_scores(queries, candidates, keys, chunk=chunk)
         scores, right = (queries @ candidates.T).numpy(), right.numpy()
-        kept = right.any(axis=1)
-        first = np.array([1 + (s > s[r].max()).sum() for s, r in zip(scores[kept], right[kept], strict=True)])
+        has_match = right.any(axis=1)
+        first = np.array(
+            [1 + (s > s[r].max()).sum() for s, r in zip(scores[has_match], right[has_match], strict=True)]
+        )
         for k in (1, 5, 10):
-            assert said[f"r{k}"] == pytest.approx((first <= k).mean())
-        assert said["median_rank"] == np.median(first)
-        precision = [average_precision_score(r, s) for r, s in zip(right[kept], scores[kept], strict=True)]
-        assert said["map"] == pytest.approx(np.mean(precision), abs=1e-5)
+            assert result[f"r{k}"] == pytest.approx((first <= k).mean())
+        assert result["median_rank"] == np.median(first)
+        precision = [average_precision_score(r, s) for r, s in zip(right[has_match], scores[has_match], strict=True)]
+        assert result["map"] == pytest.approx(np.mean(precision), abs=1e-5)
 
 
 def test_equal_scores_do_not_flatter():
     keys = torch.arange(6)
     same = torch.ones(6, 2)
-    said = directed_scores(same, same, (keys, keys, keys, keys))
-    assert said["r1"] == said["r5"] == 0 and said["median_rank"] == 6 and said["map"] == pytest.approx(1 / 6)
+    scores = directed_scores(same, same, (keys, keys, keys, keys))
+    assert scores["r1"] == scores["r5"] == 0 and scores["median_rank"] == 6 and scores["map"] == pytest.approx(1 / 6)
 
 
 def test_a_picture_of_several_rows_is_one_candidate():
-    shown = functional.normalize(torch.randn(4, 3), dim=1).numpy()
+    images = functional.normalize(torch.randn(4, 3), dim=1).numpy()
     rows = [0, 1, 1, 2, 3, 0]
     keys = np.array([[10 + row, 100 + item] for row, item in enumerate(rows)])
-    of = distinct_embeddings(shown[rows], shown[rows], keys)
-    assert of.media.shape == (4, 3) and of.first_rows.tolist() == [0, 1, 3, 4]
-    assert all(value == 1 for name, value in retrieval_scores(of).items())
+    embeddings = distinct_embeddings(images[rows], images[rows], keys)
+    assert embeddings.media.shape == (4, 3) and embeddings.first_rows.tolist() == [0, 1, 3, 4]
+    assert all(value == 1 for name, value in retrieval_scores(embeddings).items())
 
 
 def test_ranking_again_reorders_the_best_and_nothing_else():
     keys = torch.arange(4)
     queries = candidates = torch.eye(4)
-    of = RetrievalEmbeddings(queries, candidates, Pairs(keys, keys, keys), keys)
+    embeddings = RetrievalEmbeddings(queries, candidates, Pairs(keys, keys, keys), keys)
     top = torch.tensor([[q, (q + 1) % 4] for q in range(4)])
     wrong_first = {"text_to_image": Reranked(top, torch.zeros(4, 2), torch.tensor([[-9.0, -3.0]] * 4))}
-    scores = retrieval_scores(of, wrong_first)
+    scores = retrieval_scores(embeddings, wrong_first)
     assert scores["text_to_image_r1"] == 0 and scores["text_to_image_median_rank"] == 2
     assert scores["image_to_text_r1"] == 1
 
@@ -190,19 +193,19 @@ def test_the_commands_train_score_and_rank_again(folder, capsys):
     assert len(rows) == 32 and all(len(row["found"]) == 3 for row in rows)
     writer = MMForConditionalGeneration.from_pretrained(folder / "out").eval()
     chat = [{"role": "user", "content": [{"type": "image", "url": str(folder / "0.png")}]}]
-    asked = processor.apply_chat_template(
+    prompt = processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    assert writer.generate(**asked, max_new_tokens=8).shape[1] > asked["input_ids"].shape[1]
+    assert writer.generate(**prompt, max_new_tokens=8).shape[1] > prompt["input_ids"].shape[1]
 
 
 def test_the_matching_head_counts_as_much_as_it_should():
-    drawn = torch.Generator().manual_seed(0)
-    similar, odds = torch.randn(2, 4000, 6, generator=drawn)
-    right = (similar + odds).softmax(dim=1).multinomial(1, generator=drawn)
+    generator = torch.Generator().manual_seed(0)
+    similar, odds = torch.randn(2, 4000, 6, generator=generator)
+    right = (similar + odds).softmax(dim=1).multinomial(1, generator=generator)
     true = torch.zeros(4000, 6, dtype=torch.bool).scatter(1, right, True)
-    true[:50] = False  # their right ones are not among the candidates
-    for both in (1, 5):  # embeddings and head as sure as they may be, and both five times as sure
+    true[:50] = False  # their matches are not among the candidates
+    for both in (1, 5):  # embeddings and head calibrated, and both five times as confident
         found = fit_rerank_weight(both * similar.numpy(), both * 3 * odds.numpy(), true.numpy())
         assert 0.3 < found < 0.37
     flat = fit_rerank_weight(np.zeros((4000, 6)), odds.numpy(), true.numpy())
@@ -211,7 +214,7 @@ def test_the_matching_head_counts_as_much_as_it_should():
 
 
 @pytest.mark.parametrize(
-    "argv, said",
+    "argv, message",
     [
         (["--calibrate", "true", "--matching_weight", 0], "need a matching head"),
         (["--rerank", 5, "--matching_weight", 0], "need a matching head"),
@@ -221,9 +224,9 @@ def test_the_matching_head_counts_as_much_as_it_should():
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_could_not_be_used_after_training_is_refused_before(folder, capsys, argv, said):
+def test_what_could_not_be_used_after_training_is_refused_before(folder, capsys, argv, message):
     assert cli.main([str(part) for part in train(folder, *argv)]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (folder / "out" / "model.safetensors").exists()
 
 
@@ -263,10 +266,10 @@ def test_rows_of_one_concept_match_each_other(folder, capsys):
     text = -(logits.log_softmax(1) * even / even.sum(1, keepdim=True)).sum(1).mean()
     image = -(logits.T.log_softmax(1) * even.T / even.T.sum(1, keepdim=True)).sum(1).mean()
     torch.testing.assert_close(output.contrastive_loss, (text + image) / 2, atol=1e-5, rtol=1e-5)
-    by_picture, by_concept = dataset.groups(), dataset.groups(by_concept=True)
-    assert by_picture[:2] == [[0, 1], [2, 3]] and by_concept[:2] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    kept, held = (part.groups(by_concept=True) for part in dataset.hold_out(0.5, seed=0))
-    assert len(kept) + len(held) == len(by_concept)
+    by_image, by_concept = dataset.groups(), dataset.groups(by_concept=True)
+    assert by_image[:2] == [[0, 1], [2, 3]] and by_concept[:2] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    rest, held = (part.groups(by_concept=True) for part in dataset.hold_out(0.5, seed=0))
+    assert len(rest) + len(held) == len(by_concept)
 
 
 def test_texts_that_lost_words_are_still_the_same_text(folder, capsys):
@@ -277,16 +280,16 @@ def test_texts_that_lost_words_are_still_the_same_text(folder, capsys):
     rows = [dataset[0], replace(dataset[6], text=dataset[0].text), dataset[12]]
     changes = Augmentation(word_dropout=0.4)
     collator = RetrievalCollator(processor, "retrieval", augmentation=changes)
-    heard = set()
+    variants = set()
     for epoch in range(5):
         changes.epoch.fill_(epoch)
         batch = collator(rows)
-        said = [processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids"]]
-        heard.add(said[0])
-        assert all(set(said[i].split()) <= set(row.text.split()) for i, row in enumerate(rows))
+        texts = [processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids"]]
+        variants.add(texts[0])
+        assert all(set(texts[i].split()) <= set(row.text.split()) for i, row in enumerate(rows))
         first, same, other = batch["text_keys"]
         assert first == same != other
-    assert len(heard) > 1  # words went
+    assert len(variants) > 1  # words were dropped
 
 
 def test_few_rows_of_a_group_stand_together_and_others_in_each_epoch():
@@ -297,7 +300,7 @@ def test_few_rows_of_a_group_stand_together_and_others_in_each_epoch():
     assert sorted(first) == sorted(sampler) == list(range(8)) and first != list(sampler)
     place = {row: i for i, row in enumerate(first)}
     assert abs(place[5] - place[6]) == 1
-    together = sum(a < 5 and b < 5 for a, b in itertools.pairwise(first))  # of five rows two pairs and one alone
+    together = sum(a < 5 and b < 5 for a, b in itertools.pairwise(first))  # five rows are two pairs and a single row
     assert together >= 2 and len(sampler) == 8
 
 
@@ -321,18 +324,18 @@ def test_a_second_look_at_all_candidates_is_every_match(folder, capsys):
     batch = collator(rows)
     with torch.no_grad():
         output = model(**{**batch, "return_loss": False})
-    own = batch["image_index"][:, 0]
-    keys = np.stack([np.arange(12), batch["image_keys"][own].numpy()], axis=1)
-    of = distinct_embeddings(output.text_embeds.numpy(), output.image_embeds[own].numpy(), keys)
-    said = rerank(model, of, dataset, collator, 100, batch_size=5)["text_to_image"]
+    index = batch["image_index"][:, 0]
+    keys = np.stack([np.arange(12), batch["image_keys"][index].numpy()], axis=1)
+    embeddings = distinct_embeddings(output.text_embeds.numpy(), output.image_embeds[index].numpy(), keys)
+    reranked = rerank(model, embeddings, dataset, collator, 100, batch_size=5)["text_to_image"]
     texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for item in range(6):
-        shown = batch["pixel_values"][item : item + 1].expand(12, -1, -1, -1)
+        image = batch["pixel_values"][item : item + 1].expand(12, -1, -1, -1)
         with torch.no_grad():
-            logits = model.match(**texts, pixel_values=shown)
+            logits = model.match(**texts, pixel_values=image)
         expected = logits[:, 1] - logits[:, 0] + output.logits_per_text[:, item]
-        found = said.scores[(said.top == item)]
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        scores = reranked.scores[(reranked.top == item)]
+        torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_rows_without_a_picture_are_refused(folder, capsys):
@@ -350,5 +353,5 @@ def test_what_retrieval_does_not_learn_from_is_named(folder, capsys):
         (["--late_fusion", "sum"], "--late_fusion"),
     ):
         assert cli.main([*map(str, train(folder, *flags))]) == 2
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said.endswith(f"--task retrieval uses images and texts only; leave out {named}")
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.endswith(f"--task retrieval uses images and texts only; leave out {named}")

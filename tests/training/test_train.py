@@ -51,7 +51,7 @@ def test_a_csv_becomes_a_model_that_evaluates_and_predicts(digits, tmp_path, cap
         Image.open(out / name).verify()
     assert json.loads((out / "report.json").read_text())["accuracy"] == report["accuracy"]
     card = (out / "README.md").read_text()
-    assert "pipeline_tag" in card and "\n## Intended use and limits\n" in card  # the Space shows that section
+    assert "pipeline_tag" in card and "\n## Intended use and limits\n" in card  # the Space displays that section
 
     again = run(capsys, "evaluate", "--model", out, "--test_file", digits / f"test_{kind}.csv", "--device", "cpu")
     assert again["accuracy"] == report["accuracy"]
@@ -60,11 +60,11 @@ def test_a_csv_becomes_a_model_that_evaluates_and_predicts(digits, tmp_path, cap
     Image.open(out / "evaluation" / "report.png").verify()
 
     look = tmp_path / "look.png"
-    said = run(
+    prediction = run(
         capsys, "predict", "--model", out, "--image", digits / "digit320.png", "--text", "which digit is this?",
         "--explain", look,
     )  # fmt: skip
-    result = said["results"][0]
+    result = prediction["results"][0]
     assert result["label" if task == "classification" else "answer"] == rows[0]["prediction"]
     Image.open(look).verify()
 
@@ -77,8 +77,8 @@ def test_generation_folder_answers_through_the_pipeline(digits, tmp_path, capsys
     )  # fmt: skip
     turn = [{"type": "image", "url": str(digits / "digit0.png")}, {"type": "text", "text": "which digit is this?"}]
     ask = pipeline("image-text-to-text", model=str(out))
-    said = ask(text=[{"role": "user", "content": turn}], max_new_tokens=4)
-    assert said[0]["generated_text"][-1]["role"] == "assistant"
+    chats = ask(text=[{"role": "user", "content": turn}], max_new_tokens=4)
+    assert chats[0]["generated_text"][-1]["role"] == "assistant"
     model, processor = load_checkpoint(str(out))
     from modeling_mm.data.collator import MMCollator
     from modeling_mm.data.rows import Row
@@ -86,7 +86,7 @@ def test_generation_folder_answers_through_the_pipeline(digits, tmp_path, capsys
     batch = MMCollator(processor, "generation")([Row(1, [str(digits / "digit0.png")], "which digit is this?")])
     tokens = model.generate(**batch, max_new_tokens=4, do_sample=False)
     text = processor.decode(tokens[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert said[0]["generated_text"][-1]["content"] == text
+    assert chats[0]["generated_text"][-1]["content"] == text
 
 
 def test_bad_rows_are_skipped_listed_and_counted(digits, tmp_path, capsys):
@@ -124,7 +124,7 @@ def test_killed_and_resumed_is_never_interrupted(digits, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "model.safetensors").exists()
-    # a checkpoint that was cut off while it was written is passed over
+    # a partly written checkpoint is skipped
     (killed / "checkpoint-999").mkdir()
     (killed / "checkpoint-999" / "trainer_state.json").write_text("{")
     assert last_checkpoint(str(killed)) in (str(killed / "checkpoint-16"), str(killed / "checkpoint-24"))
@@ -137,7 +137,7 @@ def test_killed_and_resumed_is_never_interrupted(digits, tmp_path):
 
 @pytest.fixture
 def towers(tmp_path, tokenizer_folder):
-    """A pretrained-like decoder and CLIP tower as folders."""
+    """Folders with a decoder and a CLIP tower, as if pretrained."""
     from helpers.builders import vision_model
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""MMTrainer: what it evaluates, freezes, audits, and that batches, steps and processes do not change the result."""
+"""MMTrainer: evaluation, frozen parts, gradient audit; batches, steps and processes do not change the result."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ QUIET = ["--use_cpu", "--disable_tqdm", "true", "--save_strategy", "no", "--max_
 
 @pytest.fixture
 def rows(tmp_path):
-    """A function that makes a data set of `count` rows: most with an image, some with none or two."""
+    """A function that makes a dataset of `count` rows: most with an image, some with none or two."""
 
     def make(count=8, labels=None):
         for p in range(4):
@@ -52,8 +52,8 @@ def task_of(model):
 
 
 def trainer_for(model, processor, folder, dataset, **options):
-    """An MMTrainer on the CPU that says and saves nothing."""
-    own = {name: options.pop(name) for name in ("group_by_image", "max_new_tokens") if name in options}
+    """An MMTrainer on the CPU that logs to no service and saves nothing."""
+    trainer_options = {name: options.pop(name) for name in ("group_by_image", "max_new_tokens") if name in options}
     options = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_steps": 1, **options}
     collator = MMCollator(processor, task_of(model))
     generates = task_of(model) == "generation"
@@ -66,7 +66,7 @@ def trainer_for(model, processor, folder, dataset, **options):
         eval_dataset=dataset,
         processing_class=processor,
         compute_metrics=compute_metrics_for(processor.tokenizer, dataset.labels),
-        **own,
+        **trainer_options,
     )
 
 
@@ -74,16 +74,16 @@ def test_evaluation_generates_what_each_row_alone_would(processor, rows, tmp_pat
     model, dataset = model_for(processor), rows(9)
     trainer = trainer_for(model, processor, tmp_path, dataset, per_device_eval_batch_size=4, max_new_tokens=6)
     tokens = trainer.predict(dataset).predictions
-    said = processor.batch_decode(torch.tensor(tokens).clamp(min=0), skip_special_tokens=True)
-    alone = []
+    answers = processor.batch_decode(torch.tensor(tokens).clamp(min=0), skip_special_tokens=True)
+    expected = []
     for index in range(len(dataset)):
         row = dataset[index]
         row.target = None
         batch = MMCollator(processor, "generation")([row])
         answer = model.generate(**batch, max_new_tokens=6, do_sample=False)[0, batch["input_ids"].shape[1] :]
-        alone.append(processor.decode(answer, skip_special_tokens=True))
-    assert said == alone
-    assert len(set(said)) > 3
+        expected.append(processor.decode(answer, skip_special_tokens=True))
+    assert answers == expected
+    assert len(set(answers)) > 3
 
 
 def test_evaluation_loss_is_the_mean_over_the_trained_tokens(processor, rows, tmp_path):
@@ -165,11 +165,12 @@ def test_a_parameter_without_a_gradient_is_named(processor, rows, tmp_path, capl
         model.model.fusion.forgotten = torch.nn.Parameter(torch.zeros(2))
     with caplog.at_level(logging.WARNING, logger="modeling_mm.training.trainer"):
         trainer_for(model, processor, tmp_path, dataset, max_steps=5, per_device_train_batch_size=4).train()
-    said = warnings_of(caplog)
+    messages = warnings_of(caplog)
     if forgotten:
-        assert len(said) == 1 and said[0].startswith("1 trainable parameters") and "model.fusion.forgotten" in said[0]
+        assert len(messages) == 1 and messages[0].startswith("1 trainable parameters")
+        assert "model.fusion.forgotten" in messages[0]
     else:
-        assert said == []
+        assert messages == []
 
 
 def one_step(model, processor, folder, dataset, size, accumulated):
@@ -242,11 +243,11 @@ def test_rows_of_a_picture_stay_together_in_a_new_order_each_epoch(processor, ro
         model_for(processor), processor, tmp_path, dataset, group_by_image=True, per_device_train_batch_size=8
     )
     assert isinstance(trainer._get_train_sampler(), ImageGroupSampler)
-    loader, seen = trainer.get_train_dataloader(), []
+    loader, epochs = trainer.get_train_dataloader(), []
     for epoch in range(3):
         loader.set_epoch(epoch)
-        seen.append([batch["input_ids"].tolist() for batch in loader])
-    assert seen[0] != seen[1] or seen[1] != seen[2]
+        epochs.append([batch["input_ids"].tolist() for batch in loader])
+    assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
     plain = trainer_for(model_for(processor), processor, tmp_path, dataset)
     assert not isinstance(plain._get_train_sampler(), ImageGroupSampler)
 
@@ -291,11 +292,11 @@ def test_several_gpus_in_one_process_are_refused(processor, tmp_path, monkeypatc
             MMTrainer(model_for(processor), args)
 
 
-@pytest.mark.parametrize("asked", [None, True])
-def test_batches_of_iterable_data_are_not_dealt_out_by_accelerate_unless_asked(processor, tmp_path, asked):
-    config = {"dispatch_batches": asked}
+@pytest.mark.parametrize("dispatch", [None, True])
+def test_batches_of_iterable_data_are_not_dealt_out_by_accelerate_unless_asked(processor, tmp_path, dispatch):
+    config = {"dispatch_batches": dispatch}
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, accelerator_config=config)
-    assert MMTrainer(model=model_for(processor), args=args).accelerator.dispatch_batches is bool(asked)
+    assert MMTrainer(model=model_for(processor), args=args).accelerator.dispatch_batches is bool(dispatch)
 
 
 @pytest.fixture
@@ -398,16 +399,18 @@ def in_processes(count, table, out, *argv, size=8):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["generation", "classification"])
 def test_one_process_is_two_processes(table, tmp_path, task, tokenizer):
-    one, two, text = tmp_path / "one", tmp_path / "two", tmp_path / "text"
+    single, double, text = tmp_path / "one", tmp_path / "two", tmp_path / "text"
     tokenizer.save_pretrained(text)
     causal_model("llama", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(text)
-    reports = [in_processes(n, table, out, "--task", task, "--text_model", text) for n, out in ((1, one), (2, two))]
+    reports = [
+        in_processes(n, table, out, "--task", task, "--text_model", text) for n, out in ((1, single), (2, double))
+    ]
     # 24 rows, of which each process takes 4 a step: with a world of one it would have been 6 steps
-    states = [json.loads((out / "checkpoint-3" / "trainer_state.json").read_text()) for out in (one, two)]
+    states = [json.loads((out / "checkpoint-3" / "trainer_state.json").read_text()) for out in (single, double)]
     assert [state["train_batch_size"] for state in states] == [8, 4]
     losses = [[log["loss"] for log in state["log_history"] if "loss" in log] for state in states]
     assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-4)
-    first, second = (load_file(out / "model.safetensors") for out in (one, two))
+    first, second = (load_file(out / "model.safetensors") for out in (single, double))
     assert first.keys() == second.keys()
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
     assert reports[0]["loss"] == pytest.approx(reports[1]["loss"], rel=0.2)
@@ -419,12 +422,12 @@ def test_one_process_is_two_processes(table, tmp_path, task, tokenizer):
 def test_a_process_without_pictures_does_not_stop_the_others(table, tmp_path, checkpointing):
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], *lines[1:5], *lines[5:9], *lines[1:5], *lines[1:5]]) + "\n")
-    one, two = tmp_path / "one", tmp_path / "two"
+    single, double = tmp_path / "one", tmp_path / "two"
     flags = ["--text_model", "scratch-tiny", "--gradient_checkpointing", checkpointing]
-    for count, out in ((1, one), (2, two)):
+    for count, out in ((1, single), (2, double)):
         in_processes(count, table, out, *flags, size=2)
         assert (out / "checkpoint-8" / "trainer_state.json").exists()  # 16 rows, two a step: the world is `count`
-    first, second = (load_file(out / "model.safetensors") for out in (one, two))
+    first, second = (load_file(out / "model.safetensors") for out in (single, double))
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
 
 
@@ -438,5 +441,5 @@ def test_a_token_on_the_command_line_is_not_in_the_card(table, tmp_path, capsys)
 
 def test_rows_held_out_by_one_run_are_not_trained_in_it(rows):
     rest, held = rows(16).hold_out(0.25, seed=0)
-    pictures = [{row.images[0] for row in part if row.images} for part in (rest, held)]
-    assert pictures[0].isdisjoint(pictures[1])
+    images = [{row.images[0] for row in part if row.images} for part in (rest, held)]
+    assert images[0].isdisjoint(images[1])

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The trainers of TRL, where that is installed: each runs, and scores a row as a direct forward of that row does.
+"""The trainers of TRL, if it is installed: each runs, and scores a row as a direct forward pass of that row does.
 
-TRL stacks rows itself, hands on the tensors whose names it knows (`image_index` is not one of them) and slices
+TRL stacks rows itself, passes on the tensors whose names it knows (`image_index` is not one of them) and slices
 `pixel_values` by the number of images of each row. Checked with trl 1.16.
 """
 
@@ -50,7 +50,7 @@ def dialogue(role, text):
 
 
 def table(**columns):
-    """A data set with `columns` and the images of `ROWS`, as files in it."""
+    """A dataset with `columns` and the images of `ROWS` as embedded files."""
     images = datasets.List(datasets.Image())
     rows = datasets.Dataset.from_dict({**columns, "images": [[drawing(c) for c in row[1]] for row in ROWS]})
     return rows.cast_column("images", images)
@@ -70,7 +70,7 @@ def sft_messages(**overrides):
 
 
 def sft_placed_images(**overrides):
-    """Messages that say themselves where their images stand: after the question."""
+    """Messages that place their images themselves, after the question."""
     messages = [
         [
             {"role": "user", "content": [{"type": "text", "text": question}, *[{"type": "image"}] * len(images)]},
@@ -98,19 +98,19 @@ def length_of(completions, **columns):
 
 
 def grpo(**overrides):
-    """Two answers to each question in one round, their rows shuffled and sliced by TRL; with a reference model."""
+    """Two answers to each question per round, their rows shuffled and sliced by TRL; with a reference model."""
     sampling = {"num_generations": 2, "max_completion_length": 5, "beta": 0.1, **TWO_STEPS, **overrides}
     args = trl.GRPOConfig(**{**COMMON, **sampling})
     return trl.GRPOTrainer, {"args": args, "train_dataset": table(prompt=questions()), "reward_funcs": length_of}
 
 
 def grpo_on_policy(**overrides):
-    """One optimizer step for each round, so that TRL scores the answers in the loss only."""
+    """One optimizer step per round, so that TRL scores the answers in the loss only."""
     return grpo(**{"gradient_accumulation_steps": 2, "beta": 0.0, **overrides})
 
 
 def grpo_question_by_question(**overrides):
-    """Scored two rows at a time, those of one question: of some no image is left."""
+    """Two rows scored at a time, those of one question; some of these batches have no image."""
     return grpo(**{"per_device_train_batch_size": 2, "steps_per_generation": 8, **overrides})
 
 
@@ -125,10 +125,10 @@ ONLINE = [grpo, grpo_on_policy, grpo_question_by_question, rloo]
 
 
 class Scores:
-    """A forward hook: the log-probabilities that TRL works with, and those of each row by itself.
+    """Forward hook that collects the log-probabilities that TRL uses, and those of each row by itself.
 
-    `rows` holds, for each scored row, its question, its number of images, and the log-probabilities of TRL, of the row
-    alone, and of the row without its images.
+    `rows` holds for each scored row its question, its number of images, and the log-probabilities of TRL, of the row
+    by itself, and of the row without its images.
     """
 
     def __init__(self, processor):
@@ -141,12 +141,12 @@ class Scores:
             question, images = self.row_of(ids[mask])
             scored = kwargs["labels"][row][mask][1:] != -100
             with torch.no_grad():
-                alone, blind = (self.alone(model, ids[mask], seen)[scored] for seen in (images, []))
+                alone, blind = (self.alone(model, ids[mask], media)[scored] for media in (images, []))
             trainers = output.log_probs[row][mask[1:] & mask[:-1]][scored]
             self.rows.append((question, len(images), trainers, alone, blind))
 
     def row_of(self, ids):
-        """Question and images of the row of `ROWS` that these tokens are of."""
+        """Question and images of the row of `ROWS` with these tokens."""
         text = self.processor.decode(ids)
         found = [row for row in ROWS if text.replace("<image>", "").removeprefix("<s>").startswith(row[0] + "\n")]
         assert len(found) == 1, text
@@ -158,20 +158,20 @@ class Scores:
         if images:
             media = {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
             media["image_index"] = torch.arange(len(images))[None]
-        # `forward` and not a call, which would come back to this hook
+        # `forward` and not a call, which would run this hook again
         logits = model.forward(input_ids=ids[None], **media).logits[0, :-1]
         return logits.log_softmax(dim=-1).gather(1, ids[1:, None])[:, 0]
 
 
 @pytest.fixture
 def checkpoint(processor, tmp_path):
-    """The folder of a tiny model, by whose name TRL opens model, processor and reference model."""
+    """The folder of a tiny model, from which TRL loads model, processor and reference model."""
     save_with_processor(mm_model(image_token_id=processor.image_token_id), processor, tmp_path / "model")
     return str(tmp_path / "model")
 
 
 def trained(recipe, checkpoint, folder, **more):
-    """The scores of all rows in a short training, and its model."""
+    """The scores of all rows in a short training, and the model."""
     trainer_class, arguments = recipe(output_dir=str(folder))
     trainer = trainer_class(model=checkpoint, **arguments, **more)
     scores = Scores(trainer.processing_class)
