@@ -15,7 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from ..checkpoint import load_checkpoint, quantized
 from ..data.collator import MMCollator, RetrievalCollator
-from ..data.media import open_image
+from ..data.media import MediaRef, open_image
 from ..data.rows import Row
 from ..model.processing_mm import MMProcessor
 from ..report import figures
@@ -118,9 +118,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"--explain: {error}") from None
     sounds, videos = list(args.audio), list(args.video)
-    rows = [
-        Row(number + 1, list(args.image), text, None, sounds, videos) for number, text in enumerate(args.text or [""])
-    ]
+    images, clips, films = ([MediaRef(path) for path in paths] for paths in (args.image, sounds, videos))
+    rows = [Row(number, images, text, None, clips, films) for number, text in enumerate(args.text or [""], 1)]
     for row in rows:
         processor.check_markers([row.text], [row.images])
         processor.check_marker_count(0, row.text, processor.audio_token, len(row.audio), "sounds")

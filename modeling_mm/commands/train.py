@@ -210,7 +210,7 @@ def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     rows = max(dataset.groups(), key=len)
     row = dataset.row(dataset.kept[rows[0]])
     kind, media = ("Video", row.videos) if row.videos and not row.images else ("Picture", row.images)
-    print(f"\n{kind}:", media[0] if media and isinstance(media[0], str) else "(embedded)")
+    print(f"\n{kind}:", (media[0].path if media else None) or "(embedded)")
     by_truth = {format_answer(said["truth"]): said for said in (json.loads(lines[i]) for i in rows)}
     for said in list(by_truth.values())[:count]:
         print(f"  {said['text']}  ->  {format_answer(said['prediction'])}  (truth: {format_answer(said['truth'])})")

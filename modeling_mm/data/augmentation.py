@@ -26,7 +26,7 @@ from transformers import ClapFeatureExtractor, Wav2Vec2FeatureExtractor, Whisper
 from ..model.audio_mm import read_audio
 from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
-from .media import image_key
+from .media import MediaRef
 from .rows import Row, present_modalities, without
 
 IMAGES = ("crop", "rotate", "flip", "color")
@@ -130,15 +130,15 @@ class Augmentation:
                 views |= zip(keys, transformed(pixels, picture_transform(self.images, size)), strict=True)
         return views
 
-    def sounds(self, processor: MMProcessor, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
+    def sounds(self, processor: MMProcessor, clips: list[list[MediaRef]]) -> dict[str, torch.Tensor]:
         """What `processor.flat_audio` gives, of one view of each distinct clip."""
         heard: dict[str, Any] = {}
         for source in (source for own in clips for source in own):
-            if (key := image_key(source)) not in heard:
-                clip = read_audio(source, processor.feature_extractor.sampling_rate, processor.max_seconds)
+            if (key := source.key) not in heard:
+                clip = read_audio(source.source, processor.feature_extractor.sampling_rate, processor.max_seconds)
                 generator = np.random.default_rng(self.number("sound", key))
                 heard[key] = (self.waveform(clip, processor, generator), processor.feature_extractor.sampling_rate)
-        batch = processor.flat_audio([[heard[image_key(source)] for source in own] for own in clips])
+        batch = processor.flat_audio([[heard[source.key] for source in own] for own in clips])
         if "specaugment" in self.audio:
             mask = batch.get("input_features_mask")
             clips_of_frames = log_mel_frames(batch["input_features"], processor.feature_extractor)

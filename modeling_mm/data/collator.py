@@ -22,7 +22,7 @@ from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
 from .dataset import CHUNK, MMDataset
 from .feature_cache import CachedMedia
-from .media import ImageCache, image_key, open_image
+from .media import ImageCache, MediaRef, open_image
 from .negatives import with_negatives
 from .rows import Row, media_markers, without
 
@@ -73,19 +73,19 @@ class MMCollator:
         if any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
         if any(row.videos for row in rows):
-            distinct = {image_key(video): video for row in rows for video in row.videos}
-            batch |= self.processor.flat_videos([[distinct[image_key(video)] for video in row.videos] for row in rows])
+            distinct = {video: video.source for row in rows for video in row.videos}
+            batch |= self.processor.flat_videos([[distinct[video] for video in row.videos] for row in rows])
         if TASKS[self.task].has_labels:
             self.processor.drop_cut_media(batch)
         return batch
 
-    def flat_audio(self, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
+    def flat_audio(self, clips: list[list[MediaRef]]) -> dict[str, torch.Tensor]:
         """The tensors of the distinct sounds, as the processor gives them, or as their tower heard them."""
         if "audio" in self.cached:
             return self.cached["audio"].batch(clips)
         if self.augmentation is not None and self.augmentation.audio:
             return self.augmentation.sounds(self.processor, clips)
-        return self.processor.flat_audio(clips)
+        return self.processor.flat_audio([[clip.source for clip in row_clips] for row_clips in clips])
 
     def flat_images(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """The tensors of the distinct images, as the processor gives them, or as their tower saw them."""
@@ -100,19 +100,19 @@ class MMCollator:
         opened: dict[str, Image.Image] = {}
         decoded = {key: image for row in rows for key, image in row.opened.items()}
         for image in (image for row in rows for image in row.images):
-            if (key := image_key(image)) not in opened:
-                opened[key] = decoded[key] if key in decoded else self.cached_image(image, key)
+            if image.key not in opened:
+                opened[image.key] = decoded[image.key] if image.key in decoded else self.cached_image(image)
         if self.augmentation is not None:
             opened = self.augmentation.pictures(opened, self.processor.image_processor)
-        return [[opened[image_key(image)] for image in row.images] for row in rows]
+        return [[opened[image.key] for image in row.images] for row in rows]
 
-    def cached_image(self, image: str | bytes, key: str) -> Image.Image:
+    def cached_image(self, image: MediaRef) -> Image.Image:
         """An image from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
         background = self.processor.image_background
         if self.augmentation is None or not self.augmentation.images:
-            return self.kept.get(key, lambda: open_image(image, background))
+            return self.kept.get(image.key, lambda: open_image(image.source, background))
         side = self.augmentation.short_side(self.processor.image_processor)
-        return self.kept.get((key, side), lambda: shrunk(open_image(image, background), side))
+        return self.kept.get((image.key, side), lambda: shrunk(open_image(image.source, background), side))
 
     def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; prompts too where asked for."""
@@ -235,7 +235,7 @@ class RetrievalCollator(MMCollator):
         batch: dict[str, Any] = {**said, **self.flat_images(rows)}
         batch["image_keys"] = torch.zeros(int(batch["image_index"].max()) + 1, dtype=torch.long)
         for row, places in zip(rows, batch["image_index"], strict=True):
-            batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image_key(i)) for i in row.images])
+            batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image.key) for image in row.images])
         if said is not whole or any(row.concept for row in rows):
             batch["text_keys"] = text_keys(**whole)
             for place, row in enumerate(rows):

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..model.audio_mm import MAX_SECONDS
 from ..model.media_mm import MODALITIES
 from ..tasks import TASKS
-from .media import BadRow, MediaCheck, image_key
+from .media import BadRow, MediaCheck
 from .rows import Columns, Row, RowReader, media_markers, undecoded
 from .targets import encode_target
 
@@ -196,7 +196,7 @@ class MMDataset(torch.utils.data.Dataset):
         for index, number in enumerate(self.kept):
             row = self.row(number)
             media = row.images or row.videos or row.audio
-            name = image_key(media[0]) if media else f"row {number}"
+            name = media[0].key if media else f"row {number}"
             groups.setdefault(row.concept if by_concept and row.concept else name, []).append(index)
         return list(groups.values())
 

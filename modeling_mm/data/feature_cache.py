@@ -34,7 +34,7 @@ from .augmentation import Augmentation
 from .dataset import MMDataset
 from .feature_store import FeatureStore, buckets_of
 from .fingerprint import NAMES, digest_of_weights
-from .media import image_key, open_image
+from .media import MediaRef, open_image
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +49,19 @@ TOLERANCE = 0.05  # of the states' spread, by which they may differ beside anoth
 
 @dataclass
 class CachedMedia:
-    """One modality: the entries of its media, `keys` by what `image_key` says of them."""
+    """One modality: the entries of its media, `keys` by `MediaRef.key`."""
 
     modality: str
     store: FeatureStore
     keys: dict[str, str]
 
-    def batch(self, rows: Sequence[Sequence[str | bytes]]) -> dict[str, torch.Tensor]:
+    def batch(self, rows: Sequence[Sequence[MediaRef]]) -> dict[str, torch.Tensor]:
         """What the tower gave for the distinct media of the rows, as the model takes it, and their index (B, N).
 
         Raises:
             ValueError: a medium is not there.
         """
-        media, index = distinct_items([[image_key(medium) for medium in own] for own in rows])
+        media, index = distinct_items([[medium.key for medium in own] for own in rows])
         if unknown := [medium for medium in media if medium not in self.keys]:
             raise ValueError(f"'{unknown[0]}' is not in the cache '{self.store.folder}', which was made without it")
         return {**self.store.read([self.keys[medium] for medium in media]), f"{self.modality}_index": index}
@@ -108,12 +108,12 @@ class FrozenTower:
             "kept": [str(self.dtype), self.precision, self.pooled],
         }
 
-    def prepare(self, medium: str | bytes) -> dict[str, torch.Tensor]:
+    def prepare(self, medium: MediaRef) -> dict[str, torch.Tensor]:
         """What the tower takes of one medium, exactly as a batch would bring it."""
         if self.modality == "image":
-            given = self.processor.flat_images([[open_image(medium, self.processor.image_background)]])
+            given = self.processor.flat_images([[open_image(medium.source, self.processor.image_background)]])
         else:
-            given = self.processor.flat_audio([[medium]])
+            given = self.processor.flat_audio([[medium.source]])
         return {name: tensor for name, tensor in given.items() if name != f"{self.modality}_index"}
 
     @torch.no_grad()
@@ -173,23 +173,25 @@ class Source:
     number: int
     modality: str
     place: int
+    key: str  # of its `MediaRef`: the path, or the digest of embedded bytes
+    embedded: bool
 
-    def medium(self) -> str | bytes:
+    def medium(self) -> MediaRef:
         return self.dataset.row(self.number).media[self.modality][self.place]
 
     def content_key(self) -> str:
         """A digest of the medium's bytes."""
-        medium = self.medium()
-        return hashlib.sha256(Path(medium).read_bytes() if isinstance(medium, str) else medium).hexdigest()
+        return self.key if self.embedded else hashlib.sha256(Path(self.key).read_bytes()).hexdigest()
 
 
 def sources_of(datasets: Sequence[MMDataset], modality: str) -> dict[str, Source]:
-    """Where the distinct media of a modality stand, by what `image_key` says of them."""
+    """Where the distinct media of a modality stand, by `MediaRef.key`."""
     sources: dict[str, Source] = {}
     for dataset in datasets:
         for number in dataset.kept:
             for place, medium in enumerate(dataset.row(number).media[modality]):
-                sources.setdefault(image_key(medium), Source(dataset, number, modality, place))
+                source = Source(dataset, number, modality, place, medium.key, medium.path is None)
+                sources.setdefault(medium.key, source)
     return sources
 
 

@@ -4,6 +4,8 @@
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from PIL import Image
@@ -15,7 +17,40 @@ from ..model.media_mm import MODALITIES
 from ..model.video_mm import read_video
 
 MediaSource: TypeAlias = str | bytes | list  # a list holds the frames of a video
-Media: TypeAlias = Mapping[str, Sequence[MediaSource]]  # by the name of their modality
+
+
+@dataclass(frozen=True, eq=False)
+class MediaRef:
+    """An image, audio clip or video of a row, and the key by which equal ones are recognised.
+
+    The key is computed once, however often it is asked for; two references are equal if their keys are.
+
+    Args:
+        source: a path, encoded bytes, or a list of paths and bytes, the frames of a video.
+    """
+
+    source: MediaSource
+
+    @property
+    def path(self) -> str | None:
+        """The path; None for embedded bytes and for frames."""
+        return self.source if isinstance(self.source, str) else None
+
+    @cached_property
+    def key(self) -> str:
+        """The path, or the SHA-256 digest of the bytes; the keys of all frames of a video."""
+        if isinstance(self.source, list):
+            return "\n".join(MediaRef(frame).key for frame in self.source)
+        return self.source if isinstance(self.source, str) else hashlib.sha256(self.source).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MediaRef) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+Media: TypeAlias = Mapping[str, Sequence[MediaRef]]  # by the name of their modality
 
 LISTED = 20  # sounds that a remark names
 
@@ -32,8 +67,8 @@ class MediaCheck:
     def __init__(self, pool: Executor, max_seconds: float, num_frames: int | None = None):
         self.pool, self.max_seconds, self.num_frames = pool, max_seconds, num_frames
         self.known: dict[str, dict[str, str | None]] = {name: {} for name in MODALITIES}
-        self.cut: list[str | bytes] = []
-        self.silent: list[str | bytes] = []
+        self.cut: list[MediaRef] = []
+        self.silent: list[MediaRef] = []
 
     def look(self, media: Media) -> None:
         """Open those that were not opened before.
@@ -43,30 +78,29 @@ class MediaCheck:
         """
         complaints = {"image": image_complaint, "audio": self.sound_complaint, "video": self.video_complaint}
         for name, items in media.items():
-            new = {image_key(item): item for item in items}
-            new = {key: item for key, item in new.items() if key not in self.known[name]}
+            new = {item.key: item for item in items if item.key not in self.known[name]}
             self.known[name].update(zip(new, self.pool.map(complaints[name], new.values()), strict=True))
 
-    def sound_complaint(self, source: str | bytes) -> str | None:
+    def sound_complaint(self, medium: MediaRef) -> str | None:
         """What is wrong with a sound, None where it can be used."""
         try:
-            clip, _, seconds = open_audio(source, self.max_seconds)
+            clip, _, seconds = open_audio(medium.source, self.max_seconds)
         except ImportError as error:
             raise ValueError(str(error)) from None
         except ValueError as error:
             return str(error)
         if seconds > self.max_seconds:
-            self.cut.append(source)
+            self.cut.append(medium)
         if is_silent(clip):
-            self.silent.append(source)
+            self.silent.append(medium)
         return None
 
-    def video_complaint(self, source: MediaSource) -> str | None:
+    def video_complaint(self, medium: MediaRef) -> str | None:
         """What is wrong with a video, None where it can be used."""
         if self.num_frames is None:
             return "there is a video, but this model takes none (a new one takes it by --num_frames)"
         try:
-            read_video(source, self.num_frames)
+            read_video(medium.source, self.num_frames)
         except ImportError as error:
             raise ValueError(str(error)) from None
         except ValueError as error:
@@ -75,21 +109,21 @@ class MediaCheck:
 
     def complaint(self, media: Media) -> str | None:
         """The first thing that is wrong with media which were looked at."""
-        found = [self.known[name][image_key(item)] for name, items in media.items() for item in items]
+        found = [self.known[name][item.key] for name, items in media.items() for item in items]
         return next(filter(None, found), None)
 
     def remarks(self) -> list[str]:
         """What to know of the sounds that can be used."""
         said = []
-        for sources, what in (
+        for media, what in (
             (self.cut, f"longer than {self.max_seconds:g} s and will be cut"),
             (self.silent, "silent"),
         ):
-            if sources:
-                names = sorted(f"'{source}'" for source in sources if isinstance(source, str))
-                more = [f"{len(sources) - len(names[:LISTED])} more"] if len(sources) > len(names[:LISTED]) else []
+            if media:
+                names = sorted(f"'{medium.path}'" for medium in media if medium.path is not None)
+                more = [f"{len(media) - len(names[:LISTED])} more"] if len(media) > len(names[:LISTED]) else []
                 listed = f": {', '.join([*names[:LISTED], *more])}" if names else ""
-                said.append(f"{len(sources)} of {len(self.known['audio'])} sounds are {what}{listed}")
+                said.append(f"{len(media)} of {len(self.known['audio'])} sounds are {what}{listed}")
         return said
 
 
@@ -97,7 +131,7 @@ class BadRow(ValueError):
     """A row that cannot be used; the message says what was found and what was expected."""
 
 
-def open_image(source: str | bytes | Image.Image, background: str = BACKGROUND) -> Image.Image:
+def open_image(source: MediaSource | Image.Image, background: str = BACKGROUND) -> Image.Image:
     """The RGB image of a cell, a file or an object; see `images_mm.open_image`.
 
     Raises:
@@ -109,17 +143,10 @@ def open_image(source: str | bytes | Image.Image, background: str = BACKGROUND) 
         raise BadRow(str(error)) from None
 
 
-def image_key(source: str | bytes | list) -> str:
-    """What makes two cells the same medium: the path, or a digest of the bytes; those of all frames."""
-    if isinstance(source, list):
-        return "\n".join(map(image_key, source))
-    return source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
-
-
-def image_complaint(source: str | bytes) -> str | None:
+def image_complaint(image: MediaRef) -> str | None:
     """What is wrong with an image, None where it opens."""
     try:
-        open_image(source)
+        open_image(image.source)
     except BadRow as error:
         return str(error)
     return None

@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 
 from .dataset import MMDataset
-from .media import image_key
 from .rows import Row
 from .targets import normalize
 
@@ -25,7 +24,7 @@ def choose_negatives(rows: Sequence[Row], seed: int) -> list[int | None]:
     """
     numbers = zlib.crc32(repr((seed, [row.number for row in rows])).encode())
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(numbers)).tolist()
-    keys, texts = [image_key(row.images[0]) for row in rows], [normalize(row.text) for row in rows]
+    keys, texts = [row.images[0].key for row in rows], [normalize(row.text) for row in rows]
     right: dict[str, set[str]] = {}
     for key, text in zip(keys, texts, strict=True):
         right.setdefault(key, set()).add(text)

@@ -23,7 +23,7 @@ from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from ..model.video_mm import is_video
 from ..tasks import TASKS
-from .media import BadRow
+from .media import BadRow, MediaRef
 from .targets import label_columns, read_target, target_complaint
 
 
@@ -42,21 +42,29 @@ class Columns:
 
 @dataclass
 class Row:
-    """One example: `images`, `audio` and `videos` are paths or encoded bytes, or a list of them for the frames of a
-    video; `number` counts from 1 within the source. `opened` holds images, by their keys, that a check has decoded
-    already."""
+    """One example: its images, text, audio clips, videos and target.
+
+    `images`, `audio` and `videos` hold a `MediaRef` each; a source given in place of one is wrapped. `number` counts
+    from 1 within the source. `opened` holds images, by their keys, that a check has decoded already.
+    """
 
     number: int
-    images: list[str | bytes]
+    images: list[MediaRef]
     text: str
     target: Any = None
-    audio: list[str | bytes] = field(default_factory=list)
-    videos: list[str | bytes | list] = field(default_factory=list)
+    audio: list[MediaRef] = field(default_factory=list)
+    videos: list[MediaRef] = field(default_factory=list)
     opened: dict[str, Image.Image] = field(default_factory=dict)
     concept: str | None = None
 
+    def __post_init__(self):
+        for modality in MODALITIES.values():
+            items = getattr(self, modality.argument)
+            refs = [item if isinstance(item, MediaRef) else MediaRef(item) for item in items]
+            setattr(self, modality.argument, refs)
+
     @property
-    def media(self) -> dict[str, list]:
+    def media(self) -> dict[str, list[MediaRef]]:
         """Images, audio clips and videos by the name of their modality."""
         return {name: getattr(self, modality.argument) for name, modality in MODALITIES.items()}
 

@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..model.audio_mm import MAX_SECONDS
 from ..model.images_mm import BACKGROUND
 from .dataset import MMDataset
-from .media import BadRow, MediaCheck, image_key, open_image
+from .media import BadRow, MediaCheck, open_image
 from .rows import Columns, Row, RowReader, media_markers
 from .shards import Shards
 from .targets import encode_target
@@ -185,7 +185,8 @@ class MMStream(IterableDataset):
         number = 1 + sample.row * len(self.shards) + sample.shard  # no other row has it
         row = self.reader.row(dict(sample.cells), number)
         reason = self.reader.complaint(row, self.markers, self.labels) or self.media_complaint(row)
-        row.opened = {image_key(image): open_image(image, self.background) for image in row.images if reason is None}
+        if reason is None:
+            row.opened = {image.key: open_image(image.source, self.background) for image in row.images}
         if reason is None and self.too_long is not None:
             reason = self.too_long(row)
         if reason is not None:
@@ -233,7 +234,7 @@ class MMStream(IterableDataset):
                 self.note_bad_rows(sample, error, LOGGED + 1)
                 continue
             kept.append(sample.cells)  # type: ignore[arg-type]  # not bad
-            size += sum(len(medium) for items in row.media.values() for medium in items if isinstance(medium, bytes))
+            size += sum(len(m.source) for items in row.media.values() for m in items if isinstance(m.source, bytes))
             if len(kept) == FIRST_ROWS or size > FIRST_BYTES:
                 break
         if not kept:

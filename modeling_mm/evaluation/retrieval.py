@@ -19,7 +19,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from ..data.collator import RetrievalCollator
 from ..data.dataset import MMDataset
-from ..data.media import image_key
+from ..data.media import MediaRef
 from ..model.losses_mm import Pairs, true_candidates
 from ..model.media_mm import MEDIA
 from .calibration import fit_rerank_weight
@@ -253,6 +253,6 @@ def write_found(
             file.write(json.dumps({**shown, "found": [named(picture) for picture in pictures]}) + "\n")
 
 
-def named(image: str | bytes) -> str:
+def named(image: MediaRef) -> str:
     """How an image is called in a report."""
-    return image if isinstance(image, str) else f"embedded {image_key(image)[:12]}"
+    return f"embedded {image.key[:12]}" if image.path is None else image.path

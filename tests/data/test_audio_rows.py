@@ -75,22 +75,22 @@ def test_any_cell_may_be_empty_and_paths_start_at_the_file(folder):
         folder, "red.png,x,low.wav,a", ",,sub/high.flac,b", "red.png,,,a", ",x,,b", ",x,low.wav;sub/high.flac;,a"
     )
     rows = rows_of(read(path).check())
-    assert [[hertz(sound) for sound in row.audio] for row in rows] == [[200], [2000], [], [], [200, 2000]]
+    assert [[hertz(sound.source) for sound in row.audio] for row in rows] == [[200], [2000], [], [], [200, 2000]]
     assert [len(row.images) for row in rows] == [1, 0, 1, 0, 0]
     assert [row.target for row in rows] == ["a", "b", "a", "b", "a"]
 
 
 def test_lists_and_embedded_sounds_are_read(folder):
     (folder / "l.jsonl").write_text(json.dumps({"audio": ["low.wav", "sub/high.flac"], "label": "a"}))
-    assert [hertz(sound) for sound in read(folder / "l.jsonl").check()[0].audio] == [200, 2000]
+    assert [hertz(sound.source) for sound in read(folder / "l.jsonl").check()[0].audio] == [200, 2000]
     cells = [{"bytes": (folder / "low.wav").read_bytes(), "path": None}]
     for name, kind, column in (("one", datasets.Audio(), cells), ("list", datasets.List(datasets.Audio()), [cells])):
         table = datasets.Dataset.from_dict({"audio": column, "label": ["a"]}).cast_column("audio", kind)
         table.to_parquet(folder / f"{name}.parquet")
         dataset = read(folder / f"{name}.parquet")
-        assert isinstance(table.features["audio"], type(kind)) and [hertz(s) for s in dataset.check()[0].audio] == [
-            200
-        ]
+        assert isinstance(table.features["audio"], type(kind)) and [
+            hertz(s.source) for s in dataset.check()[0].audio
+        ] == [200]
 
 
 def test_a_folder_of_sounds_has_its_classes_or_its_metadata(folder):
@@ -98,14 +98,14 @@ def test_a_folder_of_sounds_has_its_classes_or_its_metadata(folder):
         (folder / "calls" / label).mkdir(parents=True)
         write_tone(folder / "calls" / label / "1.wav", pitch)
     rows = rows_of(read(folder / "calls").check())
-    assert {row.target: hertz(row.audio[0]) for row in rows} == {"low": 200, "high": 2000}
+    assert {row.target: hertz(row.audio[0].source) for row in rows} == {"low": 200, "high": 2000}
     (folder / "calls").rename(folder / "train")
-    assert {row.target: hertz(row.audio[0]) for row in rows_of(read(folder))} == {"low": 200, "high": 2000}
+    assert {row.target: hertz(row.audio[0].source) for row in rows_of(read(folder))} == {"low": 200, "high": 2000}
     with pytest.raises(ValueError, match="has the splits train, not 'test'"):
         read_table(str(folder), "test")
     (folder / "metadata.csv").write_text("file_name,label\nlow.wav,007\nsub/high.flac,None\n")
     rows = rows_of(read(folder).check())
-    assert {row.target: hertz(row.audio[0]) for row in rows} == {"007": 200, "None": 2000}
+    assert {row.target: hertz(row.audio[0].source) for row in rows} == {"007": 200, "None": 2000}
 
 
 def test_without_an_audio_column_nothing_of_it_is_read(folder):

@@ -30,6 +30,7 @@ from modeling_mm.data import augmentation
 from modeling_mm.data.augmentation import AUDIO, IMAGES, Augmentation, log_mel_frames, spec_augment
 from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.media import MediaRef
 from modeling_mm.data.rows import Columns, Row
 from modeling_mm.model.audio_mm import read_audio
 from modeling_mm.training.arguments import DataArguments
@@ -235,7 +236,7 @@ def test_specaugment_masks_frames_and_bins_of_the_clip_only(processor, files, ki
     hearing = MMProcessor(processor.image_processor, processor.tokenizer, audio=make(), max_seconds=1.0)
     _, sounds = files
     plain = hearing.flat_audio([sounds])
-    batch = Augmentation(audio=["specaugment"]).sounds(hearing, [sounds])
+    batch = Augmentation(audio=["specaugment"]).sounds(hearing, [list(map(MediaRef, sounds))])
     assert torch.equal(plain["audio_index"], batch["audio_index"]) and plain.keys() == batch.keys()
     before, after = (log_mel_frames(b["input_features"], hearing.feature_extractor) for b in (plain, batch))
     assert before.shape[2] == bins and after.data_ptr() == batch["input_features"].data_ptr()
@@ -270,7 +271,7 @@ def test_short_and_silent_clips_can_be_augmented(listener, tmp_path):
         soundfile.write(paths[-1], clip, RATE)
     listener.max_seconds = 1.5
     with pytest.warns(UserWarning, match="only its first"):
-        batch = Augmentation(audio=AUDIO).sounds(listener, [paths])
+        batch = Augmentation(audio=AUDIO).sounds(listener, [list(map(MediaRef, paths))])
     assert torch.isfinite(batch["input_features"]).all() and len(batch["input_features"]) == 3
 
 

@@ -61,7 +61,7 @@ def test_a_prompt_is_the_chat_template_s(tokenizer, template, files):
     ]
     batch = MMCollator(processor, "generation", with_prompts=True)(rows)
     for index, row in enumerate(rows):
-        images = [] if "<image>" in row.text else [{"type": "image", "url": path} for path in row.images]
+        images = [] if "<image>" in row.text else [{"type": "image", "url": image.path} for image in row.images]
         turn = [{"role": "user", "content": [*images, {"type": "text", "text": row.text}]}]
         tokenized = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)
         expected = tokenized["input_ids"][0]

@@ -77,7 +77,7 @@ def test_cells_stay_as_written_and_an_empty_one_is_a_missing_modality(folder, ki
         (3, "None", "null"),
         (4, "", "1"),
     ]
-    pictures = [[open_image(image).getpixel((0, 0)) for image in row.images] for row in rows_of(dataset)]
+    pictures = [[open_image(image.source).getpixel((0, 0)) for image in row.images] for row in rows_of(dataset)]
     assert pictures == [[RED], [BLUE], [], [RED]]
 
 
@@ -98,7 +98,7 @@ def test_several_pictures_are_joined_by_semicolons_or_a_list(folder):
     (folder / "l.jsonl").write_text(json.dumps({"image": ["red.png", "green.png"], "text": "a", "answer": "b"}))
     for path in (write(folder, "csv", [("red.png; green.png;", "a", "b")]), folder / "l.jsonl"):
         row = read(path).check()[0]
-        assert [open_image(image).getpixel((0, 0)) for image in row.images] == [RED, GREEN]
+        assert [open_image(image.source).getpixel((0, 0)) for image in row.images] == [RED, GREEN]
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "list"])
@@ -108,7 +108,7 @@ def test_pictures_inside_a_parquet_file_are_rows_too(folder, many):
     features = {"image": kind, "text": datasets.Value("string"), "answer": datasets.Value("string")}
     columns = {"image": [[c] for c in cells] if many else cells, "text": ["a", "b"], "answer": ["c", "d"]}
     datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(folder / "i.parquet")
-    found = [open_image(row.images[0]).getpixel((0, 0)) for row in rows_of(read(folder / "i.parquet").check())]
+    found = [open_image(row.images[0].source).getpixel((0, 0)) for row in rows_of(read(folder / "i.parquet").check())]
     assert found == [RED, BLUE]
 
 
@@ -116,7 +116,7 @@ def test_plain_bytes_are_a_picture(folder):
     table = datasets.Dataset.from_dict({"image": [png(RED)], "text": ["a"], "answer": ["b"]})
     table = table.cast_column("image", datasets.Value("binary"))
     table.to_parquet(folder / "b.parquet")
-    assert open_image(read(folder / "b.parquet").check()[0].images[0]).getpixel((0, 0)) == RED
+    assert open_image(read(folder / "b.parquet").check()[0].images[0].source).getpixel((0, 0)) == RED
 
 
 def test_a_cell_that_is_no_picture_is_a_bad_row(folder):
@@ -141,7 +141,7 @@ def test_class_folders_are_labels(folder):
         (folder / "pets" / label).mkdir(parents=True)
         drawing(colour).save(folder / "pets" / label / "1.png")
     rows = rows_of(read(folder / "pets", Columns("image", "text", "label")).check())
-    assert {row.target: open_image(row.images[0]).getpixel((0, 0)) for row in rows} == {"cat": RED, "dog": BLUE}
+    assert {row.target: open_image(row.images[0].source).getpixel((0, 0)) for row in rows} == {"cat": RED, "dog": BLUE}
     assert [row.text for row in rows] == ["", ""]
 
 
@@ -150,7 +150,7 @@ def test_metadata_cells_stay_as_written(folder):
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     rows = rows_of(read(folder).check())
     assert [(row.text, row.target) for row in rows] == [("007", "None"), ("1.50", "NA"), ("", "null")]
-    assert [open_image(row.images[0]).getpixel((0, 0)) for row in rows] == [RED, BLUE, GREEN]
+    assert [open_image(row.images[0].source).getpixel((0, 0)) for row in rows] == [RED, BLUE, GREEN]
 
 
 def test_a_folder_named_test_is_read_and_splits_are_kept_apart(folder):
@@ -161,7 +161,7 @@ def test_a_folder_named_test_is_read_and_splits_are_kept_apart(folder):
     columns = Columns("image", "text", "label")
 
     def colours(source, split):
-        return {open_image(r.images[0]).getpixel((0, 0)) for r in rows_of(read(source, columns, split=split))}
+        return {open_image(r.images[0].source).getpixel((0, 0)) for r in rows_of(read(source, columns, split=split))}
 
     assert colours(folder / "s" / "test", "train") == colours(folder / "s", "test") == {BLUE}
     assert colours(folder / "s" / "train", "train") == colours(folder / "s", "train") == {RED}
@@ -244,7 +244,7 @@ def test_easy_vqa_has_its_official_size(split, rows, pictures):
     assert len(table) == rows and len(set(table["image"])) == pictures
     assert set(table.column_names) == set(HEADER)
     dataset = MMDataset("easy-vqa", *read_table("easy-vqa", split), COLUMNS)
-    assert open_image(dataset[rows - 1].images[0]).size == (64, 64)
+    assert open_image(dataset[rows - 1].images[0].source).size == (64, 64)
 
 
 def test_easy_vqa_has_no_other_split():

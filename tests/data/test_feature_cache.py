@@ -22,6 +22,7 @@ from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.media import MediaRef
 from modeling_mm.training.build import use_cached_features
 
 CACHING = Path(__file__).parents[1] / "helpers" / "feature_cache.py"
@@ -179,7 +180,7 @@ def test_entries_are_what_the_tower_gives_and_the_same_content_is_computed_once(
     assert batch.keys() == {"image_states", "image_index", *mask}
     assert all(torch.equal(batch[name], own) for name, own in mask.items())
     with pytest.raises(ValueError, match=r"'other.png' is not in the cache"):
-        cached.batch([["other.png"]])
+        cached.batch([[MediaRef("other.png")]])
 
 
 def test_bfloat16_takes_half_and_rounds(rows, tmp_path):

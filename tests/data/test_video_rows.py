@@ -248,7 +248,7 @@ def test_cells_name_files_folders_and_several(folder):
     ]
     rows = checked(write_csv(folder, *rows))
     assert [len(row.videos) for row in rows] == [1, 1, 0, 2, 1]
-    assert [len(read_video(video, 4)) for row in rows for video in row.videos] == [4, 4, 4, 2, 2]
+    assert [len(read_video(video.source, 4)) for row in rows for video in row.videos] == [4, 4, 4, 2, 2]
     assert read(write_csv(folder, ",x,nowhere.mp4,a"), Columns("image", "text", "label")).check()[0].videos == []
 
 
@@ -256,9 +256,9 @@ def test_lists_of_frames_and_embedded_videos_are_read(folder):
     one, two = ["frames/1.png", "frames/2.png"], [["frames/1.png"], ["red.png", "frames/3.png"]]
     lines = [{"video": cell, "label": "a"} for cell in (one, ["long.mp4", "short.mp4"])]
     (folder / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [list(map(np.size, row.videos)) for row in checked(folder / "l.jsonl")] == [[2], [1, 1]]
+    assert [[np.size(video.source) for video in row.videos] for row in checked(folder / "l.jsonl")] == [[2], [1, 1]]
     (folder / "n.jsonl").write_text(json.dumps({"video": two, "label": "a"}))
-    assert [len(video) for video in checked(folder / "n.jsonl")[0].videos] == [1, 2]
+    assert [len(video.source) for video in checked(folder / "n.jsonl")[0].videos] == [1, 2]
     pictures = [[{"bytes": (folder / "frames" / f"{n}.png").read_bytes(), "path": None} for n in range(3)]]
     for kind, column, frames in (
         (datasets.Video(), [{"bytes": (folder / "long.mp4").read_bytes(), "path": None}], 4),
@@ -267,7 +267,7 @@ def test_lists_of_frames_and_embedded_videos_are_read(folder):
         table = datasets.Dataset.from_dict({"video": column, "label": ["a"]}).cast_column("video", kind)
         table.to_parquet(folder / "e.parquet")
         (video,) = checked(folder / "e.parquet")[0].videos
-        assert len(read_video(video, 4)) == frames
+        assert len(read_video(video.source, 4)) == frames
 
 
 def test_bad_videos_stop_with_their_row_or_are_listed_when_skipped(folder):
