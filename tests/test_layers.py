@@ -55,3 +55,46 @@ def test_imports_go_down(file):
 def test_the_space_imports_nothing_of_the_package():
     for path in (PACKAGE.parent / "hub_space").glob("*.py"):
         assert "import modeling_mm" not in path.read_text() and "from modeling_mm" not in path.read_text()
+
+
+def edges(with_type_checking: bool) -> dict[str, set[str]]:
+    """Files of the package by name, and those that each imports; imports within functions count."""
+
+    class Imports(ast.NodeVisitor):
+        def __init__(self, parts: tuple[str, ...]):
+            self.parts, self.names = parts, set()
+
+        def visit_If(self, node):
+            manifest = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            for child in node.orelse if manifest and not with_type_checking else [*node.body, *node.orelse]:
+                self.visit(child)
+
+        def visit_ImportFrom(self, node):
+            if node.level:
+                base = ".".join([*self.parts[: len(self.parts) - node.level], *filter(None, [node.module])])
+                self.names |= {base, *(f"{base}.{name.name}".lstrip(".") for name in node.names)}
+
+    files = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    graph = {}
+    for name, path in files.items():
+        imports = Imports(tuple(name.split(".")))
+        imports.visit(ast.parse(path.read_text(encoding="utf-8")))
+        graph[name] = imports.names & files.keys() - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> set[str]:
+    """Files on or between circles: without those, again and again, that import no other or that no other imports."""
+    left = set(graph)
+    while True:
+        imported = set().union(*(graph[name] for name in left)) if left else set()
+        ends = {name for name in left if not graph[name] & left or name not in imported}
+        if not ends:
+            return left
+        left -= ends
+
+
+def test_six_floors_and_no_circle_but_the_manifest():
+    assert len(LAYERS) <= 6
+    assert circles(edges(with_type_checking=False)) == set()
+    assert all(name.startswith("model.") for name in circles(edges(with_type_checking=True)))

@@ -149,7 +149,13 @@ def test_the_folder_is_a_model_and_a_processor_without_the_package(trained, fusi
         cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HOME": str(folder),
+            "HF_HOME": str(folder / "hf"),
+            "HF_HUB_OFFLINE": "1",
+        },
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]

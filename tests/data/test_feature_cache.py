@@ -25,7 +25,6 @@ from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.media import MediaRef
 from modeling_mm.training.build import use_cached_features
 
-CACHING = Path(__file__).parents[1] / "helpers" / "feature_cache.py"
 COUNT, DISTINCT = 24, 23
 STEPS = ["--max_steps", "6", "--logging_steps", "1", "--per_device_train_batch_size", "4", "--max_new_tokens", "2"]
 QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no"]
@@ -225,8 +224,9 @@ def test_a_file_with_another_content_is_another_picture(rows, tmp_path):
 
 
 def start(tmp_path, log, seconds):
-    argv = [sys.executable, str(CACHING), str(tmp_path), str(tmp_path / "cache"), str(tmp_path / log), str(seconds)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    argv = ["-m", "helpers.feature_cache", tmp_path, tmp_path / "cache", tmp_path / log, seconds]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, argv)], cwd=Path(__file__).parents[1], **pipes)
 
 
 def shards(tmp_path, name="cache"):

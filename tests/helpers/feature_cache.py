@@ -1,11 +1,12 @@
 """A feature cache of a tiny model over drawn images, filled in this process or, as a program, in one of its own.
 
-python tests/helpers/feature_cache.py TABLE FOLDER LOG SECONDS
+python -m helpers.feature_cache TABLE FOLDER LOG SECONDS
 
 It sleeps SECONDS with each batch, for which LOG gets a line.
 """
 
 import contextlib
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def small_parts(monkeypatch=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     pictures, folder, log, seconds = sys.argv[1:]
     small_parts()
     names = sorted(Path(pictures).glob("*.png"), key=lambda path: int(path.stem))
