@@ -38,7 +38,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from modeling_mm.data.augmentation import picture_transform
+from modeling_mm.data.augmentation import image_transform
 from modeling_mm.training.scratch import text_config, train_tokenizer
 
 SIDE = 32  # pixels: half of what the images have, in a quarter of the time
@@ -108,7 +108,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     encoded = tokenizer(data.texts)
     names = options.augment_images
-    augment = picture_transform(names, (SIDE, SIDE)) if names else torch.nn.Identity()
+    augment = image_transform(names, (SIDE, SIDE)) if names else torch.nn.Identity()
     generator = torch.Generator().manual_seed(options.seed)
     model.train()
     seen, start = 0, time.process_time()

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Images, sounds and videos of a table: told apart, opened with care, kept in memory, and what is wrong with each."""
+"""Images, audio clips and videos of a table: references, careful opening, checks, and a cache of decoded images."""
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -38,7 +38,7 @@ class MediaRef:
 
     @cached_property
     def key(self) -> str:
-        """The path, or the SHA-256 digest of the bytes; the keys of all frames of a video."""
+        """The path, the SHA-256 digest of the bytes, or the keys of all frames of a video."""
         if isinstance(self.source, list):
             return "\n".join(MediaRef(frame).key for frame in self.source)
         return self.source if isinstance(self.source, str) else hashlib.sha256(self.source).hexdigest()
@@ -52,16 +52,16 @@ class MediaRef:
 
 Media: TypeAlias = Mapping[str, Sequence[MediaRef]]  # by the name of their modality
 
-LISTED = 20  # sounds that a remark names
+LISTED = 20  # audio clips that a remark names
 
 
 class MediaCheck:
-    """What was found out about the media looked at so far.
+    """Findings about the media that were checked so far.
 
     Args:
-        pool: where they are opened.
-        max_seconds: of a sound that will be used.
-        num_frames: of a video that will be used; None where the model takes no video.
+        pool: runs the checks.
+        max_seconds: seconds of an audio clip that will be used.
+        num_frames: frames of a video that will be used; None if the model takes no video.
     """
 
     def __init__(self, pool: Executor, max_seconds: float, num_frames: int | None = None):
@@ -71,18 +71,18 @@ class MediaCheck:
         self.silent: list[MediaRef] = []
 
     def look(self, media: Media) -> None:
-        """Open those that were not opened before.
+        """Open the media that were not opened before.
 
         Raises:
-            ValueError: there is sound or video, and the libraries that read it are not installed.
+            ValueError: there is audio or video, and the libraries that read it are not installed.
         """
-        complaints = {"image": image_complaint, "audio": self.sound_complaint, "video": self.video_complaint}
+        complaints = {"image": image_complaint, "audio": self.audio_complaint, "video": self.video_complaint}
         for name, items in media.items():
             new = {item.key: item for item in items if item.key not in self.known[name]}
             self.known[name].update(zip(new, self.pool.map(complaints[name], new.values()), strict=True))
 
-    def sound_complaint(self, medium: MediaRef) -> str | None:
-        """What is wrong with a sound, None where it can be used."""
+    def audio_complaint(self, medium: MediaRef) -> str | None:
+        """The reason why an audio clip cannot be used; None if it can."""
         try:
             clip, _, seconds = open_audio(medium.source, self.max_seconds)
         except ImportError as error:
@@ -96,9 +96,9 @@ class MediaCheck:
         return None
 
     def video_complaint(self, medium: MediaRef) -> str | None:
-        """What is wrong with a video, None where it can be used."""
+        """The reason why a video cannot be used; None if it can."""
         if self.num_frames is None:
-            return "there is a video, but this model takes none (a new one takes it by --num_frames)"
+            return "the row has a video, but this model takes none (--num_frames makes a new model that does)"
         try:
             read_video(medium.source, self.num_frames)
         except ImportError as error:
@@ -108,14 +108,14 @@ class MediaCheck:
         return None
 
     def complaint(self, media: Media) -> str | None:
-        """The first thing that is wrong with media which were looked at."""
+        """The first reason why one of these media, all checked before, cannot be used; None if all can."""
         found = [self.known[name][item.key] for name, items in media.items() for item in items]
         return next(filter(None, found), None)
 
     def remarks(self) -> list[str]:
-        """What to know of the sounds that can be used."""
-        said = []
-        for media, what in (
+        """Warnings about audio clips that can be used, but not as they are."""
+        remarks = []
+        for media, finding in (
             (self.cut, f"longer than {self.max_seconds:g} s and will be cut"),
             (self.silent, "silent"),
         ):
@@ -123,8 +123,8 @@ class MediaCheck:
                 names = sorted(f"'{medium.path}'" for medium in media if medium.path is not None)
                 more = [f"{len(media) - len(names[:LISTED])} more"] if len(media) > len(names[:LISTED]) else []
                 listed = f": {', '.join([*names[:LISTED], *more])}" if names else ""
-                said.append(f"{len(media)} of {len(self.known['audio'])} sounds are {what}{listed}")
-        return said
+                remarks.append(f"{len(media)} of {len(self.known['audio'])} audio clips are {finding}{listed}")
+        return remarks
 
 
 class BadRow(ValueError):
@@ -135,7 +135,7 @@ def open_image(source: MediaSource | Image.Image, background: str = BACKGROUND) 
     """The RGB image of a cell, a file or an object; see `images_mm.open_image`.
 
     Raises:
-        BadRow: it is missing, no image, truncated, or so large that it may be a decompression bomb.
+        BadRow: the image is missing, not an image, truncated, or so large that it may be a decompression bomb.
     """
     try:
         return images_mm.open_image(source, background)
@@ -144,7 +144,7 @@ def open_image(source: MediaSource | Image.Image, background: str = BACKGROUND) 
 
 
 def image_complaint(image: MediaRef) -> str | None:
-    """What is wrong with an image, None where it opens."""
+    """The reason why an image cannot be opened; None if it can."""
     try:
         open_image(image.source)
     except BadRow as error:
@@ -156,24 +156,24 @@ BYTES_PER_PIXEL = 4  # of Pillow's RGB
 
 
 class ImageCache:
-    """Images by a key. Once the room is taken, others are opened each time: in a random order every image is as
-    likely to be the next, so that nothing is gained by making room.
+    """Decoded images by a key. Once the cache is full, other images are opened each time: in a random order every
+    image is as likely to be the next, so that nothing is gained by evicting one.
 
     Args:
-        megabytes: of images that are kept at most, in each process that opens any.
+        megabytes: size of the cache, in each process that opens images.
     """
 
     def __init__(self, megabytes: int = 0):
         self.room = megabytes * 2**20
-        self.pictures: dict[Hashable, Image.Image] = {}
+        self.images: dict[Hashable, Image.Image] = {}
 
-    def get(self, key: Hashable, opened: Callable[[], Image.Image]) -> Image.Image:
-        """The image of this key, `opened` where it is not in memory."""
-        if key in self.pictures:
-            return self.pictures[key]
-        picture = opened()
-        size = picture.width * picture.height * BYTES_PER_PIXEL
+    def get(self, key: Hashable, open_image: Callable[[], Image.Image]) -> Image.Image:
+        """The cached image with this key, or the one that `open_image` returns, which is cached if there is room."""
+        if key in self.images:
+            return self.images[key]
+        image = open_image()
+        size = image.width * image.height * BYTES_PER_PIXEL
         if size <= self.room:
             self.room -= size
-            self.pictures[key] = picture
-        return picture
+            self.images[key] = image
+        return image

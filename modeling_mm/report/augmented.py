@@ -38,12 +38,12 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
     pictures = distinct((image for row in rows for image in row.images), PICTURES) if augmentation.images else {}
     if pictures:
         before = {key: open_image(image.source, processor.image_background) for key, image in pictures.items()}
-        views = augmentation.pictures(before, processor.image_processor)
+        views = augmentation.image_views(before, processor.image_processor)
         pairs = list(zip(before.values(), views.values(), strict=True))
         parts.append((1.5 * -(-len(pairs) // PAIRS), lambda part: show_pictures(part, pairs)))
     sounds = distinct((sound for row in rows for sound in row.audio), SOUNDS) if augmentation.audio else {}
     if clips := list(sounds.values()):
-        both = (processor.flat_audio([[clip.source for clip in clips]]), augmentation.sounds(processor, [clips]))
+        both = (processor.flat_audio([[clip.source for clip in clips]]), augmentation.audio_views(processor, [clips]))
         strips = list(zip(*(spectrograms(batch, processor) for batch in both), strict=True))
         parts.append((1.3 * len(strips), lambda part: show_sounds(part, strips)))
     shown = [row for row in rows if row.text][:: max(1, len(rows) // TEXTS)][:TEXTS] or rows[:TEXTS]

@@ -241,8 +241,8 @@ def test_silent_and_cut_sounds_are_reported_once(folder, caplog):
     path = write_csv(folder, *[f",x,{name},a" for name in ("silent.wav", "longer.wav", "low.wav") for _ in range(3)])
     with caplog.at_level(logging.WARNING):
         assert len(read(path).check(max_seconds=0.25)) == 9
-    assert f"1 of 3 sounds are silent: '{folder}/silent.wav'\n" in caplog.text
-    assert f"1 of 3 sounds are longer than 0.25 s and will be cut: '{folder}/longer.wav'\n" in caplog.text
+    assert f"1 of 3 audio clips are silent: '{folder}/silent.wav'\n" in caplog.text
+    assert f"1 of 3 audio clips are longer than 0.25 s and will be cut: '{folder}/longer.wav'\n" in caplog.text
 
 
 def test_every_silent_sound_is_listed(folder, caplog):
@@ -250,7 +250,7 @@ def test_every_silent_sound_is_listed(folder, caplog):
         write_tone(folder / f"s{number:02}.wav", volume=0)
     with caplog.at_level(logging.WARNING):
         read(write_csv(folder, *[f",x,s{number:02}.wav,a" for number in range(23)])).check()
-    assert "23 of 23 sounds are silent" in caplog.text
+    assert "23 of 23 audio clips are silent" in caplog.text
     assert all(f"s{number:02}.wav" in caplog.text for number in range(20)) and ", 3 more" in caplog.text
 
 

@@ -128,7 +128,7 @@ def test_pictures_keep_their_size_and_their_range(names, size):
     bytes_ = {str(n): random.integers(60, 200, (size[1], size[0], 3), dtype=np.uint8) for n in range(4)}
     images = {key: Image.fromarray(value) for key, value in bytes_.items()}
     images["black"], images["white"] = (Image.new("RGB", size, color) for color in ((0, 0, 0), (255, 255, 255)))
-    views = Augmentation(names).pictures(images)
+    views = Augmentation(names).image_views(images)
     assert list(views) == list(images)
     assert all(view.size == size and view.mode == "RGB" for view in views.values())
     assert any(np.asarray(views[key]).tolist() != np.asarray(images[key]).tolist() for key in bytes_)
@@ -140,7 +140,7 @@ def test_pictures_keep_their_size_and_their_range(names, size):
 
 def test_a_flip_is_the_mirror_picture_or_none():
     ramp = Image.fromarray(np.tile(np.arange(20, dtype=np.uint8)[None, :, None], (20, 1, 3)))
-    views = Augmentation(["flip"]).pictures({str(n): ramp for n in range(12)})
+    views = Augmentation(["flip"]).image_views({str(n): ramp for n in range(12)})
     mirrored = [np.asarray(view)[0, 0, 0] == 19 for view in views.values()]
     assert {True, False} == set(mirrored)
     for view, turned in zip(views.values(), mirrored, strict=True):
@@ -152,14 +152,14 @@ def test_a_crop_keeps_most_of_the_picture_and_its_proportions(size):
     width, height = size
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     picture = Image.fromarray(np.stack([across, down, across], axis=-1).astype(np.uint8))
-    for view in Augmentation(["crop"]).pictures({str(n): picture for n in range(10)}).values():
+    for view in Augmentation(["crop"]).image_views({str(n): picture for n in range(10)}).values():
         pixels = np.asarray(view).astype(float)
         wide, high = np.ptp(pixels[..., 0]) / 255, np.ptp(pixels[..., 1]) / 255
         assert 0.65 < wide * high <= 1 and 0.8 < wide / high < 1.25
 
 
 def test_a_very_large_picture_is_shrunk_in_proportion():
-    (view,) = Augmentation(["flip"]).pictures({"large": drawing((9, 9, 9), 1024).resize((2048, 1024))}).values()
+    (view,) = Augmentation(["flip"]).image_views({"large": drawing((9, 9, 9), 1024).resize((2048, 1024))}).values()
     assert view.size == (1024, 512)
 
 
@@ -177,10 +177,10 @@ def test_a_very_large_picture_is_shrunk_in_proportion():
 def test_a_picture_is_changed_no_larger_than_its_tower_sees_it(prepares, side, side_of_crops):
     large = {"large": drawing((9, 9, 9), 1024).resize((2048, 1024))}
     for names, expected in ((["rotate"], side), (["rotate", "crop"], side_of_crops)):
-        (view,) = Augmentation(names).pictures(large, prepares).values()
+        (view,) = Augmentation(names).image_views(large, prepares).values()
         assert view.size == (2 * expected, expected)
         small = {"small": drawing((9, 9, 9), 20)}
-        assert Augmentation(names).pictures(small, prepares)["small"].size == (20, 20)
+        assert Augmentation(names).image_views(small, prepares)["small"].size == (20, 20)
 
 
 def test_a_distinct_picture_and_a_distinct_sound_have_one_view_in_a_batch(listener, rows):
@@ -236,7 +236,7 @@ def test_specaugment_masks_frames_and_bins_of_the_clip_only(processor, files, ki
     hearing = MMProcessor(processor.image_processor, processor.tokenizer, audio=make(), max_seconds=1.0)
     _, sounds = files
     plain = hearing.flat_audio([sounds])
-    batch = Augmentation(audio=["specaugment"]).sounds(hearing, [list(map(MediaRef, sounds))])
+    batch = Augmentation(audio=["specaugment"]).audio_views(hearing, [list(map(MediaRef, sounds))])
     assert torch.equal(plain["audio_index"], batch["audio_index"]) and plain.keys() == batch.keys()
     before, after = (log_mel_frames(b["input_features"], hearing.feature_extractor) for b in (plain, batch))
     assert before.shape[2] == bins and after.data_ptr() == batch["input_features"].data_ptr()
@@ -271,7 +271,7 @@ def test_short_and_silent_clips_can_be_augmented(listener, tmp_path):
         soundfile.write(paths[-1], clip, RATE)
     listener.max_seconds = 1.5
     with pytest.warns(UserWarning, match="only its first"):
-        batch = Augmentation(audio=AUDIO).sounds(listener, [list(map(MediaRef, paths))])
+        batch = Augmentation(audio=AUDIO).audio_views(listener, [list(map(MediaRef, paths))])
     assert torch.isfinite(batch["input_features"]).all() and len(batch["input_features"]) == 3
 
 
@@ -305,7 +305,7 @@ def test_without_kornia_the_extra_is_named(monkeypatch):
 
 
 def test_sound_that_the_model_cannot_have_changed_is_told(processor):
-    with pytest.raises(ValueError, match="--augment_audio needs a model that hears"):
+    with pytest.raises(ValueError, match="--augment_audio needs a model with an audio tower"):
         MMCollator(processor, "classification", augmentation=Augmentation(audio=["noise"]))
     waves = MMProcessor(processor.image_processor, processor.tokenizer, audio=Wav2Vec2FeatureExtractor())
     with pytest.raises(ValueError, match="specaugment masks log-mel features, but this audio tower takes waveforms"):

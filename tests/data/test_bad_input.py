@@ -136,7 +136,7 @@ def test_zero_rows(folder, capsys, text):
 
 def test_ragged_csv(folder, capsys):
     said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "a.png,x,red,one,too,many")))
-    assert "t.csv' cannot be read as a table: line 6 has 6 cells; expected 3, as the header names" in said
+    assert "t.csv' cannot be read as a table: line 6 has 6 cells; expected 3, as in the header" in said
 
 
 def test_row_with_too_many_tokens(folder, capsys):

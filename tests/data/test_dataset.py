@@ -60,7 +60,7 @@ def write(folder, kind, rows=ROWS, header=HEADER):
 
 
 def read(path, columns=COLUMNS, labels=None, split="train"):
-    """The data set of a source, not checked."""
+    """The dataset of a source, not checked."""
     return MMDataset(str(path), *read_table(str(path), split), columns, labels)
 
 
@@ -172,7 +172,7 @@ def test_a_folder_named_test_is_read_and_splits_are_kept_apart(folder):
 def test_an_unknown_source_is_one_sentence(folder):
     (folder / "empty").mkdir()
     for source in ("nobody/nothing", str(folder / "empty")):
-        with pytest.raises(ValueError, match="is neither a file, a folder nor a known data set"):
+        with pytest.raises(ValueError, match="is neither a file, a folder nor a known dataset"):
             read_table(source)
 
 

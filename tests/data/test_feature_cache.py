@@ -332,13 +332,13 @@ def test_pictures_prepared_in_several_sizes_are_refused(rows, tmp_path):
 
 
 REFUSED = {
-    "trains": (["--vision_trainable", "true"], "nothing to keep: the vision tower trains"),
+    "trains": (["--vision_trainable", "true"], "nothing to cache: the vision tower trains"),
     "LoRA": (
         ["--use_peft", "true", "--lora_parts", "vision,text"],
-        "nothing to keep: the vision tower trains .--vision_trainable, or LoRA in it.",
+        "nothing to cache: the vision tower trains .--vision_trainable, or LoRA in it.",
     ),
-    "augmented": (["--augment_images", "crop"], "one view of the images, but --augment_images wants others"),
-    "no media": (["--image_column", ""], "nothing to keep: the rows have no media"),
+    "augmented": (["--augment_images", "crop"], "one view of the images, but --augment_images draws others"),
+    "no media": (["--image_column", ""], "nothing to cache: the rows have no media"),
 }
 
 

@@ -39,7 +39,7 @@ def opened(monkeypatch):
 @pytest.mark.parametrize("augmentation", [None, Augmentation(["rotate"])], ids=["plain", "rotated"])
 def test_a_kept_picture_is_opened_once_and_a_batch_stays_the_same(processor, rows, opened, augmentation):
     without = MMCollator(processor, "classification", augmentation=augmentation)
-    kept = replace(without, kept=ImageCache(1))
+    kept = replace(without, image_cache=ImageCache(1))
     for epoch in range(3):
         if augmentation is not None:
             augmentation.epoch.fill_(epoch)
@@ -50,7 +50,8 @@ def test_a_kept_picture_is_opened_once_and_a_batch_stays_the_same(processor, row
 
 
 def test_what_augmentation_shrank_is_not_what_evaluation_sees(processor, rows, opened):
-    training = MMCollator(processor, "classification", augmentation=Augmentation(["rotate"]), kept=ImageCache(1))
+    options = {"augmentation": Augmentation(["rotate"]), "image_cache": ImageCache(1)}
+    training = MMCollator(processor, "classification", **options)
     training(rows)
     evaluation = replace(training, augmentation=None)
     for _ in range(2):
@@ -66,10 +67,10 @@ def test_room_for_three_pictures_keeps_three(opened, tmp_path):
     for _ in range(2):
         for number, picture in enumerate(pictures):
             assert memory.get(number, lambda picture=picture: picture) is picture
-    assert list(memory.pictures) == [0, 1, 2] and memory.room == 2**20 - 3 * 256 * 300 * 4
+    assert list(memory.images) == [0, 1, 2] and memory.room == 2**20 - 3 * 256 * 300 * 4
     nothing = ImageCache()
     nothing.get(0, lambda: pictures[0])
-    assert not nothing.pictures
+    assert not nothing.images
 
 
 def test_negative_room_is_refused(tmp_path, capsys):

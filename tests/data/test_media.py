@@ -24,7 +24,7 @@ COUNT = 16
 LABELS = ["no", "yes"]
 COLLATORS = {
     "plain": lambda processor: MMCollator(processor, "classification"),
-    "image cache": lambda processor: MMCollator(processor, "classification", kept=ImageCache(1)),
+    "image cache": lambda processor: MMCollator(processor, "classification", image_cache=ImageCache(1)),
     "augmented": lambda processor: MMCollator(processor, "classification", augmentation=Augmentation(["flip"])),
     "matching": lambda processor: MMCollator(processor, "matching", negatives_seed=0),
     "retrieval": lambda processor: RetrievalCollator(processor, "retrieval"),
@@ -74,7 +74,7 @@ def test_an_embedded_image_is_hashed_once_by_a_check_and_by_the_feature_cache(da
     assert set(hashed) == {encoded(n) for n in range(COUNT)} and len(hashed) == COUNT
     del hashed[:]
     rows = [dataset[n] for n in range(COUNT)]
-    collator = MMCollator(processor, "classification", cached={"image": cached}, kept=ImageCache(1))
+    collator = MMCollator(processor, "classification", cached={"image": cached}, image_cache=ImageCache(1))
     assert len(collator(rows)["image_states"]) == COUNT == len(hashed)
 
 

@@ -292,7 +292,7 @@ def test_bad_videos_stop_with_their_row_or_are_listed_when_skipped(folder):
     ):
         assert said in reason
     assert reasons[-1] == "'image', 'text' and 'video' are all empty; expected at least one"
-    with pytest.raises(BadRow, match="t.csv, row 1: there is a video, but this model takes none"):
+    with pytest.raises(BadRow, match="t.csv, row 1: the row has a video, but this model takes none"):
         read(write_csv(folder, rows[0])).check()
     with pytest.raises(ValueError, match="has no column 'video'; it has .*--video_column"):
         read(write_csv(folder, "red.png,x,a", header="image,text,label"))
