@@ -14,7 +14,7 @@ from transformers import pipeline
 from modeling_mm import MMForImageTextRetrieval, MMForSequenceClassification, cli
 from modeling_mm.checkpoint import load_checkpoint
 from modeling_mm.data.collator import RetrievalCollator
-from modeling_mm.evaluation.zero_shot import class_embeddings, evaluate_zero_shot, labelled_pictures
+from modeling_mm.evaluation.zero_shot import class_embeddings, evaluate_zero_shot, labelled_images
 
 TEMPLATES = ["what colour is the {}", "is there a {} square", "{}"]
 
@@ -47,7 +47,7 @@ def evaluate(capsys, model, table, *argv):
 def test_with_one_template_it_answers_as_the_pipeline(finder, table, capsys):
     result = evaluate(capsys, finder, table, "--prompt_templates", TEMPLATES[0], "--batch_size", 4)
     model, processor = load_checkpoint(finder)
-    rows = labelled_pictures(str(table), "test", "image", "label", skip=False)
+    rows = labelled_images(str(table), "test", "image", "label", skip=False)
     evaluation = evaluate_zero_shot(model, RetrievalCollator(processor, "retrieval"), rows, TEMPLATES[:1], 5)
     ask = pipeline("zero-shot-image-classification", model=finder)
     lines = (table.parent / "finder/evaluation/predictions.jsonl").read_text().splitlines()

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from modeling_mm.search.gallery import only_writer
-from modeling_mm.search.pictures import read_pictures
+from modeling_mm.search.images import read_images
 
 
 def test_every_picture_is_there_once_with_the_models_own_embedding(clip, pictures, tmp_path):
@@ -210,7 +210,7 @@ def test_ids_stand_for_one_picture(clip, pictures, tmp_path, capsys):
     assert "rows 1 and 3" in said and "'a'" in said
     path.write_text("image\npictures/00.png\npictures/00.png\n")
     with pytest.raises(ValueError, match="rows 1 and 2 .* 'pictures/00.png'"):
-        read_pictures(str(path))
+        read_images(str(path))
     run_index(model=clip, images=pictures, index=tmp_path / "i")
     drawing((1, 2, 3)).save(draw(tmp_path / "twin" / "00.png", 3))
     said = refused(capsys, "index", "--index", tmp_path / "i", "--images", tmp_path / "twin")

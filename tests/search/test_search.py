@@ -26,7 +26,7 @@ def test_search_ranks_as_brute_force_does(clip, pictures, tmp_path):
     run_index(model=clip, images=pictures, index=folder)
     vectors, encoder = rows_of(folder), DualEncoder.load(clip)
     text = encoder.embed_texts(["a red square"])[0]
-    image = encoder.embed_pictures([Image.open(pictures / "04.png").convert("RGB")])[0]
+    image = encoder.embed_images([Image.open(pictures / "04.png").convert("RGB")])[0]
     both = 0.3 * image + 0.7 * text
     path = str(pictures / "04.png")
     for query, flags in (
@@ -115,7 +115,7 @@ def synthetic(folder, count=1200, width=32):
 
 def test_an_ann_index_says_its_recall_and_exact_search_stays(tmp_path, caplog):
     gallery, vectors = synthetic(tmp_path / "i")
-    built = build_ann(gallery, wanted=0.9, sample=30)
+    built = build_ann(gallery, min_recall=0.9, sample=30)
     assert f"recall@10 {built['recall_at_10']:.3f}" in caplog.text
     queries = vectors[:30]
     truth = [set(map(str, np.argsort(-(vectors @ query))[:10])) for query in queries]
@@ -140,6 +140,6 @@ def test_an_ann_index_that_misses_too_much_is_dropped(tmp_path, monkeypatch):
     gallery, vectors = synthetic(tmp_path / "i")
     monkeypatch.setattr(ann, "EFFORTS", {"IVF_PQ": [{"minimum_nprobes": 1, "maximum_nprobes": 1}]})
     with pytest.raises(ValueError, match="no ANN index reached a recall of 1.0, the best 0"):
-        build_ann(gallery, wanted=1.0, sample=30)
+        build_ann(gallery, min_recall=1.0, sample=30)
     assert gallery.get_metadata(ANN) is None and gallery.table.list_indices() == []
     assert gallery.nearest(vectors[0], 1)[0]["id"] == "0"
