@@ -1,16 +1,16 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Videos are read from any kind of source, a few frames of each, and each is looked at before any work is done."""
+"""Rows with videos: read from cells, checked before any work is done, collated, and given to models."""
 
 import csv
 import json
 from importlib import import_module
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from helpers.builders import drawing, mm_model
+from helpers.video import bar, folder, places, write_video  # noqa: F401
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, pipeline
 
@@ -22,10 +22,10 @@ from modeling_mm.data.rows import Columns, Row
 from modeling_mm.data.tables import read_table
 from modeling_mm.model import video_mm
 from modeling_mm.model.compose_mm import add_video
-from modeling_mm.model.video_mm import evenly, read_video
+from modeling_mm.model.video_mm import read_video
 from modeling_mm.training.scratch import train_tokenizer
 
-av = pytest.importorskip("av")
+pytest.importorskip("av")
 COLUMNS = Columns("image", "text", "label", video="video")
 HEADER = "image,text,video,label"
 
@@ -34,45 +34,6 @@ HEADER = "image,text,video,label"
 def cache(tmp_path, monkeypatch):
     """Tables go to a cache of the test's own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def write_video(path, frames, codec="mpeg4", kind=None, **options):
-    """A file of frames (F, H, W, 3), ten a second."""
-    with av.open(str(path), "w", format=kind) as container:
-        stream = container.add_stream(codec, rate=10, options={name: str(value) for name, value in options.items()})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def bar(count, size=64):
-    """(F, H, W, 3): a white bar that stands at column f + 1 of `count` in frame f."""
-    frames = np.zeros((count, size, size, 3), np.uint8)
-    for number, frame in enumerate(frames):
-        start = number * size // count
-        frame[:, start : start + max(2, size // count)] = 255
-    return frames
-
-
-def places(frames, count):
-    """Which frames of `bar(count)` these are."""
-    columns = [np.asarray(frame).mean(axis=(0, 2)) for frame in frames]
-    return [int((column > column.max() / 2).nonzero()[0].mean() * count / len(column)) for column in columns]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with a video of 32 frames, one of two, a folder of frames, and an image."""
-    folder = tmp_path / "data"
-    (folder / "frames").mkdir(parents=True)
-    write_video(folder / "long.mp4", bar(32))
-    write_video(folder / "short.mp4", bar(2))
-    for number, frame in enumerate(bar(16)):
-        Image.fromarray(frame).save(folder / "frames" / f"{number}.png")  # 10.png comes after 9.png
-    drawing((200, 30, 30)).save(folder / "red.png")
-    return folder
 
 
 @pytest.fixture
@@ -99,129 +60,11 @@ def checked(path, columns=COLUMNS, **options):
     return [dataset.row(number) for number in dataset.kept]
 
 
-CODECS = {
-    "mpeg4.mp4": {"codec": "mpeg4"},
-    "mpeg4.avi": {"codec": "mpeg4", "bf": 2},  # its packets have no time stamps
-    "x264.mp4": {"codec": "libx264", "g": 7, "bf": 3},
-    "x264.mkv": {"codec": "libx264", "g": 1000, "bf": 3},
-    "vp9.webm": {"codec": "libvpx-vp9", "g": 5},
-    "x264.h264": {"codec": "libx264", "g": 5, "bf": 2},
-}
-
-
-@pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize("wanted", [1, 4, 32, 40])
-def test_frames_are_those_of_the_whole_video_at_even_places(tmp_path, name, wanted):
-    try:
-        path = write_video(tmp_path / name, bar(32), **CODECS[name])
-    except (ValueError, av.FFmpegError) as error:
-        pytest.skip(f"this FFmpeg does not write it: {error}")
-    assert places(read_video(path, wanted), 32) == evenly(32, wanted)
-    assert places(read_video(path.read_bytes(), wanted), 32) == evenly(32, wanted)
-
-
-def test_even_places_are_the_middles_of_equal_parts():
-    assert [evenly(8, wanted) for wanted in (1, 2, 4, 8, 9)] == [[4], [2, 6], [1, 3, 5, 7], [*range(8)], [*range(8)]]
-    assert evenly(3, 2) == [0, 2] and evenly(0, 2) == []
-
-
-def test_of_a_long_video_only_the_neighbourhood_of_the_wanted_frames_is_decoded(tmp_path):
-    path, decoded = write_video(tmp_path / "a.mp4", bar(300), "libx264", g=10, sc_threshold=0), []
-
-    class Counted:
-        """A container that counts what it decodes."""
-
-        def __init__(self, container):
-            self.container = container
-
-        def __getattr__(self, name):
-            return getattr(self.container, name)
-
-        def decode(self, video):
-            for frame in self.container.decode(video=video):
-                decoded.append(frame.pts)
-                yield frame
-
-    with av.open(str(path)) as container:
-        stamps, keys = video_mm.time_stamps(container)
-        assert (len(stamps), len(keys)) == (300, 30)
-        wanted = [stamps[place] for place in evenly(300, 4)]
-        frames = list(video_mm.stamped_frames(Counted(container), wanted, keys))
-    assert len(frames) == 4 and len(decoded) <= 4 * 10
-
-
-def test_a_video_is_turned_as_the_camera_was_held(tmp_path):
-    content = write_video(tmp_path / "a.mp4", bar(4)).read_bytes()
-    upright = b"".join(number.to_bytes(4, "big") for number in (65536, 0, 0, 0, 65536, 0, 0, 0, 2**30))
-    turned = b"".join(number.to_bytes(4, "big") for number in (0, 65536, 0, 2**32 - 65536, 0, 0, 0, 0, 2**30))
-    track = content.index(b"tkhd")
-    assert upright in content[track:]
-    content = content[:track] + content[track:].replace(upright, turned, 1)  # what phones write: a quarter clockwise
-    straight, clockwise = read_video(tmp_path / "a.mp4", 4), read_video(content, 4)
-    for before, after in zip(straight, clockwise, strict=True):
-        assert np.abs(np.rot90(np.asarray(before), -1).astype(int) - np.asarray(after)).max() <= 1
-
-
-def test_lists_arrays_and_folders_are_videos(folder):
-    frames = bar(16)
-    files = [str(folder / "frames" / f"{number}.png") for number in range(16)]
-    sources = [str(folder / "frames"), folder / "frames", frames, torch.from_numpy(frames), frames / 255.0, files]
-    sources += [
-        list(frames),
-        [Image.fromarray(frame) for frame in frames],
-        [Path(file).read_bytes() for file in files],
-    ]
-    for source in sources:
-        assert places(read_video(source, 4), 16) == [2, 6, 10, 14]
-    assert len(read_video(frames[..., :1], 16)) == 16
-
-
-def test_what_is_no_video_is_said(folder):
-    (folder / "text.mp4").write_text("no video")
-    (folder / "empty").mkdir()
-    with av.open(str(folder / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        silence.sample_rate = 16000
-        container.mux([*stream.encode(silence), *stream.encode()])
-    for source, said in {
-        "none.mp4": "none.mp4' does not exist",
-        "text.mp4": "text.mp4' cannot be read .*; expected MP4",
-        "sound.mp4": "sound.mp4' (has no frames|cannot be read)",
-        "empty": "the folder '.*empty' of a video holds no images",
-    }.items():
-        with pytest.raises(ValueError, match=said):
-            read_video(str(folder / source), 4)
-    for value, said in (
-        (3, "int is no video; expected a path"),
-        ([], "a video has no frames"),
-        (bar(0), "a video has no frames"),
-        (bar(2)[0], r"an array of shape \(64, 64, 3\) is no video"),
-        (np.zeros((2, 64, 64, 5), np.uint8), r"an array of uint8 of shape \(64, 64, 5\); expected"),
-        (bar(2).astype(int) - 1, "the video holds values from -1 to .*; expected integers up to 255"),
-        ([str(folder / "none.png")], "the video's frame '.*none.png' does not exist"),
-        ([str(folder / "text.mp4")], "the video's frame '.*text.mp4' is not in a format"),
-        (b"no video", "in its embedded bytes cannot be read"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            read_video(value, 4)
-
-
-def test_a_truncated_file_gives_what_it_holds_or_is_named(folder):
-    write_video(folder / "a.mkv", np.random.default_rng(0).integers(0, 255, (32, 64, 64, 3), np.uint8), "libx264")
-    for name in ("a.mkv", "long.mp4"):
-        content = (folder / name).read_bytes()
-        try:
-            assert 0 < len(read_video(content[: len(content) // 2], 4)) <= 4
-        except ValueError as error:
-            assert "the video in its embedded bytes" in str(error)
-
-
 def test_without_the_library_frames_are_read_and_files_are_one_sentence(folder, monkeypatch, capsys):
-    def without(wanted, *rest):
-        if wanted == "av":
-            raise ImportError(wanted)
-        return import_module(wanted, *rest)
+    def without(name, *rest):
+        if name == "av":
+            raise ImportError(name)
+        return import_module(name, *rest)
 
     monkeypatch.setattr("importlib.import_module", without)
     assert len(read_video(str(folder / "frames"), 4)) == 4
