@@ -1,4 +1,4 @@
-"""Rows with sound are read as rows with images are, and each clip is looked at before any work is done."""
+"""Rows with audio are read like rows with images, and each clip is checked before any work is done."""
 
 import json
 import logging
@@ -28,12 +28,12 @@ HEADER = "image,text,audio,label"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Tables go to a cache of the test's own."""
+    """Caches tables in a temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def write_tone(path, hertz=440.0, seconds=0.2, volume=0.5):
-    """A file with a pure tone."""
+    """Write a pure tone to a file."""
     samples = volume * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE)
     soundfile.write(path, samples, RATE)
     return path
@@ -41,7 +41,7 @@ def write_tone(path, hertz=440.0, seconds=0.2, volume=0.5):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with two sounds, one of them deeper, and an image."""
+    """A folder with two audio files, one of them in a subfolder, and an image."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     write_tone(folder / "low.wav", 200)
@@ -65,7 +65,7 @@ def rows_of(dataset):
 
 
 def hertz(source):
-    """The loudest frequency of a sound, to the nearest 100."""
+    """The loudest frequency of an audio clip, to the nearest 100 Hz."""
     clip = read_audio(source, RATE)
     return round(np.abs(np.fft.rfft(clip)).argmax() * RATE / len(clip) / 100) * 100
 
@@ -141,7 +141,7 @@ BAD = {
 
 @pytest.fixture
 def bad(folder):
-    """The folder with files that are no usable sounds."""
+    """The folder, with files that are not usable audio."""
     (folder / "text.wav").write_text("no sound")
     soundfile.write(folder / "empty.wav", np.zeros(0), RATE)
     write_tone(folder / "long.wav", seconds=3)
@@ -192,7 +192,8 @@ def test_skipped_rows_are_listed_and_counted_and_a_trained_model_knows_what_it_h
     (bad / "long.csv").write_text("\n".join([HEADER, ",x,low.wav,a", ",x,long.wav,b"]) + "\n")
     evaluate = ["evaluate", "--model", out, "--test_file", bad / "long.csv", "--device", "cpu"]
     assert command(*evaluate, *sound) == 2
-    assert "long.csv, row 2: the sound" in (said := capsys.readouterr().err.splitlines()[-1]) and "at most 1 s" in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "long.csv, row 2: the sound" in message and "at most 1 s" in message
     assert command(*evaluate, *sound, "--on_bad_row", "skip") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["skipped_rows"] == 1
     page = (out / "evaluation" / "report.html").read_text()
@@ -217,8 +218,8 @@ def test_a_label_unseen_in_training_is_named_by_file_and_row(folder, capsys, pro
         mm_model("bert", head=MMForSequenceClassification, id2label={0: "a", 1: "b"}).save_pretrained(folder / "model")
         argv = ["evaluate", "--model", folder / "model", "--test_file", folder / "test.csv", "--audio_column", "audio"]
     assert command(*argv) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "test.csv, row 2: the label 'c' is unknown; expected one of a, b" in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "test.csv, row 2: the label 'c' is unknown; expected one of a, b" in message
 
 
 def test_a_cell_that_is_no_sound_is_a_bad_row(folder):
@@ -283,11 +284,11 @@ def test_the_command_says_it_in_one_sentence(folder, capsys, monkeypatch, missin
         argv += [tower, "scratch-tiny"]
     argv += ["--output_dir", folder / "out"]
     assert cli.main([*map(str, argv), "--use_cpu"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    message = capsys.readouterr().err.strip().splitlines()[-1]
     expected = (
         'reading sound needs soundfile: pip install "modeling-mm[audio]"' if missing else "t.csv, row 2: the sound"
     )
-    assert expected in said
+    assert expected in message
 
 
 def fail_for(name):

@@ -1,4 +1,4 @@
-"""Training may see its rows changed, in a way that seed and epoch decide; evaluation sees them as they are."""
+"""Augmentation changes training rows, in a way that seed and epoch determine; evaluation rows stay as they are."""
 
 import builtins
 from dataclasses import replace
@@ -39,7 +39,7 @@ from modeling_mm.training.trainer import MMTrainer
 
 @pytest.fixture
 def rows(files):
-    """Rows of a classification with one image, text and sound each; images and sounds repeat."""
+    """Rows of a classification with one image, text and audio clip each; images and clips repeat."""
     pictures, sounds = files
     return [Row(n + 1, [pictures[n % 3]], "is there a red square in it", n % 2, [sounds[n % 2]]) for n in range(6)]
 
@@ -82,7 +82,7 @@ def test_workers_that_live_on_see_each_epoch(listener, rows):
 
 
 def trainer_for(processor, folder, files, **options):
-    """A trainer of a tiny classifier on twelve rows, three steps an epoch, that augments."""
+    """A trainer, with augmentation, of a tiny classifier on twelve rows, three steps per epoch."""
     pictures, _ = files
     labels = ["no", "yes"]
     cells = {

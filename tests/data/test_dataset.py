@@ -1,4 +1,4 @@
-"""Rows are read as they stand in the file, whatever its kind, and images of one kind whatever theirs."""
+"""Rows are read as they are written in files of any format, with images of any format."""
 
 import io
 import json
@@ -22,13 +22,13 @@ ROWS = [("red.png", "what colour?", "red"), ("sub/blue.png", "007", "NA"), ("", 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Tables go to a cache of the test's own."""
+    """Caches tables in a temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with three images, one of them deeper."""
+    """A folder with three images, one of them in a subfolder."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     for name, colour in (("red", RED), ("sub/blue", BLUE), ("green", GREEN)):
@@ -44,7 +44,7 @@ def png(colour):
 
 
 def write(folder, kind, rows=ROWS, header=HEADER):
-    """A table in a file of the kind; an empty cell is missing."""
+    """Write a table to a file of this format; an empty cell is missing."""
     path = folder / f"t.{kind}"
     if kind in ("csv", "tsv"):
         separator = {"csv": ",", "tsv": "\t"}[kind]
@@ -60,7 +60,7 @@ def write(folder, kind, rows=ROWS, header=HEADER):
 
 
 def read(path, columns=COLUMNS, labels=None, split="train"):
-    """The dataset of a source, not checked."""
+    """The unchecked dataset of a source."""
     return MMDataset(str(path), *read_table(str(path), split), columns, labels)
 
 

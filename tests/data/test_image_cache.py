@@ -1,4 +1,4 @@
-"""Images that stay in memory are opened once, and change nothing of what is trained on or evaluated."""
+"""Cached images are opened once, and change nothing in training and evaluation."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def rows(tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """What is opened, in order."""
+    """The sources of opened images, in order."""
     sources = []
 
     def open_image(source, background):

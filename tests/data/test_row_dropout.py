@@ -1,4 +1,4 @@
-"""A row that training empties in part is the row whose cells are empty; answers, markers and the last part stay."""
+"""A row with dropped modalities equals a row with empty cells; answers, markers and the last modality stay."""
 
 import itertools
 from dataclasses import replace
@@ -15,7 +15,7 @@ MARKERS = {"image": "<image>", "audio": "<audio>"}
 
 
 def kept_of(batch, index):
-    """Which modalities of a row are in a batch."""
+    """The modalities of a row that are in a batch."""
     has = {name: name in batch and bool((batch[name][index] >= 0).any()) for name in ("image_index", "audio_index")}
     text = "text_present" not in batch or bool(batch["text_present"][index])
     return has["image_index"], has["audio_index"], text

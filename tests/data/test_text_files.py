@@ -1,4 +1,4 @@
-"""A cell of a CSV, TSV or JSON file is what stands there, in its column; a guess is refused by its line."""
+"""Cells of CSV, TSV and JSON files are the written text, in their column; errors name the line."""
 
 import datetime
 import decimal
@@ -30,13 +30,13 @@ SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Tables go to a cache of the test's own."""
+    """Caches tables in a temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def table(tmp_path):
-    """Writes a file of these lines; returns its path."""
+    """A function that writes lines to a file and returns its path."""
 
     def write(name, *lines, end="\n"):
         path = tmp_path / name

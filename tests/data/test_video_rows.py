@@ -32,7 +32,7 @@ HEADER = "image,text,video,label"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Tables go to a cache of the test's own."""
+    """Caches tables in a temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
@@ -96,11 +96,11 @@ def test_cells_name_files_folders_and_several(folder):
 
 
 def test_lists_of_frames_and_embedded_videos_are_read(folder):
-    one, two = ["frames/1.png", "frames/2.png"], [["frames/1.png"], ["red.png", "frames/3.png"]]
-    lines = [{"video": cell, "label": "a"} for cell in (one, ["long.mp4", "short.mp4"])]
+    frames_alone, frame_lists = ["frames/1.png", "frames/2.png"], [["frames/1.png"], ["red.png", "frames/3.png"]]
+    lines = [{"video": cell, "label": "a"} for cell in (frames_alone, ["long.mp4", "short.mp4"])]
     (folder / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert [[np.size(video.source) for video in row.videos] for row in checked(folder / "l.jsonl")] == [[2], [1, 1]]
-    (folder / "n.jsonl").write_text(json.dumps({"video": two, "label": "a"}))
+    (folder / "n.jsonl").write_text(json.dumps({"video": frame_lists, "label": "a"}))
     assert [len(video.source) for video in checked(folder / "n.jsonl")[0].videos] == [1, 2]
     pictures = [[{"bytes": (folder / "frames" / f"{n}.png").read_bytes(), "path": None} for n in range(3)]]
     for kind, column, frames in (
@@ -130,10 +130,10 @@ def test_bad_videos_stop_with_their_row_or_are_listed_when_skipped(folder):
     dataset = read(path).check(skip=True, num_frames=4)
     reasons = [bad["reason"] for bad in dataset.bad_rows]
     assert dataset.kept == [0] and [bad["row"] for bad in dataset.bad_rows] == [2, 3, 4, 5, 6]
-    for reason, said in zip(
+    for reason, message in zip(
         reasons, ("cannot be read", "does not exist", "holds no images", "2 '<video>' markers"), strict=False
     ):
-        assert said in reason
+        assert message in reason
     assert reasons[-1] == "'image', 'text' and 'video' are all empty; expected at least one"
     with pytest.raises(BadRow, match="t.csv, row 1: the row has a video, but this model takes none"):
         read(write_csv(folder, rows[0])).check()
@@ -161,8 +161,8 @@ def test_a_processor_prepares_video_and_comes_back(watcher, folder, tmp_path):
     watcher.save_pretrained(tmp_path / "saved")
     again = AutoProcessor.from_pretrained(tmp_path / "saved")
     assert (type(again), again.max_frames) == (MMProcessor, 4)
-    for own in (again, watcher):
-        alone = own(videos=list(bar(32)))
+    for processor in (again, watcher):
+        alone = processor(videos=list(bar(32)))
         assert set(alone) == {"pixel_values_videos"} and len(alone["pixel_values_videos"]) == 1
     second = again(text=texts, videos=[long, None, [short, long]], **options)
     assert all(torch.equal(second[name], value) for name, value in batch.items())
@@ -231,17 +231,18 @@ def test_rows_of_any_number_of_pictures_between_words_come_from_a_csv(folder, pr
     batch = MMCollator(processor, "generation")(rows)
     ids, marker = batch["input_ids"], processor.image_token_id
     assert (ids == marker).sum(dim=1).tolist() == [0, 1, 2, 3, 2]
-    assert [(own >= 0).sum().item() for own in batch["image_index"]] == [0, 1, 2, 3, 2]
+    assert (batch["image_index"] >= 0).sum(dim=1).tolist() == [0, 1, 2, 3, 2]
     assert batch["pixel_values"].shape[0] == 3  # distinct ones
-    shown = [[batch["pixel_values"][i].mean().item() for i in own if i >= 0] for own in batch["image_index"]]
-    assert shown[3] == sorted(shown[3], reverse=True) and shown[2] == sorted(shown[2], reverse=True)
+    index, means = batch["image_index"].tolist(), batch["pixel_values"].flatten(1).mean(dim=1).tolist()
+    means = [[means[i] for i in images if i >= 0] for images in index]
+    assert means[3] == sorted(means[3], reverse=True) and means[2] == sorted(means[2], reverse=True)
     model = mm_model(image_token_id=marker)
     model.resize_token_embeddings(len(processor.tokenizer))
     together = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-    for row, own in enumerate(rows):
-        alone = MMCollator(processor, "generation")([own])
+    for number, row in enumerate(rows):
+        alone = MMCollator(processor, "generation")([row])
         logits = model(**{name: value for name, value in alone.items() if name != "labels"}).logits[0]
-        torch.testing.assert_close(together[row, : len(logits)], logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[number, : len(logits)], logits, atol=1e-5, rtol=1e-5)
     columns = (ids[3] == marker).nonzero().flatten().tolist()
     other = {**batch, "pixel_values": torch.where(torch.arange(3)[:, None, None, None] == 1, 0, batch["pixel_values"])}
     other.pop("labels")
@@ -334,9 +335,9 @@ def test_a_scratch_model_learns_the_direction_of_motion(tmp_path, capsys, task):
         (truth,) = [row for row in csv.reader(open(tmp_path / "1.csv")) if row[1] == seed_and_number]
         asked = ["--video", str(tmp_path / seed_and_number), "--text", truth[0]]
         assert cli.main(["predict", "--model", str(tmp_path / "out"), *asked, "--device", "cpu"]) == 0
-        said = json.loads(capsys.readouterr().out.splitlines()[-1])
-        result = said["results"][0]
-        assert said["video"] and result.get("label", result.get("answer")) in truth[2:]
+        output = json.loads(capsys.readouterr().out.splitlines()[-1])
+        result = output["results"][0]
+        assert output["video"] and result.get("label", result.get("answer")) in truth[2:]
     test = ["--model", str(tmp_path / "out"), "--test_file", files[3], "--video_column", "video", "--image_column", ""]
     assert cli.main(["evaluate", *test, "--device", "cpu", "--modality_report", "true"]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""`modeling-mm index`: nothing lost, nothing twice, only what changed embedded, bad input refused in one sentence."""
+"""`modeling-mm index`: nothing is lost or doubled, only changes are embedded, bad input gets one sentence."""
 
 # ruff: noqa: F811 (fixtures are imported by name)
 
@@ -27,11 +27,11 @@ def test_every_picture_is_there_once_with_the_models_own_embedding(clip, picture
     found = rows_of(tmp_path / "i")
     assert set(found) == {path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png")}
     model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip)
-    for own in ("00.png", "inner/11.png"):
+    for name in ("00.png", "inner/11.png"):
         with torch.no_grad():
-            batch = processor(images=Image.open(pictures / own), return_tensors="pt")
+            batch = processor(images=Image.open(pictures / name), return_tensors="pt")
             expected = torch.nn.functional.normalize(model.get_image_features(**batch).pooler_output[0], dim=0)
-        np.testing.assert_allclose(found[own], expected, atol=1e-6)
+        np.testing.assert_allclose(found[name], expected, atol=1e-6)
 
 
 KILLED = """
@@ -66,10 +66,10 @@ def test_killed_and_run_again_is_as_never_killed(clip, pictures, tmp_path):
     run_index(**flags, index=tmp_path / "whole")
     whole, resumed = rows_of(tmp_path / "whole"), rows_of(tmp_path / "killed")
     assert set(whole) == set(resumed)
-    for own, vector in whole.items():
-        np.testing.assert_allclose(resumed[own], vector, atol=1e-6)
-    for own, vector in survived.items():
-        np.testing.assert_array_equal(resumed[own], vector)
+    for name, vector in whole.items():
+        np.testing.assert_allclose(resumed[name], vector, atol=1e-6)
+    for name, vector in survived.items():
+        np.testing.assert_array_equal(resumed[name], vector)
 
 
 def test_a_kill_before_the_table_is_whole_leaves_no_index(clip, pictures, tmp_path, capsys):
@@ -90,7 +90,7 @@ def test_only_what_is_new_or_changed_is_embedded(clip, pictures, tmp_path):
     assert (result["embedded"], result["added"], result["rows"]) == (2, 1, 13)
     after = rows_of(tmp_path / "i")
     assert np.abs(after["00.png"] - before["00.png"]).max() > 1e-3
-    assert all((after[own] == vector).all() for own, vector in before.items() if own != "00.png")
+    assert all((after[name] == vector).all() for name, vector in before.items() if name != "00.png")
 
 
 def test_a_caption_changes_without_the_model_and_a_moved_folder_is_known_again(clip, table, pictures, tmp_path):
@@ -137,8 +137,8 @@ def test_rows_go_by_id_or_when_their_pictures_are_gone(clip, pictures, tmp_path,
     run_index(model=clip, **flags)
     run_index(images=other, index=tmp_path / "i")
     assert run_index(index=tmp_path / "i", remove=["00.png", "o'.png"])["rows"] == 11
-    said = refused(capsys, "index", "--index", tmp_path / "i", "--remove", "02.png", "00.png")
-    assert "'00.png'" in said and "02.png" in rows_of(tmp_path / "i")
+    message = refused(capsys, "index", "--index", tmp_path / "i", "--remove", "02.png", "00.png")
+    assert "'00.png'" in message and "02.png" in rows_of(tmp_path / "i")
     run_index(images=other, index=tmp_path / "i")
     (pictures / "02.png").unlink()
     (pictures / "04.png").write_text("broken now")
@@ -154,15 +154,15 @@ def test_another_model_or_revision_is_refused(clip, pictures, tmp_path, capsys):
     other, prepared = save_clip(tmp_path / "other", seed=1), save_clip(tmp_path / "prepared", image_mean=0.4)
     for model, difference in ((other, "weights"), (prepared, "image_mean")):
         for argv in (["index", "--images", pictures], ["search", "--text", "red"]):
-            said = refused(capsys, *argv, "--index", folder, "--model", model)
-            assert clip in said and model in said and difference in said
+            message = refused(capsys, *argv, "--index", folder, "--model", model)
+            assert clip in message and model in message and difference in message
     copy = save_clip(tmp_path / "copy")
     assert run_search(index=str(folder), text="red", model=copy)
     assert run_index(model=copy, images=pictures, index=folder)["embedded"] == 0
 
 
 @pytest.mark.parametrize(
-    "argv, said",
+    "argv, message",
     [
         (["search", "--index", "{i}"], "no query"),
         (["search", "--index", "{i}", "--text", "red", "--rerank", "20"], "CLIPModel) has no matching head"),
@@ -178,9 +178,9 @@ def test_another_model_or_revision_is_refused(clip, pictures, tmp_path, capsys):
         (["index", "--index", "{i}", "--ann"], "at least 1000 images"),
     ],
 )
-def test_bad_input_gets_one_sentence_and_leaves_nothing(indexed, capsys, argv, said, tmp_path, monkeypatch):
+def test_bad_input_gets_one_sentence_and_leaves_nothing(indexed, capsys, argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert said in refused(capsys, *[str(indexed.get(word.strip("{}"), word)) for word in argv])
+    assert message in refused(capsys, *[str(indexed.get(word.strip("{}"), word)) for word in argv])
     assert not list(tmp_path.iterdir())
 
 
@@ -203,18 +203,18 @@ def test_an_emptied_gallery_says_so_and_can_be_filled_again(clip, pictures, tmp_
 def test_ids_stand_for_one_picture(clip, pictures, tmp_path, capsys):
     path = tmp_path / "t.csv"
     path.write_text("file,key\npictures/00.png,a\npictures/02.png,b\npictures/04.png,a\n")
-    said = refused(
+    message = refused(
         capsys, "index", "--model", clip, "--index", tmp_path / "i", "--images", path, "--image_column", "file",
         "--id_column", "key",
     )  # fmt: skip
-    assert "rows 1 and 3" in said and "'a'" in said
+    assert "rows 1 and 3" in message and "'a'" in message
     path.write_text("image\npictures/00.png\npictures/00.png\n")
     with pytest.raises(ValueError, match="rows 1 and 2 .* 'pictures/00.png'"):
         read_images(str(path))
     run_index(model=clip, images=pictures, index=tmp_path / "i")
     drawing((1, 2, 3)).save(draw(tmp_path / "twin" / "00.png", 3))
-    said = refused(capsys, "index", "--index", tmp_path / "i", "--images", tmp_path / "twin")
-    assert str(pictures / "00.png") in said and str(tmp_path / "twin" / "00.png") in said
+    message = refused(capsys, "index", "--index", tmp_path / "i", "--images", tmp_path / "twin")
+    assert str(pictures / "00.png") in message and str(tmp_path / "twin" / "00.png") in message
 
 
 def test_columns_of_later_files_join_those_of_earlier_ones(clip, table, pictures, tmp_path, capsys):

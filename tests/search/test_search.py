@@ -1,4 +1,4 @@
-"""`modeling-mm search`: found as by brute force, shown as a table, JSON and a page; ANN indices by their recall."""
+"""`modeling-mm search`: results equal brute force, as a table, JSON and a page; ANN indices reach their recall."""
 
 # ruff: noqa: F811 (fixtures are imported by name)
 
@@ -35,7 +35,7 @@ def test_search_ranks_as_brute_force_does(clip, pictures, tmp_path):
         (both / np.linalg.norm(both), {"text": "a red square", "image": path, "image_weight": 0.3}),
     ):
         hits = run_search(index=folder, top_k=5, **flags)
-        expected = sorted(vectors, key=lambda own: -(vectors[own] @ query))[:5]
+        expected = sorted(vectors, key=lambda name: -(vectors[name] @ query))[:5]
         assert [hit["id"] for hit in hits] == expected
         np.testing.assert_allclose([hit["score"] for hit in hits], [vectors[o] @ query for o in expected], atol=1e-5)
     assert run_search(index=folder, image=path)[0]["id"] == "04.png"
