@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""One contrastive training step, ours beside the library's dual encoders, over a ViT and a BERT of equal shape."""
+"""One contrastive training step of ours and of transformers' dual encoders, with a ViT and a BERT of equal shape."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +32,7 @@ def text_config() -> BertConfig:
 
 
 def ours() -> MMForImageTextRetrieval:
-    """Without the matching loss, which the others do not have, and pooled as they are."""
+    """Our model, without the matching loss, which the others lack, and with their pooling."""
     return MMForImageTextRetrieval(
         MMConfig(
             vision_config=vision_config(), text_config=text_config(), matching_weight=0.0, image_pooling="tower",
@@ -48,7 +48,7 @@ def dual_encoder() -> VisionTextDualEncoderModel:
 
 
 def clip() -> CLIPModel:
-    """Its text tower is causal and pooled at the last token; otherwise of equal shape."""
+    """CLIP, whose text tower is causal and pooled at the last token; its shape is the same."""
     text = {**SIZE, "vocab_size": VOCABULARY, "max_position_embeddings": TOKENS, "eos_token_id": VOCABULARY - 1}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision_config().to_dict(), projection_dim=WIDTH))
 
@@ -64,12 +64,12 @@ def step(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
 
 
 def work_of(name: str, pairs: int, device: torch.device, dtype: torch.dtype) -> Work:
-    """One model and its step over the same pairs, all different."""
+    """A model's training step on the same pairs, all distinct, ready to be timed."""
     torch.manual_seed(0)
     model = MODELS[name]().to(device, dtype).train()
-    drawn = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, VOCABULARY - 1, (pairs, TOKENS), generator=drawn)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCABULARY - 1, (pairs, TOKENS), generator=generator)
     ids[:, -1] = VOCABULARY - 1
-    pixels = torch.randn(pairs, 3, SIDE, SIDE, generator=drawn).to(dtype)
+    pixels = torch.randn(pairs, 3, SIDE, SIDE, generator=generator).to(dtype)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     return partial(step, model, {key: value.to(device) for key, value in batch.items()})

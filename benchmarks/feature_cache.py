@@ -1,13 +1,13 @@
-"""An epoch with and without the cache of a frozen tower's states; writes FEATURE_CACHE.md.
+"""An epoch with and without cached features of a frozen tower; writes FEATURE_CACHE.md.
 
     python benchmarks/feature_cache.py                          # a quarter of an hour on a CPU
-    python benchmarks/feature_cache.py --images 32 --rounds 1 # shorter
+    python benchmarks/feature_cache.py --pictures 32 --rounds 1  # shorter
 
-- The same model, rows and seed are trained for two epochs without the cache, with a new one, and with the one that is
-  there then, in turns, as `modeling-mm train --cache_features` does it. The tower dominates the step: a ViT-S/16 under
-  a small decoder that asks one short question about each image.
-- Seconds are of the processor, of this process alone, since other work may share the machine; medians over the rounds.
-- The first epoch with a new cache includes making it.
+- The same model, rows and seed are trained for two epochs without a cache, with a new cache, and with the existing
+  one, in turns, as by `modeling-mm train --cache_features`. The tower dominates the step: a ViT-S/16 with a small
+  decoder that answers one short question about each image.
+- Times are CPU seconds of this process, since other work may share the machine; medians over the rounds.
+- The first epoch with a new cache includes computing the features.
 """
 
 import argparse
@@ -41,21 +41,21 @@ VARIANTS = ("without", "with a new cache", "with the cache of an earlier run")
 ANSWERS = ["red", "green", "blue", "no", "yes", "round"]
 
 
-def rows_in(folder: Path, pictures: int) -> MMDataset:
-    """A question about each of as many images of noise, 256 x 256."""
-    for number in range(pictures):
+def write_rows(folder: Path, images: int) -> MMDataset:
+    """A dataset of one question about each of `images` images of noise, 256 x 256."""
+    for number in range(images):
         noise = np.random.default_rng(number).integers(0, 255, (256, 256, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
     table = {
-        "image": [f"{number}.png" for number in range(pictures)],
-        "text": ["what is there to be seen in this image"] * pictures,
-        "answer": [ANSWERS[number % len(ANSWERS)] for number in range(pictures)],
+        "image": [f"{number}.png" for number in range(images)],
+        "text": ["what is there to be seen in this image"] * images,
+        "answer": [ANSWERS[number % len(ANSWERS)] for number in range(images)],
     }
     return MMDataset("noise", datasets.Dataset.from_dict(table), folder, Columns("image", "text", "answer"))
 
 
 def model_and_processor() -> tuple[MMForConditionalGeneration, MMProcessor]:
-    """A frozen ViT-S/16 and a decoder of four layers, 256 wide, with random weights."""
+    """A model of a frozen ViT-S/16 and a decoder of four layers, 256 wide, with random weights, and its processor."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["what is there to be seen in this image", *ANSWERS], "scratch-tiny")
     processor = MMProcessor(CLIPImageProcessorPil(do_convert_rgb=True), tokenizer)
@@ -70,7 +70,7 @@ def model_and_processor() -> tuple[MMForConditionalGeneration, MMProcessor]:
 
 
 class Epochs(TrainerCallback):
-    """Processor and wall seconds at the end of each epoch."""
+    """CPU and wall-clock seconds at the end of each epoch."""
 
     def __init__(self):
         self.ends: list[tuple[float, float]] = []
@@ -82,7 +82,7 @@ class Epochs(TrainerCallback):
 def train(
     model: MMForConditionalGeneration, processor: MMProcessor, rows: MMDataset, batch: int, cache: Path | None
 ) -> dict:
-    """Processor and wall seconds of two epochs, losses and weights."""
+    """CPU and wall-clock seconds of two epochs, losses and weights."""
     epochs, model = Epochs(), copy.deepcopy(model)
     arguments = TrainingArguments(
         output_dir=str(rows.folder / "out"), use_cpu=True, num_train_epochs=2, per_device_train_batch_size=batch,
@@ -111,61 +111,63 @@ def main() -> None:
     args = parser.parse_args()
     load = os.getloadavg()[0]
     model, processor = model_and_processor()
-    found: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
+    runs: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:
-        rows, cache = rows_in(Path(folder), args.pictures), Path(folder) / "features"
+        rows, cache = write_rows(Path(folder), args.pictures), Path(folder) / "features"
         train(model, processor, rows.subset(list(range(args.batch))), args.batch, None)  # to warm up
         for _ in range(args.rounds):
             shutil.rmtree(cache, ignore_errors=True)
             for variant in VARIANTS:
-                own = train(model, processor, rows, args.batch, None if variant == "without" else cache)
-                found[variant].append(own)
-                print(variant, {name: [round(s, 2) for s in own[name]] for name in ("processor", "wall")}, flush=True)
+                run = train(model, processor, rows, args.batch, None if variant == "without" else cache)
+                runs[variant].append(run)
+                print(variant, {name: [round(s, 2) for s in run[name]] for name in ("processor", "wall")}, flush=True)
         size = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
-    args.output.write_text("\n".join(report(args, found, model, size, load)) + "\n", encoding="utf-8")
+    args.output.write_text("\n".join(report(args, runs, model, size, load)) + "\n", encoding="utf-8")
 
 
-def report(args: argparse.Namespace, found: dict, model: torch.nn.Module, size: int, load: float) -> list[str]:
+def report(args: argparse.Namespace, runs: dict, model: torch.nn.Module, size: int, load: float) -> list[str]:
     """The lines of the page."""
-    plain = found["without"][0]
-    bare = [statistics.median(run["processor"][epoch] for run in found["without"]) for epoch in range(2)]
+    plain = runs["without"][0]
+    bare = [statistics.median(run["processor"][epoch] for run in runs["without"]) for epoch in range(2)]
     lines = []
     for variant in VARIANTS:
         cells = [variant]
         for epoch in range(2):
-            seconds = [run["processor"][epoch] for run in found[variant]]
-            wall = statistics.median(run["wall"][epoch] for run in found[variant])
+            seconds = [run["processor"][epoch] for run in runs[variant]]
+            wall = statistics.median(run["wall"][epoch] for run in runs[variant])
             middle = statistics.median(seconds)
             cells += [f"{middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f})", f"{wall:.2f}"]
             cells.append(f"{bare[epoch] / middle:.1f}x")
-        run = found[variant][0]
+        run = runs[variant][0]
         cells.append(f"{max(abs(a - b) for a, b in zip(run['losses'], plain['losses'], strict=True)):.1e}")
         weights = run["weights"]
-        cells.append(f"{max(float((weights[name] - own).abs().max()) for name, own in plain['weights'].items()):.1e}")
+        cells.append(
+            f"{max(float((weights[name] - weight).abs().max()) for name, weight in plain['weights'].items()):.1e}"
+        )
         lines.append(f"| {' | '.join(cells)} |")
     tower = sum(p.numel() for p in model.model.vision_tower.parameters()) / 1e6
     others = sum(p.numel() for p in model.parameters()) / 1e6 - tower
     return [
-        "# An epoch with the cache of a frozen tower's states",
+        "# An epoch with cached features of a frozen tower",
         "",
-        f"`python benchmarks/feature_cache.py --images {args.pictures} --batch {args.batch} --rounds {args.rounds}`"
-        ", as `modeling-mm train` has it with `--cache_features`",
+        f"`python benchmarks/feature_cache.py --pictures {args.pictures} --batch {args.batch} --rounds {args.rounds}`"
+        ", as by `modeling-mm train --cache_features`",
         "",
         f"A frozen ViT-S/16 of {tower:.1f}M parameters under a decoder and fusion of {others:.1f}M that train; "
-        f"{args.images} images of 224 x 224, a question of one line about each, batches of {args.batch}, float32, "
+        f"{args.pictures} images of 224 x 224, a question of one line about each, batches of {args.batch}, float32, "
         f"on a CPU ({platform.machine()}, {torch.get_num_threads()} threads, load average {load:.1f} on "
         f"{os.cpu_count()} cores at the start), torch {torch.__version__}, transformers {transformers.__version__}. "
-        f"Medians of {args.rounds} rounds in turns (and least to most), in seconds of the processor and of the clock; "
-        f"the first epoch with a new cache includes making it. The cache takes {size / 1e6:.1f} MB, "
-        f"{size / args.images / 1e3:.0f} kB for each image.",
+        f"Medians of {args.rounds} alternating rounds (minimum to maximum in brackets); "
+        f"the first epoch with a new cache includes computing the features. The cache takes {size / 1e6:.1f} MB, "
+        f"{size / args.pictures / 1e3:.0f} kB for each image.",
         "",
-        "| training | epoch 1, processor | clock | faster | epoch 2, processor | clock | faster "
-        "| furthest loss | furthest weight |",
+        "| training | epoch 1, CPU s | wall-clock s | speed-up | epoch 2, CPU s | wall-clock s | speed-up "
+        "| largest loss difference | largest weight difference |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *lines,
         "",
-        "*faster* is by the processor's seconds. The last two columns are how far the losses of all steps and the "
-        "final weights are from those without the cache.",
+        "The speed-up is in CPU seconds. The last two columns compare the losses of all steps and the final weights "
+        "with those without the cache.",
     ]
 
 

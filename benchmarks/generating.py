@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Models that answer about images, ours and the library's own, over the same towers, and the same work for each.
+"""Models that generate text from images, ours and transformers', with the same towers and the same work.
 
 The towers have LLaVA-1.5's proportions (a vision tower a quarter as wide as the decoder), random weights, and grouped
-key and value heads. LLaVA has each patch as a token of the text. Mllama has cross-attention like ours, over a vision
-tower of its own kind with as many layers; its cross-attention layers come on top of the decoder's. BLIP-2 has 32
-queries in the text, which a Q-Former of two layers gathers. "Towers alone" is the work that none can do without.
+key and value heads. LLaVA puts each patch into the text as a token. Mllama has cross-attention like ours, over another
+kind of vision tower with as many layers; its cross-attention layers are added to those of the decoder. BLIP-2 puts 32
+query tokens from a two-layer Q-Former into the text. "Towers alone" is the work that every model must do.
 """
 
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def blip2(side: int) -> Blip2ForConditionalGeneration:
 
 
 class TowersAlone(LlamaForCausalLM):
-    """The floor: the vision tower sees the images and nobody looks at what it saw; the decoder reads the text."""
+    """The lower bound: the vision tower encodes the images, and the decoder reads the text without them."""
 
     def __init__(self, side: int):
         super().__init__(LlamaConfig(**TEXT))
@@ -98,30 +98,30 @@ class TowersAlone(LlamaForCausalLM):
         return super().forward(input_ids, **kwargs)
 
 
-def batch_for(name: str, side: int, pictures: int, rows: int, device: torch.device, dtype: torch.dtype) -> Batch:
-    """The same text, 64 tokens, behind the same images, in the form that a model wants."""
-    drawn = torch.Generator().manual_seed(0)
-    text = torch.randint(2, IMAGE, (rows, TOKENS), generator=drawn)
-    pixels = torch.randn(rows * pictures, 3, PATCH * side, PATCH * side, generator=drawn).to(dtype)
-    markers = pictures * {"LLaVA": side * side, "BLIP-2": QUERIES}.get(name, 1)
+def batch_for(name: str, side: int, images: int, rows: int, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The same images followed by the same 64 text tokens, in the format of a model."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(2, IMAGE, (rows, TOKENS), generator=generator)
+    pixels = torch.randn(rows * images, 3, PATCH * side, PATCH * side, generator=generator).to(dtype)
+    markers = images * {"LLaVA": side * side, "BLIP-2": QUERIES}.get(name, 1)
     ids = torch.cat([torch.full((rows, markers), IMAGE), text], dim=1)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
     if name.startswith("ours"):
-        batch["pixel_values"] = pixels.view(rows, pictures, *pixels.shape[1:])
+        batch["pixel_values"] = pixels.view(rows, images, *pixels.shape[1:])
     if name == "Mllama":
-        seen = torch.zeros(rows, ids.shape[1], pictures, 1, dtype=torch.long)
-        for picture in range(pictures):
-            seen[:, picture:, picture] = 1
-        one = torch.ones(rows, pictures, dtype=torch.long)
+        visible = torch.zeros(rows, ids.shape[1], images, 1, dtype=torch.long)
+        for image in range(images):
+            visible[:, image:, image] = 1
+        ones = torch.ones(rows, images, dtype=torch.long)
         batch |= {
-            "pixel_values": pixels.view(rows, pictures, 1, *pixels.shape[1:]), "aspect_ratio_ids": one,
-            "aspect_ratio_mask": one[..., None], "cross_attention_mask": seen,
+            "pixel_values": pixels.view(rows, images, 1, *pixels.shape[1:]), "aspect_ratio_ids": ones,
+            "aspect_ratio_mask": ones[..., None], "cross_attention_mask": visible,
         }  # fmt: skip
     return {key: value.to(device) for key, value in batch.items()}
 
 
 def vision_part(model: PreTrainedModel) -> torch.nn.Module:
-    """The vision tower, which is frozen in all of them."""
+    """The vision tower, which is frozen in all models."""
     return next(part for name, part in model.named_modules() if name.endswith(("vision_tower", "vision_model")))
 
 
@@ -134,20 +134,20 @@ def train_step(model: PreTrainedModel, batch: Batch) -> None:
 
 @torch.no_grad()
 def prefill(model: PreTrainedModel, batch: Batch) -> None:
-    """From images and text to the first answer token's logits."""
+    """Compute the logits of the first answer token from images and text."""
     model(**batch, logits_to_keep=1)
 
 
 @torch.no_grad()
-def with_encoded_pictures(model: PreTrainedModel, batch: Batch) -> Batch:
-    """The batch with what the text looks at in place of the images: what is kept when they are asked about again."""
+def with_encoded_images(model: PreTrainedModel, batch: Batch) -> Batch:
+    """The batch with encoded images in place of pixels, as they are reused for another question."""
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
     if isinstance(model, MMForConditionalGeneration):
         return {**text, "media_key_values": model.encode_media(batch["pixel_values"])}
     if isinstance(model, LlavaForConditionalGeneration):
         embeds = model.get_input_embeddings()(batch["input_ids"])
-        seen = torch.cat(list(model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output))
-        embeds[batch["input_ids"] == IMAGE] = seen.to(embeds.dtype)
+        features = torch.cat(list(model.get_image_features(pixel_values=batch["pixel_values"]).pooler_output))
+        embeds[batch["input_ids"] == IMAGE] = features.to(embeds.dtype)
         return {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
     if isinstance(model, MllamaForConditionalGeneration):
         tiles = {name: batch[name] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
@@ -160,7 +160,7 @@ def with_encoded_pictures(model: PreTrainedModel, batch: Batch) -> Batch:
 
 @torch.no_grad()
 def answer(model: PreTrainedModel, batch: Batch) -> None:
-    """Prefill and 32 new tokens."""
+    """Generate 32 new tokens, prefill included."""
     model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)
 
 
@@ -177,20 +177,18 @@ MODELS: dict[str, Callable[[int], PreTrainedModel]] = {
 }
 
 
-# its queries are gathered by a forward of its own, which takes no other's
+# the forward pass of BLIP-2 always runs its Q-Former and accepts no encoded images
 LEFT_OUT = {("BLIP-2", "prefill, text side")}
 
 
-def work_of(
-    name: str, work: str, side: int, pictures: int, rows: int, device: torch.device, dtype: torch.dtype
-) -> Work:
-    """One model, its batch and what it does with it."""
+def work_of(name: str, work: str, side: int, images: int, rows: int, device: torch.device, dtype: torch.dtype) -> Work:
+    """A model's work on its batch, ready to be timed."""
     torch.manual_seed(0)
     model = MODELS[name](side).to(device, dtype).train(work == "training step")
     vision_part(model).requires_grad_(False)
     if work != "training step":
         model.requires_grad_(False)
-    batch = batch_for(name, side, pictures, rows, device, dtype)
+    batch = batch_for(name, side, images, rows, device, dtype)
     if work == "prefill, text side":
-        batch = with_encoded_pictures(model, batch)
+        batch = with_encoded_images(model, batch)
     return partial(WORKS[work], model, batch)

@@ -1,14 +1,14 @@
-"""Memory of one contrastive step over 4,096 pairs, GradCache beside the whole batch at once; writes GRAD_CACHE.md.
+"""Memory of one contrastive step over 4,096 pairs, with GradCache and with one batch; writes GRAD_CACHE.md.
 
     python benchmarks/grad_cache.py                           # two minutes on a CPU, and 8 GB of memory
     python benchmarks/grad_cache.py --pairs 1024 --batch 32   # smaller
 
-- Every variant is a process of its own that takes one step with `RetrievalTrainer`. Memory is the most that it held,
-  less what it had held once the model was there.
-- "whole matrix" is the loss as CLIP has it, over all logits at once; "loss in chunks" is ours, on the same single
-  batch; GradCache is what `--contrastive_batch_size` does.
-- Pairs are noise, all different; the model has no dropout and no matching loss, which would be that of small batches
-  with GradCache, so that all variants have the same loss and the same gradients. How far those are apart is measured.
+- Every variant takes one step with `RetrievalTrainer` in a separate process. Memory is the peak of the process, minus
+  its peak when the model was loaded.
+- "whole matrix" is CLIP's loss, over all logits at once; "loss in chunks" is ours, on the same single batch;
+  GradCache is `--contrastive_batch_size`.
+- Pairs are distinct noise. The model has no dropout and no matching loss, which would differ with GradCache because
+  it is computed on small batches, so all variants have the same loss and gradients. The differences are measured.
 """
 
 import argparse
@@ -35,8 +35,8 @@ SIZE = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "n
 SIDE, TOKENS, VOCABULARY = 32, 16, 8192
 
 
-def held() -> float:
-    """The most memory this process has held, in MB."""
+def peak_memory() -> float:
+    """Peak memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -50,7 +50,7 @@ def small_model() -> MMForImageTextRetrieval:
 
 
 class Noise(torch.utils.data.Dataset):
-    """Pairs of an image and a text, drawn when they are asked for."""
+    """Random pairs of an image and a text, generated on access."""
 
     def __init__(self, pairs: int):
         self.pairs = pairs
@@ -59,18 +59,18 @@ class Noise(torch.utils.data.Dataset):
         return self.pairs
 
     def __getitem__(self, number: int) -> dict:
-        drawn = torch.Generator().manual_seed(number)
-        ids = torch.randint(5, VOCABULARY, (TOKENS,), generator=drawn)
-        return {"number": number, "ids": ids, "picture": torch.randn(3, SIDE, SIDE, generator=drawn)}
+        generator = torch.Generator().manual_seed(number)
+        ids = torch.randint(5, VOCABULARY, (TOKENS,), generator=generator)
+        return {"number": number, "ids": ids, "pixels": torch.randn(3, SIDE, SIDE, generator=generator)}
 
 
 def collate(rows: list[dict]) -> dict:
-    """As the collator of retrieval has it."""
+    """A batch in the format of the retrieval collator."""
     ids = torch.stack([row["ids"] for row in rows])
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "pixel_values": torch.stack([row["picture"] for row in rows]),
+        "pixel_values": torch.stack([row["pixels"] for row in rows]),
         "image_index": torch.arange(len(rows))[:, None],
         "image_keys": torch.tensor([row["number"] for row in rows]),
         "return_loss": True,
@@ -78,16 +78,16 @@ def collate(rows: list[dict]) -> dict:
 
 
 class WholeMatrix(RetrievalTrainer):
-    """The softmax loss of all logits at once, row n's text belonging to row n's image."""
+    """Trains with the softmax loss over all logits at once; the text and the image of a row are a pair."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         logits = model(**{**inputs, "return_loss": False}).logits_per_text
-        own = torch.arange(len(logits))
-        return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+        labels = torch.arange(len(logits))
+        return (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
 
 
 class KeepGradients(TrainerCallback):
-    """Keeps what the optimiser is about to use."""
+    """Keeps the gradients that the optimiser is about to use."""
 
     gradients: dict[str, torch.Tensor]
 
@@ -96,7 +96,7 @@ class KeepGradients(TrainerCallback):
 
 
 def measure(variant: str, pairs: int, batch: int, folder: str) -> None:
-    """Take one step and print MB, seconds and the loss as a JSON line; leaves the gradients in the folder."""
+    """Take one step, print MB, seconds and loss as a line of JSON, and save the gradients in the folder."""
     model, keep = small_model(), KeepGradients()
     arguments = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=batch if variant == "GradCache" else pairs, max_steps=1,
@@ -107,26 +107,26 @@ def measure(variant: str, pairs: int, batch: int, folder: str) -> None:
     size = pairs if variant == "GradCache" else None
     options = {"train_dataset": Noise(pairs), "data_collator": collate, "contrastive_batch_size": size}
     trainer = kind(model=model, args=arguments, callbacks=[keep], **options)
-    before, started = held(), time.perf_counter()
+    before, started = peak_memory(), time.perf_counter()
     trainer.train()
-    found = {"seconds": time.perf_counter() - started, "megabytes": held() - before, "before": before}
+    figures = {"seconds": time.perf_counter() - started, "megabytes": peak_memory() - before, "before": before}
     torch.save(keep.gradients, Path(folder) / f"{variant}.pt")
     loss = next(log["loss"] for log in trainer.state.log_history if "loss" in log)
-    print(json.dumps({**found, "loss": float(loss), "parameters": model.num_parameters()}))
+    print(json.dumps({**figures, "loss": float(loss), "parameters": model.num_parameters()}))
 
 
-def furthest(folder: str, variant: str) -> tuple[float, float]:
-    """The largest difference of a gradient from that of the whole matrix, and the largest gradient of that."""
-    one, other = (torch.load(Path(folder) / f"{name}.pt") for name in (VARIANTS[0], variant))
-    assert one.keys() == other.keys()
-    apart = max(float((one[name] - other[name]).abs().max()) for name in one)
-    return apart, max(float(gradient.abs().max()) for gradient in one.values())
+def compare_gradients(folder: str, variant: str) -> tuple[float, float]:
+    """The largest difference of a gradient from that of the whole matrix, and the largest gradient of the latter."""
+    expected, actual = (torch.load(Path(folder) / f"{name}.pt") for name in (VARIANTS[0], variant))
+    assert expected.keys() == actual.keys()
+    difference = max(float((expected[name] - actual[name]).abs().max()) for name in expected)
+    return difference, max(float(gradient.abs().max()) for gradient in expected.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=4096, help="pairs of one step")
-    parser.add_argument("--batch", type=int, default=64, help="pairs at a time with GradCache")
+    parser.add_argument("--batch", type=int, default=64, help="pairs per forward pass with GradCache")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "GRAD_CACHE.md")
     parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -137,29 +137,29 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         for variant in VARIANTS:
-            own = ["--pairs", str(args.pairs), "--batch", str(args.batch), "--measure", variant, folder]
-            done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True)
+            flags = ["--pairs", str(args.pairs), "--batch", str(args.batch), "--measure", variant, folder]
+            done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{variant} ended with {done.returncode}: {done.stderr[-2000:]}")
             found = json.loads(done.stdout.splitlines()[-1])
-            apart, largest = furthest(folder, variant)
+            difference, largest = compare_gradients(folder, variant)
             name = f"{variant}, {args.batch} at a time" if variant == "GradCache" else variant
             figures = f"{found['megabytes']:,.0f} | {found['seconds']:.0f} | {found['loss']:.5f}"
-            rows.append(f"| {name} | {figures} | {apart:.1e} |")
+            rows.append(f"| {name} | {figures} | {difference:.1e} |")
             print(rows[-1], flush=True)
     lines = [
         f"# One contrastive step over {args.pairs:,} pairs",
         "",
-        f"`python benchmarks/grad_cache.py --pairs {args.pairs} --batch {args.batch}`, as `modeling-mm train` has it "
-        f"with `--contrastive_batch_size {args.pairs} --per_device_train_batch_size {args.batch}`",
+        f"`python benchmarks/grad_cache.py --pairs {args.pairs} --batch {args.batch}`, as by `modeling-mm train "
+        f"--contrastive_batch_size {args.pairs} --per_device_train_batch_size {args.batch}`",
         "",
         f"A ViT and a BERT of {found['parameters'] / 1e6:.1f}M parameters together, images of {SIDE} x {SIDE}, "
         f"{TOKENS} tokens, float32, on a CPU ({platform.machine()}, {torch.get_num_threads()} threads, load average "
         f"{load:.1f} on {os.cpu_count()} cores at the start), torch {torch.__version__}, transformers "
-        f"{transformers.__version__}. Each variant is a process of its own; memory is the most it held, above the "
-        f"{found['before']:,.0f} MB that it had held with the model loaded. The largest gradient is {largest:.1e}.",
+        f"{transformers.__version__}. Each variant ran in a separate process; memory is its peak above the "
+        f"{found['before']:,.0f} MB of its peak with the model loaded. The largest gradient is {largest:.1e}.",
         "",
-        "| variant | peak memory, MB | seconds | loss | largest difference of a gradient from the first row's |",
+        "| variant | peak memory, MB | seconds | loss | largest difference of a gradient from that of the first row |",
         "| --- | --- | --- | --- | --- |",
         *rows,
     ]

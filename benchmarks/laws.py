@@ -1,10 +1,10 @@
-"""What a multimodal model owes its users, checked on the nearest models of transformers and on ours.
+"""Laws of multimodal models, checked on comparable models of transformers and on ours.
 
     python benchmarks/laws.py        # seconds on a CPU; writes benchmarks/LAWS.md
 
-Every model is a tiny random one, its gates set to 1 so that what passes through fusion shows; released weights have
-other gates, so sizes differ there, the mechanism does not. Each row is one check, run on a peer and on a model of ours
-over the same kind of towers.
+All models are tiny and random, with gates set to 1, so that effects of fusion are visible. Released weights have
+other gates, which changes the size of the effects, but not the mechanism. Each row is one check, run on a peer and on
+a model of ours with the same kind of towers.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GATES = ("_gate", "alpha_cross_attn", "alpha_dense")
 
 @torch.no_grad()
 def opened(model: torch.nn.Module) -> torch.nn.Module:
-    """In evaluation mode, with gates at 1 and weights large enough for logits to differ."""
+    """The model in evaluation mode, with gates at 1 and weights large enough for logits to differ."""
     for name, parameter in model.named_parameters():
         if name.endswith(GATES):
             parameter.fill_(1.0)
@@ -90,29 +90,29 @@ def llava() -> torch.nn.Module:
 
 
 def rows(markers: list[bool]) -> torch.Tensor:
-    """(B, 8) the same words in each row, with an image marker where asked."""
+    """Token ids (B, 8), the same in each row, with an image marker in the rows that have one."""
     ids = torch.arange(10, 18).repeat(len(markers), 1)
     ids[torch.tensor(markers), MARKER_COLUMN] = IMAGE
     return ids
 
 
 def media_inputs(model: torch.nn.Module, has_image: list[bool], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Text and images of a batch as each model takes them; for rows without one, what the peer documents."""
+    """Text and images of a batch in the format of the model; rows without image as documented by the peer."""
     generator = torch.Generator().manual_seed(seed)
     count, real = len(has_image), torch.tensor(has_image)
     ids = rows(has_image)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if isinstance(model, T.MllamaForConditionalGeneration):
         pixels = torch.randn(count, 1, 2, 3, 8, 8, generator=generator) * real.view(-1, 1, 1, 1, 1, 1)
-        seen = ((torch.arange(8) >= MARKER_COLUMN) & real[:, None]).long()  # (B, T)
+        visible = ((torch.arange(8) >= MARKER_COLUMN) & real[:, None]).long()  # (B, T)
         inputs["aspect_ratio_ids"] = 2 * real.long()[:, None]
         inputs["aspect_ratio_mask"] = torch.stack([torch.ones(count).long(), real.long()], dim=1)[:, None]
-        inputs["cross_attention_mask"] = seen[:, :, None, None].repeat(1, 1, 1, 2)
+        inputs["cross_attention_mask"] = visible[:, :, None, None].repeat(1, 1, 1, 2)
         return {**inputs, "pixel_values": pixels}
     if isinstance(model, T.IdeficsForVisionText2Text):
         pixels = torch.randn(count, 1, 3, 16, 16, generator=generator)
-        seen = ((torch.arange(8) >= MARKER_COLUMN) & real[:, None]).long()
-        return {**inputs, "pixel_values": pixels, "image_attention_mask": seen[..., None]}
+        visible = ((torch.arange(8) >= MARKER_COLUMN) & real[:, None]).long()
+        return {**inputs, "pixel_values": pixels, "image_attention_mask": visible[..., None]}
     pixels = torch.randn(int(real.sum()), 3, 16, 16, generator=generator)
     index = torch.where(real, real.cumsum(0) - 1, -1)[:, None]
     return {**inputs, "pixel_values": pixels, "image_index": index} if len(pixels) else inputs
@@ -120,22 +120,22 @@ def media_inputs(model: torch.nn.Module, has_image: list[bool], seed: int = 0) -
 
 @torch.no_grad()
 def leak(model: torch.nn.Module) -> str:
-    """How far logits move when the image is another one: before its marker, where 0 is owed, and after it."""
-    one, other = (model(**media_inputs(model, [True], seed)).logits[0] for seed in (0, 1))
-    moved = (one - other).abs().amax(dim=-1)
-    return f"{moved[:MARKER_COLUMN].max():.2g} before, {moved[MARKER_COLUMN:].max():.2g} after"
+    """Largest change of logits when the image changes: before its marker, where it must be 0, and after it."""
+    first, second = (model(**media_inputs(model, [True], seed)).logits[0] for seed in (0, 1))
+    change = (first - second).abs().amax(dim=-1)
+    return f"{change[:MARKER_COLUMN].max():.2g} before, {change[MARKER_COLUMN:].max():.2g} after"
 
 
 @torch.no_grad()
 def neighbour(model: torch.nn.Module) -> float:
-    """How far a text-only row's logits move when a row with an image stands beside it; owed: 0 but for rounding."""
+    """Largest change of a text-only row's logits when a row with an image joins the batch; 0 except for rounding."""
     alone = model(input_ids=rows([False]), attention_mask=torch.ones(1, 8, dtype=torch.long)).logits
     beside = model(**media_inputs(model, [False, True])).logits[:1]
     return (alone - beside).abs().max().item()
 
 
 def same_tokens(**way) -> Callable[[torch.nn.Module], str]:
-    """Whether a way to generate gives the tokens of plain greedy decoding."""
+    """A check that a generation option gives the same tokens as plain greedy decoding."""
 
     def check(model: torch.nn.Module) -> str:
         inputs = media_inputs(model, [True])
@@ -177,12 +177,12 @@ def default_lora(model: torch.nn.Module) -> str:
 
 
 def count_adapters(model: torch.nn.Module, part: str = "") -> int:
-    """How many layers whose name holds `part` have an adapter."""
+    """Number of layers with an adapter whose name contains `part`."""
     return sum(name.endswith("lora_A") and part in name for name, _ in model.named_modules())
 
 
 def text_lora(model: torch.nn.Module, targets: list[str] | None = None) -> str:
-    """Where adapters land that are meant for the text model; ours says itself what to target."""
+    """Locations of adapters that are meant for the text model; our model names its targets itself."""
     config = LoraConfig(target_modules=targets or model.lora_targets("text"))
     model = get_peft_model(model, config)
     vision = count_adapters(model, "vision_tower")
@@ -200,11 +200,11 @@ def on(check: Callable[[torch.nn.Module], object], build: Callable[[], torch.nn.
 
 
 def outcome(check: Callable[[], object]) -> str:
-    """The result of a check, or the error it ended in."""
+    """The result of a check, or its error."""
     torch.manual_seed(0)
     try:
         result = check()
-    except Exception as error:  # whatever a peer raises is the finding
+    except Exception as error:  # an error of a peer is the result
         message = " ".join(str(error).split())
         return f"{type(error).__name__}: {message[:70]}"
     return f"{result:.2g}" if isinstance(result, float) else str(result)
@@ -214,12 +214,12 @@ Check = Callable[[], object]
 
 
 def checks() -> Iterator[tuple[str, str, Check, Check]]:
-    """(what is checked, the peer, the check on it, the check on ours)."""
-    what = "largest change of logits when the image changes, before and after its marker"
-    yield what, "Mllama", lambda: leak(mllama()), lambda: leak(ours())
-    yield what, "Idefics", lambda: leak(idefics()), lambda: leak(ours("gpt2"))
-    what = "largest change of a text-only row's logits when a row with an image joins the batch"
-    yield what, "Mllama", lambda: neighbour(mllama()), lambda: neighbour(ours())
+    """Tuples of a description, the peer, the check on the peer, and the check on ours."""
+    description = "largest change of logits when the image changes, before and after its marker"
+    yield description, "Mllama", lambda: leak(mllama()), lambda: leak(ours())
+    yield description, "Idefics", lambda: leak(idefics()), lambda: leak(ours("gpt2"))
+    description = "largest change of a text-only row's logits when a row with an image joins the batch"
+    yield description, "Mllama", lambda: neighbour(mllama()), lambda: neighbour(ours())
     for name, way in WAYS.items():
         same = same_tokens(**way)
         yield f"greedy decoding with {name}", "Mllama", partial(on, same, mllama), partial(on, same, ours)
@@ -235,14 +235,14 @@ def checks() -> Iterator[tuple[str, str, Check, Check]]:
     for text in ("gpt2", "llama", "qwen3"):
         generates = partial(composed, text, head=MMForConditionalGeneration)
         yield f"{text} attends to vit", "VisionEncoderDecoder", partial(encoder_decoder, text), generates
-    what = "gradient checkpointing"
-    yield what, "VisionTextDualEncoder", lambda: checkpointing(vtde()), lambda: checkpointing(ours())
-    what = "`LoraConfig()` without targets"
-    yield what, "Mllama", lambda: default_lora(mllama()), lambda: default_lora(ours())
+    description = "gradient checkpointing"
+    yield description, "VisionTextDualEncoder", lambda: checkpointing(vtde()), lambda: checkpointing(ours())
+    description = "`LoraConfig()` without targets"
+    yield description, "Mllama", lambda: default_lora(mllama()), lambda: default_lora(ours())
     encoder = partial(ours, "bert", head=MMModel)
-    yield what, "VisionTextDualEncoder", partial(on, default_lora, vtde), partial(on, default_lora, encoder)
-    what = "LoRA meant for the text model alone"
-    yield what, "LLaVA", lambda: text_lora(llava(), ["q_proj", "v_proj"]), lambda: text_lora(ours())
+    yield description, "VisionTextDualEncoder", partial(on, default_lora, vtde), partial(on, default_lora, encoder)
+    description = "LoRA meant for the text model alone"
+    yield description, "LLaVA", lambda: text_lora(llava(), ["q_proj", "v_proj"]), lambda: text_lora(ours())
 
 
 def main() -> None:
@@ -252,16 +252,16 @@ def main() -> None:
     T.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     lines = [
-        "# What the nearest models do, and ours",
+        "# Laws of multimodal models, on comparable models and ours",
         "",
         f"`python benchmarks/laws.py` with transformers {T.__version__}, torch {torch.__version__} and peft "
         f"{peft.__version__}: tiny random models, gates at 1.",
         "",
-        "| check | peer | the peer | modeling_mm |",
+        "| check | peer | result of the peer | modeling_mm |",
         "| --- | --- | --- | --- |",
     ]
-    for what, peer, theirs, mine in checks():
-        lines.append(f"| {what} | {peer} | {outcome(theirs)} | {outcome(mine)} |")
+    for description, peer, on_peer, on_ours in checks():
+        lines.append(f"| {description} | {peer} | {outcome(on_peer)} | {outcome(on_ours)} |")
         print(lines[-1], flush=True)
     args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What is paid beside the arithmetic: importing, loading, reading data, and the Trainer around a training loop."""
+"""Overhead besides arithmetic: importing, loading, reading data, and the Trainer around a training loop."""
 
 import csv
 import subprocess
@@ -29,7 +29,7 @@ SIZE, ROWS, BATCH = "scratch-tiny", 512, 32
 
 
 def importing(rounds: int) -> dict[str, Timing]:
-    """Seconds of a fresh Python that imports transformers with the Auto classes that we register with, and ours."""
+    """Seconds of a Python process that imports transformers with the Auto classes that we use, and of one for ours."""
 
     def fresh(code: str) -> None:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -38,7 +38,7 @@ def importing(rounds: int) -> dict[str, Timing]:
 
 
 def loading(folder: Path, rounds: int) -> dict[str, Timing]:
-    """Seconds of `from_pretrained` of the models of `generating`."""
+    """Seconds of `from_pretrained` for models of `generating`."""
     for name in ("ours", "LLaVA"):
         MODELS[name](14).save_pretrained(folder / name)
     load = AutoModelForImageTextToText.from_pretrained
@@ -46,7 +46,7 @@ def loading(folder: Path, rounds: int) -> dict[str, Timing]:
 
 
 def drawn_data(folder: Path) -> tuple[MMDataset, MMCollator]:
-    """A CSV of questions about as many images of 64 x 64, and what makes batches of it."""
+    """A dataset of questions, each about its own image of 64 x 64, and its collator."""
     with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "text", "answer"])
@@ -63,13 +63,13 @@ def drawn_data(folder: Path) -> tuple[MMDataset, MMCollator]:
 
 
 def reading(dataset: MMDataset, collator: MMCollator, rounds: int) -> float:
-    """Rows per second that one process decodes, resizes, tokenises and puts into batches."""
+    """Rows per second that one process decodes, resizes, tokenises and collates."""
     loader = DataLoader(dataset, BATCH, collate_fn=collator)
     return ROWS / interleaved({"ours": lambda: list(loader)}, rounds)["ours"].median
 
 
 def around_a_loop(dataset: MMDataset, collator: MMCollator, folder: Path, rounds: int) -> dict[str, Timing]:
-    """Seconds of one epoch by the Trainer, and by a plain loop that does the same steps."""
+    """Seconds of one epoch with the Trainer, and with a plain loop of the same steps."""
     tokenizer = collator.processor.tokenizer
     text = scratch.text_config(SIZE, tokenizer, decoder=True)
     model = MMForConditionalGeneration.from_towers(scratch.vision_config(SIZE), text, processor=collator.processor)

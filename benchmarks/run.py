@@ -1,11 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""modeling_mm beside the library's own models, over the same towers and the same work; writes RESULTS.md and a chart.
+"""Comparison of modeling_mm with transformers' models, with the same towers and work; writes RESULTS.md and a chart.
 
     make bench                              # about half an hour on two CPU cores
-    python benchmarks/run.py --quick        # each kind of row once, in small: two minutes
+    python benchmarks/run.py --quick        # each kind of row once, at a small size: two minutes
 
-Rounds alternate between the models, so that a noisy machine disturbs all alike; times are medians, and a ratio says
-how many times ours that of the other is. On a GPU, where there is one, all of it runs there.
+Rounds alternate between the models, so that other load disturbs all of them equally. Times are medians; a ratio is the
+other model's time divided by ours. Everything runs on a GPU if there is one.
 """
 
 import argparse
@@ -32,17 +32,17 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SLOW = 3.0  # seconds; of longer work fewer rounds
+SLOW = 3.0  # seconds; slower work gets fewer rounds
 LAYOUTS = [(14, 1, 1), (14, 1, 8), (24, 1, 1), (24, 1, 8), (24, 4, 1)]  # patches per side, images, rows
 HALF = [(24, 1, 1), (24, 1, 8)]  # in bfloat16 as well
 QUICK, QUICK_HALF = [(4, 1, 1), (4, 1, 2), (4, 4, 1)], [(4, 1, 1)]
-PEAK = {False: (24, 1, 8), True: (4, 1, 1)}  # whose memory is measured, quick or not
+PEAK = {False: (24, 1, 8), True: (4, 1, 1)}  # the layout whose memory is measured, with --quick or not
 CHARTED = ("training step", "prefill, text side", "decoding a token")  # in float32
 
 
 @dataclass
 class Line:
-    """One row: what was done, by whom in how many seconds, and how much arithmetic ours takes."""
+    """One row of a table: the work, the time of each model, and the arithmetic of ours."""
 
     work: str
     tokens: str
@@ -53,37 +53,37 @@ class Line:
 
     def cells(self, models: list[str], rates: dict[str, float]) -> list[str]:
         ours = self.times["ours"].median
-        found = [self.work, self.tokens, str(self.batch), self.dtype, milliseconds(self.times["ours"])]
+        cells = [self.work, self.tokens, str(self.batch), self.dtype, milliseconds(self.times["ours"])]
         for name in models:
             time = self.times.get(name)
-            found.append("-" if time is None else f"{milliseconds(time)} ({time.median / ours:.2f}x)")
+            cells.append("-" if time is None else f"{milliseconds(time)} ({time.median / ours:.2f}x)")
         share = self.flops / ours / rates[self.dtype]
-        return [*found, f"{self.flops / 1e9:,.1f}" if self.flops else "-", f"{share:.0%}" if self.flops else "-"]
+        return [*cells, f"{self.flops / 1e9:,.1f}" if self.flops else "-", f"{share:.0%}" if self.flops else "-"]
 
 
 def milliseconds(time: Timing) -> str:
-    """The median, and half of the distance between the quartiles as a share of it."""
+    """The median in milliseconds, and half the interquartile range as a percentage of it."""
     spread = (time.high - time.low) / 2 / time.median
     return f"{1000 * time.median:,.{0 if time.median > 0.1 else 1}f} ±{spread:.0%}"
 
 
 def rounds_for(works: dict, rounds: int) -> dict[str, Timing]:
-    """Alternating rounds; of slow work three, which is enough to see a median."""
+    """Timings of alternating rounds; three for slow work, which is enough for a median."""
     first = interleaved(works, 1)
     slowest = max(time.median for time in first.values())
     return first if rounds == 1 else interleaved(works, min(rounds, 3) if slowest > SLOW else rounds)
 
 
 def generation_lines(rounds: int, quick: bool) -> Iterator[Line]:
-    """Every work of every layout; how long a token takes is what 32 of them add to a prefill."""
+    """Lines of every work and layout; the time of one token is what 32 tokens add to a prefill, divided by 32."""
     whole, half = (QUICK, QUICK_HALF) if quick else (LAYOUTS, HALF)
     cases = [(layout, torch.float32) for layout in whole] + [(layout, torch.bfloat16) for layout in half]
-    for (side, pictures, rows), dtype in cases:
-        tokens = f"{pictures} x {side * side}" if pictures > 1 else str(side * side)
+    for (side, images, rows), dtype in cases:
+        tokens = f"{images} x {side * side}" if images > 1 else str(side * side)
         lines = {}
         for work in generating.WORKS:
             names = [name for name in generating.MODELS if (name, work) not in generating.LEFT_OUT]
-            works = {n: generating.work_of(n, work, side, pictures, rows, DEVICE, dtype) for n in names}
+            works = {n: generating.work_of(n, work, side, images, rows, DEVICE, dtype) for n in names}
             times = rounds_for(works, rounds)
             lines[work] = Line(work, tokens, rows, str(dtype)[6:], times, arithmetic(works["ours"]))
             yield lines[work]
@@ -91,7 +91,7 @@ def generation_lines(rounds: int, quick: bool) -> Iterator[Line]:
 
 
 def decoding(prefill: Line, answer: Line) -> Line:
-    """A token's share of what an answer takes beyond its prefill."""
+    """The time of one new token: that of an answer minus its prefill, divided by the number of tokens."""
 
     def per_token(name: str) -> Timing:
         return Timing(*((answer.times[name].median - prefill.times[name].median) / generating.NEW_TOKENS,) * 3)
@@ -109,13 +109,13 @@ def contrastive_lines(rounds: int, quick: bool) -> Iterator[Line]:
 
 
 def memory_lines(quick: bool) -> list[str]:
-    """The most memory of a training step, of each model in a process of its own."""
+    """Peak memory of a training step; each model runs in a separate process."""
     lines, ours = [], 0.0
     for name in generating.MODELS:
-        own = [sys.executable, __file__, "--peak", name, *(["--quick"] if quick else [])]
-        done = subprocess.run(own, capture_output=True, text=True)
+        command = [sys.executable, __file__, "--peak", name, *(["--quick"] if quick else [])]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"the memory of {name} was not measured: {done.stderr[-2000:]}")
+            raise SystemExit(f"measuring the memory of {name} failed: {done.stderr[-2000:]}")
         peak = json.loads(done.stdout.splitlines()[-1])
         ours = ours or peak
         lines.append(f"| {name} | {peak:,.0f} | {peak / ours:.2f}x |")
@@ -124,7 +124,7 @@ def memory_lines(quick: bool) -> list[str]:
 
 
 def overhead_lines(rounds: int) -> list[str]:
-    """Lines of a table: what, ours, beside what, ratio."""
+    """Lines of a table: the work, our time, the other time, and their ratio."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         imported, loaded = overheads.importing(rounds), overheads.loading(folder, rounds)
@@ -132,13 +132,17 @@ def overhead_lines(rounds: int) -> list[str]:
         rate = overheads.reading(dataset, collator, rounds)
         trained = overheads.around_a_loop(dataset, collator, folder / "run", rounds)
     pairs = [
-        ("import, beside transformers with the Auto classes", imported["ours"], imported["transformers"]),
-        ("`from_pretrained`, beside LLaVA", loaded["ours"], loaded["LLaVA"]),
-        ("an epoch of `MMTrainer` (scratch-tiny), beside a bare loop", trained["MMTrainer"], trained["bare loop"]),
+        ("import, compared with transformers and its Auto classes", imported["ours"], imported["transformers"]),
+        ("`from_pretrained`, compared with LLaVA", loaded["ours"], loaded["LLaVA"]),
+        (
+            "an epoch of `MMTrainer` (scratch-tiny), compared with a bare loop",
+            trained["MMTrainer"],
+            trained["bare loop"],
+        ),
     ]
     lines = [
-        f"| {what} | {milliseconds(one)} | {milliseconds(other)} | {one.median / other.median:.2f}x |"
-        for what, one, other in pairs
+        f"| {work} | {milliseconds(ours)} | {milliseconds(other)} | {ours.median / other.median:.2f}x |"
+        for work, ours, other in pairs
     ]
     return [*lines, f"| rows read, decoded, resized and tokenised by one process | {rate:,.0f} per second | - | - |"]
 
@@ -154,25 +158,25 @@ def table(lines: list[Line], rates: dict[str, float]) -> list[str]:
 
 
 def chart(lines: list[Line], path: Path) -> None:
-    """How many times ours each model's time is, by work and number of image tokens."""
-    wanted = [line for work in CHARTED for line in lines if (line.work, line.dtype) == (work, "float32")]
-    most = max(line.batch for line in wanted)
-    wanted = [line for line in wanted if line.batch == most]
-    models = [name for name in wanted[0].times if name != "ours"]
+    """Draw each model's time divided by ours, by work and number of image tokens."""
+    charted = [line for work in CHARTED for line in lines if (line.work, line.dtype) == (work, "float32")]
+    largest = max(line.batch for line in charted)
+    charted = [line for line in charted if line.batch == largest]
+    models = [name for name in charted[0].times if name != "ours"]
     figure, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
     width = 0.8 / len(models)
     for place, name in enumerate(models):
         bars = [
             (i + width * place, line.times[name].median / line.times["ours"].median)
-            for i, line in enumerate(wanted)
+            for i, line in enumerate(charted)
             if name in line.times
         ]
-        drawn = axes.bar([x for x, _ in bars], [y for _, y in bars], width, label=name)
-        axes.bar_label(drawn, fmt="%.1f", fontsize=7)
+        container = axes.bar([x for x, _ in bars], [y for _, y in bars], width, label=name)
+        axes.bar_label(container, fmt="%.1f", fontsize=7)
     axes.axhline(1, color="black", linewidth=1)
-    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(wanted))])
-    axes.set_xticklabels([f"{line.work}\n{line.tokens} image tokens" for line in wanted], fontsize=8)
-    axes.set_ylabel("times ours (more: ours is faster)")
+    axes.set_xticks([i + 0.4 - width / 2 for i in range(len(charted))])
+    axes.set_xticklabels([f"{line.work}\n{line.tokens} image tokens" for line in charted], fontsize=8)
+    axes.set_ylabel("time relative to ours (above 1: ours is faster)")
     figure.legend(fontsize=8, loc="outside upper center", ncols=len(models))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -185,62 +189,62 @@ def machine() -> str:
 
 
 def measured(lines: Iterator[Line], rates: dict[str, float]) -> list[Line]:
-    """The lines, told as they come."""
-    found = []
+    """The lines, each printed when it is measured."""
+    finished = []
     for line in lines:
-        found.append(line)
-        told = line.cells(list(line.times)[1:], rates)
-        print(" ".join(told[:4]), "|", ", ".join(told[4:]), flush=True)
-    return found
+        finished.append(line)
+        cells = line.cells(list(line.times)[1:], rates)
+        print(" ".join(cells[:4]), "|", ", ".join(cells[4:]), flush=True)
+    return finished
 
 
 def heading(flags: str, rates: dict[str, float]) -> list[str]:
-    """What was run, where, and what the machine can do at best."""
+    """Lines with the command, the machine and its peak rates."""
     load, commit = os.getloadavg()[0], git_commit()
     best = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, rate in rates.items())
     return [
-        "# modeling_mm beside the library's own models",
+        "# modeling_mm compared with transformers' models",
         "",
         f"`python benchmarks/run.py {flags}` at commit {commit}, {date.today()}: {machine()}; load average {load:.1f} "
         f"on {os.cpu_count()} cores at the start. A large matrix product reaches {best}; memory is read at "
         f"{memory_rate(DEVICE) / 1e9:.0f} GB/s.",
         "",
-        "Medians of alternating rounds, ± half of the distance between the quartiles; in brackets how many times ours",
-        "the other's time is, so more than 1 means that ours is faster.",
+        "Medians of alternating rounds, ± half the interquartile range. In brackets, the time divided by ours:",
+        "above 1, ours is faster.",
     ]
 
 
 def page(rounds: int, quick: bool, rates: dict[str, float], generation: list[Line]) -> list[str]:
-    """The lines of generation as tables, and all else that is measured."""
+    """The lines of generation as a table, and all other measurements."""
     side, _, rows = PEAK[quick]
     return [
         "",
-        "## Answering about images",
+        "## Generation from images",
         "",
         f"{generating.TOKENS} text tokens in each row. {generating.__doc__.split(chr(10), 2)[2].strip()}",
         "",
         *table(generation, rates),
         "",
-        "![times ours](RESULTS.png)",
+        "![time relative to ours](RESULTS.png)",
         "",
         "## Peak memory of a training step",
         "",
         f"{side * side} image tokens, {rows} rows, float32, above the model itself.",
         "",
-        "| model | MB | of ours |",
+        "| model | MB | relative to ours |",
         "| --- | --- | --- |",
         *memory_lines(quick),
         "",
         "## Contrastive training step",
         "",
         f"Pairs of {contrasting.SIDE} x {contrasting.SIDE} pixels and {contrasting.TOKENS} tokens, all different.",
-        "open_clip is not here: it needs torchvision.",
+        "open_clip is not included: it needs torchvision.",
         "",
         *table(measured(contrastive_lines(rounds, quick), rates), rates),
         "",
-        "## Beside the arithmetic",
+        "## Overhead",
         "",
-        "| what | ours, ms | the other, ms | ratio |",
+        "| work | ours, ms | other, ms | ratio |",
         "| --- | --- | --- | --- |",
         *overhead_lines(min(rounds, 5)),
     ]
@@ -250,14 +254,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument(
-        "--quick", action="store_true", help="one round of small images, to see that each row is there"
+        "--quick", action="store_true", help="one round with small images, as a check that every row works"
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder; default: %(default)s")
     parser.add_argument("--peak", choices=generating.MODELS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        side, pictures, rows = PEAK[args.quick]
-        work = generating.work_of(args.peak, "training step", side, pictures, rows, DEVICE, torch.float32)
+        side, images, rows = PEAK[args.quick]
+        work = generating.work_of(args.peak, "training step", side, images, rows, DEVICE, torch.float32)
         return print(peak_megabytes(work))
     rounds = 1 if args.quick else args.rounds
     rates = {str(dtype)[6:]: matrix_rate(DEVICE, dtype) for dtype in (torch.float32, torch.bfloat16)}

@@ -1,11 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Many people at once in the Space of one model that answers: half of them ask, half look.
+"""Load test of the Space of a generating model: half of the users ask questions, half request attention maps.
 
 python benchmarks/space_load.py --model runs/easy_vqa --users 50 --seconds 60
 
-Prints one line of JSON: how many requests were answered, told that the queue is full, or failed (with what), how long
-they took, and the server's resident memory before, every ten seconds, and after. The rate limit is off, as all users
-come from one address.
+Prints one line of JSON: the numbers of requests that were answered, were rejected by the full queue, or failed (by
+error), their latency, and the server's resident memory before, every ten seconds, and after. The rate limit is off,
+as all users have the same address.
 """
 
 import argparse
@@ -27,30 +27,30 @@ SPACE = Path(__file__).parent.parent / "hub_space"
 QUESTIONS = ("what shape is in the image?", "what is the color of the shape?", "does the image contain a circle?")
 
 
-def started(model: str, port: int) -> subprocess.Popen:
-    """The Space's process, once it serves."""
+def start_space(model: str, port: int) -> subprocess.Popen:
+    """Start the Space and return its process when it accepts requests."""
     environment = {**os.environ, "MM_MODEL_ID": model, "MM_REQUESTS_PER_MINUTE": "0", "GRADIO_SERVER_PORT": str(port)}
     options = {"cwd": SPACE, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     process = subprocess.Popen([sys.executable, "-u", "app.py"], **options)
     for line in process.stdout:
         if "Running on" in line:
             return process
-    raise SystemExit(f"the Space ended with {process.wait()} before it served")
+    raise SystemExit(f"the Space exited with status {process.wait()} before it accepted requests")
 
 
-def resident(process: subprocess.Popen) -> float:
-    """MiB of memory."""
+def resident_mib(process: subprocess.Popen) -> float:
+    """Resident memory in MiB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return round(int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024, 1)
 
 
-def visit(number: int, url: str, folder: Path, end: list[float], ready: threading.Barrier, told: list) -> None:
-    """One person: an image of their own, asked or looked at again and again."""
+def visit(number: int, url: str, folder: Path, end: list[float], ready: threading.Barrier, outcomes: list) -> None:
+    """Act as one user, who asks about one image, or requests its attention maps, again and again."""
     path = folder / f"{number}.png"
-    picture = Image.new("RGB", (64, 64), (240, 240 - number % 10, 245))
-    ImageDraw.Draw(picture).ellipse((10, 10, 40, 40), ("red", "blue", "green")[number % 3])
-    picture.save(path)
-    client = Client(url, verbose=False, httpx_kwargs={"timeout": 60})  # of 5 seconds otherwise; browsers wait longer
+    image = Image.new("RGB", (64, 64), (240, 240 - number % 10, 245))
+    ImageDraw.Draw(image).ellipse((10, 10, 40, 40), ("red", "blue", "green")[number % 3])
+    image.save(path)
+    client = Client(url, verbose=False, httpx_kwargs={"timeout": 60})  # default: 5 seconds; browsers wait longer
     ready.wait()
     turn = number
     while time.monotonic() < end[0]:
@@ -58,14 +58,14 @@ def visit(number: int, url: str, folder: Path, end: list[float], ready: threadin
         try:
             if number % 2:
                 message = {"text": question, "files": [handle_file(str(path))]}
-                said = client.predict(message, False, 16, api_name="/chat")
+                answer = client.predict(message, False, 16, api_name="/chat")
             else:
-                said = client.predict(handle_file(str(path)), question, api_name="/look")[0]
-            outcome = "answered" if said else "empty"
-        except Exception as error:  # whatever it is, it is counted by its words
-            words = f"{type(error).__name__}: {error}"
-            outcome = "queue full" if "full" in words.lower() else words[:200]
-        told.append((outcome, time.monotonic() - begun))
+                answer = client.predict(handle_file(str(path)), question, api_name="/look")[0]
+            outcome = "answered" if answer else "empty"
+        except Exception as error:  # any error is counted by its message
+            reason = f"{type(error).__name__}: {error}"
+            outcome = "queue full" if "full" in reason.lower() else reason[:200]
+        outcomes.append((outcome, time.monotonic() - begun))
         turn += 1
 
 
@@ -75,35 +75,35 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--port", type=int, default=7899)
-    parser.add_argument("--folder", type=Path, default=Path("runs/space_load"), help="where images are drawn")
+    parser.add_argument("--folder", type=Path, default=Path("runs/space_load"), help="folder for generated images")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    process = started(str(Path(args.model).resolve()), args.port)
+    process = start_space(str(Path(args.model).resolve()), args.port)
     try:
-        told, end, ready = list[tuple[str, float]](), [0.0], threading.Barrier(args.users + 1)
-        given = (f"http://127.0.0.1:{args.port}", args.folder, end, ready, told)
-        people = [threading.Thread(target=visit, args=(number, *given), daemon=True) for number in range(args.users)]
-        memory = [resident(process)]
-        for person in people:
-            person.start()
+        outcomes, end, ready = list[tuple[str, float]](), [0.0], threading.Barrier(args.users + 1)
+        shared = (f"http://127.0.0.1:{args.port}", args.folder, end, ready, outcomes)
+        users = [threading.Thread(target=visit, args=(number, *shared), daemon=True) for number in range(args.users)]
+        memory = [resident_mib(process)]
+        for user in users:
+            user.start()
         end[0] = time.monotonic() + 3600
         ready.wait()
         begun = time.monotonic()
         end[0] = begun + args.seconds
         while time.monotonic() < end[0]:
             time.sleep(min(10, max(0.1, end[0] - time.monotonic())))
-            memory.append(resident(process))
-        for person in people:
-            person.join(120)
-        took = np.array([seconds for outcome, seconds in told if outcome == "answered"] or [0])
+            memory.append(resident_mib(process))
+        for user in users:
+            user.join(120)
+        took = np.array([seconds for outcome, seconds in outcomes if outcome == "answered"] or [0])
         figures = {
             "users": args.users,
             "seconds": round(time.monotonic() - begun, 1),
-            "requests": dict(Counter(outcome for outcome, _ in told)),
+            "requests": dict(Counter(outcome for outcome, _ in outcomes)),
             "latency_p50": round(float(np.median(took)), 3),
             "latency_p95": round(float(np.percentile(took, 95)), 3),
-            "still_waiting": sum(person.is_alive() for person in people),
-            "resident_mib": [*memory, resident(process)],
+            "still_waiting": sum(user.is_alive() for user in users),
+            "resident_mib": [*memory, resident_mib(process)],
         }
         print(json.dumps(figures))
     finally:

@@ -1,12 +1,12 @@
-"""A stream of 100,000 rows through two workers: memory, throughput, and a kill in the middle; writes STREAMING.md.
+"""Streaming 100,000 rows through two workers: memory, throughput, and a kill in the middle; writes STREAMING.md.
 
     python benchmarks/streaming.py               # some minutes on two CPU cores
     python benchmarks/streaming.py --rows 10000  # smaller
 
-- The rows are written first: Parquet shards, each row with an image of its own and its number in the text.
-- One pass is trained by a small model with `MMTrainer` in a process of its own with two workers, which is killed
-  (SIGKILL) in the middle and started again. Every batch that is trained on is noted with the numbers of its rows.
-- Memory is the proportional set size of that process and its workers, asked for each second.
+- The rows are written first: Parquet shards, in which each row has a distinct image, and its number in the text.
+- A small model trains for one pass with `MMTrainer`, in a separate process with two workers, which is killed
+  (SIGKILL) in the middle and started again. The row numbers of every batch that is trained on are logged.
+- Memory is the proportional set size of that process and its workers, sampled every second.
 """
 
 import argparse
@@ -52,7 +52,7 @@ IN_TAR = Columns("png", "json.text", "json.label")
 
 
 def picture(number: int) -> bytes:
-    """A PNG of noise that no other number has."""
+    """A PNG of noise, distinct for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -60,18 +60,18 @@ def picture(number: int) -> bytes:
 
 
 def write_shards(folder: Path, rows: int, shards: int, kind: str = "parquet", picture=picture) -> str:
-    """`rows` rows in as many shards, with their numbers in order; returns the glob that names them.
+    """Write `rows` rows, numbered in order, into `shards` shards; return the glob that matches them.
 
     Columns of Parquet are image, text, label; members of a tar (WebDataset) png and json, with text and label.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for shard, numbers in enumerate(np.array_split(np.arange(rows), shards)):
-        made = [(picture(int(n)), f"row {n} what is it", LABELS[n % 2]) for n in numbers]
+        written = [(picture(int(n)), f"row {n} what is it", LABELS[n % 2]) for n in numbers]
         path = folder / f"train-{shard:04d}.{kind}"
         if kind == "parquet":
-            write_parquet(path, made)
+            write_parquet(path, written)
         else:
-            write_tar(path, made)
+            write_tar(path, written)
     return str(folder / f"train-*.{kind}")
 
 
@@ -96,19 +96,19 @@ def write_tar(path: Path, rows: list[tuple[bytes | None, str, str]]) -> None:
 
 
 def number_of(text: str) -> int:
-    """The number of a row, which its text tells."""
+    """The number of a row, read from its text."""
     return int(text.split()[1])
 
 
-class Numbered(MMCollator):
-    """Batches that hold the numbers of their rows, too."""
+class NumberingCollator(MMCollator):
+    """A collator whose batches also hold the numbers of their rows."""
 
     def __call__(self, rows):
         return {**super().__call__(rows), "numbers": torch.tensor([number_of(row.text) for row in rows])}
 
 
-class Noting(MMTrainer):
-    """Writes the numbers of each batch that it has trained on to a file."""
+class LoggingTrainer(MMTrainer):
+    """A trainer that logs the row numbers of each batch to a file."""
 
     def training_step(self, model, inputs, *args, **kwargs):
         line = json.dumps([self.state.global_step, inputs.pop("numbers").tolist()])
@@ -130,7 +130,7 @@ def stream_of(source: str) -> MMStream:
 
 
 def reading(source: str, rows: int, workers: int) -> float:
-    """Rows per second that are read, checked, decoded and made into batches, without any training."""
+    """Rows per second that are read, checked, decoded and collated, without training."""
     collator = MMCollator(processor_of_rows(), "classification")
     loader = StreamLoader(stream_of(source), BATCH, collator, num_workers=workers)
     for _ in itertools.islice(loader, rows // BATCH):
@@ -139,7 +139,7 @@ def reading(source: str, rows: int, workers: int) -> float:
 
 
 def train(source: str, output: Path, rows: int, workers: int) -> None:
-    """One pass, from the newest checkpoint in the output folder if there is one; leaves figures.json."""
+    """Train for one pass, from the newest checkpoint in the output folder if there is one, and write figures.json."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     processor = processor_of_rows()
@@ -152,8 +152,8 @@ def train(source: str, output: Path, rows: int, workers: int) -> None:
         dataloader_num_workers=workers, save_steps=max(1, rows // BATCH // 20), save_total_limit=2, logging_steps=1,
         report_to=[], disable_tqdm=True,
     )  # fmt: skip
-    own = {"train_dataset": stream_of(source), "data_collator": Numbered(processor, "classification")}
-    trainer = Noting(model=MMForSequenceClassification(config), args=arguments, **own)
+    data = {"train_dataset": stream_of(source), "data_collator": NumberingCollator(processor, "classification")}
+    trainer = LoggingTrainer(model=MMForSequenceClassification(config), args=arguments, **data)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(str(output)))
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
@@ -161,18 +161,18 @@ def train(source: str, output: Path, rows: int, workers: int) -> None:
 
 
 def tree_megabytes(pid: int) -> float:
-    """What a process and those below it hold, shared pages counted in parts (Linux)."""
+    """Memory of a process and its descendants in MB, with shared pages counted proportionally (Linux)."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    own = next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
-    return own + sum(tree_megabytes(int(child)) for child in below)
+    process = next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+    return process + sum(tree_megabytes(int(child)) for child in children)
 
 
 def noted(output: Path) -> list[tuple[int, list[int]]]:
-    """Steps before each batch that was trained on, and the numbers of its rows."""
+    """Pairs of the steps before a batch that was trained on and the numbers of its rows."""
     path = output / "noted.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     return [(step, numbers) for step, numbers in map(json.loads, lines)]
@@ -181,13 +181,13 @@ def noted(output: Path) -> list[tuple[int, list[int]]]:
 def watched(
     source: str, output: Path, rows: int, workers: int, kill_after: int | None = None
 ) -> list[tuple[float, float]]:
-    """Train in a process of its own; seconds since its first batch and MB held, each second while it trains.
+    """Train in a separate process; return (seconds since its first batch, MB) for each second of training.
 
     Args:
-        kill_after: batches after which it is killed.
+        kill_after: number of batches after which the process is killed.
 
     Raises:
-        RuntimeError: it ended by itself, and not well.
+        RuntimeError: the process failed.
     """
     output.mkdir(parents=True, exist_ok=True)
     before, curve, began, latest = len(noted(output)), [], 0.0, 0
@@ -200,8 +200,8 @@ def watched(
         time.sleep(1)
         done = path.read_bytes().count(b"\n") - before if path.is_file() else 0
         began = began or (time.monotonic() if done else 0.0)
-        if done > latest and (held := tree_megabytes(process.pid)):  # it trains, and is not about to end
-            curve.append((time.monotonic() - began, held))
+        if done > latest and (megabytes := tree_megabytes(process.pid)):  # it trains, and is not about to end
+            curve.append((time.monotonic() - began, megabytes))
         latest = done
         if kill_after is not None and done >= kill_after:
             process.send_signal(signal.SIGKILL)
@@ -213,10 +213,10 @@ def watched(
 
 
 def seen_after_a_kill(source: str, output: Path, rows: int, workers: int) -> tuple[int, int, list[list[int]]]:
-    """Kill a training in the middle and go on.
+    """Kill a training in the middle and resume it.
 
     Returns:
-        steps it had done, the step that it went on from, and the numbers in all batches that made the model.
+        steps before the kill, the step of the checkpoint, and the row numbers of all batches that shaped the model.
     """
     watched(source, output, rows, workers, kill_after=rows // BATCH // 2 + 7)
     killed, checkpoint = noted(output), last_checkpoint(str(output))
@@ -228,8 +228,8 @@ def seen_after_a_kill(source: str, output: Path, rows: int, workers: int) -> tup
 
 
 def held_at(curve: list[tuple[float, float]], second: float) -> float:
-    """MB at a time, the median of five seconds around it."""
-    return statistics.median(held for _, held in sorted(curve, key=lambda point: abs(point[0] - second))[:5])
+    """MB at a time, as the median of the five nearest samples."""
+    return statistics.median(megabytes for _, megabytes in sorted(curve, key=lambda point: abs(point[0] - second))[:5])
 
 
 def main() -> None:
@@ -251,9 +251,9 @@ def main() -> None:
         size = sum(path.stat().st_size for path in (folder / "shards").iterdir()) / 2**20
         curve = watched(source, folder / "whole", args.rows, args.workers)
         batches = [numbers for _, numbers in noted(folder / "whole")]
-        killed, step, seen = seen_after_a_kill(source, folder / "killed", args.rows, args.workers)
-        found = [json.loads((folder / run / "figures.json").read_text()) for run in ("whole", "killed")]
-    counts = Counter(number for batch in seen for number in batch)
+        killed, step, resumed = seen_after_a_kill(source, folder / "killed", args.rows, args.workers)
+        figures = [json.loads((folder / run / "figures.json").read_text()) for run in ("whole", "killed")]
+    counts = Counter(number for batch in resumed for number in batch)
     times = sorted({min(60.0, curve[-1][0]), *(share * curve[-1][0] for share in (0.1, 0.25, 0.5, 0.75, 1.0))})
     lines = [
         f"# {args.rows:,} rows streamed through {args.workers} workers",
@@ -266,19 +266,19 @@ def main() -> None:
         f"a CPU ({platform.machine()}, load average {load:.1f} on {os.cpu_count()} cores at the start), torch "
         f"{torch.__version__}, transformers {transformers.__version__}, datasets {datasets.__version__}.",
         "",
-        "- Read, checked, decoded and made into batches, without training: "
+        "- Read, checked, decoded and collated, without training: "
         + ", ".join(f"{rate:,.0f} rows per second with {workers} workers" for workers, rate in alone.items())
         + ".",
-        f"- {found[0]['rows_per_second']:,.0f} rows per second, trained on, {curve[-1][0]:,.0f} seconds for the pass.",
-        f"- Uninterrupted: {len({n for b in batches for n in b}):,} different rows in {sum(map(len, batches)):,}.",
-        f"- Killed (SIGKILL) after {killed} steps, gone on from step {step}: rows seen once "
-        f"{sum(count == 1 for count in counts.values()):,}, seen more often {sum(c > 1 for c in counts.values())}, "
-        f"never seen {args.rows - len(counts)}; the same batches as uninterrupted: {seen == batches}; the same "
-        f"losses, to the bit: {found[0]['losses'] == found[1]['losses']}.",
+        f"- Training: {figures[0]['rows_per_second']:,.0f} rows per second, {curve[-1][0]:,.0f} seconds for the pass.",
+        f"- Uninterrupted: {len({n for b in batches for n in b}):,} distinct rows among {sum(map(len, batches)):,}.",
+        f"- Killed (SIGKILL) after {killed} steps, resumed from step {step}: rows used once "
+        f"{sum(count == 1 for count in counts.values()):,}, more often {sum(c > 1 for c in counts.values())}, "
+        f"never {args.rows - len(counts)}; the same batches as uninterrupted: {resumed == batches}; the same "
+        f"losses, bit for bit: {figures[0]['losses'] == figures[1]['losses']}.",
         "",
         "Proportional set size of the training process and its workers:",
         "",
-        "| seconds since the first batch | MB | of that after a minute |",
+        "| seconds since the first batch | MB | relative to one minute |",
         "| --- | --- | --- |",
         *(f"| {t:.0f} | {held_at(curve, t):,.0f} | {held_at(curve, t) / held_at(curve, 60):.1%} |" for t in times),
     ]

@@ -1,9 +1,9 @@
-"""What composing pretrained towers costs: seconds and memory beside the text model alone; writes benchmarks/TOWERS.md.
+"""Cost of composing pretrained towers: seconds and memory, compared with the text model; writes benchmarks/TOWERS.md.
 
     python benchmarks/towers.py --vision facebook/dinov2-small --text HuggingFaceTB/SmolLM2-135M-Instruct
 
-A tower is a Hub id or a folder. Every row is a process of its own; memory is the most it held after loading and one
-forward pass over eight tokens (weights are mapped from the file until they are used), less what the imports held.
+A tower is a Hub id or a folder. Every row runs in a separate process; memory is its peak after loading and one forward
+pass over eight tokens (weights are memory-mapped until they are used), minus that of the imports.
 """
 
 import argparse
@@ -22,25 +22,25 @@ from transformers import AutoModelForCausalLM
 from modeling_mm import MMForConditionalGeneration
 
 
-def held() -> float:
-    """The most memory this process has held, in MB."""
+def peak_memory() -> float:
+    """Peak memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(what: str, vision: str, text: str, dtype: str, folder: str) -> None:
-    """Load in one way and print seconds, MB and parameters as a JSON line."""
-    before, started = held(), time.perf_counter()
-    if what == "text model alone":
+def measure(variant: str, vision: str, text: str, dtype: str, folder: str) -> None:
+    """Load one variant and print seconds, MB and parameters as a line of JSON."""
+    before, started = peak_memory(), time.perf_counter()
+    if variant == "text model alone":
         model = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
-    elif what == "composed":
+    elif variant == "composed":
         model = MMForConditionalGeneration.from_towers(vision=vision, text=text, dtype=getattr(torch, dtype))
     else:
         model = MMForConditionalGeneration.from_pretrained(folder)
     spent = time.perf_counter() - started
     with torch.no_grad():
         model(torch.arange(8)[None])
-    used = held() - before
-    if what == "composed":
+    used = peak_memory() - before
+    if variant == "composed":
         model.save_pretrained(folder)
     print(json.dumps({"seconds": spent, "megabytes": used, "parameters": model.num_parameters()}))
 
@@ -50,11 +50,11 @@ def main() -> None:
     parser.add_argument("--vision", required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "TOWERS.md")
-    parser.add_argument("--measure", nargs=3, metavar=("WHAT", "DTYPE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, metavar=("VARIANT", "DTYPE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        what, dtype, folder = args.measure
-        return measure(what, args.vision, args.text, dtype, folder)
+        variant, dtype, folder = args.measure
+        return measure(variant, args.vision, args.text, dtype, folder)
     names = [Path(source).name for source in (args.vision, args.text)]
     lines = [
         "# Composing pretrained towers",
@@ -67,12 +67,12 @@ def main() -> None:
     ]
     for dtype in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as folder:
-            for what in ("text model alone", "composed", "composed, saved and loaded"):
-                own = ["--vision", args.vision, "--text", args.text, "--measure", what, dtype, folder]
-                done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=True)
+            for variant in ("text model alone", "composed", "composed, saved and loaded"):
+                flags = ["--vision", args.vision, "--text", args.text, "--measure", variant, dtype, folder]
+                done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, check=True)
                 row = json.loads(done.stdout.splitlines()[-1])
                 figures = f"{row['parameters'] / 1e6:.1f}M | {row['seconds']:.1f} | {row['megabytes']:.0f}"
-                lines.append(f"| {what} | {dtype} | {figures} |")
+                lines.append(f"| {variant} | {dtype} | {figures} |")
                 print(lines[-1], flush=True)
     args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

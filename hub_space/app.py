@@ -1,16 +1,17 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A Space that shows one model: its tabs are what the model can do.
+"""A Gradio Space for one model, with a tab for each thing that the model can do.
 
     MM_MODEL_ID=user/name python app.py
 
-- MM_MODEL_ID: a Hub id, or a folder. MM_MODEL_REVISION: a commit of it, or what a branch is at start.
-- MM_PASSWORD: asked of everyone, with the user name "demo". MM_REQUESTS_PER_MINUTE: of one session (0: no limit).
-- MM_QUEUE: requests that may wait. MM_CONCURRENCY: requests of one kind that run at a time.
+- MM_MODEL_ID: a Hub id or a folder. MM_MODEL_REVISION: a commit or a branch; a branch is resolved once, at start.
+- MM_PASSWORD: password that every visitor must enter, with the user name "demo".
+- MM_REQUESTS_PER_MINUTE: limit for one session (0: no limit).
+- MM_QUEUE: number of requests that may wait. MM_CONCURRENCY: number of requests per endpoint that run at a time.
 """
 
 import os
 
-# before gradio is imported, which reads them then
+# set before gradio is imported, as gradio reads it on import
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import secrets
@@ -20,17 +21,17 @@ from typing import Any
 
 import gradio as gr
 from asking import Asker, ask_tab
-from attention import can_look, look_tab
+from attention import has_attention_maps, look_tab
 from classifying import STYLE, classify_tab
-from limits import CHARACTERS, FILE_BYTES, GALLERY, PICTURES, PIXELS, SECONDS, GuardedBlocks
-from loading import Shown, limits_of, load
+from limits import MAX_AUDIO_SECONDS, MAX_CHARACTERS, MAX_FILE_BYTES, MAX_GALLERY, MAX_MEDIA, MAX_PIXELS, GuardedBlocks
+from loading import LoadedModel, limits_of, load
 from searching import Searcher, search_tab
 
 USER = "demo"
-HOW = """
-A vision tower turns each image into a grid of states{hears}; layers of **gated cross-attention** inside the text
-model look at these states while it reads. Images stay outside the text, so one is encoded once, however often it is
-asked about. The gates start at zero: before training the text model is exactly what it was.
+HOW_IT_WORKS = """
+A vision tower encodes each image as a grid of hidden states{audio_clause}. Layers of **gated cross-attention** in the
+text model attend to these states. Images are not part of the token sequence, so each is encoded only once, however
+many questions are asked about it. The gates start at zero: before training, the text model is exactly the original.
 
 {facts}
 """
@@ -45,58 +46,61 @@ footer .divider { display: none; }
 """
 
 
-def facts(shown: Shown) -> str:
-    """Lines about the model."""
-    config = shown.model.config
-    towers = {"vision": config.vision_config, "sound": config.audio_config, "text": config.text_config}
+def model_facts(loaded: LoadedModel) -> str:
+    """Markdown list of the towers, the number of parameters and the commit."""
+    config = loaded.model.config
+    towers = {"vision": config.vision_config, "audio": config.audio_config, "text": config.text_config}
     names = {name: tower.model_type for name, tower in towers.items() if tower is not None}
-    millions = sum(parameter.numel() for parameter in shown.model.parameters()) / 1e6
+    millions = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
     lines = [f"- {name} tower: {kind}" for name, kind in names.items()]
     lines.append(f"- {millions:,.1f} million parameters")
-    return "\n".join([*lines, *([f"- commit `{shown.commit[:12]}`"] if shown.commit else [])])
+    return "\n".join([*lines, *([f"- commit `{loaded.commit[:12]}`"] if loaded.commit else [])])
 
 
-def limits_text(shown: Shown) -> str:
-    """What the card says of the model's limits, and what this page takes."""
-    said = limits_of(shown.card) or "The model card says nothing about limits; expect wrong answers."
-    media = f"files up to {FILE_BYTES // 10**6} MB, images up to {PIXELS // 10**6} million pixels"
-    sound = f", sounds up to {SECONDS} seconds" if shown.hears else ""
-    counts = {"generation": f", {PICTURES} files in a conversation", "retrieval": f", {GALLERY} images to search in"}
-    own = f"This page takes {media}{sound}, texts up to {CHARACTERS:,} characters"
-    kept = "Uploads are deleted after an hour. Answers may be wrong; do not rely on them."
-    return f"{said}\n\n{own}{counts.get(shown.kind, '')}. {kept}"
+def limits_text(loaded: LoadedModel) -> str:
+    """Markdown: limits from the model card, then the sizes that this page accepts."""
+    model_limits = limits_of(loaded.card) or "The model card states no limits; expect wrong answers."
+    media = f"files up to {MAX_FILE_BYTES // 10**6} MB, images up to {MAX_PIXELS // 10**6} million pixels"
+    audio = f", audio clips up to {MAX_AUDIO_SECONDS} seconds" if loaded.takes_audio else ""
+    counts = {
+        "generation": f", {MAX_MEDIA} files in a conversation",
+        "retrieval": f", {MAX_GALLERY} images in a gallery",
+    }
+    page_limits = f"This page accepts {media}{audio}, texts up to {MAX_CHARACTERS:,} characters"
+    notice = "Uploads are deleted after an hour. Answers may be wrong; do not rely on them."
+    return f"{model_limits}\n\n{page_limits}{counts.get(loaded.kind, '')}. {notice}"
 
 
-def tabs_of(shown: Shown) -> dict[str, Callable[[], None]]:
-    """What the model can do: the name of each tab, and what fills it."""
+def tabs_of(loaded: LoadedModel) -> dict[str, Callable[[], None]]:
+    """The name of each tab that the model supports, with the function that draws it."""
     tabs: dict[str, Callable[[], None]] = {}
-    if shown.kind == "generation":
-        asker = Asker(shown)
+    if loaded.kind == "generation":
+        asker = Asker(loaded)
         tabs["Ask"] = lambda: ask_tab(asker)
-    if shown.kind == "classification":
-        tabs["Classify"] = lambda: classify_tab(shown)
-    if shown.kind == "retrieval":
-        searcher = Searcher(shown)
+    if loaded.kind == "classification":
+        tabs["Classify"] = lambda: classify_tab(loaded)
+    if loaded.kind == "retrieval":
+        searcher = Searcher(loaded)
         tabs["Search"] = lambda: search_tab(searcher)
-    if can_look(shown):
-        tabs["Look"] = lambda: look_tab(shown)
+    if has_attention_maps(loaded):
+        tabs["Look"] = lambda: look_tab(loaded)
     return tabs
 
 
-def build(shown: Shown) -> gr.Blocks:
-    """The page."""
+def build(loaded: LoadedModel) -> gr.Blocks:
+    """The page with all tabs of a model, ready to launch."""
     hour = 3600
-    name = shown.name.rpartition("/")[2]
+    name = loaded.name.rpartition("/")[2]
     with GuardedBlocks(title=name, analytics_enabled=False, delete_cache=(hour // 4, hour)) as page:
-        gr.Markdown(f"# {name}\nA small page to try the model `{shown.name}`.")
-        for title, fill in tabs_of(shown).items():
+        gr.Markdown(f"# {name}\nA small page for trying the model `{loaded.name}`.")
+        for title, fill in tabs_of(loaded).items():
             with gr.Tab(title):
                 fill()
         with gr.Accordion("How it works", open=False):
-            hears = ", an audio tower does so with sound" if shown.hears else ""
-            gr.Markdown(HOW.format(facts=facts(shown), hears=hears))
+            audio = ", and an audio tower each audio clip as a sequence of them" if loaded.takes_audio else ""
+            gr.Markdown(HOW_IT_WORKS.format(facts=model_facts(loaded), audio_clause=audio))
         with gr.Accordion("Limits", open=False):
-            gr.Markdown(limits_text(shown))
+            gr.Markdown(limits_text(loaded))
     return page.queue(
         max_size=int(os.environ.get("MM_QUEUE", 64)),
         default_concurrency_limit=int(os.environ.get("MM_CONCURRENCY", 2)),
@@ -104,13 +108,13 @@ def build(shown: Shown) -> gr.Blocks:
 
 
 def signed_in(password: str) -> Callable[[str, str], bool]:
-    """Whether a name and a password are those of the Space, in equal time for all wrong ones."""
-    wanted = f"{USER}\n{password}".encode()
-    return lambda user, given: secrets.compare_digest(f"{user}\n{given}".encode(), wanted)
+    """A check of user name and password that takes the same time for every wrong pair."""
+    expected = f"{USER}\n{password}".encode()
+    return lambda user, entered: secrets.compare_digest(f"{user}\n{entered}".encode(), expected)
 
 
 def launch_options() -> dict[str, Any]:
-    """How the page is served: nothing of other hosts, no stack traces, no files but uploads."""
+    """Arguments of `launch`: nothing is loaded from other hosts, no stack traces are sent, only uploads are served."""
     system = ["ui-sans-serif", "system-ui", "sans-serif"]
     theme = gr.themes.Soft(font=system, font_mono=["ui-monospace", "monospace"]).set(
         checkbox_border_color="*neutral_400",  # white on white otherwise
@@ -127,7 +131,7 @@ def launch_options() -> dict[str, Any]:
         "theme": theme,
         "css": CSS + STYLE,
         "auth": signed_in(password) if password else None,
-        "max_file_size": FILE_BYTES,
+        "max_file_size": MAX_FILE_BYTES,
         "show_error": False,
         "ssr_mode": False,
         "share": False,
@@ -140,7 +144,7 @@ def launch_options() -> dict[str, Any]:
 def main() -> None:
     model_id = os.environ.get("MM_MODEL_ID")
     if not model_id:
-        raise SystemExit("MM_MODEL_ID is not set; expected a Hub id or a folder with a trained model")
+        raise SystemExit("MM_MODEL_ID is not set; expected a Hub id, or a folder with a trained model")
     build(load(model_id, os.environ.get("MM_MODEL_REVISION") or None)).launch(**launch_options())
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Ask: chat about images and sounds. Each is encoded when it is first asked about, and then asked many times."""
+"""Ask: chat about images and audio clips; each is encoded at the first question about it and cached for the others."""
 
 import html
 import logging
@@ -16,37 +16,37 @@ import torch
 from cache import MediaCache
 from limits import (
     ANSWER_SECONDS,
-    CHARACTERS,
     FAILED,
-    NEW_TOKENS,
-    PICTURES,
+    MAX_CHARACTERS,
+    MAX_MEDIA,
+    MAX_NEW_TOKENS,
     Refused,
     checked_number,
     checked_text,
-    open_picture,
-    open_sound,
+    open_audio,
+    open_image,
+    rate_limiter,
     uploaded_file,
-    visits,
 )
-from loading import Shown
+from loading import LoadedModel
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 logger = logging.getLogger(__name__)
 
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 Messages = list[dict[str, Any]]  # {"role", "text", "files"}
 
 
-class Reader(BaseStreamer):
-    """An answer as it grows: the whole text so far with every token, also in languages without spaces.
+class AnswerStreamer(BaseStreamer):
+    """A stream of the answer so far, the whole text after every token, also in languages without spaces.
 
-    left: set when nobody reads any more.
+    disconnected: set when nobody reads the answer any more.
     """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.ids, self.texts = tokenizer, None, queue.Queue()
-        self.left = threading.Event()
+        self.disconnected = threading.Event()
 
     def put(self, value: torch.Tensor) -> None:
         if self.ids is None:  # the prompt comes first
@@ -54,7 +54,7 @@ class Reader(BaseStreamer):
             return
         self.ids += value.flatten().tolist()
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True).strip()
-        if text and not text.endswith("\ufffd"):  # half a letter
+        if text and not text.endswith("\ufffd"):  # a part of a character
             self.texts.put(text)
 
     def end(self) -> None:
@@ -64,29 +64,29 @@ class Reader(BaseStreamer):
         return iter(lambda: self.texts.get(timeout=2 * ANSWER_SECONDS), None)
 
 
-class Until(StoppingCriteria):
-    """Stops an answer when nobody reads it any more, or when it takes too long."""
+class StopWhenUnreadOrLate(StoppingCriteria):
+    """Stops generation when nobody reads the answer any more, or when it takes too long."""
 
-    def __init__(self, reader: Reader):
-        self.reader, self.deadline = reader, time.monotonic() + ANSWER_SECONDS
+    def __init__(self, streamer: AnswerStreamer):
+        self.streamer, self.deadline = streamer, time.monotonic() + ANSWER_SECONDS
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
-        over = self.reader.left.is_set() or time.monotonic() > self.deadline
+        over = self.streamer.disconnected.is_set() or time.monotonic() > self.deadline
         return torch.full((len(input_ids),), over, device=input_ids.device)
 
 
 class PlainChatbot(gr.Chatbot):
-    """Shows every text letter by letter; Gradio's own renders HTML that is harmless, as <img> of any address."""
+    """A chatbot that shows every text literally; Gradio's renders HTML that it considers harmless, such as <img>."""
 
     def get_block_name(self) -> str:
         return "chatbot"
 
     def postprocess(self, value: Any) -> Any:
-        shown = super().postprocess(value)
-        for content in (content for message in shown.root for content in message.content):
+        messages = super().postprocess(value)
+        for content in (content for message in messages.root for content in message.content):
             if content.type == "text":
                 content.text = html.escape(content.text, quote=False)
-        return shown
+        return messages
 
     def preprocess(self, payload: Any) -> Any:
         messages = super().preprocess(payload)
@@ -97,101 +97,105 @@ class PlainChatbot(gr.Chatbot):
 
 
 class Asker:
-    """Answers questions; remembers what the towers made of the last media, by their content."""
+    """Answers questions; caches the encoded media that were used last, by their content."""
 
-    KEPT = 64
+    CACHE_SIZE = 64
 
-    def __init__(self, shown: Shown):
-        self.shown, self.memories = shown, MediaCache(self.KEPT)
+    def __init__(self, loaded: LoadedModel):
+        self.loaded, self.media_cache = loaded, MediaCache(self.CACHE_SIZE)
 
-    def memory(self, path: Path) -> dict[str, Any]:
-        """The memory of one image or sound by its modality, as `project_media` has it."""
-        if path.suffix.lower() not in SOUNDS:
-            return self.memories.of(path, self.seen, "image")
-        if not self.shown.hears:
-            raise Refused("This model does not hear; ask it about images.")
-        return self.memories.of(path, self.heard, "audio")
+    def encode(self, path: Path) -> dict[str, Any]:
+        """The memory of one image or audio clip by its modality, as `project_media` returns it."""
+        if path.suffix.lower() not in AUDIO_SUFFIXES:
+            return self.media_cache.get_or_compute(path, self.encode_image, "image")
+        if not self.loaded.takes_audio:
+            raise Refused("This model takes no audio; ask it about images.")
+        return self.media_cache.get_or_compute(path, self.encode_audio, "audio")
 
-    def seen(self, path: Path) -> dict[str, Any]:
-        return self.projected(self.shown.processor.flat_images([[open_picture(path, self.shown.processor)]]))
+    def encode_image(self, path: Path) -> dict[str, Any]:
+        return self.project(self.loaded.processor.flat_images([[open_image(path, self.loaded.processor)]]))
 
-    def heard(self, path: Path) -> dict[str, Any]:
-        return self.projected(self.shown.processor.flat_audio([[open_sound(path)]]))
+    def encode_audio(self, path: Path) -> dict[str, Any]:
+        return self.project(self.loaded.processor.flat_audio([[open_audio(path)]]))
 
     @torch.no_grad()
-    def projected(self, media: dict[str, torch.Tensor]) -> dict[str, Any]:
-        model = self.shown.model
+    def project(self, media: dict[str, torch.Tensor]) -> dict[str, Any]:
+        model = self.loaded.model
         return model.project_media(**{name: value.to(model.device) for name, value in media.items()})
 
-    def joined(self, paths: list[Path]) -> dict[str, Any]:
-        """The memories of all media of a prompt, those of one modality in a row."""
-        own = [self.memory(path) for path in paths]
-        joined = {}
+    def encode_all(self, paths: list[Path]) -> dict[str, Any]:
+        """The memory of each modality for all media of a prompt: the media of one modality are concatenated."""
+        memories = [self.encode(path) for path in paths]
+        concatenated = {}
         for modality in ("image", "audio"):
-            some = [memory[modality] for memory in own if modality in memory]
-            if some:
-                present = None if some[0].present is None else torch.cat([memory.present for memory in some])
-                index = torch.arange(len(some), device=self.shown.model.device)[None]
-                joined[modality] = type(some[0])(torch.cat([memory.states for memory in some]), index, present)
-        return joined
+            parts = [memory[modality] for memory in memories if modality in memory]
+            if parts:
+                present = None if parts[0].present is None else torch.cat([part.present for part in parts])
+                index = torch.arange(len(parts), device=self.loaded.model.device)[None]
+                concatenated[modality] = type(parts[0])(torch.cat([part.states for part in parts]), index, present)
+        return concatenated
 
     def prompt(self, messages: Messages) -> torch.Tensor:
-        """Token ids (1, T) of a conversation, by the model's own chat template."""
+        """Token ids (1, T) of a conversation in the model's chat template.
+
+        Raises:
+            Refused: it is longer than the model can read.
+        """
         turns = []
         for message in messages:
-            kinds = ["audio" if path.suffix.lower() in SOUNDS else "image" for path in message["files"]]
+            kinds = ["audio" if path.suffix.lower() in AUDIO_SUFFIXES else "image" for path in message["files"]]
             parts = [{"type": kind} for kind in kinds] + [{"type": "text", "text": message["text"]}]
             turns.append({"role": message["role"], "content": parts})
-        processor = self.shown.processor
+        processor = self.loaded.processor
         text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         start = processor.tokenizer.bos_token
         special = start is None or not text.startswith(start)
         ids = processor.tokenizer(text, add_special_tokens=special, return_tensors="pt")["input_ids"]
-        if ids.shape[1] >= self.shown.longest:
-            raise Refused("The conversation is longer than the model can read; start a new one or ask more briefly.")
-        return ids.to(self.shown.model.device)
+        if ids.shape[1] >= self.loaded.max_length:
+            raise Refused("The conversation is longer than the model can read; start a new one or ask less.")
+        return ids.to(self.loaded.model.device)
 
     def answer(self, messages: Messages, new_tokens: int) -> Iterator[str]:
-        """The answer to the last message, longer with every token."""
-        ids, model = self.prompt(messages), self.shown.model
-        new_tokens = min(new_tokens, self.shown.longest - ids.shape[1])
+        """Yield the answer to the last message so far, after every token."""
+        ids, model = self.prompt(messages), self.loaded.model
+        new_tokens = min(new_tokens, self.loaded.max_length - ids.shape[1])
         options: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
-            memories = self.joined([path for message in messages for path in message["files"]])
+            memories = self.encode_all([path for message in messages for path in message["files"]])
             if memories:
                 options["media_key_values"], options["media_start"] = model.attended(memories, ids)
-        reader = Reader(self.shown.processor.tokenizer)
+        streamer = AnswerStreamer(self.loaded.processor.tokenizer)
         failures = list[Exception]()
 
         def generate() -> None:
             try:
                 model.generate(
                     ids,
-                    streamer=reader,
+                    streamer=streamer,
                     do_sample=False,
                     max_new_tokens=new_tokens,
-                    stopping_criteria=StoppingCriteriaList([Until(reader)]),
+                    stopping_criteria=StoppingCriteriaList([StopWhenUnreadOrLate(streamer)]),
                     **options,
                 )
             except Exception as error:
                 failures.append(error)
-                reader.end()
+                streamer.end()
 
         threading.Thread(target=generate, daemon=True).start()
         text = ""
         try:
-            for text in reader:
+            for text in streamer:
                 yield text
-        finally:  # also where the person went away in the middle
-            reader.left.set()
+        finally:  # also if the client disconnects before the end
+            streamer.disconnected.set()
         if failures:
             raise failures[0]
         if not text:
-            yield "(the model says nothing)"
+            yield "(the answer is empty)"
 
 
 def parts_of(content: Any) -> tuple[str, list[Any]]:
-    """Text and files of a message in Gradio's history."""
+    """The text and the files of a message in Gradio's history."""
     parts = content if isinstance(content, (list, tuple)) else [content]
     texts, files = [], []
     for part in parts:
@@ -204,45 +208,56 @@ def parts_of(content: Any) -> tuple[str, list[Any]]:
     return " ".join(texts), files
 
 
+def uploaded_files(attached: Any) -> list[Path]:
+    """The uploaded files among the attachments of a message."""
+    return [path for path in (uploaded_file(file, "file") for file in attached) if path]
+
+
 def conversation(asker: Asker, message: Any, history: Any, follow_up: bool) -> Messages:
-    """What the model is to read: with `follow_up` all turns; otherwise the question, about the latest media.
+    """The messages for the model: all turns with `follow_up`, otherwise the question alone with the latest media.
 
     Raises:
-        Refused: a turn is not what it should be, or there are too many media.
+        Refused: a turn is malformed, there is no question, or there are too many media.
     """
     if not isinstance(message, dict):
         raise Refused("A message has a text and a list of files.")
-    turns = [(one.get("role"), *parts_of(one.get("content"))) for one in history or [] if isinstance(one, dict)]
+    turns = [(turn.get("role"), *parts_of(turn.get("content"))) for turn in history or [] if isinstance(turn, dict)]
     turns.append(("user", message.get("text"), list(message.get("files") or [])))
     merged: Messages = []
-    for role, text, given in turns:
+    for role, text, attached in turns:
         role = "assistant" if role == "assistant" else "user"
-        text = checked_text(text, asker.shown.processor)
-        files = [path for path in (uploaded_file(one, "file") for one in given) if path] if role == "user" else []
-        if merged and merged[-1]["role"] == role:  # Gradio keeps files as messages of their own
+        text = checked_text(text, asker.loaded.processor)
+        files = uploaded_files(attached) if role == "user" else []
+        if merged and merged[-1]["role"] == role:  # Gradio stores each file as a separate message
             merged[-1]["text"] = f"{merged[-1]['text']} {text}".strip()
             merged[-1]["files"] += files
         else:
             merged.append({"role": role, "text": text, "files": files})
-    if not checked_text(message.get("text"), asker.shown.processor):
+    if not checked_text(message.get("text"), asker.loaded.processor):
         raise Refused("There is no question; write one beside the image.")
     if not follow_up:
-        own = [path for path in (uploaded_file(one, "file") for one in turns[-1][2]) if path]
+        attached_now = uploaded_files(turns[-1][2])
         earlier = next((turn["files"] for turn in reversed(merged) if turn["files"]), [])
-        question = checked_text(message["text"], asker.shown.processor)
-        merged = [{"role": "user", "text": question, "files": own or earlier}]
-    if sum(len(turn["files"]) for turn in merged) > PICTURES:
-        raise Refused(f"That is more than {PICTURES} images and sounds for one conversation.")
+        question = checked_text(message["text"], asker.loaded.processor)
+        merged = [{"role": "user", "text": question, "files": attached_now or earlier}]
+    if sum(len(turn["files"]) for turn in merged) > MAX_MEDIA:
+        raise Refused(f"That is more than {MAX_MEDIA} images and audio clips for one conversation.")
     return merged
 
 
-def said(asker: Asker, words: Callable[[], tuple[Messages, Any]], request: gr.Request | None) -> Iterator[str]:
-    """The answer to what `words` gives, messages and how long it may become; what is wrong with them, as an answer."""
+def stream_answer(
+    asker: Asker, make_prompt: Callable[[], tuple[Messages, Any]], request: gr.Request | None
+) -> Iterator[str]:
+    """Yield the answer so far after every token; an error is yielded as the answer.
+
+    Args:
+        make_prompt: returns the messages and the maximum number of new tokens, or raises `Refused`.
+    """
     try:
-        visits.admit(request)
-        messages, new_tokens = words()
-        yield from asker.answer(messages, checked_number(new_tokens, 1, NEW_TOKENS, "The length of the answer"))
-    except Exception as error:  # said, not raised: after an error Gradio 6.31 takes no further message
+        rate_limiter.admit(request)
+        messages, new_tokens = make_prompt()
+        yield from asker.answer(messages, checked_number(new_tokens, 1, MAX_NEW_TOKENS, "The length of the answer"))
+    except Exception as error:  # not raised: after an error Gradio 6.31 accepts no further message
         if not isinstance(error, Refused):
             logger.exception("a question failed")
             error = Refused(FAILED)
@@ -251,7 +266,7 @@ def said(asker: Asker, words: Callable[[], tuple[Messages, Any]], request: gr.Re
 
 
 def endpoints(asker: Asker) -> tuple[Callable[..., Iterator[str]], Callable[..., Iterator[str]]]:
-    """What the tab calls, and what programs do."""
+    """The function that the chat tab calls, and the one for programs."""
 
     def chat(
         message: dict,
@@ -260,47 +275,49 @@ def endpoints(asker: Asker) -> tuple[Callable[..., Iterator[str]], Callable[...,
         new_tokens: float = 64,
         request: gr.Request | None = None,
     ) -> Iterator[str]:
-        """Ask about images (and sounds, if the model hears). Later questions go to the same ones.
+        """Ask about images (and audio clips, if the model takes audio). Later questions are about the same ones.
 
-        What cannot be answered is said in one sentence in place of the answer.
+        If a question cannot be answered, the answer is one sentence that gives the reason.
 
         Args:
             message: the question as `text` and uploaded `files`; without files, it is about the latest ones.
-            follow_up: whether the model also reads the earlier questions and answers.
-            new_tokens: how long the answer may become.
+            follow_up: if true, the model also reads the earlier questions and answers.
+            new_tokens: maximum length of the answer, in tokens.
         """
-        yield from said(asker, lambda: (conversation(asker, message, history, bool(follow_up)), new_tokens), request)
+        yield from stream_answer(
+            asker, lambda: (conversation(asker, message, history, bool(follow_up)), new_tokens), request
+        )
 
     def ask(
         question: str, picture: Any = None, sound: Any = None, new_tokens: Any = 64, request: gr.Request | None = None
     ) -> Iterator[str]:
-        """Ask a question about an image (or a sound, if the model hears).
+        """Ask a question about an image (or an audio clip, if the model takes audio).
 
-        What cannot be answered is said in one sentence in place of the answer.
+        If the question cannot be answered, the answer is one sentence that gives the reason.
 
         Args:
-            question: what to ask, in words.
-            image: an uploaded image, or none.
-            sound: an uploaded sound, or none.
-            new_tokens: how long the answer may become.
+            question: the question, as text.
+            picture: an uploaded image, or none.
+            sound: an uploaded audio clip, or none.
+            new_tokens: maximum length of the answer, in tokens.
         """
         message = {"text": question, "files": [file for file in (picture, sound) if file]}
-        yield from said(asker, lambda: (conversation(asker, message, [], False), new_tokens), request)
+        yield from stream_answer(asker, lambda: (conversation(asker, message, [], False), new_tokens), request)
 
     return chat, ask
 
 
 def ask_tab(asker: Asker) -> None:
-    """The tab."""
-    hears = asker.shown.hears
-    what = "images or sounds" if hears else "one or several images"
+    """Draw the tab and register its endpoints."""
+    takes_audio = asker.loaded.takes_audio
+    media = "images or audio clips" if takes_audio else "one or several images"
     examples = [
         {"text": "what shape is in the image?", "files": [example_media.shape("red", "circle")]},
         {"text": "what is the color of the shape?", "files": [example_media.shape("teal", "triangle")]},
         {"text": "does the image contain a rectangle?", "files": [example_media.shape("yellow", "rectangle")]},
     ]
     follow_up = gr.Checkbox(False, label="Follow up: the model also reads earlier questions and answers", render=False)
-    new_tokens = gr.Slider(1, NEW_TOKENS, 64, step=1, label="Longest answer, in tokens", render=False)
+    new_tokens = gr.Slider(1, MAX_NEW_TOKENS, 64, step=1, label="Maximum answer length, in tokens", render=False)
     chat, ask = endpoints(asker)
     gr.ChatInterface(
         chat,
@@ -313,14 +330,14 @@ def ask_tab(asker: Asker) -> None:
             allow_tags=False,
             buttons=["copy"],
             feedback_options=None,
-            placeholder=f"Attach {what}, then ask.",
+            placeholder=f"Attach {media}, then ask.",
         ),
         textbox=gr.MultimodalTextbox(
-            placeholder=f"Attach {what} and ask",
-            file_types=["image", "audio"] if hears else ["image"],
+            placeholder=f"Attach {media} and ask",
+            file_types=["image", "audio"] if takes_audio else ["image"],
             file_count="multiple",
             sources=["upload"],
-            max_plain_text_length=CHARACTERS,
+            max_plain_text_length=MAX_CHARACTERS,
             show_label=False,
             stop_btn=True,
         ),
@@ -333,10 +350,10 @@ def ask_tab(asker: Asker) -> None:
         analytics_enabled=False,
         fill_height=False,
         api_name="chat",
-        api_visibility="undocumented",  # the schema of its message is not one that MCP clients accept
+        api_visibility="undocumented",  # MCP clients do not accept the schema of its message
         show_progress="minimal",
     )
-    with gr.Column(visible=False):  # the same for programs, an input for each thing
+    with gr.Column(visible=False):  # the same for programs, with a separate input for each value
         question = gr.Textbox(label="question")
         picture, sound = gr.Image(label="picture", type="filepath"), gr.Audio(label="sound", type="filepath")
         length = gr.Number(64, label="new_tokens")

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What towers made of the last uploads, by their content, so that each is encoded once however often it is used."""
+"""A cache of encoded uploads, keyed by their content, so that each is encoded once however often it is used."""
 
 import hashlib
 import threading
@@ -10,26 +10,26 @@ from typing import Any
 
 
 class MediaCache:
-    """Results by the content of a file; the one that was not wanted for longest goes first. Threads may share it.
+    """A least recently used cache of results, keyed by the content of a file. Threads may share it.
 
     Args:
-        most: how many are kept.
+        max_entries: maximum number of results.
     """
 
-    def __init__(self, most: int):
-        self.most, self.lock = most, threading.Lock()
-        self.known: OrderedDict[tuple[str, str], Any] = OrderedDict()
+    def __init__(self, max_entries: int):
+        self.max_entries, self.lock = max_entries, threading.Lock()
+        self.cached: OrderedDict[tuple[str, str], Any] = OrderedDict()
 
-    def of(self, path: Path, make: Callable[[Path], Any], kind: str = "") -> Any:
-        """The result for a file, made if it is not known; one file has one for each `kind`."""
+    def get_or_compute(self, path: Path, compute: Callable[[Path], Any], kind: str = "") -> Any:
+        """The result for a file, computed if it is not cached; a file has one result for each `kind`."""
         key = (kind, hashlib.sha256(path.read_bytes()).hexdigest())
         with self.lock:
-            if key in self.known:
-                self.known.move_to_end(key)
-                return self.known[key]
-        made = make(path)
+            if key in self.cached:
+                self.cached.move_to_end(key)
+                return self.cached[key]
+        result = compute(path)
         with self.lock:
-            self.known[key] = made
-            while len(self.known) > self.most:
-                self.known.popitem(last=False)
-        return made
+            self.cached[key] = result
+            while len(self.cached) > self.max_entries:
+                self.cached.popitem(last=False)
+        return result

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The model that the Space shows, from a folder or from one commit on the Hub, by transformers alone.
+"""Loads the model of the Space from a folder or from one commit on the Hub, with transformers alone.
 
-Of a Hub repository only safetensors, configuration and code are fetched, all of the same commit: code that is
-committed while the Space runs does not run in it.
+Only safetensors, configuration, code and model card are fetched from a Hub repository, all from the same commit: code
+that is committed while the Space runs does not run in it.
 """
 
 import logging
@@ -19,20 +19,29 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.py", "README.md"]
+FETCHED = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.py",
+    "README.md",
+]
 HEADS = {
     "MMForConditionalGeneration": ("generation", "AutoModelForImageTextToText"),
     "MMForSequenceClassification": ("classification", "AutoModelForSequenceClassification"),
     "MMForImageTextRetrieval": ("retrieval", "AutoModelForZeroShotImageClassification"),
 }
-LIMITS_HEADING = "Intended use and limits"  # of the card that training writes; other cards name it otherwise
+LIMITS_HEADING = "Intended use and limits"  # in the card that training writes; other cards have another heading
 
 
 @dataclass
-class Shown:
-    """A model, its processor, and what people are told of it.
+class LoadedModel:
+    """A model with its processor and its model card.
 
-    kind: "generation", "classification" or "retrieval". commit: on the Hub; None of a folder. card: the model card.
+    kind: "generation", "classification" or "retrieval". commit: on the Hub; None for a folder. card: README.md.
     """
 
     name: str
@@ -43,41 +52,44 @@ class Shown:
     card: str = field(default="", repr=False)
 
     @property
-    def hears(self) -> bool:
+    def takes_audio(self) -> bool:
+        """True if the model has an audio tower."""
         return self.model.config.audio_config is not None
 
     @property
-    def longest(self) -> int:
-        """How many tokens a text may have."""
+    def max_length(self) -> int:
+        """Maximum number of tokens of a text."""
         positions = self.model.config.text_config.to_dict().get("max_position_embeddings") or 2**20
         return min(positions, self.processor.tokenizer.model_max_length)
 
 
 def fetch(model_id: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a model, and the commit it was fetched from if it is on the Hub.
+    """The folder of a model, and the commit if it was fetched from the Hub.
 
     Raises:
-        ValueError: it is a path, and nothing is there.
+        ValueError: `model_id` is a path, and there is no such folder.
     """
     if Path(model_id).is_dir():
         return Path(model_id), None
     if model_id.startswith((".", "/", "~")):
-        raise ValueError(f"there is no folder '{model_id}'; expected one with a trained model, or a Hub id")
+        raise ValueError(f"there is no folder '{model_id}'; expected a folder with a trained model, or a Hub id")
     commit = revision or "main"
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):  # a branch moves; what it is now is what stays
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):  # a branch may move; its present commit is used from now on
         commit = HfApi().model_info(model_id, revision=commit).sha
-        logger.warning("MM_MODEL_REVISION is no commit; this run stays with %s@%s", model_id, commit)
-    return Path(snapshot_download(model_id, revision=commit, allow_patterns=WANTED)), commit
+        logger.warning("MM_MODEL_REVISION is not a commit hash; this run uses %s@%s", model_id, commit)
+    return Path(snapshot_download(model_id, revision=commit, allow_patterns=FETCHED)), commit
 
 
-def load(model_id: str, revision: str | None = None) -> Shown:
-    """The model of a folder or Hub id, in evaluation mode, on a GPU where there is one.
+def load(model_id: str, revision: str | None = None) -> LoadedModel:
+    """The model of a folder or Hub id, in evaluation mode, on a GPU if there is one.
 
     Raises:
-        ValueError: it has none of the heads known here, or is an adapter and `peft` is not installed.
+        ValueError: its architecture is not in `HEADS`, or it is an adapter and `peft` is not installed.
     """
     folder, commit = fetch(model_id, revision)
-    if (folder / "adapter_config.json").is_file() and not find_spec("peft"):  # the base would open, untrained
+    if (folder / "adapter_config.json").is_file() and not find_spec(
+        "peft"
+    ):  # otherwise the base model would load, without the adapter
         raise ValueError(f"'{model_id}' is an adapter; add `peft` to requirements.txt")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     architecture = (config.architectures or ["no architecture"])[0]
@@ -88,23 +100,23 @@ def load(model_id: str, revision: str | None = None) -> Shown:
         folder,
         trust_remote_code=True,
         use_safetensors=True,
-        attn_implementation={"": "eager"},  # of fusion only, as maps are drawn from its weights
+        attn_implementation={"": "eager"},  # for fusion layers only, whose attention weights the maps need
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     name = model_id if commit else folder.resolve().name
-    return Shown(name, kind, model.eval().to(device), processor, commit, text)
+    return LoadedModel(name, kind, model.eval().to(device), processor, commit, text)
 
 
 def limits_of(card: str) -> str:
-    """What a model card says of limits: the section that training writes, or one that is called after them."""
-    untitled = re.sub(r"(?m)^# .*", "", card.split("\n---\n", 1)[-1], count=1)  # a model may be called after them too
+    """The section of a model card about limits: the one that training writes, or one with "limit" in its heading."""
+    untitled = re.sub(r"(?m)^# .*", "", card.split("\n---\n", 1)[-1], count=1)  # the title may hold the word too
     return section(card, LIMITS_HEADING) or section(untitled, "limit")
 
 
 def section(card: str, word: str) -> str:
-    """The first section of a model card whose heading has the word; '' where there is none."""
+    """The first section of a model card whose heading contains the word; '' if there is none."""
     found = re.search(rf"(?im)^(#+)[^\n]*{word}[^\n]*\n(.*?)(?=^#{{1,6}} |\Z)", card, re.S)
     return found[2].strip() if found else ""

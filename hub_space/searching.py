@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Search: the images of a gallery that are most like a text, an image or both, looked at again if wanted.
+"""Search: the images of a gallery that are most similar to a text, an image or both, optionally reranked.
 
 Shapes: G images of a gallery, E embedding width.
 """
@@ -12,92 +12,106 @@ import example_media
 import gradio as gr
 import torch
 from cache import MediaCache
-from limits import CHARACTERS, GALLERY, Refused, checked_number, checked_text, open_picture, uploaded_file, visits
-from loading import Shown
+from limits import (
+    MAX_CHARACTERS,
+    MAX_GALLERY,
+    Refused,
+    checked_number,
+    checked_text,
+    open_image,
+    rate_limiter,
+    uploaded_file,
+)
+from loading import LoadedModel
 from torch.nn import functional
 
-AGAIN = 20  # of the best are looked at again
+NUM_RERANKED = 20  # best images that the matching head scores
 
 
 class Searcher:
-    """Compares embeddings; remembers those of the last images, by their content."""
+    """Compares embeddings; caches those of the images that were used last, by their content."""
 
-    KEPT = 5_000
+    CACHE_SIZE = 5_000
 
-    def __init__(self, shown: Shown):
-        self.shown, self.known = shown, MediaCache(self.KEPT)
+    def __init__(self, loaded: LoadedModel):
+        self.loaded, self.embeddings = loaded, MediaCache(self.CACHE_SIZE)
 
     @property
     def can_rerank(self) -> bool:
-        return self.shown.model.matching_head is not None
+        """True if the model has a matching head."""
+        return self.loaded.model.matching_head is not None
 
-    def picture(self, path: Path) -> torch.Tensor:
-        """The embedding (E,) of an image."""
-        return self.known.of(path, self.embedded)
+    def image_embedding(self, path: Path) -> torch.Tensor:
+        """The normalised embedding (E,) of an image, cached."""
+        return self.embeddings.get_or_compute(path, self.embed_image)
 
     @torch.no_grad()
-    def embedded(self, path: Path) -> torch.Tensor:
-        seen = self.shown.model.get_image_features(**self.pixels([path])).pooler_output[0]
-        return functional.normalize(seen, dim=-1)
+    def embed_image(self, path: Path) -> torch.Tensor:
+        features = self.loaded.model.get_image_features(**self.pixels([path])).pooler_output[0]
+        return functional.normalize(features, dim=-1)
 
     def pixels(self, paths: list[Path]) -> Any:
-        """The tensors of images, without an index: one for each row."""
-        processor = self.shown.processor
-        made = processor.image_processor([open_picture(path, processor) for path in paths], return_tensors="pt")
-        return made.to(self.shown.model.device)
+        """The tensors of images, one image per row, so without an image index."""
+        processor = self.loaded.processor
+        batch = processor.image_processor([open_image(path, processor) for path in paths], return_tensors="pt")
+        return batch.to(self.loaded.model.device)
 
     def tokens(self, texts: list[str]) -> Any:
-        options = {"padding": True, "truncation": True, "max_length": self.shown.longest, "return_tensors": "pt"}
-        return self.shown.processor.tokenizer(texts, **options).to(self.shown.model.device)
+        options = {"padding": True, "truncation": True, "max_length": self.loaded.max_length, "return_tensors": "pt"}
+        return self.loaded.processor.tokenizer(texts, **options).to(self.loaded.model.device)
 
     @torch.no_grad()
-    def search(self, text: str, like: Path | None, gallery: list[Path], rerank: bool, most: int) -> list[dict]:
-        """The best images, each with its place in the gallery, its similarity and, if looked at again, its match."""
-        model = self.shown.model
-        queries = [] if like is None else [self.picture(like)]
+    def search(self, text: str, like: Path | None, gallery: list[Path], rerank: bool, max_hits: int) -> list[dict]:
+        """The best images, each with its position in the gallery, its similarity and, if reranked, its match score.
+
+        Args:
+            text: the query text; '' if the query is the image `like` alone.
+        """
+        model = self.loaded.model
+        queries = [] if like is None else [self.image_embedding(like)]
         if text:
             queries.append(
                 functional.normalize(model.get_text_features(**self.tokens([text])).pooler_output[0], dim=-1)
             )
         query = functional.normalize(torch.stack(queries).mean(dim=0), dim=-1)  # (E,)
-        similar = torch.stack([self.picture(path) for path in gallery]) @ query  # (G,)
+        similar = torch.stack([self.image_embedding(path) for path in gallery]) @ query  # (G,)
         order = similar.argsort(descending=True).tolist()
-        hits = [{"picture": place, "similarity": round(float(similar[place]), 4)} for place in order]
+        hits = [{"picture": number, "similarity": round(float(similar[number]), 4)} for number in order]
         if rerank:
-            again = hits[:AGAIN]
-            batch = self.pixels([gallery[hit["picture"]] for hit in again])
-            logits = model.match(**self.tokens([text] * len(again)), **batch)  # (again, 2): apart, together
-            for hit, chance in zip(again, logits.float().softmax(dim=-1)[:, 1].tolist(), strict=True):
-                hit["match"] = round(chance, 4)
-            seen = torch.stack([self.picture(gallery[hit["picture"]]) for hit in again])
-            scores = model.ranking_scores(model.similarities(query[None], seen)[0], logits)
-            hits = [again[place] for place in scores.argsort(descending=True).tolist()]
-        return hits[:most]
+            best = hits[:NUM_RERANKED]
+            batch = self.pixels([gallery[hit["picture"]] for hit in best])
+            logits = model.match(**self.tokens([text] * len(best)), **batch)  # (best, 2): no match, match
+            for hit, probability in zip(best, logits.float().softmax(dim=-1)[:, 1].tolist(), strict=True):
+                hit["match"] = round(probability, 4)
+            embeddings = torch.stack([self.image_embedding(gallery[hit["picture"]]) for hit in best])
+            scores = model.ranking_scores(model.similarities(query[None], embeddings)[0], logits)
+            hits = [best[number] for number in scores.argsort(descending=True).tolist()]
+        return hits[:max_hits]
 
 
-def gallery_files(given: Any) -> list[Path]:
+def gallery_files(gallery: Any) -> list[Path]:
     """The uploaded images of a gallery.
 
     Raises:
-        Refused: they are not a list of such, or too many.
+        Refused: there are no images, too many, or one is not an upload.
     """
-    if not isinstance(given, list) or not given:
+    if not isinstance(gallery, list) or not gallery:
         raise Refused("The gallery is empty; upload some images.")
-    if len(given) > GALLERY:
-        raise Refused(f"The gallery has more than {GALLERY} images.")
-    files = [uploaded_file(one.get("image") if isinstance(one, dict) else None, "picture") for one in given]
+    if len(gallery) > MAX_GALLERY:
+        raise Refused(f"The gallery has more than {MAX_GALLERY} images.")
+    files = [uploaded_file(item.get("image") if isinstance(item, dict) else None, "image") for item in gallery]
     if None in files:
-        raise Refused("The gallery holds something that is no image.")
+        raise Refused("The gallery holds something that is not an image.")
     return [path for path in files if path is not None]
 
 
 def caption(rank: int, hit: dict) -> str:
-    """What stands below an image found, short enough for a phone."""
+    """The caption of an image found, short enough for a phone."""
     return f"{rank}. match {hit['match']:.2f}" if "match" in hit else f"{rank}. {hit['similarity']:.2f}"
 
 
 def endpoint(searcher: Searcher) -> Callable[..., tuple[list, list[dict]]]:
-    """What the tab and the API call."""
+    """The function that the tab and the API call."""
 
     def search(
         text: str = "",
@@ -107,25 +121,25 @@ def endpoint(searcher: Searcher) -> Callable[..., tuple[list, list[dict]]]:
         most: float = 6,
         request: gr.Request | None = None,
     ) -> tuple[list, list[dict]]:
-        """Find the images of a gallery that are most like a text, an image, or both.
+        """Find the images of a gallery that are most similar to a text, an image, or both.
 
         Args:
-            text: what they should show.
-            like: an uploaded image that they should be like.
+            text: a description of the images to find.
+            like: an uploaded image that the images found should be similar to.
             gallery: the images to search in.
-            rerank: whether the matching head looks at text and image together for the best of them.
-            most: how many to show.
+            rerank: if true, the matching head reorders the best of them by reading text and image together.
+            most: maximum number of images to return.
         """
-        visits.admit(request)
-        text = checked_text(text, searcher.shown.processor)
-        picture = uploaded_file(like, "picture")
-        if not text and picture is None:
+        rate_limiter.admit(request)
+        text = checked_text(text, searcher.loaded.processor)
+        query_image = uploaded_file(like, "image")
+        if not text and query_image is None:
             raise Refused("Write what to look for, or give an image.")
         if rerank and not (text and searcher.can_rerank):
-            raise Refused("Looking again needs a text, and a model with a matching head.")
+            raise Refused("Reranking needs a text, and a model with a matching head.")
         files = gallery_files(gallery)
         hits = searcher.search(
-            text, picture, files, bool(rerank), checked_number(most, 1, GALLERY, "How many to show")
+            text, query_image, files, bool(rerank), checked_number(most, 1, MAX_GALLERY, "The number of images")
         )
         found = [(str(files[hit["picture"]]), caption(rank, hit)) for rank, hit in enumerate(hits, start=1)]
         return found, hits
@@ -134,18 +148,18 @@ def endpoint(searcher: Searcher) -> Callable[..., tuple[list, list[dict]]]:
 
 
 def search_tab(searcher: Searcher) -> None:
-    """The tab."""
+    """Draw the tab and register its endpoint."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            text = gr.Textbox(label="Text", max_length=CHARACTERS, placeholder="a red circle")
-            like = gr.Image(type="filepath", label="Like this image", height=160, sources=["upload", "clipboard"])
+            text = gr.Textbox(label="Text", max_length=MAX_CHARACTERS, placeholder="a red circle")
+            like = gr.Image(type="filepath", label="Similar to image", height=160, sources=["upload", "clipboard"])
             rerank = gr.Checkbox(
-                False, label="Look again: text and image together", visible=searcher.can_rerank, interactive=True
+                False, label="Rerank: read text and image together", visible=searcher.can_rerank, interactive=True
             )
-            most = gr.Slider(1, 12, 6, step=1, label="Show")
+            most = gr.Slider(1, 12, 6, step=1, label="Number of images")
             button = gr.Button("Search", variant="primary")
         with gr.Column(scale=3, min_width=280):
-            gr.Markdown("**Found**: the most similar first (cosine), or what matches best")
+            gr.Markdown("**Found**: most similar first (cosine), or best match first if reranked")
             found = gr.Gallery(
                 label="Found",
                 show_label=False,
@@ -157,7 +171,7 @@ def search_tab(searcher: Searcher) -> None:
             )
             with gr.Accordion("As numbers", open=False):
                 numbers = gr.JSON(show_label=False)
-    gr.Markdown("**Gallery**, drawn by code. Clear it to put your own images in its place.")
+    gr.Markdown("**Gallery**, drawn by code. Clear it to search in your own images.")
     gallery = gr.Gallery(
         example_media.gallery(),
         label="Gallery",

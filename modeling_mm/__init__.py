@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""modeling_mm: any text backbone of transformers understands images, audio and video, by gated cross-attention.
+"""modeling_mm: gated cross-attention from any text backbone of transformers to images, audio and video.
 
 Importing this package registers its classes with the Auto classes and its pipeline, and does nothing else. Only the
 command line registers later, once it has read its arguments, so that `modeling-mm --help` answers at once.
@@ -34,7 +34,7 @@ HOMES = {
     "MMPreTrainedModel": "model.modeling_mm",
     "MMProcessor": "model.processing_mm",
     "MultimodalClassificationPipeline": "model.pipeline_mm",
-    # the extra `train` installs what these import, so that `import *` leaves them out
+    # not in `__all__`: what these import is installed by the extra `train`
     "MMCollator": "data.collator",
     "MMDataset": "data.dataset",
     "MMTrainer": "training.trainer",
@@ -56,11 +56,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first used.
+    """Import a public name when it is first used.
 
     Raises:
-        AttributeError: there is no such name.
-        ImportError: a package is not installed; says which extra installs it.
+        AttributeError: the package has no such name.
+        ImportError: a package is not installed; the message names the extra that installs it.
     """
     if name not in HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

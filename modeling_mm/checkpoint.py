@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Open a trained folder, whole or a LoRA adapter, with the head it was trained with; find where to resume."""
+"""Loading of trained folders, whole models or LoRA adapters, with the head they were trained with; resuming."""
 
 import importlib.util
 import json
@@ -21,12 +21,12 @@ BASE = "base"  # sub-folder of an adapter's folder that holds the composed model
 
 
 def is_adapter(source: str) -> bool:
-    """Whether a folder is that of a LoRA training, with the model that it was trained over in its sub-folder."""
+    """True if a folder holds a LoRA adapter, with the base model that it was trained on in its sub-folder."""
     return (Path(source) / "adapter_config.json").is_file() and (Path(source) / BASE).is_dir()
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The status code of the Hub's answer behind an error; None where none came."""
+    """The HTTP status code behind an error of the Hub; None without a response."""
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:
@@ -36,12 +36,12 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProcessor]:
-    """The model, in evaluation mode, and the processor of a folder or Hub id; an adapter is loaded over its base.
+    """Load the model, in evaluation mode, and the processor of a folder or Hub id; an adapter is merged into its base.
 
     A pushed adapter lies beside its base, where the library finds it by itself.
 
     Raises:
-        ValueError: there is no model, one of another kind, or an adapter that does not fit its base.
+        ValueError: there is no model, it is of another type, or an adapter does not fit its base.
     """
     if is_adapter(source):
         base, processor = load_checkpoint(str(Path(source) / BASE), **kwargs)
@@ -55,10 +55,10 @@ def load_checkpoint(source: str, **kwargs: Any) -> tuple[PreTrainedModel, MMProc
 
 @torch.no_grad()
 def merge_adapter(base: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """The base with an adapter merged into its weights; logs how far merged layers are from adapted ones.
+    """Merge an adapter into the weights of its base; logs the largest difference between merged and adapted layers.
 
     Raises:
-        ValueError: names a weight of the adapter that has no place in the base, or a place that has no weight.
+        ValueError: names a weight of the adapter that the base lacks, or one that the adapter lacks.
     """
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
@@ -73,51 +73,51 @@ def merge_adapter(base: PreTrainedModel, folder: str) -> PreTrainedModel:
     set_peft_model_state_dict(adapted, weights)
     before = {}
     for name, layer in base.named_modules():
-        if isinstance(layer, LoraLayer) and isinstance(own := layer.get_base_layer(), (torch.nn.Linear, Conv1D)):
-            probe = torch.linspace(-1, 1, layer.in_features, dtype=base.dtype, device=own.weight.device)[None]
+        if isinstance(layer, LoraLayer) and isinstance(linear := layer.get_base_layer(), (torch.nn.Linear, Conv1D)):
+            probe = torch.linspace(-1, 1, layer.in_features, dtype=base.dtype, device=linear.weight.device)[None]
             before[name] = (probe, layer.eval()(probe))
     merged = adapted.merge_and_unload(safe_merge=True)
     gaps = [(merged.get_submodule(n)(probe) - output).abs().max().item() for n, (probe, output) in before.items()]
-    furthest = max(gaps, default=0.0)
-    logger.info(f"merged {len(gaps)} layers of '{folder}'; none is further than {furthest:.1e} from the adapted one")
+    largest = max(gaps, default=0.0)
+    logger.info(f"merged {len(gaps)} layers of '{folder}'; outputs differ by at most {largest:.1e}")
     return merged
 
 
 def check_adapter(adapted: torch.nn.Module, weights: dict[str, torch.Tensor], folder: str) -> None:
-    """Refuse weights that do not cover the model's adapter exactly; `merge_and_unload` would leave layers as they are.
+    """Refuse weights that do not match the model's adapter exactly; `merge_and_unload` would skip layers silently.
 
     Raises:
-        ValueError: names the first weight that is missing, has no place, or is of another shape.
+        ValueError: names the first weight that is missing, unexpected, or of another shape.
     """
     from peft import get_peft_model_state_dict
 
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    if missing := sorted(set(wanted) - set(weights)):
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if missing := sorted(set(expected) - set(weights)):
         raise ValueError(
-            f"the adapter in '{folder}' has no weight '{missing[0]}' ({len(missing)} of {len(wanted)} missing)"
+            f"the adapter in '{folder}' has no weight '{missing[0]}' ({len(missing)} of {len(expected)} missing)"
         )
     # embeddings of a resized vocabulary are saved beside the adapter, under their own names
-    places = wanted | adapted.state_dict()
+    parameters = expected | adapted.state_dict()
     for name, weight in weights.items():
-        if name not in places:
-            raise ValueError(f"the adapter in '{folder}' has a weight '{name}', for which its base has no place")
-        if weight.shape != places[name].shape:
-            came, expected = tuple(weight.shape), tuple(places[name].shape)
-            raise ValueError(f"the adapter in '{folder}' has '{name}' of shape {came}; its base expects {expected}")
+        if name not in parameters:
+            raise ValueError(f"the adapter in '{folder}' has a weight '{name}' that its base lacks")
+        if weight.shape != parameters[name].shape:
+            shape, base_shape = tuple(weight.shape), tuple(parameters[name].shape)
+            raise ValueError(f"the adapter in '{folder}' has '{name}' of shape {shape}; its base expects {base_shape}")
 
 
 def read_config(source: str) -> MMConfig:
-    """The config of a folder or Hub id, refused when it is another kind of model's.
+    """Read the config of a folder or Hub id.
 
     Raises:
-        ValueError: there is none, or it is of another model type.
+        ValueError: there is no config, or it is of another model type.
     """
     try:
         values, _ = MMConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         if (status := status_of(error)) in (401, 403):
-            reason = "the Hub does not know the token" if status == 401 else "the token may not read it"
+            reason = "the Hub rejects the token" if status == 401 else "the token has no read access"
         raise ValueError(f"'{source}' is neither a folder with a model nor a known Hub id ({reason})") from error
     if values.get("model_type") != MMConfig.model_type:
         kind = values.get("model_type", "unknown")
@@ -126,7 +126,7 @@ def read_config(source: str) -> MMConfig:
 
 
 def last_checkpoint(folder: str) -> str | None:
-    """The newest complete checkpoint in a training folder; one whose writing was cut off is passed over."""
+    """The newest complete checkpoint in a training folder; None without one. Partly written ones are skipped."""
     found = []
     for path in Path(folder).glob("checkpoint-*"):
         state = path / "trainer_state.json"
@@ -141,7 +141,7 @@ def last_checkpoint(folder: str) -> str | None:
 
 
 def quantized(kind: str | None) -> dict[str, Any]:
-    """Arguments of `load_checkpoint` or `from_pretrained` for a kind of quantization, int8; none at all for None.
+    """Arguments of `load_checkpoint` or `from_pretrained` that quantise to `kind`, which is int8 or None.
 
     Raises:
         ValueError: torchao is not installed.

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Registration of the package's classes with the Auto classes and pipelines of transformers; happens on import."""
+"""Registration of the package's classes with the Auto classes and pipelines of transformers, on import."""
 
 import sys
 
@@ -33,9 +33,9 @@ AutoModelForMultimodalLM.register(MMConfig, MMForConditionalGeneration, exist_ok
 AutoModelForSequenceClassification.register(MMConfig, MMForSequenceClassification, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(MMConfig, MMForImageTextRetrieval, exist_ok=True)
 AutoProcessor.register(MMConfig, MMProcessor, exist_ok=True)
-# the pipeline looks here, where `register` does not write, before it says that a model is not supported
+# `register` does not write this mapping, by which the pipeline decides whether a model is supported
 MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(MMConfig.model_type, "MMForImageTextRetrieval")
-# no Auto class has this one; sentence-transformers looks here
+# no Auto class uses this mapping; sentence-transformers does
 MODEL_FOR_RETRIEVAL_MAPPING.register(MMConfig, MMForImageTextRetrieval, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     "multimodal-classification", MultimodalClassificationPipeline, AutoModelForSequenceClassification

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""When the package's classes are registered with transformers, whose import takes seconds."""
+"""Registration of the package's classes with transformers, delayed for the command line: its import takes seconds."""
 
 import contextlib
 import importlib
@@ -10,21 +10,21 @@ from pathlib import PurePath
 
 
 def is_command_line() -> bool:
-    """Whether this process was started as `modeling-mm` or `python -m modeling_mm.cli`, which calls `register`."""
-    program = "".join(sys.orig_argv[-len(sys.argv) :][:1])  # what stands before the arguments
+    """True if this process is `modeling-mm` or `python -m modeling_mm.cli`, which calls `register` later by itself."""
+    program = "".join(sys.orig_argv[-len(sys.argv) :][:1])  # the word before the arguments
     return program == "modeling_mm.cli" or PurePath(program).name in ("modeling-mm", "modeling-mm.exe")
 
 
 def register() -> None:
     """Register the classes with transformers; a second call changes nothing."""
-    # transformers imports torchao wherever that is installed, used or not, and torchao reports on itself
+    # transformers imports torchao wherever it is installed, used or not, and torchao logs about itself
     with muted("torchao", "torch.utils._pytree"):
         importlib.import_module("modeling_mm.registration")
 
 
 @contextlib.contextmanager
 def muted(*names: str) -> Iterator[None]:
-    """Drop what loggers of these names report."""
+    """Drop the records of the loggers with these names."""
     loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
         logger.addFilter(drop)
@@ -36,5 +36,5 @@ def muted(*names: str) -> Iterator[None]:
 
 
 def drop(record: logging.LogRecord) -> bool:
-    """A filter that no record passes."""
+    """Logging filter that no record passes."""
     return False

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The tasks, one row each: which head learns it, from which column, how it is scored, what its model card says.
+"""The tasks, one entry each, with head, default label column, metrics and model card texts.
 
 Code asks `TASKS[name]` for a fact in place of comparing names. Nothing here imports torch; `head_class` does.
 """
@@ -37,20 +37,20 @@ class Task:
 
     Args:
         name: as `--task` takes it.
-        main_metric: the score that stands for the task where there is room for one.
+        main_metric: the metric reported where there is room for only one.
         scores: the model card's sentence about the metrics.
-        use: the model card's words for what the model is meant for, before "images".
-        example: Python that asks `model` about `picture`, for the model card.
-        head: name of the model class, which this package exports.
-        auto_class: the Auto class of transformers that opens the head.
-        pipeline_tag: what the Hub sorts its models by.
-        libraries: others that open the folder too, as tags of the Hub.
-        label_column: the default; None where rows need no label.
-        problem_type: as in the config of the classification head; None of the other heads.
-        labels: names of the head's outputs that are fixed; None where the rows or the column's name give them.
-        generates: whether the model answers in words of its own.
-        embeds: whether images and texts are embedded apart and rank each other.
-        pairs: whether rows are scored with their own text and with that of another row.
+        use: the model card's words for the model's purpose, followed by "images".
+        example: Python for the model card that runs `model` on `image`.
+        head: name of the model class, exported by this package.
+        auto_class: the Auto class of transformers that loads the head.
+        pipeline_tag: the Hub's category of the model.
+        libraries: Hub tags of other libraries that load the folder too.
+        label_column: default of `--label_column`; None if rows need no label.
+        problem_type: that of the classification head's config; None for other heads.
+        labels: fixed names of the head's outputs; None if the rows or the column's name give them.
+        generates: True if the model generates text.
+        embeds: True if images and texts are embedded separately and ranked by similarity.
+        pairs: True if rows are scored with their own text and with that of another row.
     """
 
     name: str
@@ -71,32 +71,32 @@ class Task:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the head has outputs with names."""
+        """True if the head's outputs have names."""
         return self.problem_type is not None
 
     @property
     def several_labels(self) -> bool:
-        """Whether a row may have any number of the labels, each with a probability of its own."""
+        """True if a row may have any number of labels, each with its own probability."""
         return self.problem_type == "multi_label_classification"
 
     @property
     def numbers(self) -> bool:
-        """Whether a row's target is one number or several."""
+        """True if a row's target is one or more numbers."""
         return self.problem_type == "regression"
 
     @property
     def has_classes(self) -> bool:
-        """Whether the values of the label column are the classes."""
+        """True if the values of the label column are the classes."""
         return self.has_labels and not self.numbers and self.labels is None
 
     @property
     def gives_probabilities(self) -> bool:
-        """Whether probabilities come with the predictions (of a retrieval, those of its matching head)."""
+        """True if predictions come with probabilities (for retrieval, those of the matching head)."""
         return not self.generates and not self.numbers
 
     @property
     def needs_image_and_text(self) -> bool:
-        """Whether a row without either is of no use."""
+        """True if a row without an image or without text is of no use."""
         return self.pairs or self.embeds
 
     def head_class(self) -> type[Any]:
@@ -105,10 +105,10 @@ class Task:
 
 
 class Tasks(dict[str, Task]):
-    """The rows by their names; a name that is none of them is refused by a sentence."""
+    """Tasks by name; an unknown name raises a `ValueError` that lists the known ones."""
 
     def __missing__(self, name: str) -> Task:
-        raise ValueError(f"there is no task '{name}'; expected one of {', '.join(self)}")
+        raise ValueError(f"unknown task '{name}'; expected one of {', '.join(self)}")
 
 
 TASKS = Tasks(
@@ -151,9 +151,9 @@ TASKS = Tasks(
         Task(
             "multilabel",
             main_metric="micro_f1",
-            scores="`micro_f1` and `macro_f1` count a label from a probability of one half, `map` is the mean over "
-            "labels of average precision",
-            use="telling which of its labels hold for",
+            scores="`micro_f1` and `macro_f1` count labels with a probability of at least one half, `map` is average "
+            "precision, averaged over labels",
+            use="predicting which of its labels apply to",
             example=LIKELY,
             problem_type="multi_label_classification",
         ),
@@ -168,8 +168,8 @@ TASKS = Tasks(
         Task(
             "matching",
             main_metric="accuracy",
-            scores="`accuracy` is the share of pairs told right, half of which have the text of another row",
-            use="telling whether a text belongs to",
+            scores="`accuracy` is the share of pairs classified correctly; half of them have the text of another row",
+            use="predicting whether a text belongs to",
             label_column=None,
             labels=("mismatch", "match"),
             pairs=True,
@@ -179,20 +179,20 @@ TASKS = Tasks(
 
 
 def head_of(architectures: Sequence[str]) -> type[Any] | None:
-    """The head among the class names of a config; None where there is none of ours."""
+    """The class of the head that a config names in `architectures`; None if it is none of this package."""
     return next((task.head_class() for task in TASKS.values() if task.head in architectures), None)
 
 
 def task_of(model: Any) -> str:
-    """The name of the task that a model's head has learnt.
+    """The name of the task that a model was trained for.
 
     Raises:
         ValueError: the model has none of the heads.
     """
     tasks = [task for task in TASKS.values() if isinstance(model, task.head_class())]
     if not tasks:
-        raise ValueError(f"{type(model).__name__} has no head for a task; expected {', '.join(heads())}")
-    config = model.config  # a head without a problem type is the first of its tasks, a classification
+        raise ValueError(f"{type(model).__name__} is not the head of a task; expected {', '.join(heads())}")
+    config = model.config  # without a problem type the first task of the head is taken: classification
     return max(tasks, key=lambda t: (t.pairs == config.matching, t.problem_type == config.problem_type)).name
 
 

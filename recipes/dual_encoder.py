@@ -1,17 +1,18 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What transformers' VisionTextDualEncoderModel reaches on `make_emoji`'s data in a given time: the figure to beat.
+"""Baseline: transformers' VisionTextDualEncoderModel, trained on the data of `make_emoji` for a given time.
 
     python -m recipes.dual_encoder runs/data/emoji --seconds 300
 
-It reads its towers from `towers/convnext/vision` and `.../text` below the data, which the first run writes with random
-weights, so that another model can start from the very same weights and tokenizer. The text tower is scratch-tiny's
-BERT. Its ResNet is refused (`ResNetConfig` has no `hidden_size`, its pooled output is no vector), and so is every
-decoder (a Llama has no pooled output); `--vision_tower vit`, `swin` and `convnext` are of about its size and accepted.
+The towers are read from `towers/convnext/vision` and `.../text` in the data folder. The first run writes them there
+with random weights, so that another model can start from the same weights and tokenizer. The text tower is the BERT
+of scratch-tiny. The ResNet of scratch-tiny cannot be used, as `ResNetConfig` has no `hidden_size` and its pooled
+output is not a vector, nor can a decoder such as Llama, which has no pooled output; `--vision_tower vit`, `swin` and
+`convnext` are of about the same size and work.
 
-A plain loop: AdamW, rows in random order, a cosine schedule over the seconds, which are those of computing (those that
-other programs take do not count; on one thread of an idle machine they are seconds by the clock). `--augment_images`
-changes images as `modeling-mm train` does, only after they were made small. Recall from text to image, where each
-text has one right image, and from image to text, where any of the image's texts counts; ties count as lost.
+The training loop uses AdamW, rows in random order, and a cosine schedule over the given CPU seconds of this process
+(on one thread of an idle machine, these are wall-clock seconds). `--augment_images` augments as `modeling-mm train`
+does, but after images were resized. Recall is measured from text to image, where each text has one correct image, and
+from image to text, where any text of the image counts; ties count as wrong.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from transformers import (
 from modeling_mm.data.augmentation import image_transform
 from modeling_mm.training.scratch import text_config, train_tokenizer
 
-SIDE = 32  # pixels: half of what the images have, in a quarter of the time
+SIDE = 32  # pixels: half the size of the images, at a quarter of the time
 SPLITS = ("train", "validation", "test_vendor", "test_concepts")
 VISION_TOWERS = {
     "vit": ViTConfig(
@@ -51,7 +52,7 @@ VISION_TOWERS = {
     "swin": SwinConfig(
         image_size=SIDE, patch_size=2, embed_dim=24, depths=[1, 1, 1], num_heads=[2, 4, 6], window_size=4
     ),
-    # the encoder asks for a hidden_size, which a ConvNext has under another name
+    # the dual encoder reads hidden_size, for which ConvNext has another name
     "convnext": ConvNextConfig(
         image_size=SIDE, patch_size=2, hidden_sizes=[32, 64, 96], depths=[1, 1, 1], num_stages=3, hidden_size=96
     ),
@@ -59,15 +60,15 @@ VISION_TOWERS = {
 
 
 class Split(NamedTuple):
-    """P images and N texts, N at least P: what the rows of one CSV hold."""
+    """The rows of one CSV: P images and N texts, N at least P."""
 
     pixels: torch.Tensor  # (P, 3, SIDE, SIDE)
     texts: list[str]  # N
-    picture: torch.Tensor  # (N,): which image a text belongs to
+    image_index: torch.Tensor  # (N,): the image of each text
 
 
 def write_towers(folder: Path, vision_tower: str, texts: list[str], seed: int) -> None:
-    """Towers with random weights to `folder/vision` and `folder/text`, unless they are there."""
+    """Write towers with random weights to `folder/vision` and `folder/text`, unless they exist."""
     if (folder / "text" / "model.safetensors").exists():
         return
     torch.manual_seed(seed)
@@ -80,20 +81,20 @@ def write_towers(folder: Path, vision_tower: str, texts: list[str], seed: int) -
 
 
 def read_split(folder: Path, split: str, image_processor: Any) -> Split:
-    """A split with all its images in memory."""
+    """A split, with all images in memory."""
     with (folder / f"{split}.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    places = {image: place for place, image in enumerate(dict.fromkeys(row["image"] for row in rows))}
-    pictures = []
-    for image in places:
-        with Image.open(folder / image) as picture:
-            pictures.append(picture.convert("RGB"))
-    pixels = image_processor(pictures, return_tensors="pt")["pixel_values"]
-    return Split(pixels, [row["text"] for row in rows], torch.tensor([places[row["image"]] for row in rows]))
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(row["image"] for row in rows))}
+    images = []
+    for name in numbers:
+        with Image.open(folder / name) as file:
+            images.append(file.convert("RGB"))
+    pixels = image_processor(images, return_tensors="pt")["pixel_values"]
+    return Split(pixels, [row["text"] for row in rows], torch.tensor([numbers[row["image"]] for row in rows]))
 
 
 def batches(count: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Row numbers, shuffled anew each epoch, without end; the rest of an epoch is left out."""
+    """Endless batches of row numbers, reshuffled in each epoch; the incomplete last batch of an epoch is dropped."""
     while True:
         yield from torch.randperm(count, generator=generator).split(size)[: count // size]
 
@@ -104,29 +105,29 @@ def train(
     data: Split,
     options: argparse.Namespace,
 ) -> int:
-    """Train for `options.seconds` of computing, on all cores together; returns the number of rows seen."""
+    """Train for `options.seconds` of CPU time, summed over cores; return the number of rows trained on."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     encoded = tokenizer(data.texts)
     names = options.augment_images
     augment = image_transform(names, (SIDE, SIDE)) if names else torch.nn.Identity()
     generator = torch.Generator().manual_seed(options.seed)
     model.train()
-    seen, start = 0, time.process_time()
+    rows_trained, start = 0, time.process_time()
     for rows in batches(len(data.texts), options.batch_size, generator):
         done = (time.process_time() - start) / options.seconds
         if done >= 1:
-            return seen
-        for group in optimizer.param_groups:  # a tenth of the time to warm up, then down along a cosine
+            return rows_trained
+        for group in optimizer.param_groups:  # warm-up for a tenth of the time, then cosine decay
             group["lr"] = options.learning_rate * min(10 * done, (1 + math.cos(math.pi * done)) / 2)
         text = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
-        loss = model(**text, pixel_values=augment(data.pixels[data.picture[rows]]), return_loss=True).loss
+        loss = model(**text, pixel_values=augment(data.pixels[data.image_index[rows]]), return_loss=True).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
-        seen += len(rows)
+        rows_trained += len(rows)
     raise AssertionError("batches have no end")
 
 
@@ -136,7 +137,7 @@ def embed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised embeddings of the images (P, D) and of the texts (N, D)."""
     model.eval()
-    images = [model.get_image_features(pixel_values=some).pooler_output for some in data.pixels.split(size)]
+    images = [model.get_image_features(pixel_values=pixels).pooler_output for pixels in data.pixels.split(size)]
     texts = []
     for start in range(0, len(data.texts), size):
         text = tokenizer(data.texts[start : start + size], padding=True, return_tensors="pt")
@@ -144,15 +145,16 @@ def embed(
     return normalize(torch.cat(images), dim=-1), normalize(torch.cat(texts), dim=-1)
 
 
-def recalls(images: torch.Tensor, texts: torch.Tensor, picture: torch.Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 both ways of images (P, D) and texts (N, D); text n belongs to image[n]."""
+def recalls(images: torch.Tensor, texts: torch.Tensor, image_index: torch.Tensor) -> dict[str, float]:
+    """Recall at 1, 5 and 10 in both directions; text n of (N, D) belongs to image `image_index[n]` of (P, D)."""
     scores = texts @ images.T  # (N, P)
-    own = picture[:, None] == torch.arange(len(images))
-    right = scores.gather(1, picture[:, None])  # (N, 1)
-    of_text = (scores.masked_fill(own, -torch.inf) >= right).sum(1)  # how many wrong images come first
-    best = scores.masked_fill(~own, -torch.inf).max(0).values  # (P,): the best of its own texts
-    of_picture = (scores.masked_fill(own, -torch.inf) >= best).sum(0)  # how many wrong texts come first
-    ways = {"text_to_image": of_text, "image_to_text": of_picture}
+    positive = image_index[:, None] == torch.arange(len(images))  # (N, P)
+    negatives = scores.masked_fill(positive, -torch.inf)
+    text_score = scores.gather(1, image_index[:, None])  # (N, 1)
+    text_rank = (negatives >= text_score).sum(1)  # (N,): wrong images that come first
+    image_score = scores.masked_fill(~positive, -torch.inf).max(0).values  # (P,): that of the best positive text
+    image_rank = (negatives >= image_score).sum(0)  # (P,): wrong texts that come first
+    ways = {"text_to_image": text_rank, "image_to_text": image_rank}
     return {
         f"{way}_recall@{k}": round((rank < k).float().mean().item(), 4)
         for way, rank in ways.items()
@@ -169,7 +171,7 @@ def main() -> None:
         "--seconds",
         type=float,
         default=300,
-        help="of computing while training, by all cores together; default: %(default)s",
+        help="CPU time of training in seconds, summed over cores; default: %(default)s",
     )
     parser.add_argument("--batch_size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="default: %(default)s")
@@ -187,13 +189,13 @@ def main() -> None:
     model = VisionTextDualEncoderModel.from_vision_text_pretrained(
         str(towers / "vision"), str(towers / "text"), projection_dim=options.projection_dim
     )
-    seen = train(model, tokenizer, data["train"], options)
+    rows_trained = train(model, tokenizer, data["train"], options)
     result: dict[str, Any] = {"vision_tower": model.config.vision_config.model_type, "seconds": options.seconds}
-    result |= {"parameters": model.num_parameters(), "rows_per_second": round(seen / options.seconds, 1)}
-    result["epochs"] = round(seen / len(data["train"].texts), 1)
+    result |= {"parameters": model.num_parameters(), "rows_per_second": round(rows_trained / options.seconds, 1)}
+    result["epochs"] = round(rows_trained / len(data["train"].texts), 1)
     for split in SPLITS:
-        found = embed(model, tokenizer, data[split], options.batch_size)
-        result[split] = recalls(*found, data[split].picture)
+        embeddings = embed(model, tokenizer, data[split], options.batch_size)
+        result[split] = recalls(*embeddings, data[split].image_index)
     print(json.dumps(result))
 
 

@@ -20,7 +20,7 @@ from modeling_mm.training.scratch import train_tokenizer
 torch.set_num_threads(1)
 
 CONFORMANCE = Path(__file__).parent / "conformance"
-collect_ignore = [CONFORMANCE]  # these tests download transformers' own: only `-m conformance` reads their files
+collect_ignore = [CONFORMANCE]  # these tests download transformers' test suites; collected with `-m conformance` only
 
 
 def pytest_addoption(parser):
@@ -43,7 +43,7 @@ def seed():
 
 @pytest.fixture(scope="module")
 def hub():
-    """A Hub on loopback, for processes of their own to talk to."""
+    """A Hub on loopback, for separate processes to talk to."""
     from helpers.hub_server import LoopbackHub
 
     with LoopbackHub() as hub:
@@ -60,7 +60,7 @@ def tokenizer_folder(tmp_path_factory):
 
 @pytest.fixture
 def tokenizer():
-    """A tokenizer of the test's own, that knows `<image>`."""
+    """A new tokenizer for each test, that knows `<image>`."""
     return train_tokenizer(SENTENCES, "scratch-tiny")
 
 

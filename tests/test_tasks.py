@@ -90,7 +90,7 @@ def test_what_a_head_is_made_with_says_which_task_it_has(task):
 def test_a_head_without_a_problem_type_classifies_and_a_model_without_head_is_refused():
     assert task_of(mm_model("bert", head=MMForSequenceClassification)) == "classification"
     for model in (mm_model(head=MMModel), causal_model("llama")):
-        with pytest.raises(ValueError, match=f"{type(model).__name__} has no head for a task; expected MMFor"):
+        with pytest.raises(ValueError, match=f"{type(model).__name__} is not the head of a task; expected MMFor"):
             task_of(model)
 
 
@@ -100,7 +100,7 @@ def test_tasks_are_what_the_command_takes():
     ]
     assert choices == list(TASKS) and [task.name for task in TASKS.values()] == choices
     assert len(heads()) == 3 and head_of(["BertModel"]) is None
-    with pytest.raises(ValueError, match="there is no task 'classify'; expected one of generation, retrieval"):
+    with pytest.raises(ValueError, match="unknown task 'classify'; expected one of generation, retrieval"):
         TASKS["classify"]
 
 
@@ -185,7 +185,7 @@ def test_the_space_finds_the_limits_in_the_card(task, space, tmp_path):
     )
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert space.LIMITS_HEADING == LIMITS_HEADING and f"\n## {LIMITS_HEADING}\n" in card
-    assert space.limits_of(card) == limits(task.name, "pictures", report)
+    assert space.limits_of(card) == limits(task.name, "images", report)
     assert task.use in card and task.scores in card and task.example in card
     assert "modeling-mm train --x '{{ y }}'" in card
     assert ("samples.png" in card) == ("blind" in card) == (not task.embeds)

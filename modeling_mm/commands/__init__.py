@@ -1,2 +1,2 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm <verb>`: one verb a file."""
+"""The verbs of `modeling-mm`, one per file."""

@@ -30,26 +30,26 @@ class MMParser(HfArgumentParser):
         return tuple(parsed)
 
     def refuse_renamed(self, names: Iterable[str]) -> None:
-        """Answer the name that an argument had before with the one that it has.
+        """Refuse former names of arguments.
 
         Raises:
-            ValueError: names both.
+            ValueError: names the argument's present name.
         """
         for name in names:
             if name in RENAMED:
-                raise ValueError(f"--{name} is called --{RENAMED[name]} now; see {self.prog} --help")
+                raise ValueError(f"--{name} was renamed to --{RENAMED[name]}; see {self.prog} --help")
 
     def check_known(self, argv: Sequence[str]) -> None:
         """Refuse bad values of the arguments that this parser knows, and ignore all others.
 
         Raises:
-            ValueError: as of `parse`.
+            ValueError: see `parse`.
         """
         arguments = self.with_config(argv, known_only=True)
         self.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
 
     def with_config(self, argv: Sequence[str], known_only: bool = False) -> list[str]:
-        """The arguments with those of the `--config` file before them."""
+        """The arguments, preceded by those of the `--config` file."""
         arguments = list(argv)
         self.refuse_renamed(word.removeprefix("--").split("=")[0] for word in arguments if word.startswith("--"))
         inline = next((i for i, word in enumerate(arguments) if word.startswith("--config=")), None)
@@ -57,14 +57,14 @@ class MMParser(HfArgumentParser):
             arguments[inline : inline + 1] = arguments[inline].split("=", 1)
         if "--config" not in arguments:
             return arguments
-        at = arguments.index("--config")
-        if at + 1 == len(arguments):
+        position = arguments.index("--config")
+        if position + 1 == len(arguments):
             raise ValueError("--config needs the path of a YAML file or the name of a recipe")
-        path = config_file(arguments[at + 1])
-        return [*self.arguments_of(path, known_only), *arguments[:at], *arguments[at + 2 :]]
+        path = config_file(arguments[position + 1])
+        return [*self.arguments_of(path, known_only), *arguments[:position], *arguments[position + 2 :]]
 
     def arguments_of(self, path: Path, known_only: bool) -> list[str]:
-        """The file's keys as command line arguments, so that both are read alike; `env` goes to the environment."""
+        """The file's keys as command line arguments, so that both are parsed alike; `env` sets the environment."""
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
@@ -81,7 +81,7 @@ class MMParser(HfArgumentParser):
         arguments: list[str] = []
         for key, value in values.items():
             if value is False and key.endswith("_strategy"):
-                value = "no"  # what YAML makes of a bare no
+                value = "no"  # YAML reads a bare no as false
             if isinstance(value, dict):
                 value = json.dumps(value)
             if isinstance(value, list):
@@ -91,12 +91,12 @@ class MMParser(HfArgumentParser):
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        """One sentence in place of argparse's page of usage."""
+        """Raise one sentence in place of argparse's usage message."""
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def check_arguments(verb: str, argv: Sequence[str]) -> None:
-    """Refuse bad arguments of a verb, as far as this needs no torch, whose import takes seconds.
+    """Refuse bad arguments of a verb, as far as that is possible without torch, whose import takes seconds.
 
     Raises:
         ValueError: names the argument.

@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm demo`: train on the questions of easy-VQA, evaluate on its test split, answer three of them.
+"""`modeling-mm demo`: train on the questions of easy-VQA, evaluate on its test split, answer three questions.
 
 modeling-mm demo
 
-It is `modeling-mm train --config easy_vqa`; arguments of `train` may follow.
+Runs `modeling-mm train --config easy_vqa`; arguments of `train` may follow.
 """
 
 from collections.abc import Sequence

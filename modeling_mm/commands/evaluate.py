@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm evaluate`: metrics as JSON, report.html, its images and predictions.jsonl of a trained model.
+"""`modeling-mm evaluate`: metrics.json, report.html with figures, and predictions.jsonl for a trained model.
 
 modeling-mm evaluate --model DIR --test_file test.csv
 
-Of a retrieval model, recall both ways, or with --label_column how well it tells images apart by the labels' names.
+Retrieval models get recall in both directions, or with --label_column zero-shot classification.
 """
 
 import json
@@ -46,12 +46,12 @@ logger = logging.getLogger(__name__)
 
 
 def modality_markers(processor: MMProcessor, columns: Columns) -> dict[str, str]:
-    """The marker of each modality beside the text that there is a column for."""
+    """The markers of the modalities, other than text, that have a column."""
     return {name: marker for name, marker in media_markers(processor).items() if getattr(columns, name)}
 
 
 def output_folder(args: EvaluateArguments) -> Path:
-    """Where results go; a Hub id must not become a folder here, or the next run would take that for the model."""
+    """The folder for results, created; never one named like a Hub id, which the next run would take for the model."""
     output = Path(args.output_dir or (Path(args.model) / "evaluation" if Path(args.model).is_dir() else "evaluation"))
     output.mkdir(parents=True, exist_ok=True)
     return output
@@ -68,7 +68,7 @@ def trainer_arguments(args: EvaluateArguments, output: Path) -> TrainingArgument
 def retrieval_results(
     args: EvaluateArguments, model: PreTrainedModel, collator: RetrievalCollator, dataset: MMDataset
 ) -> dict[str, Any] | None:
-    """Recall, median rank and mAP both ways, with `--rerank k` also after a second look; on the first process."""
+    """Recall, median rank and mAP in both directions, also after `--rerank`; None except on process 0."""
     output = output_folder(args)
     trainer = RetrievalTrainer(
         model=model,
@@ -88,7 +88,7 @@ def retrieval_results(
 def zero_shot_results(
     args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor
 ) -> dict[str, Any] | None:
-    """How well a retrieval model tells images apart by the names of their labels; the first process does it all."""
+    """Zero-shot classification of images by a retrieval model; None except on process 0, which does all the work."""
     output, templates = output_folder(args), args.prompt_templates or [TEMPLATE]
     arguments = trainer_arguments(args, output)
     if arguments.process_index:
@@ -100,8 +100,8 @@ def zero_shot_results(
     write_predictions(rows, evaluation, output / "predictions.jsonl")
     draw_examples(rows, evaluation, output / "samples.png")
     sections = zero_shot_sections(evaluation, rows.labels or [], templates, output) + skipped_section(rows.bad_rows)
-    said = f"{len(rows)} rows of {source}, {len(rows.bad_rows)} bad ones left out"
-    write_report(output / "report.html", f"{Path(args.model).name}: zero-shot", said, sections)
+    subtitle = f"{len(rows)} rows of {source}, {len(rows.bad_rows)} bad rows left out"
+    write_report(output / "report.html", f"{Path(args.model).name}: zero-shot", subtitle, sections)
     write_bad_rows(rows.bad_rows, output)
     result = results("classification", evaluation, []) | {"classes": len(rows.labels or []), "templates": templates}
     result |= {"skipped_rows": len(rows.bad_rows), "output_dir": str(output)}
@@ -110,23 +110,25 @@ def zero_shot_results(
 
 
 def check_flags(args: EvaluateArguments, task: str) -> None:
-    """Refuse what the model's task has no use for.
+    """Refuse flags that do not fit the model's task.
 
     Raises:
         ValueError: names the flag.
     """
     zero_shot = TASKS[task].embeds and args.label_column is not None
     if args.prompt_templates is not None and not zero_shot:
-        raise ValueError("--prompt_templates is for a retrieval model with a --label_column, whose values it names")
+        raise ValueError("--prompt_templates is for retrieval models with a --label_column, whose values fill the {}")
     check_templates(args.prompt_templates or [])
     if zero_shot and args.rerank:
-        raise ValueError("--rerank looks again at texts and images; with --label_column leave it out")
+        raise ValueError("--rerank is for retrieval; leave it out with --label_column")
     if TASKS[task].embeds and (args.audio_column or args.video_column):
-        raise ValueError("a retrieval is of images and texts; leave out --audio_column and --video_column")
+        raise ValueError(
+            "retrieval models are evaluated on images and texts; leave out --audio_column and --video_column"
+        )
 
 
 def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str) -> MMDataset:
-    """The rows to evaluate, each looked at.
+    """Read and check the rows to evaluate.
 
     Raises:
         ValueError: a missing column, a bad row.
@@ -139,7 +141,7 @@ def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMP
     if args.max_seconds is not None:
         processor.max_seconds = args.max_seconds
     if model.config.audio_config is not None and not args.audio_column:
-        logger.warning("this model hears, but without --audio_column it is evaluated without sound")
+        logger.warning("this model takes audio, but without --audio_column it is evaluated without")
     options = {"max_seconds": processor.max_seconds, "num_frames": processor.max_frames}
     return dataset.check(args.on_bad_row == "skip", media_markers(processor), **options)
 
@@ -150,7 +152,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if (args.test_file is None) == (args.dataset is None):
         raise ValueError("give either --test_file or --dataset")
     model, processor = load_checkpoint(args.model, **quantized(args.quantization))
-    model.is_quantized = False  # Trainer would refuse int8 weights, though an evaluation trains nothing
+    model.is_quantized = False  # Trainer refuses int8 weights, even where nothing is trained
     task = task_of(model)
     check_flags(args, task)
     if TASKS[task].embeds and args.label_column is not None:
@@ -174,10 +176,10 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         evaluation = evaluate_rows(trainer, task, rows)
     scores: list[dict[str, Any]] = []
     if (not TASKS[task].generates) if args.modality_report is None else args.modality_report:
-        # all of them are scored already
+        # all modalities together are scored already
         scores = modality_report(
-            lambda some: with_intervals(
-                task, evaluation if some is rows else evaluate_rows(trainer, task, some), evaluation
+            lambda subset: with_intervals(
+                task, evaluation if subset is rows else evaluate_rows(trainer, task, subset), evaluation
             ),
             rows,
             modality_markers(processor, dataset.columns),
@@ -189,8 +191,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     weights = weight_table(model, collected)
     sections = report_sections(trainer, task, evaluation, scores, weights, output)
     sections += skipped_section(dataset.bad_rows)
-    said = f"{len(rows)} rows of {dataset.source}, {len(dataset.bad_rows)} bad ones left out"
-    write_report(output / "report.html", f"{Path(args.model).name}: {task}", said, sections)
+    subtitle = f"{len(rows)} rows of {dataset.source}, {len(dataset.bad_rows)} bad rows left out"
+    write_report(output / "report.html", f"{Path(args.model).name}: {task}", subtitle, sections)
     write_bad_rows(dataset.bad_rows, output)
     result = results(task, evaluation, scores) | {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
     result |= modality_weights_results(model, weights)
@@ -199,7 +201,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
 
 
 def results(task: str, evaluation: Evaluation, modalities: list[dict[str, Any]]) -> dict[str, Any]:
-    """What metrics.json says of the scores."""
+    """The scores for metrics.json."""
     result: dict[str, Any] = {**evaluation.metrics, "rows": len(evaluation.predictions)}
     result["interval"] = {TASKS[task].main_metric: shortened(interval(task, evaluation))}
     if modalities:
@@ -209,5 +211,5 @@ def results(task: str, evaluation: Evaluation, modalities: list[dict[str, Any]])
 
 
 def shortened(ends: tuple[float, float] | None) -> list[float] | None:
-    """The ends of an interval for JSON."""
+    """The ends of an interval, rounded for JSON."""
     return None if ends is None else [round(end, 6) for end in ends]

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm export`: a trained model as ONNX or `torch.export` graphs, checked on other shapes before it is kept.
+"""`modeling-mm export`: a trained model as ONNX or `torch.export` graphs, checked on other shapes before it is saved.
 
 modeling-mm export --model DIR --output_dir OUT
 """
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     (args,) = MMParser(ExportArguments, prog="modeling-mm export").parse(argv)
     exporter_of(args.format)
     if Path(args.output_dir).resolve() == Path(args.model).resolve():
-        raise ValueError(f"--output_dir is the model's own folder '{args.model}'; name another")
+        raise ValueError(f"--output_dir is the model's folder '{args.model}'; choose another")
     model, processor = load_checkpoint(args.model, dtype=torch.float32)
     if args.features:
         model = model.base_model

@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm index`: the embeddings of a folder's or a table's images in a LanceDB table on disk.
+"""`modeling-mm index`: a LanceDB table with embeddings of the images of a folder or a table.
 
 modeling-mm index --model DIR --images images/ --index runs/gallery
 
-Run it again at any time, after a kill too: what is there is not embedded again, files that changed are.
+It can be run again at any time, also after it was killed: only new and changed images are embedded.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         source = (args.index, args.images, args.model, args.image_column, args.id_column)
         inputs = open_inputs(*source, args.device)
     if inputs is None:
-        Gallery.open(args.index)  # what is wrong is said before a folder is made
+        Gallery.open(args.index)  # errors come before a folder is made
     with only_writer(args.index):
         if inputs is not None:
             sizes = (args.batch_size, args.commit_rows, args.num_workers)

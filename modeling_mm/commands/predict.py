@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm predict`: ask a trained model about images, or have them classified; rank texts for an image.
+"""`modeling-mm predict`: answer questions about media, classify them, or rank texts for them, by a trained model.
 
 modeling-mm predict --model DIR --image a.png --text "what is the blue shape?" --explain look.png
 modeling-mm predict --model RETRIEVAL --image a.png --text "a red circle" "a blue square"
@@ -25,14 +25,14 @@ from .verbs import PredictArguments
 
 
 def answer(model: PreTrainedModel, processor: MMProcessor, batch: BatchFeature, max_new_tokens: int) -> list[dict]:
-    """Generated answers, greedily."""
+    """Answers, generated greedily."""
     generated = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
     texts = processor.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [{"answer": text.strip()} for text in texts]
 
 
 def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
-    """What the head says: the likeliest label, or all that are likely, and the probability of each; or its numbers."""
+    """Predictions of a head: the likeliest label or all likely labels, with probabilities; or its numbers."""
     with torch.no_grad():
         logits = model(**batch).logits.float()
     names, task = model.config.id2label, TASKS[task_of(model)]
@@ -42,7 +42,7 @@ def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
     probabilities = [{names[i]: round(share, 4) for i, share in enumerate(row.tolist())} for row in shares]
     if task.several_labels:
         likely = [[names[i] for i in row.nonzero().flatten().tolist()] for row in logits > 0]
-        return [{"labels": own, "probabilities": row} for own, row in zip(likely, probabilities, strict=True)]
+        return [{"labels": labels, "probabilities": row} for labels, row in zip(likely, probabilities, strict=True)]
     return [{"label": max(row, key=row.__getitem__), "probabilities": row} for row in probabilities]
 
 
@@ -50,23 +50,22 @@ def classify(model: PreTrainedModel, batch: BatchFeature) -> list[dict]:
 def rank(
     model: PreTrainedModel, processor: MMProcessor, medium: dict[str, torch.Tensor], texts: list[str]
 ) -> list[dict]:
-    """Texts beside one image or sound, the best first: the cosine of their embeddings, the probability of a match.
+    """Texts ranked for one image or audio clip: cosine of the embeddings, and the probability of a match.
 
-    What orders them is the logit of the similarity, with the log-odds of a match where there is a matching head, as in
+    They are ranked by the similarity logit, with the log-odds of a match if there is a matching head, as in
     `evaluate --rerank`.
     """
     rows, media = [Row(i, [], text) for i, text in enumerate(texts)], BatchFeature(medium).to(model.device)
     tokens = RetrievalCollator(processor, "retrieval", max_length=2**20).texts(rows)
     tokens = BatchFeature(tokens).to(model.device)
     embed = model.get_image_features if "pixel_values" in media else model.get_audio_features
-    said, seen = model.get_text_features(**tokens).pooler_output, embed(**media).pooler_output
-    scores = model.similarities(said, seen)[:, 0].float()
-    results = [
-        {"text": text, "cosine": round(c, 4)} for text, c in zip(texts, (said @ seen.T)[:, 0].tolist(), strict=True)
-    ]
+    text_embeds, medium_embeds = model.get_text_features(**tokens).pooler_output, embed(**media).pooler_output
+    scores = model.similarities(text_embeds, medium_embeds)[:, 0].float()
+    cosines = (text_embeds @ medium_embeds.T)[:, 0].tolist()
+    results = [{"text": text, "cosine": round(cosine, 4)} for text, cosine in zip(texts, cosines, strict=True)]
     if model.matching_head is not None:
-        shared = {name: value.expand(len(texts), 1) for name, value in media.items() if name.endswith("_index")}
-        logits = model.match(**tokens, **{**media, **shared}).float()  # (B, 2): apart, together
+        indices = {name: value.expand(len(texts), 1) for name, value in media.items() if name.endswith("_index")}
+        logits = model.match(**tokens, **{**media, **indices}).float()  # (B, 2): mismatch, match
         scores = model.ranking_scores(scores, logits)
         for result, share in zip(results, logits.softmax(dim=-1)[:, 1].tolist(), strict=True):
             result["match"] = round(share, 4)
@@ -75,35 +74,35 @@ def rank(
 
 
 def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProcessor) -> dict[str, Any]:
-    """The texts ranked for each image and each sound.
+    """The texts ranked for each image and each audio clip.
 
     Raises:
-        ValueError: there is nothing to compare, or a flag that retrieval has no use for.
+        ValueError: texts or media are missing, or a flag does not fit retrieval.
     """
-    compares = "a retrieval model compares texts with images or sounds"
+    prefix = "a retrieval model compares texts with images or audio"
     if args.explain or args.video:
-        raise ValueError(f"{compares}; leave out {'--explain' if args.explain else '--video'}")
+        raise ValueError(f"{prefix}; leave out {'--explain' if args.explain else '--video'}")
     if not args.text or not (args.image or args.audio):
-        raise ValueError(f"{compares}; give --text, and --image or --audio")
+        raise ValueError(f"{prefix}; give --text, and --image or --audio")
     if not all(text.strip() for text in args.text):
-        raise ValueError(f"{compares}; expected words in each --text, but one is empty")
-    ground = processor.image_background
-    media = [("image", path, processor.flat_images([[open_image(path, ground)]])) for path in args.image]
+        raise ValueError(f"{prefix}; expected words in each --text, but one is empty")
+    background = processor.image_background
+    media = [("image", path, processor.flat_images([[open_image(path, background)]])) for path in args.image]
     media += [("audio", path, processor.flat_audio([[path]])) for path in args.audio]
     results = [
-        {kind: path, **own} for kind, path, medium in media for own in rank(model, processor, medium, args.text)
+        {kind: path, **ranked} for kind, path, medium in media for ranked in rank(model, processor, medium, args.text)
     ]
-    heard = {"audio": args.audio} if args.audio else {}
-    return {"model": args.model, "image": args.image, **heard, "results": results}
+    audio = {"audio": args.audio} if args.audio else {}
+    return {"model": args.model, "image": args.image, **audio, "results": results}
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Run the verb; returns its results."""
     (args,) = MMParser(PredictArguments, prog="modeling-mm predict").parse(argv)
     if not (args.image or args.text or args.audio or args.video):
-        raise ValueError("give --image, --audio, --video, --text or several of them")
+        raise ValueError("give --image, --audio, --video or --text, or several of them")
     if args.explain and (args.audio or args.video):
-        raise ValueError(f"--explain draws over one image; leave {'--audio' if args.audio else '--video'} out")
+        raise ValueError(f"--explain draws over one image; leave out {'--audio' if args.audio else '--video'}")
     if args.explain and len(args.image) != 1:
         raise ValueError(f"--explain draws over one image, but {len(args.image)} were given with --image")
     attention = {"attn_implementation": "eager"} if args.explain else {}
@@ -117,9 +116,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             model.check_attention_maps()
         except ValueError as error:
             raise ValueError(f"--explain: {error}") from None
-    sounds, videos = list(args.audio), list(args.video)
-    images, clips, films = ([MediaRef(path) for path in paths] for paths in (args.image, sounds, videos))
-    rows = [Row(number, images, text, None, clips, films) for number, text in enumerate(args.text or [""], 1)]
+    clips, videos = list(args.audio), list(args.video)
+    media = [[MediaRef(path) for path in paths] for paths in (args.image, clips, videos)]
+    rows = [
+        Row(number, media[0], text, None, media[1], media[2]) for number, text in enumerate(args.text or [""], start=1)
+    ]
     for row in rows:
         processor.check_markers([row.text], [row.images])
         processor.check_marker_count(0, row.text, processor.audio_token, len(row.audio), "sounds")
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     collator = MMCollator(processor, task, max_length=2**20)
     batch = BatchFeature(collator(rows)).to(model.device)
     results = answer(model, processor, batch, args.max_new_tokens) if TASKS[task].generates else classify(model, batch)
-    output: dict[str, Any] = {"model": args.model, "image": args.image, **({"audio": sounds} if sounds else {})}
+    output: dict[str, Any] = {"model": args.model, "image": args.image, **({"audio": clips} if clips else {})}
     output |= {"video": videos} if videos else {}
     output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
     if args.explain:

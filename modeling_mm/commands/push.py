@@ -1,12 +1,12 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm push`: a trained folder as a repository of the Hub that loads anywhere, without this package.
+"""`modeling-mm push`: upload of a trained folder to a repository of the Hub that loads without this package.
 
 modeling-mm push --model runs/mine --repo_id user/name --dry_run
 modeling-mm push --model runs/mine --repo_id user/name --private --space user/name-demo
 
-The repository is written into a folder first and proved there: a process without this package loads it and must get
-the same logits. Then all goes up in one commit, and is loaded back from there by its revision and compared again.
-After a fault, run the same command again: what is up is not sent twice, and nothing is ever half there.
+The repository is first written into a folder and verified there: a process without this package loads it and must get
+the same logits. It is then uploaded in one commit, loaded back by its revision, and compared again. After a fault, run
+the same command again: files that arrived are not sent again, and no commit is ever partial.
 """
 
 import logging
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 
 
 def check_arguments(args: PushArguments) -> None:
-    """Refuse what cannot work before anything is read or sent.
+    """Refuse bad arguments before anything is read or sent.
 
     Raises:
-        ValueError: a name that the Hub does not take, no such folder, or no Space in its folder.
+        ValueError: a name that the Hub rejects, a missing folder, or a Space's folder without app.py.
     """
     for name in filter(None, (args.repo_id, args.space)):
         validate_repo_id(name)
         if name.count("/") != 1:
-            raise ValueError(f"'{name}' must be user/name")
+            raise ValueError(f"the repository name '{name}' is not of the form user/name")
     if not Path(args.model).is_dir():
-        raise ValueError(f"--model '{args.model}' is no folder")
+        raise ValueError(f"--model '{args.model}' is not a folder")
     if args.space and not Path(args.space_folder, "app.py").is_file():
-        raise ValueError(f"there is no app.py in '{args.space_folder}'; name the Space's folder by --space_folder")
+        raise ValueError(f"there is no app.py in '{args.space_folder}'; give the Space's folder by --space_folder")
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         folder = Path(work, "repository")
         folder.mkdir()
         model, processor = stage(Path(args.model), folder, args.repo_id, args.fusion_only)
-        proof = verify_repository(model, processor, Path(work))
-        proof.check(str(folder), offline=not args.fusion_only)
+        verification = verify_repository(model, processor, Path(work))
+        verification.check(str(folder), offline=not args.fusion_only)
         files = files_of(folder)
         for path, size in files.items():
             logger.warning(f"{size:>12,}  {path}")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             return result | {"pushed": False}
         with hub_errors_explained(args.repo_id):
             revision, new = upload(api, args.repo_id, folder, args.revision, args.private)
-        proof.check(args.repo_id, revision)
+        verification.check(args.repo_id, revision)
     result |= {"pushed": new, "revision": revision, "url": f"{api.endpoint}/{args.repo_id}"}
     if args.space:
         with hub_errors_explained(args.space):

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Files that come with the package: the Space and the recipes, in a wheel inside it, in a checkout beside it."""
+"""Files shipped with the package, the Space and the recipes: inside it in a wheel, beside it in a checkout."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_folder(name: str) -> Path:
-    """Where `hub_space` or `recipes` is."""
+    """The path of `hub_space` or `recipes`."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
 
@@ -18,15 +18,15 @@ def recipes() -> dict[str, Path]:
 
 
 def recipes_module() -> str:
-    """The module that holds the programs which write the recipes' data, for `python -m`."""
-    return "modeling_mm.recipes" if shipped_folder("recipes").parent == PACKAGE else "recipes"
+    """The module with the programs that write the recipes' data, for `python -m`."""
+    return "modeling_mm.recipes.data" if shipped_folder("recipes").parent == PACKAGE else "recipes.data"
 
 
 def config_file(name: str) -> Path:
-    """The file that `--config` names: a path, or the name of a shipped recipe; a file of that name wins.
+    """The file that `--config` names: a path, or the name of a shipped recipe; an existing file takes precedence.
 
     Raises:
-        ValueError: it is neither; lists the recipes.
+        ValueError: it is neither; the message lists the recipes.
     """
     path = Path(name)
     if not path.exists() or path.is_dir():

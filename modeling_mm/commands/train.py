@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`modeling-mm train`: from a table of images and texts to a trained folder that `AutoModel` loads.
+"""`modeling-mm train`: train on a table of images and texts; writes a folder that `AutoModel` loads.
 
 modeling-mm train --config recipes/easy_vqa.yaml
 modeling-mm train --task classification --train_file t.csv --vision_tower scratch-tiny --text_model scratch-tiny \
@@ -54,17 +54,17 @@ def resume_path(args: TrainingArguments) -> str | None:
     Raises:
         ValueError: there is no such checkpoint.
     """
-    wanted = args.resume_from_checkpoint
-    if wanted is None or str(wanted).lower() == "false":
+    source = args.resume_from_checkpoint
+    if source is None or str(source).lower() == "false":
         return None
-    path = last_checkpoint(str(args.output_dir)) if str(wanted).lower() in ("true", "last") else str(wanted)
+    path = last_checkpoint(str(args.output_dir)) if str(source).lower() in ("true", "last") else str(source)
     if path is None or not Path(path, "trainer_state.json").is_file():
         raise ValueError(f"no complete checkpoint to resume from in '{path or args.output_dir}'")
     return path
 
 
 def check_training(data: DataArguments, args: TrainingArguments) -> None:
-    """Refuse arguments of the library's trainer that would not do here what they say.
+    """Refuse arguments of the library's trainer that would silently have no or another effect here.
 
     Raises:
         ValueError: names the flag.
@@ -72,7 +72,7 @@ def check_training(data: DataArguments, args: TrainingArguments) -> None:
     check_smoothing(data.task, args.label_smoothing_factor)
     if args.push_to_hub:
         raise ValueError(
-            "--push_to_hub would upload checkpoints that nobody verified; train first, then run: modeling-mm push "
+            "--push_to_hub would upload unverified checkpoints; train first, then run: modeling-mm push "
             f"--model {args.output_dir} --repo_id USER/NAME"
         )
     if data.early_stopping_patience is None:
@@ -81,13 +81,13 @@ def check_training(data: DataArguments, args: TrainingArguments) -> None:
         raise ValueError(f"--early_stopping_patience is {data.early_stopping_patience}; expected 1 or more")
     if not args.load_best_model_at_end:
         raise ValueError(
-            "--early_stopping_patience goes back to the best checkpoint; give --load_best_model_at_end true, "
+            "--early_stopping_patience needs to restore the best checkpoint; give --load_best_model_at_end true, "
             "--eval_strategy and --save_strategy (both epoch, or both steps) and --metric_for_best_model"
         )
 
 
 def read_rows(model_args: ModelArguments, data_args: DataArguments, seed: int) -> Splits:
-    """The rows, read and checked as the model to go on from takes them, or else as a new one does."""
+    """Read and check the rows, with labels, limits and markers of the model to continue from, or of a new one."""
     known = known_processor(model_args.model)
     data_args.max_seconds = data_args.max_seconds or (known.max_seconds if known else MAX_SECONDS)
     labels, num_frames = known_labels(model_args.model, data_args.task), num_video_frames(model_args)
@@ -112,9 +112,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         collator.check_lengths(split, data_args.on_bad_row == "skip")
     collator.negatives_seed = args.seed if TASKS[data_args.task].pairs else None
     if unused := freeze_unused(model, collator(rows_with_media(splits))):
-        logger.warning(f"{len(unused)} parameters do not reach the loss and stay as they are: {', '.join(unused[:8])}")
+        logger.warning(f"{len(unused)} parameters do not reach the loss and are frozen: {', '.join(unused[:8])}")
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # none is left, and the search would cost a pass over the graph
+        args.ddp_find_unused_parameters = False  # there are none, and the search would cost a pass over the graph
     if model_args.use_peft:
         targets = lora_pattern(model, model_args)
         if args.should_save:
@@ -159,10 +159,10 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
 def prepare_stream(
     stream: MMStream, collator: MMCollator, args: TrainingArguments, contrastive_batch_size: int | None
 ) -> None:
-    """Tell a stream which rows are too long, and the training how many steps make up the epochs that it asked for.
+    """Set the stream's limit of row length, and `max_steps` from the number of epochs.
 
     Raises:
-        ValueError: nobody knows how many rows there are.
+        ValueError: the number of rows is unknown.
     """
     stream.background = collator.processor.image_background
     if TASKS[collator.task].generates:
@@ -171,13 +171,15 @@ def prepare_stream(
         return
     rows = stream.known_rows = stream.known_rows or stream.shards.count_rows()
     if rows is None:
-        raise ValueError(f"how many rows '{stream.source}' holds is not known before they are read; give --max_steps")
-    small = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    args.max_steps = math.ceil(args.num_train_epochs * rows / (contrastive_batch_size or small))
+        raise ValueError(
+            f"the number of rows of '{stream.source}' is not known before they are read; give --max_steps"
+        )
+    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    args.max_steps = math.ceil(args.num_train_epochs * rows / (contrastive_batch_size or rows_per_step))
 
 
 def streamed_figures(trainer: MMTrainer) -> dict[str, Any]:
-    """What a training on a stream did; nothing of any other."""
+    """Results of a training on a stream for the report; empty for other trainings."""
     if trainer.loader is None:
         return {}
     state, args = trainer.state, trainer.args
@@ -187,15 +189,15 @@ def streamed_figures(trainer: MMTrainer) -> dict[str, Any]:
 
 
 def write_history(history: list[dict[str, float]], report: dict[str, Any], output: Path) -> None:
-    """curves.png and report.json, which holds the report and the loss of each step that was logged."""
+    """Write curves.png and report.json, which holds the report and all logged training losses."""
     figures.draw_curves(history, output / "curves.png")
     losses = {"loss_history": [log["loss"] for log in history if "loss" in log]}
     (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
 
 
 def rows_with_media(splits: Splits) -> list[Any]:
-    """A first row with an image, one with sound and one with video, where there are any: of rows without, fusion and
-    towers would seem unused. What the first rows of a stream lack may come later, and validation has it already."""
+    """The first row with an image, with audio and with video, if there are any; without them, fusion and towers would
+    seem unused. Modalities that the first rows of a stream lack are looked for in the validation rows."""
     rows = []
     for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
         media = [dataset.row(number).media for number in dataset.kept]
@@ -205,27 +207,27 @@ def rows_with_media(splits: Splits) -> list[Any]:
 
 
 def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
-    """Print what the model says to a few rows about one image, and how to open it."""
+    """Print the model's answers for a few rows about one image, and how to use the model."""
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = max(dataset.groups(), key=len)
     row = dataset.row(dataset.kept[rows[0]])
-    kind, media = ("Video", row.videos) if row.videos and not row.images else ("Picture", row.images)
+    kind, media = ("Video", row.videos) if row.videos and not row.images else ("Image", row.images)
     print(f"\n{kind}:", (media[0].path if media else None) or "(embedded)")
-    by_truth = {format_answer(said["truth"]): said for said in (json.loads(lines[i]) for i in rows)}
-    for said in list(by_truth.values())[:count]:
-        print(f"  {said['text']}  ->  {format_answer(said['prediction'])}  (truth: {format_answer(said['truth'])})")
-    print(f"\nOpen it in Python, as in {output / 'README.md'}, or ask it more:")
-    asked = "--video VIDEO" if kind == "Video" else "--image PICTURE --explain look.png"
-    print(f'  modeling-mm predict --model {output} {asked} --text "..."\n')
+    by_truth = {format_answer(line["truth"]): line for line in (json.loads(lines[i]) for i in rows)}
+    for line in list(by_truth.values())[:count]:
+        print(f"  {line['text']}  ->  {format_answer(line['prediction'])}  (truth: {format_answer(line['truth'])})")
+    print(f"\nLoad the model in Python as in {output / 'README.md'}, or ask it more:")
+    flags = "--video VIDEO" if kind == "Video" else "--image IMAGE --explain look.png"
+    print(f'  modeling-mm predict --model {output} {flags} --text "..."\n')
 
 
 def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None) -> None:
-    """Put into the config, and into that of an adapter's base, what fits the validation rows: the temperature of
-    classes, or the weight of the matching head."""
+    """Fit the temperature of classes, or the weight of the matching head, on validation rows; sets it in the config
+    and in that of an adapter's base."""
     config = trainer.accelerator.unwrap_model(trainer.model).config
     if isinstance(trainer, RetrievalTrainer):
         config.rerank_weight = rerank_weight(trainer, trainer.eval_dataset, candidates)
-        logger.warning(f"weight of the matching head in ranking again: {config.rerank_weight:.4g}")
+        logger.warning(f"weight of the matching head in reranking: {config.rerank_weight:.4g}")
     else:
         evaluation = evaluate_rows(trainer, task, trainer.eval_dataset)
         config.calibration_temperature = fit_temperature(task, evaluation.logits, evaluation.label_ids)
@@ -235,7 +237,7 @@ def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None)
 
 
 def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path) -> dict[str, Any]:
-    """Metrics on the test set, or on validation without one, once with and once without the images."""
+    """Metrics on the test rows, or on the validation rows if there are none; once with and once without media."""
     dataset: Any = splits.test or splits.validation
     metric = TASKS[task].main_metric
     if TASKS[task].pairs:
@@ -244,7 +246,7 @@ def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path
     trainer.eval_collator.blind = True
     try:
         blind = evaluate_rows(trainer, task, dataset).metrics[metric]
-    except ValueError as error:  # rows without any text have nothing left
+    except ValueError as error:  # rows without text would be empty
         logger.warning(f"no blind {metric}: {error}")
         blind = None
     trainer.eval_collator.blind = False

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The verbs of `modeling-mm`, their arguments, and the help about them.
+"""The verbs of `modeling-mm`, their arguments and their help pages.
 
 Importing this file imports neither torch nor transformers, so that `--help` answers at once.
 """
@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments
 from .shipped import recipes, recipes_module, shipped_folder
 
-DEVICE = "device to run on, for instance cpu or cuda:1; a GPU is used by default where there is one"
+DEVICE = "device to run on, such as cpu or cuda:1; by default a GPU if there is one"
 QUANTIZATION = "quantise the text backbone: int8 stores the weights of its linear layers as integers (needs torchao)"
 QUANTIZATIONS = ["int8"]
 ON_BAD_ROW = "stop at the first row that cannot be read, or skip such rows and list them in bad_rows.jsonl"
@@ -19,14 +19,14 @@ ON_BAD_ROW = "stop at the first row that cannot be read, or skip such rows and l
 
 @dataclass
 class EvaluateArguments:
-    """Evaluation: of which model, on which rows."""
+    """Evaluation: the model, the rows and the scores."""
 
     model: str = field(metadata={"help": "trained folder or Hub id"})
     test_file: str | None = field(
         default=None, metadata={"help": "CSV, TSV, JSONL or Parquet file, or an image folder, to evaluate on"}
     )
     dataset: str | None = field(
-        default=None, metadata={"help": "name of a data set of the Hub, or easy-vqa, in place of --test_file"}
+        default=None, metadata={"help": "name of a dataset of the Hub, or easy-vqa, in place of --test_file"}
     )
     split: str = field(default="test", metadata={"help": "split of --dataset to evaluate on"})
     output_dir: str | None = field(
@@ -38,7 +38,7 @@ class EvaluateArguments:
         default=None,
         metadata={
             "help": "column with the expected output; the default is `answer` for generation and `label` for "
-            "classifiers; a retrieval model given one is scored by zero-shot classification"
+            "classifiers; with it, a retrieval model is scored by zero-shot classification"
         },
     )
     prompt_templates: list[str] | None = field(
@@ -51,14 +51,14 @@ class EvaluateArguments:
     max_length: int = field(default=512, metadata={"help": "maximum number of tokens per row"})
     max_new_tokens: int = field(default=32, metadata={"help": "maximum number of tokens of a generated answer"})
     blind: bool = field(
-        default=False, metadata={"help": "leave out all images, audio and video, to score what the text alone gives"}
+        default=False, metadata={"help": "leave out all images, audio and video, to score the model on the text alone"}
     )
     modality_report: bool | None = field(
         default=None,
-        metadata={"help": "score also without each modality and with each one alone; on by default for classifiers"},
+        metadata={"help": "also score without each modality and with each one alone; on by default for classifiers"},
     )
     rerank: int = field(
-        default=0, metadata={"help": "retrieval: score also the best K candidates reranked by the matching head"}
+        default=0, metadata={"help": "retrieval: also score with the best N candidates reranked by the matching head"}
     )
     seed: int = field(default=0, metadata={"help": "seed of the mismatched pairs that a matching model is scored on"})
     max_seconds: float | None = field(
@@ -75,7 +75,7 @@ class EvaluateArguments:
 
 @dataclass
 class PredictArguments:
-    """Prediction: by which model, about which media and texts."""
+    """Prediction: the model, the media and the texts."""
 
     model: str = field(metadata={"help": "trained folder or Hub id"})
     image: list[str] = field(default_factory=list, metadata={"help": "image files to ask about"})
@@ -84,11 +84,12 @@ class PredictArguments:
     text: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "questions or texts, each about all these media; a retrieval model ranks them for each medium"
+            "help": "questions or texts, each about all of the media; a retrieval model ranks the texts for each "
+            "image and audio clip"
         },
     )
     explain: str | None = field(
-        default=None, metadata={"help": "PNG file to draw the cross-attention of the first text over the image into"}
+        default=None, metadata={"help": "PNG file to write that shows the first text's cross-attention over the image"}
     )
     max_new_tokens: int = field(default=64, metadata={"help": "maximum number of tokens of a generated answer"})
     quantization: str | None = field(default=None, metadata={"help": QUANTIZATION, "choices": QUANTIZATIONS})
@@ -97,7 +98,7 @@ class PredictArguments:
 
 @dataclass
 class ExportArguments:
-    """Export: of which model, how and where to."""
+    """Export: the model, the format and the folder."""
 
     model: str = field(metadata={"help": "trained folder or Hub id"})
     output_dir: str = field(metadata={"help": "folder for the graphs and the processor"})
@@ -108,17 +109,19 @@ class ExportArguments:
         default=False, metadata={"help": "export the base model, which returns hidden states, without its head"}
     )
     tolerance: float = field(
-        default=1e-4, metadata={"help": "largest accepted difference from the model, for values around 1"}
+        default=1e-4,
+        metadata={"help": "largest accepted difference from the model's outputs, relative for values above 1"},
     )
 
 
 @dataclass
 class IndexArguments:
-    """Index: which images go into it, and how."""
+    """Index: the images to add or remove, and the model that embeds them."""
 
     index: str = field(metadata={"help": "folder of the index, or s3://bucket/path; created if it does not exist"})
     model: str | None = field(
-        default=None, metadata={"help": "folder or Hub id; the default is the model that the index was made with"}
+        default=None,
+        metadata={"help": "model to use, a folder or Hub id; the default is the model that the index was made with"},
     )
     images: str | None = field(
         default=None, metadata={"help": "images to add: a folder, or a CSV, TSV, JSONL or Parquet file"}
@@ -148,9 +151,9 @@ class IndexArguments:
 
     def __post_init__(self):
         if not (self.images or self.remove or self.ann):
-            raise ValueError("there is nothing to do; give --images, --remove or --ann")
+            raise ValueError("nothing to do; give --images, --remove or --ann")
         if self.prune and not self.images:
-            raise ValueError("--prune removes what --images no longer has; give --images too")
+            raise ValueError("--prune removes images that --images no longer has; give --images too")
         for name in ("batch_size", "commit_rows", "num_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 or more")
@@ -160,11 +163,11 @@ class IndexArguments:
 
 @dataclass
 class SearchArguments:
-    """Search: for what, and in which index."""
+    """Search: the query and the index."""
 
     index: str = field(metadata={"help": "folder, or s3://bucket/path, of an index made by modeling-mm index"})
     text: str | None = field(default=None, metadata={"help": "description of the images to find"})
-    image: str | None = field(default=None, metadata={"help": "image file that the images to find resemble"})
+    image: str | None = field(default=None, metadata={"help": "image file to find similar images for"})
     image_weight: float = field(
         default=0.5, metadata={"help": "weight of --image where both are given, from 0 (text only) to 1 (image only)"}
     )
@@ -177,36 +180,41 @@ class SearchArguments:
     )
     json: bool = field(default=False, metadata={"help": "print one JSON line per image in place of a table"})
     html: str | None = field(default=None, metadata={"help": "HTML file to write that shows the images found"})
-    exact: bool = field(default=False, metadata={"help": "compare with every image, even where --ann was built"})
+    exact: bool = field(
+        default=False, metadata={"help": "compare with every image, even if the index was built with --ann"}
+    )
     model: str | None = field(
-        default=None, metadata={"help": "folder or Hub id; the default is the model that the index was made with"}
+        default=None,
+        metadata={"help": "model to use, a folder or Hub id; the default is the model that the index was made with"},
     )
     device: str | None = field(default=None, metadata={"help": DEVICE})
 
     def __post_init__(self):
         if not (self.text or self.image):
-            raise ValueError("there is no query; give --text, --image or both")
+            raise ValueError("the query is missing; give --text, --image or both")
         if not 0 <= self.image_weight <= 1:
             raise ValueError(f"--image_weight is {self.image_weight}; expected 0 to 1")
         if self.top_k < 1:
             raise ValueError(f"--top_k is {self.top_k}; expected 1 or more")
         if self.rerank is not None and (not self.text or self.rerank < self.top_k):
-            raise ValueError("--rerank needs --text, and looks at no fewer images than --top_k shows")
+            raise ValueError("--rerank needs --text, and must be at least --top_k")
 
 
 @dataclass
 class PushArguments:
-    """Push: of which model, and where to."""
+    """Push: the model and the repository."""
 
     model: str = field(metadata={"help": "trained folder, of a whole model or of a LoRA adapter"})
     repo_id: str = field(metadata={"help": "repository, user/name; created if it does not exist"})
     private: bool = field(
-        default=False, metadata={"help": "create private repositories; an existing public one is refused"}
+        default=False, metadata={"help": "create the repositories as private; an existing public one is refused"}
     )
     revision: str = field(default="main", metadata={"help": "branch to push to; created if it does not exist"})
     fusion_only: bool = field(
         default=False,
-        metadata={"help": "leave out frozen towers that are on the Hub; loading fetches them at their revision"},
+        metadata={
+            "help": "leave out frozen towers that are on the Hub; loading the model downloads them at their revision"
+        },
     )
     dry_run: bool = field(
         default=False, metadata={"help": "write and verify the repository and list its files, but push nothing"}
@@ -220,7 +228,7 @@ class PushArguments:
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb does, the dataclasses of its arguments, and the extra that installs what it needs."""
+    """A verb: its summary, the dataclasses of its arguments, the extra with its requirements, and an example."""
 
     summary: str
     arguments: tuple[type, ...]
@@ -237,7 +245,7 @@ VERBS = {
         "modeling-mm demo",
     ),
     "train": Verb(
-        "train a model on a table, an image folder or a data set",
+        "train a model on a table, an image folder or a dataset",
         TRAIN,
         "train",
         "modeling-mm train --train_file my.csv --vision_tower scratch-tiny --text_model scratch-tiny --output_dir out",
@@ -282,14 +290,14 @@ VERBS = {
 
 
 def usage() -> str:
-    """The page of `modeling-mm --help`."""
+    """The help page of `modeling-mm --help`."""
     lines = [f"  {name:<10}{verb.summary}" for name, verb in VERBS.items()]
     head = ["usage: modeling-mm <verb> [--config FILE.yaml] [--key value ...]", ""]
     return "\n".join([*head, *lines, "", "Arguments of a verb: modeling-mm <verb> --help"])
 
 
 def help_page(name: str) -> str:
-    """The page of `modeling-mm <verb> --help`, which lists the arguments without importing what the verb needs."""
+    """The help page of a verb, made without importing the packages that it needs."""
     verb = VERBS[name]
     parser = argparse.ArgumentParser(
         prog=f"modeling-mm {name}",
@@ -313,25 +321,25 @@ def help_page(name: str) -> str:
 
 
 def literal(text: str) -> str:
-    """A text that argparse prints as it is."""
+    """A text escaped for argparse, which formats help with `%`."""
     return text.replace("%", "%%")
 
 
 def config_help(name: str) -> str:
-    """What `--config` takes."""
+    """The help text of `--config`."""
     text = "YAML file with arguments as `key: value`; arguments on the command line override it"
     if name == "demo":
         return f"{text} (default: the recipe easy_vqa)"
     if VERBS[name].arguments != TRAIN:
         return text
     return (
-        f"{text}; or the name of a shipped recipe: {', '.join(recipes())} (easy_vqa brings its data; that of another "
-        f"is written by `python -m {recipes_module()}.make_NAME`)"
+        f"{text}; or the name of a shipped recipe: {', '.join(recipes())} (easy_vqa includes its data; "
+        f"`python -m {recipes_module()}.make_NAME` writes the data of another recipe)"
     )
 
 
 def value_name(entry: Field, hints: dict[str, Any]) -> str:
-    """The placeholder of an argument's value in the help."""
+    """The placeholder of an argument's value on the help page."""
     if choices := entry.metadata.get("choices"):
         return f"{{{','.join(choices)}}}"
     kind = str(hints[entry.name])
@@ -342,12 +350,12 @@ def value_name(entry: Field, hints: dict[str, Any]) -> str:
 
 
 def help_of(entry: Field) -> str:
-    """An argument's help, with its default where the text does not name one."""
+    """An argument's help text, with its default if the text does not name it."""
     text = entry.metadata.get("help", "")
     if entry.default is MISSING and entry.default_factory is MISSING:
         return f"{text} (required)"
     default = entry.default if entry.default_factory is MISSING else entry.default_factory()
     if "default" in text or default in (None, "", []) or default is False:
         return text
-    shown = " ".join(default) if isinstance(default, list) else str(default).lower() if default is True else default
-    return f"{text} (default: {shown})"
+    value = " ".join(default) if isinstance(default, list) else str(default).lower() if default is True else default
+    return f"{text} (default: {value})"

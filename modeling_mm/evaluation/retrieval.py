@@ -59,8 +59,8 @@ class RetrievalEmbeddings:
         """The arguments of `true_candidates` for both directions."""
         pairs = self.pairs
         return {
-            "text_to_image": (pairs.texts, pairs.media, pairs.texts, pairs.own),
-            "image_to_text": (pairs.media, pairs.texts, pairs.own, pairs.texts),
+            "text_to_image": (pairs.texts, pairs.media, pairs.texts, pairs.media_of_texts),
+            "image_to_text": (pairs.media, pairs.texts, pairs.media_of_texts, pairs.texts),
         }
 
 

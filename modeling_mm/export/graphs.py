@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The graphs that an exported model consists of, each a thin module with inputs to trace it and to check it on.
+"""The graphs of an exported model: thin modules, each with sample inputs for tracing and for checks.
 
-A classifier, or the base model, is one graph. A generating model is three, so that an image is encoded once however
-many tokens and questions follow: `media_encoder`, `media_start` and `decoder`. The library's own split for generation
+A classifier, or the base model, is one graph. A generating model is three, so that an image is encoded once for any
+number of tokens and questions: `media_encoder`, `media_start` and `decoder`. The library's own split for generation
 (`export_for_generation`) records what `generate` passes to `forward`, where images are encoded already, and would
 lose the vision tower; its exporters do the tracing of each module here.
 
@@ -27,7 +27,7 @@ Inputs: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a batch is: B, I, N, T and C of the legend."""
+    """The sizes of a batch: B, I, N, T and C of the legend."""
 
     rows: int
     images: int
@@ -37,31 +37,32 @@ class Sizes:
 
 
 TRACED = Sizes(rows=3, images=4, images_per_row=2, tokens=7, cached=5)
-# one row and one token, an empty cache, more images than when traced, a longer cache
+# a single row and token, an empty cache, more images than traced, a longer cache
 CHECKED = (Sizes(1, 1, 1, 1, 9), Sizes(2, 3, 3, 9, 0), Sizes(1, 2, 1, 12, 0), Sizes(4, 2, 2, 1, 20))
 
 
 class Graph(nn.Module):
-    """A part of a model as a function of tensors alone.
+    """A part of a model as a function of tensors only.
 
     Args:
-        model: the model. picture_shape: (channels, height, width) that its processor prepares.
+        model: the model.
+        image_shape: (channels, height, width) of prepared images.
     """
 
-    def __init__(self, model: PreTrainedModel, picture_shape: tuple[int, ...]):
+    def __init__(self, model: PreTrainedModel, image_shape: tuple[int, ...]):
         super().__init__()
         self.model = model
-        self.picture_shape = picture_shape
+        self.image_shape = image_shape
 
-    def pictures(self, sizes: Sizes) -> Inputs:
-        """Random images; every row has one or more, and the last of a row with several is missing in every other."""
+    def images(self, sizes: Sizes) -> Inputs:
+        """Random images; each row has at least one, and every other row of several lacks its last."""
         index = torch.arange(sizes.rows * sizes.images_per_row).view(sizes.rows, -1) % sizes.images
         if sizes.images_per_row > 1:
             index[1::2, -1] = -1
-        return {"pixel_values": torch.randn(sizes.images, *self.picture_shape), "image_index": index}
+        return {"pixel_values": torch.randn(sizes.images, *self.image_shape), "image_index": index}
 
     def text(self, sizes: Sizes) -> torch.Tensor:
-        """Random tokens (B, T), the rows of even number with markers for their images where these fit."""
+        """Random tokens (B, T); rows with even numbers have markers for their images if these fit."""
         config = self.model.config
         ids = torch.randint(config.text_config.vocab_size, (sizes.rows, sizes.tokens))
         marker = config.image_token_id
@@ -76,23 +77,23 @@ class Graph(nn.Module):
         raise NotImplementedError
 
     def dynamic_shapes(self) -> Any:
-        """For every input the axes that vary: those that do between two samples of which all sizes differ."""
+        """The dynamic axes of every input: those that differ between two samples of different sizes."""
         other = Sizes(*(2 * size for size in vars(TRACED).values()))
-        axis = torch.export.Dim.DYNAMIC  # refuses to trace a graph that would hold for one size only
+        axis = torch.export.Dim.DYNAMIC  # tracing fails if the graph would be valid for one size only
 
-        def varying(one: torch.Tensor, two: torch.Tensor) -> dict[int, Any]:
-            return {i: axis for i, (m, n) in enumerate(zip(one.shape, two.shape, strict=True)) if m != n}
+        def varying(tensor: torch.Tensor, larger: torch.Tensor) -> dict[int, Any]:
+            return {i: axis for i, (m, n) in enumerate(zip(tensor.shape, larger.shape, strict=True)) if m != n}
 
         return torch.utils._pytree.tree_map(varying, self.sample(TRACED), self.sample(other))
 
 
 class OneGraph(Graph):
-    """Text and images to one output: `logits` (B, labels) of a classifier, `last_hidden_state` (B, T, D)."""
+    """Maps text and images to one output: `logits` (B, labels) of a classifier or `last_hidden_state` (B, T, D)."""
 
-    def __init__(self, model: PreTrainedModel, picture_shape: tuple[int, ...], output: str):
-        super().__init__(model, picture_shape)
+    def __init__(self, model: PreTrainedModel, image_shape: tuple[int, ...], output: str):
+        super().__init__(model, image_shape)
         self.output = output
-        # a decoder would return its cache too
+        # without it, a decoder would return its cache too
         self.options = {"use_cache": False} if model.config.is_text_decoder else {}
 
     def forward(self, input_ids, attention_mask, pixel_values, image_index):
@@ -110,26 +111,26 @@ class OneGraph(Graph):
         ids = self.text(sizes)
         mask = torch.ones_like(ids)
         mask[1:, sizes.tokens - sizes.tokens // 3 :] = 0  # padding on the right in all rows but the first
-        return {"input_ids": ids, "attention_mask": mask, **self.pictures(sizes)}
+        return {"input_ids": ids, "attention_mask": mask, **self.images(sizes)}
 
 
 class MediaEncoder(Graph):
-    """Images to `media_key_values` (B, L, 2, K, S, E), which every later call takes in their place."""
+    """Maps images to `media_key_values` (B, L, 2, K, S, E), which the decoder takes in their place."""
 
     def forward(self, pixel_values, image_index):
         return {"media_key_values": self.model.encode_media(pixel_values, image_index)}
 
     def sample(self, sizes: Sizes) -> Inputs:
-        return self.pictures(sizes)
+        return self.images(sizes)
 
 
 class MediaStart(Graph):
-    """Where markers stand in the text to `media_start` (B, S): the column from which each slot may be seen."""
+    """Maps text with markers to `media_start` (B, S), the first column that may attend to each slot."""
 
-    def __init__(self, model: PreTrainedModel, picture_shape: tuple[int, ...]):
-        super().__init__(model, picture_shape)
-        one = {"pixel_values": torch.zeros(1, *picture_shape), "image_index": torch.zeros(1, 1, dtype=torch.long)}
-        self.slots = model.encode_media(**one).shape[4]
+    def __init__(self, model: PreTrainedModel, image_shape: tuple[int, ...]):
+        super().__init__(model, image_shape)
+        inputs = {"pixel_values": torch.zeros(1, *image_shape), "image_index": torch.zeros(1, 1, dtype=torch.long)}
+        self.slots = model.encode_media(**inputs).shape[4]
 
     def forward(self, input_ids, image_index):
         marker = self.model.config.image_token_id
@@ -137,30 +138,30 @@ class MediaStart(Graph):
         return {"media_start": start[..., None].expand(-1, -1, self.slots).flatten(1)}
 
     def sample(self, sizes: Sizes) -> Inputs:
-        return {"input_ids": self.text(sizes), "image_index": self.pictures(sizes)["image_index"]}
+        return {"input_ids": self.text(sizes), "image_index": self.images(sizes)["image_index"]}
 
 
 class Decoder(Graph):
-    """Tokens after a cache to `logits` (B, T, V) and the cache after them, `present` in place of `past_key_values`.
+    """Maps tokens and a cache to `logits` (B, T, V) and the extended cache `present`.
 
     Raises:
-        ValueError: the backbone keeps something else than keys and values from token to token.
+        ValueError: the backbone keeps a state other than keys and values.
     """
 
-    def __init__(self, model: PreTrainedModel, picture_shape: tuple[int, ...]):
-        super().__init__(model, picture_shape)
+    def __init__(self, model: PreTrainedModel, image_shape: tuple[int, ...]):
+        super().__init__(model, image_shape)
         layers = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True).past_key_values.layers
-        if model._is_stateful or any(type(one) not in (DynamicLayer, DynamicSlidingWindowLayer) for one in layers):
+        if model._is_stateful or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
             raise ValueError(
-                f"the text backbone '{model.config.text_config.model_type}' keeps a recurrent state from token to "
-                "token, which this export does not carry; use a backbone with plain attention like llama or qwen3"
+                f"the text backbone '{model.config.text_config.model_type}' keeps a recurrent state, which "
+                "this export does not support; use a backbone with attention only, such as llama or qwen3"
             )
-        self.cache_shapes = [tuple((t.shape[1], t.shape[3]) for t in (one.keys, one.values)) for one in layers]
+        self.cache_shapes = [tuple((t.shape[1], t.shape[3]) for t in (layer.keys, layer.values)) for layer in layers]
         config = model.config
         self.media_shape = (len(config.fusion_layers), 2, config.fusion_num_key_value_heads)
 
     def forward(self, input_ids, attention_mask, position_ids, past_key_values, media_key_values, media_start):
-        # Every layer keeps all its columns, also one with a sliding window: its mask holds the window.
+        # Every layer keeps all columns, even with a sliding window, which is in its mask.
         cache = DynamicCache([(layer["key"], layer["value"]) for layer in past_key_values.values()])
         output = self.model(
             input_ids=input_ids,
@@ -173,7 +174,7 @@ class Decoder(Graph):
             return_dict=True,
         )
         layers = output.past_key_values.layers
-        # nested so that the graph's names are those of other exports: past_key_values.0.key, present.0.key
+        # nested, so that the graph's names are those of other exports: past_key_values.0.key, present.0.key
         present = {str(index): {"key": layer.keys, "value": layer.values} for index, layer in enumerate(layers)}
         return {"logits": output.logits, "present": present}
 
@@ -203,32 +204,32 @@ class Decoder(Graph):
         }
 
 
-def picture_shape(processor: MMProcessor) -> tuple[int, ...]:
+def image_shape(processor: MMProcessor) -> tuple[int, ...]:
     """(channels, height, width) of a prepared image.
 
     Raises:
-        ValueError: the tower takes more than pixels, so that images differ in shape.
+        ValueError: the tower takes more than pixels, because its images differ in shape.
     """
     prepared = processor.image_processor(Image.new("RGB", (64, 64)), return_tensors="pt")
     if others := sorted(set(prepared) - {"pixel_values"}):
         raise ValueError(
             f"the image processor {type(processor.image_processor).__name__} also gives {', '.join(others)}: its "
-            "images differ in shape, which cannot be exported; use a tower of fixed size like clip, siglip or resnet"
+            "images differ in shape, which cannot be exported; use a tower of fixed size, like clip, siglip or resnet"
         )
     return tuple(prepared["pixel_values"].shape[1:])
 
 
 def graphs_of(model: PreTrainedModel, processor: MMProcessor) -> dict[str, Graph]:
-    """The graphs of a model by name: three of a generating one, a single `model` of a classifier or base model.
+    """The graphs of a model by name: three for a generating model, a single `model` for a classifier or base model.
 
     Raises:
         ValueError: the tower or the backbone cannot be exported.
     """
     if model.config.audio_config is not None:
-        raise ValueError("this model hears; graphs with sound are not supported, only of image and text")
+        raise ValueError("this model takes audio; only models of image and text can be exported")
     if model.config.num_frames is not None:
-        raise ValueError("this model takes video; graphs with video are not supported, only of image and text")
-    shape = picture_shape(processor)
+        raise ValueError("this model takes video; only models of image and text can be exported")
+    shape = image_shape(processor)
     if model.can_generate():
         parts = {"media_encoder": MediaEncoder, "media_start": MediaStart, "decoder": Decoder}
         return {name: part(model, shape) for name, part in parts.items()}

@@ -1,19 +1,19 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Run a folder that `modeling-mm export` wrote: one call for a classifier, a greedy loop for a generating model.
+"""Runtime of exported models: one call of a classifier, greedy generation by a generating model.
 
-Shapes: B rows, I distinct images, N images per row, T text tokens; of the graphs: see `graphs`.
+Shapes: B rows, I distinct images, N images per row, T text tokens; for the graphs see `graphs`.
 """
 
 from typing import Any
 
 import torch
 
-from ..model.dealing_mm import dealt_index
+from ..model.dealing_mm import index_from_markers
 from ..model.media_mm import MODALITIES, implied_image_index
 
 
 class ExportedMM:
-    """An exported model on its runtime; torch tensors in and out.
+    """An exported model with torch tensors as inputs and outputs.
 
     Args:
         exported: the library's `ExportedModel` over the folder's graphs.
@@ -25,27 +25,27 @@ class ExportedMM:
 
     @classmethod
     def from_pretrained(cls, folder: str, **kwargs: Any) -> "ExportedMM":
-        """Open a folder or Hub id; `kwargs` are `ExportedModel.from_pretrained`'s, for instance `device`."""
+        """Load a folder or Hub id; `kwargs` are those of `ExportedModel.from_pretrained`, such as `device`."""
         from transformers.exporters import ExportedModel
 
         return cls(ExportedModel.from_pretrained(folder, **kwargs))
 
-    def pictures(
+    def image_inputs(
         self,
         graph: str,
         input_ids: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
         image_index: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """What a graph takes of images, dealt out to the markers where no index came; without any, a blank image that
-        no row has."""
+        """The image inputs of a graph, assigned to markers if there is no index; without images, a blank image that no
+        row has."""
         rows = 0 if input_ids is None else len(input_ids)
         if pixel_values is None or len(pixel_values) == 0:
             shape = self.runners[graph].metadata.kwargs["pixel_values"]["shape"]
             return {"pixel_values": torch.zeros(1, *shape[1:]), "image_index": torch.full((rows, 1), -1)}
         marker = self.exported.config.image_token_id
         if image_index is None and input_ids is not None and marker is not None and pixel_values.dim() == 4:
-            image_index = dealt_index(MODALITIES["image"], len(pixel_values), rows, input_ids == marker)
+            image_index = index_from_markers(MODALITIES["image"], len(pixel_values), rows, input_ids == marker)
         if image_index is None:
             image_index = implied_image_index(pixel_values)
             pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
@@ -59,7 +59,7 @@ class ExportedMM:
         image_index: torch.Tensor | None = None,
         **others: Any,
     ) -> dict[str, torch.Tensor]:
-        """`logits` of a classifier or `last_hidden_state` of a base model; `others` that a tokenizer gives are unused.
+        """`logits` of a classifier or `last_hidden_state` of a base model; `others` from a tokenizer are not used.
 
         Raises:
             ValueError: the folder holds a generating model.
@@ -70,12 +70,12 @@ class ExportedMM:
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        pictures = self.pictures("model", input_ids, pixel_values, image_index)
-        return self.runners["model"](input_ids=input_ids, attention_mask=attention_mask, **pictures)
+        images = self.image_inputs("model", input_ids, pixel_values, image_index)
+        return self.runners["model"](input_ids=input_ids, attention_mask=attention_mask, **images)
 
     def encode_media(self, pixel_values: torch.Tensor, image_index: torch.Tensor | None = None) -> torch.Tensor:
-        """`media_key_values`, which `generate` takes in place of pixels for another question about the images."""
-        inputs = self.pictures("media_encoder", None, pixel_values, image_index)
+        """`media_key_values`, which `generate` takes in place of pixels for further questions about the images."""
+        inputs = self.image_inputs("media_encoder", None, pixel_values, image_index)
         return self.runners["media_encoder"](**inputs)["media_key_values"]
 
     def generate(
@@ -88,20 +88,21 @@ class ExportedMM:
         max_new_tokens: int = 32,
         **others: Any,
     ) -> torch.Tensor:
-        """Prompts (B, T), padded on the left, with their answers (B, T and at most `max_new_tokens`), greedily.
+        """Generate greedily: prompts (B, T), padded on the left, followed by at most `max_new_tokens` tokens.
 
-        The tokens are those of `MMForConditionalGeneration.generate(..., do_sample=False)`; of the generation config
-        the end and padding tokens count, and nothing else.
+        The tokens are those of `MMForConditionalGeneration.generate(..., do_sample=False)`. Only the end and padding
+        tokens of the generation config are used.
 
         Args:
-            media_key_values: from `encode_media`, with the same `image_index`. others: unused.
+            media_key_values: from `encode_media`, with the same `image_index`.
+            others: not used.
         """
         rows = len(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if media_key_values is None:
-            pictures = self.pictures("media_encoder", input_ids, pixel_values, image_index)
-            image_index = pictures["image_index"]
-            media_key_values = self.runners["media_encoder"](**pictures)["media_key_values"]
+            images = self.image_inputs("media_encoder", input_ids, pixel_values, image_index)
+            image_index = images["image_index"]
+            media_key_values = self.runners["media_encoder"](**images)["media_key_values"]
         elif image_index is None:
             image_index = torch.zeros(rows, 1, dtype=torch.long)
         media = {
@@ -125,7 +126,7 @@ class ExportedMM:
         return input_ids
 
     def special_tokens(self) -> tuple[torch.Tensor, int]:
-        """The tokens that end an answer, and the one that follows in rows that ended before others."""
+        """The tokens that end an answer, and the padding token for rows that ended earlier than others."""
         config = self.exported.generation_config
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         ends = [end for end in ends if end is not None]
@@ -133,7 +134,7 @@ class ExportedMM:
         return torch.tensor(ends, dtype=torch.long), pad
 
     def empty_cache(self, rows: int) -> dict[str, dict[str, torch.Tensor]]:
-        """Keys and values of no column, shaped as the decoder was traced."""
+        """Keys and values without columns, in the shapes of the traced decoder."""
         shapes = self.runners["decoder"].metadata.kwargs["past_key_values"]["leaves"]
         return {
             layer: {

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A trained model as ONNX or `torch.export` graphs, checked on other shapes before it is kept."""
+"""Export of a trained model to ONNX or `torch.export` graphs, checked on other shapes before they are saved."""
 
 import copy
 import importlib.util
@@ -17,7 +17,7 @@ from .graphs import CHECKED, TRACED, Graph, graphs_of
 from .runtime import ExportedMM
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
-NEW_TOKENS = 8  # that a generating model is compared over
+NEW_TOKENS = 8  # number of generated tokens to compare
 
 
 def exporter_of(export_format: str) -> tuple[Any, Any]:
@@ -27,11 +27,11 @@ def exporter_of(export_format: str) -> tuple[Any, Any]:
         ValueError: a package is missing or the library too old.
     """
     if missing := [name for name in PACKAGES[export_format] if importlib.util.find_spec(name) is None]:
-        raise ValueError(f'an export to {export_format} needs {", ".join(missing)}; pip install "modeling-mm[export]"')
+        raise ValueError(f'export to {export_format} needs {", ".join(missing)}; pip install "modeling-mm[export]"')
     try:
         from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter  # noqa: F401
     except ImportError:
-        raise ValueError(f"an export needs transformers 5.23 or newer, not {transformers.__version__}") from None
+        raise ValueError(f"export needs transformers 5.23 or newer, not {transformers.__version__}") from None
     if export_format == "onnx":
         return OnnxExporter(), OnnxConfig
     return DynamoExporter(), DynamoConfig
@@ -40,10 +40,10 @@ def exporter_of(export_format: str) -> tuple[Any, Any]:
 def write_graphs(
     graphs: dict[str, Graph], model: PreTrainedModel, processor: MMProcessor, folder: str, export_format: str
 ) -> None:
-    """Trace every graph and write them, with configs and processor.
+    """Trace all graphs and write them, with configs and processor.
 
     Raises:
-        ValueError: a tower or backbone that cannot be traced.
+        ValueError: a tower or backbone cannot be traced.
     """
     from transformers.exporters import ExportedModel
 
@@ -54,7 +54,7 @@ def write_graphs(
         config = config_class(dynamic_shapes=graph.dynamic_shapes())
         try:
             components[name] = exporter.export(graph, graph.sample(TRACED), config).components["model"]
-        except Exception as error:  # whatever a tower or backbone does that no graph can say
+        except Exception as error:  # towers and backbones fail to be traced in many ways
             towers = f"'{model.config.vision_config.model_type}' and '{model.config.text_config.model_type}'"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"the graph '{name}' of {towers} cannot be traced: {reason}") from error
@@ -65,26 +65,27 @@ def write_graphs(
 
 @torch.no_grad()
 def check_graphs(graphs: dict[str, Graph], exported: ExportedMM, tolerance: float) -> dict[str, float]:
-    """The largest difference of every written graph's outputs from its model's, over batches of other sizes.
+    """The largest difference between each written graph's outputs and the model's, over batches of other sizes.
 
-    A difference is relative where values are larger than 1.
+    Differences are relative for values above 1.
 
     Raises:
-        ValueError: it is larger than `tolerance`.
+        ValueError: a difference is larger than `tolerance`.
     """
     largest = dict.fromkeys(graphs, 0.0)
     for name, graph in graphs.items():
         for sizes in CHECKED:
             inputs = graph.sample(sizes)
             expected = torch.utils._pytree.tree_leaves(graph(**copy.deepcopy(inputs)))
-            given = torch.utils._pytree.tree_leaves(exported.runners[name](**inputs))
-            for one, two in zip(expected, given, strict=True):
-                difference = ((one.double() - two.double()).abs() / one.double().abs().clamp(min=1)).max().item()
-                # the comparison is this way round so that a NaN fails
+            written = torch.utils._pytree.tree_leaves(exported.runners[name](**inputs))
+            for value, output in zip(expected, written, strict=True):
+                gap = (value.double() - output.double()).abs()
+                difference = (gap / value.double().abs().clamp(min=1)).max().item()
+                # compared in this direction, so that NaN fails
                 if not difference <= tolerance:
                     raise ValueError(
                         f"the written graph '{name}' differs from the model by {difference:.2g} for {sizes}; expected "
-                        f"at most {tolerance:g}, so nothing was kept"
+                        f"at most {tolerance:g}, so nothing was saved"
                     )
                 largest[name] = max(largest[name], difference)
         print(f"{name}: largest difference {largest[name]:.2g} over {len(CHECKED)} batches of other sizes")
@@ -92,15 +93,15 @@ def check_graphs(graphs: dict[str, Graph], exported: ExportedMM, tolerance: floa
 
 
 def check_tokens(model: PreTrainedModel, graph: Graph, exported: ExportedMM) -> None:
-    """Compare plain greedy answers to random questions about random images, and to questions without any.
+    """Compare greedy answers to random questions about random images, and to questions without images.
 
     Raises:
         ValueError: a token differs.
     """
-    own = model.generation_config
+    config = model.generation_config
     greedy = GenerationConfig(
-        eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
         num_beams=1,
@@ -111,14 +112,14 @@ def check_tokens(model: PreTrainedModel, graph: Graph, exported: ExportedMM) -> 
         ids = graph.text(sizes)
         mask = torch.ones_like(ids)
         mask[1:, : sizes.tokens // 3] = 0
-        for pictures in (graph.pictures(sizes), {}):
-            inputs = {"input_ids": ids, "attention_mask": mask, **pictures}
+        for images in (graph.images(sizes), {}):
+            inputs = {"input_ids": ids, "attention_mask": mask, **images}
             expected = model.generate(**inputs, generation_config=greedy)
-            given = exported.generate(**inputs, max_new_tokens=NEW_TOKENS)
-            if not torch.equal(expected, given):
+            answers = exported.generate(**inputs, max_new_tokens=NEW_TOKENS)
+            if not torch.equal(expected, answers):
                 raise ValueError(
-                    f"the written graphs answer {given.tolist()} where the model answers {expected.tolist()}; "
-                    "nothing was kept"
+                    f"the written graphs answer {answers.tolist()} where the model answers {expected.tolist()}; "
+                    "nothing was saved"
                 )
 
 
@@ -130,21 +131,22 @@ def export_model(
     export_format: str = "onnx",
     tolerance: float = 1e-4,
 ) -> dict[str, Any]:
-    """Write the graphs of a model, its configs and its processor, once the written files were found to agree with it.
+    """Write the graphs of a model, its configs and its processor, after a check of the written files against it.
 
     Args:
-        model: a head or the base model, put into float32 and evaluation mode. export_format: `onnx` or `torch`.
-        tolerance: largest difference from the model's outputs to accept, relative where these are larger than 1.
+        model: a head or the base model; it is put into float32 and evaluation mode.
+        export_format: `onnx` or `torch`.
+        tolerance: largest accepted difference from the model's outputs, relative for values above 1.
 
     Returns:
         the files with their sizes in bytes, and the largest difference of each graph.
 
     Raises:
-        ValueError: something is missing, cannot be exported, or came out different.
+        ValueError: a package is missing, the model cannot be exported, or the outputs differ.
     """
     exporter_of(export_format)
     if hasattr(model, "hf_quantizer"):
-        raise ValueError("the model's weights are quantized; export the model that was quantized instead")
+        raise ValueError("the model's weights are quantised; export the original model instead")
     model = model.float().eval()
     graphs = graphs_of(model, processor)
     output = Path(output_dir)

@@ -1,2 +1,2 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Repositories of the Hub: written, verified, uploaded."""
+"""Writing, verification and upload of repositories for the Hub."""

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The model card: what training knows of the model it leaves, in words and in metadata that the Hub reads.
+"""The model card: facts that training knows about its model, as text and as metadata for the Hub.
 
-`write_card` makes it where the model was trained; `card_of` points its code to the repository that it goes to.
+`write_card` writes it into the training folder; `card_of` adapts its code to the repository that it is pushed to.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
 from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever it uses
+from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever huggingface_hub uses
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint import is_adapter
@@ -25,23 +25,23 @@ TAGS = ["modeling_mm", "multimodal", "cross-attention"]
 NO_SCORES = ("train_seconds", "train_rows", "evaluated_rows", "skipped_rows", "rows", "pictures")
 TOWERS = ("vision_tower", "audio_tower", "text_model")
 TEMPLATE = Path(__file__).with_suffix(".md")
-LIMITS_HEADING = "Intended use and limits"  # by which the Space finds the section, see `hub_space/loading.py`
+LIMITS_HEADING = "Intended use and limits"  # the Space finds the section by it, see `hub_space/loading.py`
 
 
 def without_token(argv: Sequence[str]) -> list[str]:
-    """The command line for all to read: a token given on it is left out."""
+    """The command line without tokens, so that it can be published."""
     secret = ("--hub_token", "--push_to_hub_token")
     pairs = zip(["", *argv], argv, strict=False)
     return [word for before, word in pairs if before not in secret and word.partition("=")[0] not in secret]
 
 
 def on_hub(tower: str) -> bool:
-    """Whether a tower is a Hub id: no folder, and not made from nothing."""
+    """True if a tower is a Hub id, neither a folder nor a scratch tower."""
     return not tower.startswith("scratch") and not Path(tower).exists()
 
 
 def licence_of(tower: str) -> str:
-    """The licence that a tower's own card states, where the Hub can be asked."""
+    """The licence that a tower's own card states, if the Hub can be reached."""
     if not on_hub(tower):
         return "-"
     try:
@@ -52,16 +52,16 @@ def licence_of(tower: str) -> str:
 
 
 def hardware() -> str:
-    """What the model was trained on."""
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    processes = torch.distributed.get_world_size() if together else 1
+    """The hardware that the model was trained on, in words."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if distributed else 1
     if torch.cuda.is_available():
-        return f"{processes if together else torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        return f"{processes if distributed else torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), {processes} process{'es' if processes > 1 else ''}"
 
 
 def towers_of(config: PreTrainedConfig, settings: dict[str, Any]) -> dict[str, str]:
-    """Where each tower comes from: as this training was told, or as the model that it went on from remembers."""
+    """The source of each tower: from the flags of this training, or from the config of the model it continued from."""
     known = {part: source["id"] for part, source in (config.tower_sources or {}).items()}
     return {part: tower for part in TOWERS if (tower := settings[part] or known.get(part))}
 
@@ -69,15 +69,15 @@ def towers_of(config: PreTrainedConfig, settings: dict[str, Any]) -> dict[str, s
 def metadata(
     name: str, task: str, report: dict[str, Any], settings: dict[str, Any], towers: list[str]
 ) -> ModelCardData:
-    """The front matter: what the Hub sorts models by, and every score with the rows that it is of."""
-    own_data = settings["dataset"] is None
-    data = Path(settings["train_file"]).name if own_data else settings["dataset"]
+    """The front matter: the Hub's categories, and every score with the rows that it was measured on."""
+    is_private = settings["dataset"] is None
+    data = Path(settings["train_file"]).name if is_private else settings["dataset"]
     test = Path(settings["test_file"]).name if settings["test_file"] else data
     scores = {k: v for k, v in report.items() if isinstance(v, (int, float)) and k not in NO_SCORES and v == v}
     results = [
         EvalResult(
             task_type=TASKS[task].pipeline_tag,
-            dataset_type="private" if own_data else data,
+            dataset_type="private" if is_private else data,
             dataset_name=test,
             dataset_split=report.get("evaluated_on"),
             metric_type=score,
@@ -94,57 +94,58 @@ def metadata(
 
 
 def card_data(task: str, **fields: Any) -> ModelCardData:
-    """What every card's front matter has, and more fields."""
+    """Front matter with the entries that every card has, and further fields."""
     tags = [*TAGS, *TASKS[task].libraries]
     return ModelCardData(library_name="transformers", pipeline_tag=TASKS[task].pipeline_tag, tags=tags, **fields)
 
 
 def tower_rows(model: PreTrainedModel, towers: dict[str, str]) -> list[dict[str, str]]:
-    """Each tower with its revision, its licence and whether its weights were trained."""
+    """Table rows of the towers: source at its revision, licence, trained or frozen."""
     rows = []
     for part, tower in towers.items():
         weights = [p for name, p in model.named_parameters() if f".{part}." in f".{name}"]
         share = "trained" if any(p.requires_grad for p in weights) else "frozen"
         source = (model.config.tower_sources or {}).get(part)
         revision = f"/tree/{source['revision']}" if source else ""
-        where = f"[{tower}]({ENDPOINT}/{tower}{revision})" if on_hub(tower) else f"`{Path(tower).name}`"
-        rows.append({"part": part.replace("_", " "), "source": where, "licence": licence_of(tower), "share": share})
+        link = f"[{tower}]({ENDPOINT}/{tower}{revision})" if on_hub(tower) else f"`{Path(tower).name}`"
+        rows.append({"part": part.replace("_", " "), "source": link, "licence": licence_of(tower), "share": share})
     return rows
 
 
 def limits(task: str, media: str, report: dict[str, Any]) -> str:
-    """Intended use, and what is not known of the model."""
-    blind = report.get(f"blind_{TASKS[task].main_metric}")
-    seen = f" With the {media} left out it still reaches {blind}: so much the text alone tells." if blind else ""
+    """Text about the intended use and the limits of the model."""
+    metric = TASKS[task].main_metric
+    blind = report.get(f"blind_{metric}")
+    text_alone = f" From the text alone, without the {media}, its {metric} is {blind}." if blind else ""
     return (
-        f"Meant for {TASKS[task].use} {media} like those it was trained on.{seen} It was measured on "
+        f"Meant for {TASKS[task].use} {media} like those it was trained on.{text_alone} It was evaluated on "
         f"{report.get('evaluated_rows', report.get('rows'))} {report.get('evaluated_on', 'validation')} rows of the "
-        "same data and on nothing else: how it does on other sources, languages or groups of people is not known, and "
-        "it has the biases of its data and of its towers. Its output is a guess, not a fact; do not let it decide "
-        "about people. The licences of towers and data hold for it too."
+        "same data only: its quality on other sources, languages or groups of people is not known, and it has the "
+        "biases of its data and of its towers. Its output may be wrong; do not use it for decisions about people. The "
+        "licences of its towers and data apply to it too."
     )
 
 
 def write_card(
     output: Path, model: PreTrainedModel, report: dict[str, Any], settings: dict[str, Any], argv: Sequence[str]
 ) -> None:
-    """README.md with what was trained on what, the figures, and code that runs as it is."""
+    """Write README.md: towers, data, results, and code that runs unchanged."""
     task = TASKS[settings["task"]]
-    hears = model.config.audio_config is not None
-    modalities, media = ("image, text and sound", "images and sounds") if hears else ("image and text", "images")
-    ways = ["gated cross-attention"] if model.config.cross_attention else []
-    ways += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
+    audio = model.config.audio_config is not None
+    modalities, media = ("image, text and audio", "images and audio") if audio else ("image and text", "images")
+    fusion = ["gated cross-attention"] if model.config.cross_attention else []
+    fusion += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
     towers = towers_of(model.config, settings)
-    origin = " + ".join(towers.values()) if settings["model"] is None else f"trained on from {settings['model']}"
+    origin = " + ".join(towers.values()) if settings["model"] is None else f"trained further from {settings['model']}"
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
-    blind = f"`blind_{task.main_metric}` is `{task.main_metric}` with the {media} left out"
+    blind = f"`blind_{task.main_metric}` is `{task.main_metric}` without the {media}"
     card = ModelCard.from_template(
         metadata(output.name, task.name, report, settings, list(towers.values())),
         str(TEMPLATE),
         title=output.name,
         summary=f"A {task.name} model over {modalities} by modeling_mm {__version__}: {origin},\n"
-        f"joined by {' and '.join(ways)}; {millions:.1f} million parameters, {trained:.1f} of them trained.",
+        f"joined by {' and '.join(fusion)}; {millions:.1f} million parameters, {trained:.1f} of them trained.",
         towers=tower_rows(model, towers),
         code=usage(task.name, (output / "adapter_config.json").is_file()),
         limits_heading=LIMITS_HEADING,
@@ -162,7 +163,7 @@ def write_card(
 
 
 def card_of(folder: Path, repo_id: str, task: str) -> str:
-    """The card of a trained folder for the repository it goes to: its code opens it from there.
+    """The card of a trained folder for its repository, with code that loads the model from there.
 
     A folder without a card gets a short one.
     """
@@ -170,9 +171,9 @@ def card_of(folder: Path, repo_id: str, task: str) -> str:
     if path.is_file():
         card = path.read_text(encoding="utf-8").replace(usage(task, adapter), usage(task, adapter, repo_id))
         return card.replace(SOURCE.format("."), SOURCE.format(repo_id))
-    what = f"A {task} model by modeling_mm {__version__}. Nothing is recorded of its data, figures and limits."
+    summary = f"A {task} model by modeling_mm {__version__}. Its data, results and limits were not recorded."
     code = usage(task, adapter, repo_id)
-    card = ModelCard.from_template(card_data(task), str(TEMPLATE), title=repo_id, summary=what, code=code)
+    card = ModelCard.from_template(card_data(task), str(TEMPLATE), title=repo_id, summary=summary, code=code)
     return f"{card}\n"
 
 
@@ -180,19 +181,23 @@ SOURCE = 'source = "{}"'
 
 
 def usage(task: str, adapter: bool, source: str = ".") -> str:
-    """Python that opens a model of this task and asks it about an image.
+    """Python code that loads a model of this task and runs it on an image.
 
-    An adapter's base lies in a sub-folder where it was trained, and beside the adapter in a repository.
+    An adapter's base is in a sub-folder of its training folder, and beside the adapter in a repository.
     """
     auto = TASKS[task].auto_class
-    apart = adapter and source == "."
-    opened = "source" if not apart else 'f"{source}/base"'
-    lines = ["import peft  # noqa: F401, from_pretrained finds the adapter by it"] if adapter and not apart else []
-    lines += ["from peft import PeftModel"] if apart else []
+    has_base_folder = adapter and source == "."
+    base = "source" if not has_base_folder else 'f"{source}/base"'
+    lines = (
+        ["import peft  # noqa: F401, from_pretrained finds the adapter by it"]
+        if adapter and not has_base_folder
+        else []
+    )
+    lines += ["from peft import PeftModel"] if has_base_folder else []
     lines += ["from PIL import Image", f"from transformers import {', '.join(sorted([auto, 'AutoProcessor']))}", ""]
     lines += [SOURCE.format(source)]
-    lines += [f"model = {auto}.from_pretrained({opened}, trust_remote_code=True)  # the code beside the weights"]
-    lines += ["model = PeftModel.from_pretrained(model, source)"] if apart else []
+    lines += [f"model = {auto}.from_pretrained({base}, trust_remote_code=True)  # the code beside the weights"]
+    lines += ["model = PeftModel.from_pretrained(model, source)"] if has_base_folder else []
     lines += ["processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)"]
     lines += ['image = Image.new("RGB", (224, 224), "red")  # or Image.open("yours.jpg")']
     return "\n".join([*lines, TASKS[task].example])

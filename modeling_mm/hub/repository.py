@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The folder that becomes a repository: weights, code, processor and card of a checkpoint, its towers or not."""
+"""The folder that becomes a repository: weights, code, processor and card of a checkpoint, with or without towers."""
 
 import fnmatch
 import json
@@ -32,9 +32,9 @@ REPLACED = (
     *SENTENCE_TRANSFORMERS,
     "README.md",
 )
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-# what `Trainer` with `push_to_hub`, or a folder that `modeling-mm train` left, may have brought beside these
+# other files of `Trainer` with `push_to_hub` and of folders that `modeling-mm train` wrote
 TRAINER_PICKLES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 TRAINER_FILES = (
     *(".gitattributes", ".gitignore", "trainer_state.json", "*_results.json", "report.json", "report.html"),
@@ -44,36 +44,36 @@ CHECKPOINTS = ("checkpoint-*/", "last-checkpoint/")
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
-    """Whether a path is as one of the patterns, folder by folder."""
+    """True if a path matches one of the patterns, folder by folder."""
     return any(fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def is_replaced(path: str) -> bool:
-    """Whether a file of a repository is one that pushing writes, and takes away when it is no longer needed."""
+    """True if pushing writes a file of this path, and deletes it when it is no longer needed."""
     return matches(path, REPLACED)
 
 
 def is_pickle_of_trainer(path: str) -> bool:
-    """Whether a file is one of the pickles that `Trainer` writes, beside a model or in a checkpoint."""
+    """True if a file is one of the pickles that `Trainer` writes, beside a model or in a checkpoint."""
     return matches(path, TRAINER_PICKLES) or matches(path, (c + p for c in CHECKPOINTS for p in TRAINER_PICKLES))
 
 
 def is_known(path: str) -> bool:
-    """Whether a file is one that pushing, `Trainer` or `modeling-mm train` writes."""
-    if path.startswith("runs/") or is_pickle_of_trainer(path):  # the first are for TensorBoard
+    """True if pushing, `Trainer` or `modeling-mm train` writes a file of this path."""
+    if path.startswith("runs/") or is_pickle_of_trainer(path):  # runs/ is for TensorBoard
         return True
     inner = path.split("/", 1)[1] if matches(path.split("/", 1)[0] + "/", (*CHECKPOINTS, f"{BASE}/")) else path
-    return is_replaced(inner) or matches(inner, TRAINER_FILES) or ("/" not in path and path.endswith(PICTURES))
+    return is_replaced(inner) or matches(inner, TRAINER_FILES) or ("/" not in path and path.endswith(IMAGES))
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    """The size of every file of a folder, by its path in there."""
+    """The sizes in bytes of a folder's files, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
 def open_whole(source: Path) -> tuple[PreTrainedModel, MMProcessor]:
-    """Model and processor of a trained folder, in evaluation mode; of an adapter, its base without it.
+    """Load model and processor of a trained folder, in evaluation mode; for an adapter, its base without it.
 
     Raises:
         ValueError: there is no model with a head, or the weights of an adapter are a pickle.
@@ -85,15 +85,15 @@ def open_whole(source: Path) -> tuple[PreTrainedModel, MMProcessor]:
     names = read_config(str(folder)).architectures or []
     head = head_of(names)
     if head is None:
-        raise ValueError(f"'{folder}' holds {names}; expected a model with a head, as training leaves it")
+        raise ValueError(f"'{folder}' holds {names}; expected a model with a head, as training saves it")
     return head.from_pretrained(folder, use_safetensors=True).eval(), MMProcessor.from_pretrained(source)
 
 
 def stage(source: Path, folder: Path, repo_id: str, fusion_only: bool = False) -> tuple[PreTrainedModel, MMProcessor]:
-    """Write what is to be pushed into an empty folder; returns what the trained folder holds, an adapter in its place.
+    """Write the repository into an empty folder; returns the trained model, with its adapter if any, and processor.
 
     Raises:
-        ValueError: the folder cannot be opened, or `fusion_only` is asked of an adapter or of towers not from the Hub.
+        ValueError: the folder cannot be loaded, or `fusion_only` is set for an adapter or for towers not from the Hub.
     """
     if fusion_only and is_adapter(str(source)):
         raise ValueError(f"'{source}' is an adapter, which is pushed beside its whole base; leave --fusion_only out")
@@ -117,36 +117,36 @@ def stage(source: Path, folder: Path, repo_id: str, fusion_only: bool = False) -
             target = folder / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copy(path, target)
-    pictures = add_card(source, folder, repo_id, task)
-    if strangers := [path for path in files_of(folder) if not is_replaced(path) and path not in pictures]:
-        raise ValueError(f"saving '{source}' wrote '{strangers[0]}', which is not on the list of what is pushed")
+    images = add_card(source, folder, repo_id, task)
+    if unexpected := [path for path in files_of(folder) if not is_replaced(path) and path not in images]:
+        raise ValueError(f"saving '{source}' wrote '{unexpected[0]}', which is not on the list of files to push")
     return model, processor
 
 
 def add_card(source: Path, folder: Path, repo_id: str, task: str) -> list[str]:
-    """The card, whose code opens the repository from anywhere, and the images that it shows, which are returned."""
+    """Write the card, whose code loads the repository, and copy its images; returns their names."""
     card = card_of(source, repo_id, task)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    shown = [name for name in re.findall(r"!\[[^\]]*\]\(([^)/\\]+)\)", card) if (source / name).is_file()]
-    pictures = [name for name in dict.fromkeys(shown) if name.lower().endswith(PICTURES)]
-    for name in pictures:
+    linked = [name for name in re.findall(r"!\[[^\]]*\]\(([^)/\\]+)\)", card) if (source / name).is_file()]
+    images = [name for name in dict.fromkeys(linked) if name.lower().endswith(IMAGES)]
+    for name in images:
         shutil.copy(source / name, folder)
-    return pictures
+    return images
 
 
-def change(own: torch.Tensor, fetched: torch.Tensor | None) -> torch.Tensor | None:
-    """What of a tensor is not as it came: nothing, the rows that were added, or all of it."""
-    if fetched is None or own.dim() != fetched.dim() or own.shape[1:] != fetched.shape[1:]:
-        return own
+def changed_part(tensor: torch.Tensor, fetched: torch.Tensor | None) -> torch.Tensor | None:
+    """The part of a tensor that differs from the fetched one: None, the rows that were added, or all of it."""
+    if fetched is None or tensor.dim() != fetched.dim() or tensor.shape[1:] != fetched.shape[1:]:
+        return tensor
     rows = len(fetched) if fetched.dim() else 0
-    same = fetched.to(own.dtype)
-    if own.shape == fetched.shape:
-        return None if torch.equal(own, same) else own
-    return own[rows:] if len(own) > rows and torch.equal(own[:rows], same) else own
+    original = fetched.to(tensor.dtype)
+    if tensor.shape == fetched.shape:
+        return None if torch.equal(tensor, original) else tensor
+    return tensor[rows:] if len(tensor) > rows and torch.equal(tensor[:rows], original) else tensor
 
 
 def save_fusion_only(model: PreTrainedModel, folder: Path) -> None:
-    """Write config, code and all weights but those of unchanged towers.
+    """Write config, code and all weights except those of unchanged towers.
 
     Raises:
         ValueError: no tower came from the Hub, or training changed all that did.
@@ -154,15 +154,15 @@ def save_fusion_only(model: PreTrainedModel, folder: Path) -> None:
     sources, fetched = model.config.tower_sources or {}, []
     changes: dict[str, torch.Tensor] = {}
     if not sources:
-        raise ValueError("--fusion_only needs towers from the Hub, and the config of this model names none that are")
+        raise ValueError("--fusion_only needs towers from the Hub, and the config of this model names none")
     for part, source in sources.items():
         weights = tower_weights(part, source, model.get_output_embeddings() is not None)
-        own = tower_tensors(model, part)
-        changed = {name: change(value, weights.get(name)) for name, value in own.items()}
-        kept = {name: value for name, value in changed.items() if value is not None}
-        if sum(value.numel() for value in kept.values()) < sum(value.numel() for value in own.values()) / 2:
+        tensors = tower_tensors(model, part)
+        parts = {name: changed_part(value, weights.get(name)) for name, value in tensors.items()}
+        changed = {name: value for name, value in parts.items() if value is not None}
+        if sum(value.numel() for value in changed.values()) < sum(value.numel() for value in tensors.values()) / 2:
             fetched.append(part)
-            changes |= {name: value.clone() for name, value in kept.items()}
+            changes |= {name: value.clone() for name, value in changed.items()}
     if not fetched:
         raise ValueError(f"--fusion_only leaves out frozen towers, but training changed {' and '.join(sources)}")
     names = {name for part in fetched for name in tower_tensors(model, part)}

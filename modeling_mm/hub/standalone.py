@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What a reader of a repository gets: run as a program, it loads one as those do who never installed this package.
+"""A program that loads a repository as users do who have not installed this package.
 
-`proof` runs this file's text in a process of its own. There the package cannot be imported, so that every class comes
-from the code beside the weights. The sample is made by `proof`, which asks the trained model by the same `outputs`.
+`verification` runs this file's text in a separate process. The package cannot be imported there, so that every class
+comes from the code beside the weights. `verification` makes the sample and runs the trained model by the same code.
 """
 
 import importlib.abc
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Absent(importlib.abc.MetaPathFinder):
-    """Refuses to find this package."""
+    """Import finder that refuses this package."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.partition(".")[0] == "modeling_mm":
@@ -20,7 +20,7 @@ class Absent(importlib.abc.MetaPathFinder):
 
 
 def outputs(model: Any, processor: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """The tensors that the processor makes of a sample, and the model's logits for them."""
+    """The processor's tensors for a sample, and the model's logits for them."""
     import numpy as np
     import torch
     from PIL import Image
@@ -38,7 +38,7 @@ def outputs(model: Any, processor: Any, sample: dict[str, Any]) -> dict[str, Any
 
 
 def main(task_file: str) -> None:
-    """Write what the repository named in the task makes of its sample."""
+    """Load the repository named in the task and write its outputs for the sample."""
     sys.meta_path.insert(0, Absent())
     import torch
     import transformers
@@ -47,9 +47,9 @@ def main(task_file: str) -> None:
     with open(task_file, encoding="utf-8") as file:
         task = json.load(file)
     torch.set_num_threads(task["threads"])
-    where = {"revision": task["revision"], "trust_remote_code": True}
-    model = getattr(transformers, task["auto_class"]).from_pretrained(task["source"], **where)
-    processor = transformers.AutoProcessor.from_pretrained(task["source"], **where)
+    options = {"revision": task["revision"], "trust_remote_code": True}
+    model = getattr(transformers, task["auto_class"]).from_pretrained(task["source"], **options)
+    processor = transformers.AutoProcessor.from_pretrained(task["source"], **options)
     found = outputs(model.eval(), processor, task["sample"])
     save_file({name: value.contiguous() for name, value in found.items()}, task["found"])
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Proof that a repository is whole: without this package it makes the same tensors and the same logits, to the bit."""
+"""Check that a repository is complete: without this package it gives the same tensors and logits, bit for bit."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 from ..model.configuration_mm import AUTO_MAP
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS, task_of
-from . import standalone as bare
+from . import standalone
 
 
 @dataclass
 class Verification:
-    """A sample, what the trained model makes of it, and how others open such a model.
+    """A sample, the trained model's outputs for it, and the Auto class that loads the model.
 
-    The sample names files, which must outlive the proof.
+    The files that the sample names must exist as long as the verification is used.
     """
 
     auto_class: str
@@ -37,23 +37,27 @@ class Verification:
         """Load a folder, or a Hub id at a revision, in a process without this package and with empty caches.
 
         Raises:
-            ValueError: it does not load, or gives something else.
+            ValueError: it does not load, or its outputs differ.
         """
-        what = f"'{source}'" if revision is None else f"'{source}' at revision {revision}"
+        name_of_source = f"'{source}'" if revision is None else f"'{source}' at revision {revision}"
         with tempfile.TemporaryDirectory() as work:
-            found = self.load(source, revision, offline, Path(work), what)
+            found = self.load(source, revision, offline, Path(work), name_of_source)
         for name, expected in self.expected.items():
             if name not in found or not torch.equal(found[name], expected):
-                raise ValueError(f"{what}, loaded without this package, gives another '{name}' than the model itself")
+                raise ValueError(
+                    f"{name_of_source}, loaded without this package, gives another '{name}' than the model itself"
+                )
 
-    def load(self, source: str, revision: str | None, offline: bool, work: Path, what: str) -> dict[str, torch.Tensor]:
-        """What the process without the package makes of the sample; `work` holds its caches."""
+    def load(
+        self, source: str, revision: str | None, offline: bool, work: Path, name_of_source: str
+    ) -> dict[str, torch.Tensor]:
+        """The outputs of a process without this package for the sample; `work` holds its caches."""
         task: dict[str, Any] = {"source": source, "revision": revision, "auto_class": self.auto_class}
         task |= {"sample": self.sample, "threads": torch.get_num_threads(), "found": str(work / "found.safetensors")}
         (work / "task.json").write_text(json.dumps(task), encoding="utf-8")
         caches = {"HF_HUB_CACHE": str(work / "hub"), "HF_MODULES_CACHE": str(work / "modules")}
         caches |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-        program = Path(bare.__file__).read_text(encoding="utf-8")
+        program = Path(standalone.__file__).read_text(encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-c", program, str(work / "task.json")],
             cwd=work,
@@ -63,17 +67,17 @@ class Verification:
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise ValueError(f"{what} does not load without this package: {last}")
+            raise ValueError(f"{name_of_source} does not load without this package: {last}")
         return load_file(task["found"])
 
 
 def verify_repository(model: PreTrainedModel, processor: MMProcessor, folder: Path) -> Verification:
-    """The proof of a model, or of an adapter over one, on a sample of all the modalities that it takes.
+    """The verification of a model, or of one with an adapter, on a sample with all modalities that it takes.
 
-    The sample's files are written to `folder`.
+    Writes the sample's files to `folder`.
     """
-    whole = model.get_base_model() if hasattr(model, "peft_config") else model
-    config, generator = whole.config, np.random.default_rng(0)
+    head = model.get_base_model() if hasattr(model, "peft_config") else model
+    config, generator = head.config, np.random.default_rng(0)
     noise = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "sample.png")
     text, sample = "what is in the image?", {"images": str(folder / "sample.png")}
@@ -85,9 +89,9 @@ def verify_repository(model: PreTrainedModel, processor: MMProcessor, folder: Pa
     if config.num_frames is not None:
         sample["videos"] = sample["images"]
         text = processor.video_token + text
-    if TASKS[task_of(whole)].embeds:
+    if TASKS[task_of(head)].embeds:
         sample["text"] = text
     else:
         sample["text"] = processor.image_token + text
     names = {reference.split(".")[1]: auto for auto, reference in reversed(AUTO_MAP.items())}
-    return Verification(names[type(whole).__name__], sample, bare.outputs(model, processor, sample))
+    return Verification(names[type(head).__name__], sample, standalone.outputs(model, processor, sample))

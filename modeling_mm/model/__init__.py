@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What travels to the Hub with a checkpoint: configuration, towers, fusion, heads, processor.
+"""The code that travels to the Hub with a checkpoint: configuration, towers, fusion, heads, processor.
 
-Files are flat, end in `_mm` and import only each other.
+The folder is flat; its files end in `_mm` and import only each other.
 """

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Sound from any kind of source: mono, at one sampling rate, bounded in length; then the features of an audio tower.
+"""Audio clips from any kind of source: mono, at one sampling rate, bounded in length; and features for an audio tower.
 
 - A source is a path, encoded bytes, an array, `(array, sampling rate)`, or a cell of a `datasets` Audio column.
-- At most the first `max_seconds` are read. A clip up to twice as long is cut with a warning, a longer one refused.
-- Every clip is padded to one fixed length, so that its features and states never depend on the clips beside it: many
-  towers (group norms, convolutions over time) let padding be felt, masked or not.
+- At most the first `max_seconds` are read. A clip up to twice as long is cut with a warning; a longer one is refused.
+- Every clip is padded to one fixed length, so that its features and states never depend on the other clips of a batch:
+  in many towers (group norms, convolutions over time) padding changes the states, masked or not.
 
 Shapes: A clips, `samples` in time, T frames of a feature extractor.
 """
@@ -28,33 +28,33 @@ from transformers import (
 from .dealing_mm import items_per_row
 
 MAX_SECONDS = 30.0
-CUT_UP_TO = 2  # a clip may be this many times `max_seconds` long and is cut; beyond, it is some other recording
+CUT_UP_TO = 2  # a clip of up to this many times `max_seconds` is cut; a longer one is probably the wrong recording
 SILENT = 1e-4  # highest amplitude of a silent clip, 80 dB below full scale
-SHORTEST = 0.1  # seconds that a clip is filled up to, more than the first window of any tower
-Clip: TypeAlias = tuple[np.ndarray, float, float]  # samples, their rate, seconds before it was cut
+SHORTEST = 0.1  # seconds to which a shorter clip is padded, more than the first window of any tower
+Clip: TypeAlias = tuple[np.ndarray, float, float]  # samples, their rate, duration in seconds before any cut
 
 
-def library(name: str) -> Any:
-    """soundfile or soxr, which are not needed until sound is read.
+def import_audio_library(name: str) -> Any:
+    """soundfile or soxr, imported when the first audio file is read.
 
     Raises:
-        ImportError: says what to install.
+        ImportError: names the package extra to install.
     """
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: soundfile without its libsndfile
-        raise ImportError(f'reading sound needs {name}: pip install "modeling-mm[audio]"') from error
+        raise ImportError(f'reading audio needs {name}: pip install "modeling-mm[audio]"') from error
 
 
 def read_audio(source: Any, sampling_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray:
-    """A clip as float32 (samples,), mono, at the given rate.
+    """A clip as float32 (samples,), mono, at `sampling_rate`.
 
     Args:
-        source: a path (WAV, FLAC, OGG, MP3, ...), such a file's bytes, an array that has the rate already,
+        source: a path (WAV, FLAC, OGG, MP3, ...), the bytes of such a file, an array at `sampling_rate`,
             `(array, rate)`, `{"array", "sampling_rate"}`, `{"bytes", "path"}`, or torchcodec's `AudioDecoder`. A two-
             dimensional array has its channels on the shorter side. Integers are scaled to [-1, 1], floats are not.
-        sampling_rate: samples per second wanted.
-        max_seconds: what is kept of the clip.
+        sampling_rate: samples per second of the result.
+        max_seconds: maximum length of the result.
 
     Raises:
         ValueError: names the source that is missing, unreadable, empty, without a rate, not finite or too long.
@@ -64,61 +64,61 @@ def read_audio(source: Any, sampling_rate: int, max_seconds: float = MAX_SECONDS
     if seconds > max_seconds:
         name = f"'{source}' " if isinstance(source, (str, os.PathLike)) else ""
         warnings.warn(
-            f"the sound {name}lasts {seconds:.1f} s; only its first {max_seconds:g} s are used", stacklevel=2
+            f"the audio clip {name}lasts {seconds:.1f} s; only its first {max_seconds:g} s are used", stacklevel=2
         )
     if rate != sampling_rate:
-        clip = library("soxr").resample(clip, rate, sampling_rate).astype(np.float32)
-        clip = clip if len(clip) else np.zeros(1, np.float32)  # of a few samples at a high rate nothing is left
+        clip = import_audio_library("soxr").resample(clip, rate, sampling_rate).astype(np.float32)
+        clip = clip if len(clip) else np.zeros(1, np.float32)  # a few samples at a high rate may resample to none
     return clip[: max(1, int(max_seconds * sampling_rate))]  # resampling may have added a sample
 
 
 def load_conversation_audio(conversation: Any, sampling_rate: int, max_seconds: float) -> Any:
-    """A conversation, or a list of them, whose parts of sound hold arrays at the given rate in place of sources.
+    """A conversation, or a list of them, whose audio parts hold arrays at `sampling_rate` in place of sources.
 
-    A source that stands in several parts is read once and is the same array in all of them. Arrays stay as they are,
-    and addresses too, which the library fetches.
+    A source that occurs in several parts is read once and is the same array in all of them. Arrays are left as they
+    are, and so are URLs, which transformers fetches.
 
     Raises:
         ValueError, ImportError: as in `read_audio`.
     """
-    known: dict[Any, Any] = {}
+    arrays: dict[Any, Any] = {}
 
     def read(source: Any) -> Any:
         if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
             return source
         key = source if isinstance(source, str) else id(source)
-        if key not in known:
-            plain = hasattr(source, "__array__")
-            known[key] = np.asarray(source) if plain else read_audio(source, sampling_rate, max_seconds)
-        return known[key]
+        if key not in arrays:
+            is_array = hasattr(source, "__array__")
+            arrays[key] = np.asarray(source) if is_array else read_audio(source, sampling_rate, max_seconds)
+        return arrays[key]
 
-    def within(value: Any) -> Any:
+    def replace_sources(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return [within(one) for one in value]
+            return [replace_sources(element) for element in value]
         if not isinstance(value, dict):
             return value
         if value.get("type") == "audio":
-            given = {name: source for name, source in value.items() if source is not None}
-            return {name: read(one) if name in ("audio", "path", "url") else one for name, one in given.items()}
-        return {**value, "content": within(value["content"])} if "content" in value else value
+            fields = {name: field for name, field in value.items() if field is not None}
+            return {name: read(field) if name in ("audio", "path", "url") else field for name, field in fields.items()}
+        return {**value, "content": replace_sources(value["content"])} if "content" in value else value
 
-    return within(conversation)
+    return replace_sources(conversation)
 
 
 def clips_per_row(audio: Any, rows: int | None, markers: list[int]) -> list[list]:
     """One list of clips for each row; see `items_per_row`."""
-    return items_per_row(audio, rows, markers, lambda clip: not isinstance(clip, list), "sounds")
+    return items_per_row(audio, rows, markers, lambda clip: not isinstance(clip, list), "audio clips")
 
 
 def sampling_rate_from(kwargs: dict[str, Any]) -> int | None:
-    """The sampling rate in the arguments of a processor, among them or among those for sound; None without."""
+    """The sampling rate in a processor's arguments, at the top level or in `audio_kwargs`; None without one."""
     return kwargs.get("sampling_rate") or (kwargs.get("audio_kwargs") or {}).get("sampling_rate")
 
 
 def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None = None) -> Clip:
-    """The first `max_seconds` of a clip as float32 (samples,), mono; the rate it has, and how many seconds it lasted.
+    """The first `max_seconds` of a clip as float32 (samples,), mono; its sampling rate, and its duration in seconds.
 
-    `rate` is that of an array which comes without one.
+    `rate` is the sampling rate of an array that comes without one.
 
     Raises:
         ValueError, ImportError: as in `read_audio`.
@@ -127,7 +127,7 @@ def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None =
         source = source.get("bytes") if source.get("bytes") is not None else source.get("path")
     if isinstance(source, (str, os.PathLike, bytes)):
         return open_encoded(source, max_seconds)
-    if hasattr(source, "get_samples_played_in_range"):  # an AudioDecoder; reads no more than may be cut
+    if hasattr(source, "get_samples_played_in_range"):  # an AudioDecoder: read just enough to tell cut from refused
         samples = source.get_samples_played_in_range(0, CUT_UP_TO * max_seconds + 1)
         source = (samples.data, samples.sample_rate)
     if isinstance(source, dict):
@@ -135,21 +135,21 @@ def open_audio(source: Any, max_seconds: float = MAX_SECONDS, rate: int | None =
     array, rate = source if isinstance(source, (tuple, list)) and len(source) == 2 else (source, rate)
     if array is None or not hasattr(array, "__array__") or isinstance(rate, np.ndarray):
         raise ValueError(
-            f"{type(source).__name__} is no sound; expected a path, bytes, an array, (array, sampling rate), "
+            f"{type(source).__name__} is no audio clip; expected a path, bytes, an array, (array, sampling rate), "
             "or a dict with 'array' and 'sampling_rate' or with 'bytes' and 'path'"
         )
     if not isinstance(rate, (int, float, np.number)) or not 0 < rate < float("inf"):
-        raise ValueError(f"the sampling rate of an array of sound is {rate}; expected a number above 0")
+        raise ValueError(f"the sampling rate of an audio array is {rate}; expected a number above 0")
     clip = to_mono(scaled(np.asarray(array)))
     return bounded(clip, len(clip) / float(rate), float(rate), max_seconds, "in an array")
 
 
 def open_encoded(source: str | os.PathLike | bytes, max_seconds: float) -> Clip:
-    """The first `max_seconds` of a sound file or of such a file's bytes."""
-    soundfile = library("soundfile")
+    """The first `max_seconds` of an audio file, by its path or its bytes."""
+    soundfile = import_audio_library("soundfile")
     name = "in its embedded bytes" if isinstance(source, bytes) else f"'{os.fspath(source)}'"
     if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise ValueError(f"the sound {name} does not exist")
+        raise ValueError(f"the audio clip {name} does not exist")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
             rate, seconds = file.samplerate, file.frames / file.samplerate
@@ -158,22 +158,23 @@ def open_encoded(source: str | os.PathLike | bytes, max_seconds: float) -> Clip:
                 clip = file.read(int(max_seconds * rate), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = str(error).rpartition(": ")[2].strip().rstrip(".")
-        raise ValueError(f"the sound {name} cannot be read ({reason}); expected WAV, FLAC, OGG, MP3, ...") from None
+        expected = "WAV, FLAC, OGG, MP3, ..."
+        raise ValueError(f"the audio clip {name} cannot be read ({reason}); expected {expected}") from None
     return bounded(clip.mean(axis=1), seconds, rate, max_seconds, name)
 
 
 def bounded(clip: np.ndarray, seconds: float, rate: float, max_seconds: float, name: str) -> Clip:
-    """The first `max_seconds` of a clip that lasts `seconds`, if it can be used.
+    """The first `max_seconds` of a clip that lasts `seconds`.
 
     Raises:
-        ValueError: it is too long, empty, or holds values that are no numbers.
+        ValueError: the clip is too long, empty, or has samples that are not finite.
     """
     if seconds > CUT_UP_TO * max_seconds:
-        raise ValueError(f"the sound {name} lasts {seconds:.0f} s; expected at most {max_seconds:g} s")
+        raise ValueError(f"the audio clip {name} lasts {seconds:.0f} s; expected at most {max_seconds:g} s")
     if len(clip) == 0:
-        raise ValueError(f"the sound {name} has no samples; expected at least one")
+        raise ValueError(f"the audio clip {name} has no samples; expected at least one")
     if not np.isfinite(clip).all():
-        raise ValueError(f"the sound {name} has samples that are not finite (NaN or infinite)")
+        raise ValueError(f"the audio clip {name} has samples that are not finite (NaN or infinite)")
     return clip[: max(1, int(max_seconds * rate))], rate, seconds
 
 
@@ -186,29 +187,29 @@ def scaled(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "f":
         return array.astype(np.float32)
     if array.dtype.kind not in "iu":
-        raise ValueError(f"an array of sound holds {array.dtype}; expected floats or integers")
+        raise ValueError(f"an audio array holds {array.dtype}; expected floats or integers")
     half = 2.0 ** (8 * array.dtype.itemsize - 1)
     return ((array - (half if array.dtype.kind == "u" else 0.0)) / half).astype(np.float32)
 
 
 def to_mono(array: np.ndarray) -> np.ndarray:
-    """(samples,) from (samples,), (channels, samples) or (samples, channels), whose channels are the fewer.
+    """(samples,) from (samples,), (channels, samples) or (samples, channels); the shorter side holds the channels.
 
     Raises:
         ValueError: the array has another number of dimensions.
     """
     if array.ndim not in (1, 2):
-        raise ValueError(f"an array of sound has shape {array.shape}; expected (samples,) or (channels, samples)")
+        raise ValueError(f"an audio array has shape {array.shape}; expected (samples,) or (channels, samples)")
     return array if array.ndim == 1 else array.mean(axis=int(array.shape[0] > array.shape[1]))
 
 
 def is_silent(clip: np.ndarray) -> bool:
-    """Whether nothing can be heard in a clip: it stays 80 dB below full scale."""
+    """True if a clip stays 80 dB below full scale."""
     return float(np.abs(clip).max(initial=0.0)) < SILENT
 
 
 def window_seconds(feature_extractor: Any) -> float | None:
-    """How much sound a feature extractor's tower takes at once; None where its length is free."""
+    """Fixed input length of the tower of a feature extractor, in seconds; None if the tower takes any length."""
     rate = feature_extractor.sampling_rate
     if isinstance(feature_extractor, WhisperFeatureExtractor):
         return feature_extractor.n_samples / rate
@@ -222,18 +223,18 @@ def window_seconds(feature_extractor: Any) -> float | None:
 def audio_features(
     feature_extractor: Any, clips: list[np.ndarray], max_seconds: float = MAX_SECONDS
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What an audio tower takes of clips, and which of it is real.
+    """Features of clips for an audio tower, and the mask of their padding.
 
     Args:
-        feature_extractor: that of Whisper, AST, CLAP, Wav2Vec2 or SeamlessM4T (for Wav2Vec2-BERT).
-        clips: as `read_audio` gives them, at the extractor's rate.
-        max_seconds: the length every clip is padded to, unless the extractor has a window of its own. Each second
-            costs the tower as much as one of sound; choose the longest clip there will be.
+        feature_extractor: the one of Whisper, AST, CLAP, Wav2Vec2 or SeamlessM4T (for Wav2Vec2-BERT).
+        clips: as `read_audio` returns them, at the extractor's rate.
+        max_seconds: length to which every clip is padded, unless the extractor has a fixed window. A second of padding
+            costs the tower as much as a second of audio: choose the length of the longest clip.
 
     Returns:
-        features, (A, mel bins, T) of Whisper, (A, T, mel bins) of AST, (A, 1 or 4, T, mel bins) of CLAP, (A, samples)
-        of Wav2Vec2, (A, T, 2 mel bins) of SeamlessM4T; and a mask (A, T) or (A, samples), 1 where a clip is, None of
-        AST and CLAP, which make none.
+        features, (A, mel bins, T) for Whisper, (A, T, mel bins) for AST, (A, 1 or 4, T, mel bins) for CLAP,
+        (A, samples) for Wav2Vec2, (A, T, 2 mel bins) for SeamlessM4T; and a mask (A, T) or (A, samples), 0 in the
+        padding, or None for AST and CLAP, whose extractors return no mask.
 
     Raises:
         ValueError: the extractor is of another kind.
@@ -250,7 +251,7 @@ def audio_features(
         options["max_length"] = longest
     elif not isinstance(feature_extractor, WhisperFeatureExtractor):
         raise ValueError(
-            f"features of sound are made by {type(feature_extractor).__name__}; expected the feature extractor of "
+            f"the feature extractor is a {type(feature_extractor).__name__}; expected the feature extractor of "
             "Whisper, AST, CLAP, Wav2Vec2 or SeamlessM4T"
         )
     output = feature_extractor(clips, sampling_rate=rate, return_tensors="pt", **options)
@@ -258,5 +259,5 @@ def audio_features(
 
 
 def num_windows(samples: int) -> int:
-    """How many windows of 400 samples, 160 apart, there are: what AST and SeamlessM4T make of a clip."""
+    """Number of windows of 400 samples, 160 apart, into which AST and SeamlessM4T divide a clip."""
     return 1 + (samples - 400) // 160

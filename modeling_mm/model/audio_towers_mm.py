@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Audio towers: whatever encoder hears sound, its states in one layout.
+"""Audio towers: any audio encoder, with its states in one layout.
 
-- Any audio encoder of transformers: Whisper and CLAP (whose audio halves are taken), AST, Wav2Vec2 and its kin. An
-  image tower is one too, and sees log-mel features as an image of mel bins by time.
-- States that lie in the padding behind a clip are told apart, so that fusion does not attend to them.
-- A clip's states do not depend on the clips beside it, given features of `audio_mm.audio_features`.
+- Audio encoders of transformers: Whisper and CLAP (their audio halves), AST, Wav2Vec2 and related models. An image
+  tower can be one too: log-mel features are then an image of mel bins by time.
+- States in the padding behind a clip are masked, so that fusion does not attend to them.
+- A clip's states do not depend on the other clips of a batch, given features of `audio_mm.audio_features`.
 
 Shapes: A clips, Q states per clip, V tower width, F and T mel bins and frames, f and t their grid in the tower.
 """
@@ -19,10 +19,10 @@ from .outputs_mm import MMAudioOutput
 
 
 def audio_tower_from_config(config: PreTrainedConfig) -> PreTrainedModel:
-    """An audio tower with random weights; `config` may be that of a whole Whisper or CLAP model.
+    """An audio tower with random weights; `config` may be the one of a whole Whisper or CLAP model.
 
     Raises:
-        ValueError: AutoModel knows no model of this type, or it takes neither sound nor an image of it.
+        ValueError: AutoModel knows no model of this type, or the model takes neither audio nor images.
     """
     if config.model_type == "whisper":
         return WhisperEncoder(config)  # AutoModel would build the decoder too
@@ -35,7 +35,7 @@ def audio_half(model: PreTrainedModel) -> PreTrainedModel:
     """The audio tower of a loaded model: the encoder of Whisper, the audio half of CLAP, any other model itself.
 
     Raises:
-        ValueError: the model takes neither sound nor an image of it.
+        ValueError: the model takes neither audio nor images.
     """
     if model.config.model_type == "whisper":
         return model if isinstance(model, WhisperEncoder) else model.get_encoder()
@@ -43,14 +43,14 @@ def audio_half(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_audio_tower(tower: PreTrainedModel) -> PreTrainedModel:
-    """The tower, if it hears.
+    """Refuse a tower that takes no audio; returns the tower.
 
     Raises:
-        ValueError: its main input is neither sound nor an image.
+        ValueError: its main input is neither audio nor an image.
     """
     if tower.main_input_name not in ("input_features", "input_values", "pixel_values"):
         raise ValueError(
-            f"a tower of type '{tower.config.model_type}' takes `{tower.main_input_name}`, not sound; use a Whisper, "
+            f"a tower of type '{tower.config.model_type}' takes `{tower.main_input_name}`, not audio; use a Whisper, "
             "AST, CLAP, Wav2Vec2, HuBERT or WavLM tower, or an image tower over log-mel features"
         )
     return tower
@@ -60,27 +60,26 @@ def audio_width(config: PreTrainedConfig) -> int:
     """Width V of the tower's states.
 
     Raises:
-        ValueError: the config does not tell.
+        ValueError: no field of the config holds the width.
     """
     config = config.audio_config if config.model_type == "clap" else config
     fields = config.to_dict()
     return config.output_hidden_size if fields.get("add_adapter") else tower_width(config)
 
 
-def audio_states(
+def run_audio_tower(
     tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None, **flags
 ) -> MMAudioOutput:
-    """What the tower hears in distinct clips.
+    """Audio features of distinct clips.
 
     Args:
         features: as the tower's feature extractor makes them, (A, ...); an image tower takes (A, F, T).
-        mask: (A, T) or (A, samples), 1 where a clip is and 0 in the padding behind it.
-        flags: the tower's own, such as `output_hidden_states`.
+        mask: (A, T) or (A, samples), 1 inside a clip and 0 in the padding behind it.
+        flags: options of the tower, such as `output_hidden_states`.
 
     Returns:
-        the tower's output; its `pooler_output` are the states (A, Q, V), where the grid of a tower over images is
-        flattened, rows of mel bins one after the other, and its `attention_mask` (A, Q) is False in the padding, None
-        without a mask.
+        the tower's output; `pooler_output` holds the states (A, Q, V), an image tower's grid flattened row by row of
+        mel bins; `attention_mask` (A, Q) is False in the padding, or None without a mask.
     """
     features = features.to(tower.dtype)
     inputs = dict(flags)
@@ -102,9 +101,9 @@ def audio_states(
 
 
 def takes_mask(config: PreTrainedConfig) -> bool:
-    """Whether the tower knows of padding. Whisper and AST do not; nor do Wav2Vec2 and its kin with group norms.
+    """True if the tower takes a padding mask. Whisper and AST do not, nor do Wav2Vec2-like towers with group norms.
 
-    Those normalise over the whole length of their input, and were trained without a mask.
+    Group norms normalise over the whole length of the input, and such towers were trained without a mask.
     """
     if config.model_type in ("whisper", "audio-spectrogram-transformer"):
         return False
@@ -112,12 +111,12 @@ def takes_mask(config: PreTrainedConfig) -> bool:
 
 
 def states_present(tower: PreTrainedModel, mask: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """(A, Q) bool: which states begin within their clip; `shape` is (A, Q, V), or (A, V, f, t) of a grid."""
+    """(A, Q) bool, True for states that begin within their clip; `shape` is (A, Q, V), or (A, V, f, t) for a grid."""
     lengths = mask.sum(dim=1)
     if len(shape) == 4:
-        seen = (lengths * shape[3] / mask.shape[1]).ceil()
+        num_states = (lengths * shape[3] / mask.shape[1]).ceil()
     else:
-        seen = tower._get_feat_extract_output_lengths(lengths)
+        num_states = tower._get_feat_extract_output_lengths(lengths)
     column = torch.arange(shape[3] if len(shape) == 4 else shape[1], device=mask.device)
-    present = column < seen.clamp(min=1)[:, None]
+    present = column < num_states.clamp(min=1)[:, None]
     return present.repeat(1, shape[2]) if len(shape) == 4 else present

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A chat template that knows parts of image, sound and video, from any tokenizer's own, which knows text."""
+"""Multimodal chat templates, made from the text-only template of any tokenizer."""
 
-# Rewrites each message's content list to a string, each image a marker, for a template that knows strings only.
+# Rewrites each message's content list to a string with a marker for each item, for a template that takes strings only.
 FLATTEN_CONTENT = (
     "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
@@ -14,7 +14,7 @@ FLATTEN_CONTENT = (
     "{%- set flat.messages = flat.messages + [dict(message, content=text)] -%}{%- endfor -%}"
     "{%- set messages = flat.messages -%}"
 )
-# For tokenizers without a template of their own: what the user says, a new line, the answer, the end token.
+# For tokenizers without a chat template: the user's text, a new line, the answer, the end token.
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}{{- message['content'] -}}"
     "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- else -%}{{- '\n' -}}{%- endif -%}{%- endfor -%}"
@@ -22,6 +22,6 @@ PLAIN_TEMPLATE = (
 
 
 def multimodal_chat_template(template: str | None, image_token: str, audio_token: str, video_token: str) -> str:
-    """A chat template that takes parts of image, sound and video, made from one for strings (None: a plain one)."""
+    """A chat template that takes image, audio and video parts, made from one for strings (None: a plain one)."""
     flatten = FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token).replace("AUDIO_TOKEN", audio_token)
     return flatten.replace("VIDEO_TOKEN", video_token) + (template or PLAIN_TEMPLATE)

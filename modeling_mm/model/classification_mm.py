@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMForSequenceClassification: a label, labels or a number for each row of text and media.
+"""MMForSequenceClassification: one label, several labels or numbers for each row of text and media.
 
-With `late_fusion` the text's vector is joined by one for each other modality, the mean of its projected states.
+With `late_fusion`, the pooled text is joined with one vector per other modality, the mean of its projected states.
 
 Shapes: B rows, I distinct images, N images per row, M modalities, P states per image, T text tokens, D text width.
 """
@@ -23,10 +23,10 @@ from .pooling_mm import pool_tokens
 
 
 class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
-    """One label, several labels or a number for each row of text and media; the loss is a mean over rows.
+    """One label, several labels or numbers for each row of text and media; the loss is a mean over rows.
 
     Args:
-        config: the configuration; `num_labels` (or `id2label`), `problem_type`, `pooling` and `late_fusion` decide
+        config: the configuration; `num_labels` (or `id2label`), `problem_type`, `pooling` and `late_fusion` define
             the head.
         towers: as for `MMModel`.
     """
@@ -49,23 +49,23 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         self.post_init()
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, T, D) to (B, D): the first or last token that is not padding, or the mean of all that are not."""
+        """(B, T, D) to (B, D): the first or last token that is not padding, or the mean of these tokens."""
         return pool_tokens(hidden_states, attention_mask, self.config.pooling)
 
-    def late_media(
+    def late_fusion_inputs(
         self, media: dict[str, Any], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> tuple[dict[str, Any], dict[str, Memory]]:
-        """Run the towers once, for late fusion and for cross-attention.
+        """Run the towers once, for both late fusion and cross-attention.
 
         Returns:
-            the media as `MMModel` then takes them, and the memory of each modality that came.
+            the media arguments for `MMModel`, and the memory of each modality in the batch.
 
         Raises:
-            ValueError: the media come encoded, which is for cross-attention only.
+            ValueError: the media are already encoded, which suits cross-attention only.
         """
-        media = self.model.deal_media(media, input_ids, inputs_embeds)
+        media = self.model.index_media(media, input_ids, inputs_embeds)
         if "media_key_values" in media:
-            raise ValueError("late fusion pools the states of the media; pass `pixel_values`, no encoded media")
+            raise ValueError("late fusion pools the towers' states; pass `pixel_values` instead of `media_key_values`")
         memories = self.model.project_media(**media)
         if not memories or not self.config.cross_attention:
             return {}, memories
@@ -73,15 +73,15 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         return {"media_key_values": key_values, "media_start": start}, memories
 
     def fuse(self, text: torch.Tensor, memories: dict[str, Memory], text_present: torch.Tensor | None) -> torch.Tensor:
-        """The text's vector (B, D) and the mean states of each other modality, joined by late fusion."""
+        """The pooled text (B, D) and the mean states of each other modality, joined by late fusion."""
         assert self.late_fusion is not None
-        nowhere = torch.zeros(text.shape[0], dtype=torch.bool, device=text.device)
+        in_no_row = torch.zeros(text.shape[0], dtype=torch.bool, device=text.device)
         states: list[torch.Tensor | None] = [text]
-        present = [~nowhere if text_present is None else text_present.bool()]
+        present = [~in_no_row if text_present is None else text_present.bool()]
         for modality in self.late_fusion.modalities[1:]:
-            pooled = memories[modality].pooled() if modality in memories else (None, nowhere)
-            states.append(pooled[0])
-            present.append(pooled[1])
+            pooled, has_items = memories[modality].pooled() if modality in memories else (None, in_no_row)
+            states.append(pooled)
+            present.append(has_items)
         return self.late_fusion(states, torch.stack(present, dim=1))
 
     @can_return_tuple
@@ -108,12 +108,12 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         text_present: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMOutput | tuple:
-        """Logits (B, num_labels): of classes, divided by the calibration temperature, or numbers in the label's unit.
+        """Logits (B, num_labels) of classes, divided by the calibration temperature; or numbers in the label's unit.
 
         Args:
             labels: (B,) class ids, (B, num_labels) of 0 and 1 for several labels, or (B,) or (B, num_labels) numbers.
-            text_present: (B,) bool for late fusion, whether a row has a text of its own; default: all have.
-            The others are `MMModel.forward`'s.
+            text_present: (B,) bool for late fusion, False for rows without a text; default: all True.
+            The others are those of `MMModel.forward`.
         """
         check_text(input_ids, inputs_embeds)
         media = {
@@ -134,7 +134,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         }
         memories: dict[str, Memory] = {}
         if self.late_fusion is not None:
-            media, memories = self.late_media(media, input_ids, inputs_embeds)
+            media, memories = self.late_fusion_inputs(media, input_ids, inputs_embeds)
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -152,22 +152,22 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
 
     @torch.no_grad()
     def modality_weights(self, **inputs) -> dict[str, torch.Tensor] | None:
-        """What late fusion counts each modality in each row, (B,) by its name; `inputs` are those of `forward`.
+        """The weight of each modality in each row, (B,) by modality; `inputs` are those of `forward`.
 
-        None for a model without late fusion, or with one that does not weigh: only `weighted` and `gated` do.
+        None for a model without late fusion, or with a kind of late fusion other than `weighted` and `gated`.
         """
         if self.late_fusion is None or self.late_fusion.kind not in ("weighted", "gated"):
             return None
-        seen: list[torch.Tensor] = []
-        hook = self.late_fusion.register_forward_hook(lambda own, given, _: seen.append(own.row_weights(*given)))
+        weights: list[torch.Tensor] = []
+        hook = self.late_fusion.register_forward_hook(lambda head, args, _: weights.append(head.row_weights(*args)))
         try:
             self(**inputs)
         finally:
             hook.remove()
-        return dict(zip(self.late_fusion.modalities, seen[0].unbind(dim=1), strict=True))
+        return dict(zip(self.late_fusion.modalities, weights[0].unbind(dim=1), strict=True))
 
     def calibrated_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the head computes (B, num_labels), calibrated or in the label's unit."""
+        """The head's logits (B, num_labels), calibrated or in the label's unit."""
         if self.config.label_scale is not None:
             scale = torch.tensor(self.config.label_scale, device=logits.device)
             return logits.float() * scale + torch.tensor(self.config.label_mean, device=logits.device)
@@ -175,7 +175,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         return logits if temperature is None else logits / temperature
 
     def task_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean over rows, as the library has it; with `class_weights` each row, or positive label, counts so much."""
+        """The loss of transformers, a mean over rows; `class_weights` weigh each row, or each positive label."""
         if self.config.label_scale is not None:
             mean, scale = labels.new_tensor(self.config.label_mean), labels.new_tensor(self.config.label_scale)
             labels = ((labels.view(logits.shape) - mean) / scale).to(logits.dtype)
@@ -184,7 +184,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         weights = logits.new_tensor(self.config.class_weights)
         if self.config.problem_type == "multi_label_classification":
             return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
-        # divided by the rows, not by their weights, so that small batches accumulated are one large batch
+        # divided by the number of rows, not by their weights, so that accumulated batches equal one large batch
         return (nn.functional.cross_entropy(logits, labels, reduction="none") * weights[labels]).mean()
 
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Compose a model and its processor from towers.
 
-A tower is a Hub id, a folder, a config (random weights) or a loaded model; of a CLIP-like checkpoint the wanted half
-is taken. Model and processor add the image marker to the tokenizer in the same way, so that the two agree.
+A tower is a Hub id, a folder, a config (random weights) or a loaded model; of a CLIP-like checkpoint, only the vision
+or the text half is used. Model and processor add the image marker to the tokenizer in the same way, so that their
+token ids agree.
 """
 
 import inspect
@@ -27,36 +28,36 @@ IMAGE_TOKEN, AUDIO_TOKEN, VIDEO_TOKEN = "<image>", "<audio>", "<video>"
 
 
 def load_tokenizer(source: str, audio: bool = False, video: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a text source, with the markers of images, and of `audio` and `video`, where it has none."""
+    """The tokenizer of a text source; the image marker, and those of `audio` and `video`, are added if missing."""
     tokenizer = AutoTokenizer.from_pretrained(source)
-    wanted = {IMAGE_TOKEN: True, AUDIO_TOKEN: audio, VIDEO_TOKEN: video}
-    add_markers(tokenizer, [marker for marker, needed in wanted.items() if needed])
+    markers = {IMAGE_TOKEN: True, AUDIO_TOKEN: audio, VIDEO_TOKEN: video}
+    add_markers(tokenizer, [marker for marker, needed in markers.items() if needed])
     return tokenizer
 
 
 def add_markers(tokenizer: PreTrainedTokenizerBase, markers: list[str]) -> None:
-    """Teach a tokenizer the markers that it does not know."""
+    """Add the markers that a tokenizer does not know to its vocabulary."""
     missing = [marker for marker in markers if marker not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
 
 
 def add_video(model: PreTrainedModel, processor: ProcessorMixin, num_frames: int) -> None:
-    """Let a model that takes no video, and its processor, take `num_frames` frames of one.
+    """Extend a model without video, and its processor, to videos of up to `num_frames` frames.
 
-    The new embedding of frames is zero, and what the model says to anything else stays as it is.
+    The new frame embedding is zero; the outputs for all other inputs do not change.
 
     Raises:
-        ValueError: the model takes another number of frames, or late fusion, which has no place for a new modality.
+        ValueError: the model takes another number of frames, or has late fusion, which cannot take a new modality.
     """
     config, fusion = model.config, model.base_model.fusion
     if config.num_frames == num_frames:
         return
     if config.num_frames is not None:
-        raise ValueError(f"the model takes {config.num_frames} frames of a video, not {num_frames}")
+        raise ValueError(f"the model takes {config.num_frames} frames per video, not {num_frames}")
     if config.late_fusion is not None:
         raise ValueError(
-            f"a model with `late_fusion` ({config.late_fusion}) has no place for video; compose a new one"
+            f"a model with `late_fusion` ({config.late_fusion}) cannot be extended to video; compose a new one"
         )
     add_markers(processor.tokenizer, [processor.video_token])
     if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -76,19 +77,19 @@ def model_from_towers(
     dtype: torch.dtype | None = None,
     **config: Any,
 ) -> PreTrainedModel:
-    """A model of class `cls` over the towers; with its gates at zero it gives exactly the text backbone's output.
+    """A model of class `cls` over the towers; with its gates at zero, its output is exactly the text backbone's.
 
     Args:
         cls: MMModel or one of the heads.
         vision, text, audio: the towers.
-        processor: the processor that will be used, when the text tower is not a source that a tokenizer can be
-            loaded from; tells the image marker and the vocabulary.
-        dtype: of the whole model; default: the text backbone's.
+        processor: the processor to use with the model, whose tokenizer gives the marker ids and the vocabulary size;
+            needed if the text tower is no source from which a tokenizer can be loaded.
+        dtype: dtype of the whole model; default: the text backbone's.
         config: fields of `MMConfig`, and `attn_implementation`, by default the towers' own.
 
     Raises:
-        ValueError: an unknown tower, an audio tower that does not hear, a generating head on an encoder, an attention
-            that a part lacks.
+        ValueError: an unknown tower, an audio tower that takes no audio, a generating head on an encoder, or an
+            attention implementation that a part does not support.
     """
     generates = issubclass(cls, GenerationMixin)
     with_head = "lm_head" in inspect.signature(cls).parameters and (generates or bool(config.get("language_weight")))
@@ -105,8 +106,8 @@ def model_from_towers(
             config.setdefault("video_token_id", tokenizer.convert_tokens_to_ids(VIDEO_TOKEN))
     if lm_head is not None:
         config["lm_head_bias"] = lm_head.bias is not None
-    # MMConfig resets what its sub-configs say of attention and experts; the built towers keep their own
-    wanted_attention = config.pop("attn_implementation", None)
+    # MMConfig resets the attention and experts implementations of its sub-configs; the built towers keep theirs
+    attn_implementation = config.pop("attn_implementation", None)
     config["attn_implementation"] = {
         "vision_config": vision_tower.config._attn_implementation,
         "text_config": text_model.config._attn_implementation,
@@ -129,17 +130,17 @@ def model_from_towers(
             model.generation_config.pad_token_id = tokenizer.pad_token_id
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-    if wanted_attention is not None:
-        model.set_attn_implementation(wanted_attention)
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)
     return model
 
 
 @torch.no_grad()
 def check_composition(model: PreTrainedModel, source: PreTrainedModel) -> None:
-    """Run a few tokens through both, to refuse a backbone that fusion cannot enter or whose head does more than ours.
+    """Run a few tokens through both models, to refuse a backbone that fusion cannot enter or a head unlike ours.
 
     Raises:
-        ValueError: no fusion layer ran, or the output is not that of the model the backbone came in.
+        ValueError: no fusion layer ran, or the logits differ from those of `source`, the backbone's original model.
     """
     if not model.config.cross_attention:
         return
@@ -148,22 +149,23 @@ def check_composition(model: PreTrainedModel, source: PreTrainedModel) -> None:
     config, ids = model.config, torch.arange(4, device=model.device)[None] % model.config.text_config.vocab_size
     shape = (1, len(config.fusion_layers), 2, config.fusion_num_key_value_heads, 1, config.fusion_head_dim)
     media = {"media_key_values": torch.zeros(shape, device=ids.device), "media_start": torch.zeros_like(ids[:, :1])}
-    ours, theirs = model.base_model(input_ids=ids, **media), None
+    composed, original = model.base_model(input_ids=ids, **media), None
     if isinstance(model, GenerationMixin):
-        ours, theirs = model(input_ids=ids, **media).logits, source(input_ids=ids).logits
+        composed, original = model(input_ids=ids, **media).logits, source(input_ids=ids).logits
     for part in training:
         part.train()
-    close = 64 * torch.finfo(model.dtype).eps  # float32 tells a soft cap of small logits, half precision large ones
+    # in float32 this tolerance reveals a soft cap of small logits, in half precision one of large logits
+    close = 64 * torch.finfo(model.dtype).eps
     rtol, atol = min(1e-2, close), min(1e-3, close)
-    if theirs is not None and not torch.allclose(ours.float(), theirs.float(), rtol=rtol, atol=atol):
+    if original is not None and not torch.allclose(composed.float(), original.float(), rtol=rtol, atol=atol):
         raise ValueError(
-            f"the head of the text backbone '{config.text_config.model_type}' does more to its logits than is "
-            "supported; use a decoder like llama, qwen3 or gpt2"
+            f"the head of the text backbone '{config.text_config.model_type}' transforms its logits in a way that is "
+            "not supported; use a decoder like llama, qwen3 or gpt2"
         )
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Weights and saved buffers to `dtype`, as `from_pretrained` does; unsaved rotary frequencies stay."""
+    """Cast weights and persistent buffers to `dtype`, as `from_pretrained` does; rotary frequencies are neither."""
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None and parameter.is_floating_point():
@@ -175,7 +177,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def processor_from_towers(cls: type[ProcessorMixin], vision: Any, text: Any, audio: Any = None, **kwargs: Any):
-    """The processor of the model that `model_from_towers` composes from the same sources.
+    """The processor for the model that `model_from_towers` composes from the same sources.
 
     Args:
         vision: Hub id or folder with an image processor, or the image processor itself.
@@ -188,7 +190,7 @@ def processor_from_towers(cls: type[ProcessorMixin], vision: Any, text: Any, aud
     """
     image_processor, tokenizer = vision, text
     if isinstance(vision, str):
-        half_config(vision, "vision_config")  # refuses an unknown source by name
+        half_config(vision, "vision_config")  # raises for an unknown source
         image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil")
     if isinstance(text, str):
         half_config(text, "text_config")

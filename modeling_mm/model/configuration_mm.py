@@ -1,12 +1,12 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMConfig: which towers a model is made of, and how fusion joins them.
+"""MMConfig: the towers of a model, and the fusion that joins them.
 
-- Any vision, text and audio config of transformers is a sub-config; what fusion needs of it is worked out here.
-- Fields left at None are filled in at construction, so that a saved config.json says everything.
+- Any vision, text and audio config of transformers can be a sub-config; the sizes of the fusion follow from them.
+- Fields left at None are filled in at construction, so that a saved config.json is complete.
 - `auto_map` always names every class, so that a folder saved from one head loads through every Auto class.
-- peft looks up LoRA's default layers by a config's model type; `to_dict` sees to it that it finds ours.
-- A retrieval model is saved with the files by which `SentenceTransformer(folder)` opens it: their own module, told
-  what to call.
+- peft looks up LoRA's default layers by a config's model type; `to_dict` registers ours.
+- A retrieval model is saved with the files from which `SentenceTransformer(folder)` opens it: they configure the
+  library's own `Transformer` module with the methods to call.
 """
 
 import json
@@ -40,34 +40,34 @@ CUSTOM_PIPELINES = {
     }
 }
 
-# Where configs tell the width of a tower's last states; a list has one width for each stage.
+# Config fields that hold the width of a tower's last hidden states; a list has one width per stage.
 WIDTH_FIELDS = ("hidden_size", "neck_hidden_sizes", "hidden_sizes", "embed_dims", "hidden_dim")
 
-# Query and value projections of the text backbone, by the names they go by; peft's default for text models alone.
+# Common names of the query and value projections of a text backbone, which peft adapts by default.
 DEFAULT_LORA_TARGETS = (
     r"(model\.)?text_model\..*\.(q_proj|v_proj|query|value|q_lin|v_lin|qkv_proj|query_key_value|c_attn|Wqkv)"
 )
 
 
 def tower_width(config: PreTrainedConfig) -> int:
-    """Width of a tower's last hidden states, the last stage's of a tower in stages.
+    """Width of a tower's last hidden states, those of the last stage if it has several.
 
     Raises:
-        ValueError: the config has no field that tells it.
+        ValueError: no field of the config holds the width.
     """
     for name in WIDTH_FIELDS:
         if hasattr(config, name):
             width = getattr(config, name)
             return width if isinstance(width, int) else width[-1]
     raise ValueError(
-        f"a tower of type '{config.model_type}' tells its width by none of {', '.join(WIDTH_FIELDS)}; use a CLIP, "
-        "SigLIP, ViT, DINOv2, Swin, ResNet or ConvNeXt tower"
+        f"the config of a tower of type '{config.model_type}' holds its width in none of {', '.join(WIDTH_FIELDS)}; "
+        "use a CLIP, SigLIP, ViT, DINOv2, Swin, ResNet or ConvNeXt tower"
     )
 
 
 def sentence_transformers_files(modalities: list[str]) -> dict[str, Any]:
-    """What sentence-transformers looks for beside a model that embeds "text", "image" or "audio", by file name."""
-    # their module asks for `AutoModel`, which has no embeddings; for it alone, that is the retrieval model
+    """The files, by name, that sentence-transformers reads beside a model that embeds "text", "image" or "audio"."""
+    # its module loads by `AutoModel`, and MMModel has no embeddings; there alone, AutoModel is the retrieval model
     auto_map = {**AUTO_MAP, "AutoModel": AUTO_MAP["AutoModelForZeroShotImageClassification"]}
     calls = {name: {"method": f"get_{name}_features", "method_output_name": "pooler_output"} for name in modalities}
     transformer = {
@@ -86,77 +86,77 @@ def sentence_transformers_files(modalities: list[str]) -> dict[str, Any]:
 
 @strict
 class MMConfig(PreTrainedConfig):
-    r"""Configuration of a text backbone that sees media through gated cross-attention.
+    r"""Configuration of a text backbone that attends to media through gated cross-attention.
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*): the vision tower, default `clip_vision_model`.
         text_config (`PreTrainedConfig` or `dict`, *optional*): the text backbone, default `llama`.
         audio_config (`PreTrainedConfig` or `dict`, *optional*): the audio tower, default none: a Whisper, AST, CLAP or
-            Wav2Vec2 config, or that of an image tower that sees log-mel features.
+            Wav2Vec2 config, or the config of an image tower over log-mel features.
         image_token_id (`int`, *optional*): id of the marker that stands for one image in the text. Without markers an
             image is visible to its whole row.
-        audio_token_id (`int`, *optional*): the same for one clip of sound.
+        audio_token_id (`int`, *optional*): the same for one audio clip.
         video_token_id (`int`, *optional*): the same for one video.
-        num_frames (`int`, *optional*): the most frames of a video that the model takes; None takes no video. The
-            vision tower sees them one by one, and a learned embedding, zero at first, tells which one is which.
+        num_frames (`int`, *optional*): maximum number of frames per video; None for a model without video. The
+            vision tower encodes each frame alone; a learned embedding, zero at first, marks its position.
         fusion_layers (`list[int]`, *optional*): text layers that a fusion layer precedes. Default: the last layer and
             every fourth before it; none without cross-attention.
         fusion_num_attention_heads (`int`, *optional*): query heads of the fusion layers, default the backbone's,
-            or one for each 64 of its width where it has none.
+            or its width divided by 64 if it has no attention heads.
         fusion_num_key_value_heads (`int`, *optional*): key/value heads (grouped-query attention), default the
-            backbone's where it has fewer than query heads, otherwise one per query head.
+            backbone's if they divide the query heads, otherwise one per query head.
         fusion_head_dim (`int`, *optional*): width of one head, default the backbone's.
-        fusion_mlp (`bool`): whether each fusion layer ends in a gated MLP, as in Flamingo: four fifths of the fusion's
-            weights then, which may help a frozen backbone, and every step takes longer.
+        fusion_mlp (`bool`): whether each fusion layer ends in a gated MLP, as in Flamingo. The MLPs are then four
+            fifths of the fusion's weights; they may help a frozen backbone and make every step slower.
         fusion_intermediate_size (`int`, *optional*): width of that MLP, default four times the backbone's width.
-        fusion_memory_size (`int`, *optional*): width of the states that keys and values are made of, default the
-            vision tower's, at least 64 and at most the backbone's; with `late_fusion`, which joins them to text, the
-            backbone's.
+        fusion_memory_size (`int`, *optional*): width of the projected states from which keys and values are computed,
+            default the vision tower's, at least 64 and at most the backbone's; with `late_fusion`, which joins these
+            states with the text, the backbone's.
         fusion_dropout (`float`): dropout of the cross-attention weights in training.
         num_latents (`int`, *optional*): slots per image after a Perceiver resampler; None keeps the tower's states.
         resampler_layers (`int`): depth of the resampler.
         lm_head_bias (`bool`): whether the language modelling head of the backbone has a bias.
-        pooling (`"first"`, `"last"` or `"mean"`, *optional*): what stands for a row in classification and retrieval,
-            default the first token of an encoder and the last of a decoder.
+        pooling (`"first"`, `"last"` or `"mean"`, *optional*): how hidden states are pooled in classification and
+            retrieval, default the first token for an encoder and the last for a decoder.
         classifier_dropout (`float`): dropout before the classification head.
-        late_fusion (`"concat"`, `"sum"`, `"weighted"`, `"gated"` or `"product"`, *optional*): joins one embedding per
-            modality before the classification head, see `MMLateFusion`.
-        cross_attention (`bool`, *optional*): whether text sees media inside the backbone. Default: only without
-            `late_fusion`, so that each way can be measured alone; True together with `late_fusion` does both.
+        late_fusion (`"concat"`, `"sum"`, `"weighted"`, `"gated"` or `"product"`, *optional*): how one embedding per
+            modality is joined before the classification head, see `MMLateFusion`.
+        cross_attention (`bool`, *optional*): whether the backbone attends to media. Default: only without
+            `late_fusion`, so that each can be measured alone; True together with `late_fusion` uses both.
         label_mean, label_scale (`list[float]`, *optional*): mean and standard deviation of each label of a
             regression; the head learns (label - mean) / scale, its output is in the label's unit.
-        class_weights (`list[float]`, *optional*): how much a row of each class, or each positive of several labels,
-            counts in the loss.
-        calibration_temperature (`float`, *optional*): divides the logits of classes, so that probabilities mean what
-            they say.
-        matching (`bool`): whether the two classes say that text and image do not, and do, belong together.
-        embedding_size (`int`, *optional*): width of what retrieval compares, default the backbone's, at most 512.
-        image_pooling (`"mean"`, `"first"` or `"tower"`): what stands for an image in retrieval: the mean of the
-            tower's states, the first of them (class token), or the vector that the tower itself makes.
+        class_weights (`list[float]`, *optional*): weight in the loss of a row of each class, or of each positive of
+            several labels.
+        calibration_temperature (`float`, *optional*): divisor of the class logits that makes their probabilities
+            calibrated.
+        matching (`bool`): whether the two classes are "text and image do not match" and "they match".
+        embedding_size (`int`, *optional*): width of the embeddings for retrieval, default the backbone's, at most 512.
+        image_pooling (`"mean"`, `"first"` or `"tower"`): how image features are pooled for retrieval: the mean of the
+            tower's states, the first of them (class token), or the tower's own pooled output.
         contrastive_loss (`"infonce"` or `"sigmoid"`): see `losses_mm`.
-        logit_scale_init (`float`, *optional*): logarithm of the inverse temperature at first, default that of CLIP
+        logit_scale_init (`float`, *optional*): initial logarithm of the inverse temperature, default that of CLIP
             for "infonce", ln(1 / 0.07), and of SigLIP for "sigmoid", ln(10).
-        contrastive_weight, matching_weight, language_weight (`float`): of the parts of the retrieval loss. With 0,
-            there is no matching head and no language modelling head.
-        matching_rows (`int`, *optional*): of a batch's texts and media, how many the matching loss takes in training,
-            at random; wrong partners still come from the whole batch. Default all.
-        rerank_weight (`float`): how much the log-odds of a match count beside the logit of the similarity where
-            candidates are ranked again.
+        contrastive_weight, matching_weight, language_weight (`float`): weights of the parts of the retrieval loss.
+            A model with a weight of 0 has no matching head, or no language modelling head.
+        matching_rows (`int`, *optional*): number of texts and of media per batch, drawn at random, that the matching
+            loss uses in training; negatives still come from the whole batch. Default all.
+        rerank_weight (`float`): weight of the match log-odds, added to the similarity logit when candidates are
+            reranked.
         tower_sources (`dict[str, dict[str, str]]`, *optional*): Hub `id` and `revision` of the towers that came from
-            there, by their names in the model.
-        fetched_towers (`list[str]`, *optional*): towers whose weights are not in the checkpoint but fetched from their
-            source when it is loaded, see `towers_mm`.
+            the Hub, by their names in the model.
+        fetched_towers (`list[str]`, *optional*): towers whose weights are not in the checkpoint and are fetched from
+            their source when it is loaded, see `towers_mm`.
         initializer_range (`float`, *optional*): standard deviation of fusion and head weights at random
             initialisation, default the backbone's.
 
     Raises:
-        StrictDataclassError: (of `huggingface_hub.errors`, as in every config of the library) a backbone that fusion
+        StrictDataclassError: (of `huggingface_hub.errors`, as in every config of transformers) a backbone that fusion
             cannot enter, fusion layers that it does not have, head counts that do not divide, a field's wrong type.
     """
 
     model_type = "modeling_mm"
-    attribute_map = {"projection_dim": "embedding_size"}  # as CLIP calls it, for who asks how wide embeddings are
-    # so that predictions of any Trainer are logits alone
+    attribute_map = {"projection_dim": "embedding_size"}  # CLIP's name for it, which other libraries read
+    # so that the predictions of any Trainer are the logits alone
     keys_to_ignore_at_inference = [
         "past_key_values",
         "hidden_states",
@@ -221,23 +221,23 @@ class MMConfig(PreTrainedConfig):
             self.fusion_layers = []
         elif self.fusion_layers is None:
             self.fusion_layers = list(range(text.num_hidden_layers - 1, -1, -4))[::-1]
-        own_heads = getattr(text, "num_attention_heads", None)  # recurrent backbones have none
+        text_heads = getattr(text, "num_attention_heads", None)  # recurrent backbones have none
         if self.fusion_num_attention_heads is None:
-            self.fusion_num_attention_heads = own_heads or max(1, text.hidden_size // 64)
+            self.fusion_num_attention_heads = text_heads or max(1, text.hidden_size // 64)
         if self.fusion_num_key_value_heads is None:
             grouped = getattr(text, "num_key_value_heads", None)
             fits = isinstance(grouped, int) and grouped and self.fusion_num_attention_heads % grouped == 0
             self.fusion_num_key_value_heads = grouped if fits else self.fusion_num_attention_heads
         if self.fusion_head_dim is None:
-            same_heads = self.fusion_num_attention_heads == own_heads
-            own = text.to_dict().get("head_dim") if same_heads else None
-            self.fusion_head_dim = own or max(1, text.hidden_size // self.fusion_num_attention_heads)
+            same_heads = self.fusion_num_attention_heads == text_heads
+            text_head_dim = text.to_dict().get("head_dim") if same_heads else None
+            self.fusion_head_dim = text_head_dim or max(1, text.hidden_size // self.fusion_num_attention_heads)
         if self.fusion_intermediate_size is None:
             self.fusion_intermediate_size = 4 * text.hidden_size
         if self.fusion_memory_size is None:
-            seen = text.hidden_size if self.late_fusion else tower_width(self.vision_config)
-            # layer norms leave nothing of a few channels; sinusoids come in pairs
-            self.fusion_memory_size = min(max(seen + seen % 2, 64), text.hidden_size)
+            width = text.hidden_size if self.late_fusion else tower_width(self.vision_config)
+            # a layer norm over a few channels loses their information; sinusoids come in pairs
+            self.fusion_memory_size = min(max(width + width % 2, 64), text.hidden_size)
         if self.initializer_range is None:
             self.initializer_range = getattr(text, "initializer_range", 0.02)
         if self.pooling is None:
@@ -251,20 +251,20 @@ class MMConfig(PreTrainedConfig):
         self.auto_map = dict(AUTO_MAP)
 
     def to_dict(self) -> dict[str, Any]:
-        """As usual; peft calls it right before it looks up default LoRA targets, so that ours are there by then."""
+        """Extends the base method: registers the default LoRA targets, which peft looks up right after calling it."""
         if constants := sys.modules.get("peft.utils.constants"):
             table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
             table.setdefault(self.model_type, DEFAULT_LORA_TARGETS)
         return super().to_dict()
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As usual, and with the files of sentence-transformers; a model's own saving comes by here before it pushes
-        what is new in the folder."""
+        """Extends the base method: adds the files of sentence-transformers. A model's `save_pretrained` calls this
+        before it pushes the new files of the folder."""
         super().save_pretrained(save_directory, *args, **kwargs)
         self.save_for_sentence_transformers(save_directory)
 
     def save_for_sentence_transformers(self, folder: str | Path) -> None:
-        """Of a retrieval model or an adapter over one, what `SentenceTransformer(folder)` needs beside the weights."""
+        """Write the files that `SentenceTransformer(folder)` needs, for a retrieval model or an adapter over one."""
         if "MMForImageTextRetrieval" in (self.architectures or []):
             modalities = ["text", "image"] if self.audio_config is None else ["text", "image", "audio"]
             for name, content in sentence_transformers_files(modalities).items():
@@ -272,10 +272,10 @@ class MMConfig(PreTrainedConfig):
 
     @property
     def custom_pipelines(self) -> dict[str, dict]:
-        """The pipeline of a classifier, for the library to find in the checkpoint's own code by `trust_remote_code`.
+        """The pipeline of a classifier, which transformers loads from the checkpoint's code with `trust_remote_code`.
 
-        Where the package has registered it, there is nothing to find, and no trust is asked for. It is not saved: the
-        library writes classes into what it gets here, which json cannot hold.
+        Empty if the package has registered the pipeline, so that no trust is asked for. It is not saved: transformers
+        writes classes into the returned dict, which JSON cannot hold.
         """
         from transformers.pipelines import SUPPORTED_TASKS
 
@@ -285,7 +285,7 @@ class MMConfig(PreTrainedConfig):
 
     @custom_pipelines.setter
     def custom_pipelines(self, value: dict[str, dict]) -> None:
-        """A pipeline that is saved offers its own entry; the property has it already."""
+        """Ignore the entry that a saved pipeline assigns; the property has it already."""
 
     @property
     def _attn_implementation(self) -> str | None:
@@ -297,7 +297,7 @@ class MMConfig(PreTrainedConfig):
         PreTrainedConfig._attn_implementation.fset(self, value)
 
     def check_attention_parts(self, value: str | dict | None) -> None:
-        """Refuse attention for a part that does not exist, which the library would pass over in silence.
+        """Refuse an attention implementation for an unknown part, which transformers would silently ignore.
 
         Raises:
             ValueError: a key of the dict is neither a sub-config's name nor "" (fusion).
@@ -310,14 +310,14 @@ class MMConfig(PreTrainedConfig):
 
     @property
     def is_text_decoder(self) -> bool:
-        """Whether the text backbone generates: a causal language model that is not also a masked one."""
+        """True if the text backbone generates: a causal language model that is not also a masked one."""
         kind = self.text_config.model_type
         if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return False
         return kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(getattr(self.text_config, "is_decoder", False))
 
     def validate_architecture(self):
-        """Part of the `@strict` validation: what fusion cannot be built on is refused here."""
+        """Part of the `@strict` validation: refuses backbones and fields over which fusion cannot be built."""
         super().validate_architecture()
         text = self.text_config
         if text.is_encoder_decoder:
@@ -327,7 +327,7 @@ class MMConfig(PreTrainedConfig):
             )
         wrong = [i for i in self.fusion_layers if not 0 <= i < text.num_hidden_layers]
         if not self.cross_attention and self.late_fusion is None:
-            raise ValueError("`cross_attention` is False and `late_fusion` None, so that media would reach nothing")
+            raise ValueError("`cross_attention` is False and `late_fusion` None, so that media would not be used")
         missing = self.cross_attention and not self.fusion_layers
         if wrong or missing or len(set(self.fusion_layers)) != len(self.fusion_layers):
             raise ValueError(

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Cross-attention of many keys and values, which few queries share.
+"""Cross-attention of few queries over many keys and values.
 
 Shapes: B rows, T query tokens, S keys and values, D query width, H query heads, K key/value heads, G query heads for
 each of them, E head width.
@@ -12,7 +12,7 @@ from .configuration_mm import MMConfig
 
 
 def for_each_head(visible: torch.Tensor, groups: int) -> torch.Tensor:
-    """(B, 1, T, S) for heads that share keys and values and stand behind each other: (B, 1, groups * T, S)."""
+    """The mask (B, 1, T, S) repeated for query heads laid out one after the other: (B, 1, groups * T, S)."""
     return visible if visible.shape[2] == 1 else visible.repeat(1, 1, groups, 1)
 
 
@@ -29,13 +29,13 @@ def eager_attention(
 
 
 class MMCrossAttention(nn.Module):
-    """Queries from text, keys and values given; grouped-query heads; eager or sdpa by the config.
+    """Cross-attention to given keys and values; grouped-query heads; eager or sdpa by the config.
 
-    Heads that share keys and values stand behind each other as if they were more tokens, so that keys and values, of
-    which there are many more than queries, are never repeated.
+    Query heads that share keys and values are laid out one after the other, like additional tokens, so that keys and
+    values, of which there are many more than queries, are never repeated.
 
-    Flash kernels take no mask of which token sees which slot, and flex ones compile anew for every number of tokens
-    and slots: where either is chosen for fusion, it uses sdpa.
+    Flash kernels take no mask of the slots that each token sees, and flex kernels recompile for every number of
+    tokens and slots: if either is chosen for fusion, it uses sdpa.
     """
 
     def __init__(self, config: MMConfig, query_width: int):

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Media dealt out to rows: what a caller gives to its texts, and flat tensors to the markers in them.
+"""Assignment of media to rows: a caller's items to its texts, and flat tensors to the markers in the texts.
 
 Shapes: B rows, N items per row, T text tokens.
 """
@@ -15,17 +15,17 @@ from .media_mm import Modality
 def items_per_row(
     items: Any, rows: int | None, markers: Sequence[int], is_item: Callable[[Any], bool], plural: str
 ) -> list[list]:
-    """One list of items for each row, from a single item, one item (or None) per row, or lists of them.
+    """One list of items for each row, from a single item, one item (or None) per row, or one list per row.
 
-    A flat list of as many items as there are markers is dealt out to these in their order; all items of a flat list
-    belong to a single row.
+    A flat list with one item per marker is assigned to the markers in their order; for a single row, all items of a
+    flat list belong to it.
 
     Args:
-        rows: how many there are; None without texts. markers: of each row; empty without texts.
-        is_item: whether a value is one item, and not a list of them. plural: what items are called.
+        rows: number of rows; None without texts. markers: number of markers in each row; empty without texts.
+        is_item: True for a single item, False for a list of items. plural: the noun for messages.
 
     Raises:
-        ValueError: the items are not as many as the rows, nor as the markers.
+        ValueError: the number of items is neither that of the rows nor that of the markers.
     """
     items = [items] if is_item(items) else list(items)
     flat = all(item is not None and is_item(item) for item in items)
@@ -45,12 +45,12 @@ def items_per_row(
 
 
 def distinct_items(rows: list[list]) -> tuple[list[Any], torch.Tensor]:
-    """The distinct images or clips of all rows, and (B, N) which of them each row has, -1 where fewer than N."""
+    """The distinct images or clips of all rows, and the index (B, N) of each row's items, -1 beyond its last one."""
     position: dict[int | str, int] = {}
     distinct: list[Any] = []
-    index = torch.full((len(rows), max((len(own) for own in rows), default=0)), -1)
-    for row, own in enumerate(rows):
-        for column, item in enumerate(own):
+    index = torch.full((len(rows), max((len(items) for items in rows), default=0)), -1)
+    for row, items in enumerate(rows):
+        for column, item in enumerate(items):
             key = item if isinstance(item, str) else id(item)
             if key not in position:
                 position[key] = len(distinct)
@@ -60,45 +60,45 @@ def distinct_items(rows: list[list]) -> tuple[list[Any], torch.Tensor]:
 
 
 def drop_items(index: torch.Tensor, markers: Sequence[int], truncation_side: str) -> int:
-    """Leave each row of an index (B, N) only as many items as it has markers; returns how many went.
+    """Drop the items of an index (B, N) for which a row has no marker left; returns the number of dropped items.
 
-    They go from the side on which the text was truncated.
+    They are dropped from the side on which the text was truncated.
     """
     counts = (index >= 0).sum(dim=1).tolist()
     dropped = 0
     for row, (count, left) in enumerate(zip(counts, markers, strict=True)):
         if count > left:
             items = index[row][index[row] >= 0]
-            kept = items[count - left :] if truncation_side == "left" else items[:left]
+            remaining = items[count - left :] if truncation_side == "left" else items[:left]
             index[row] = -1
-            index[row, :left] = kept
+            index[row, :left] = remaining
             dropped += count - left
     return dropped
 
 
 def is_flat(modality: Modality, media: dict[str, torch.Tensor]) -> bool:
-    """Whether the items of a modality are given one after the other, not (B, N, C, H, W) or in some other shape."""
-    plain = modality.name == "image" and modality.tensor in media and "pixel_attention_mask" not in media
-    return not plain or media[modality.tensor].dim() == 4
+    """True if the items of a modality are one flat batch, not (B, N, C, H, W) or another shape."""
+    is_pixels = modality.name == "image" and modality.tensor in media and "pixel_attention_mask" not in media
+    return not is_pixels or media[modality.tensor].dim() == 4
 
 
-def dealt_index(
+def index_from_markers(
     modality: Modality, items: int, rows: int, markers: torch.Tensor | None, before: int | torch.Tensor = 0
 ) -> torch.Tensor | None:
-    """The index (B, N) of media that came flat and without one: dealt out to the markers, row by row, in their order.
+    """The index (B, N) of flat media that came without one: assigned to the markers, row by row, in their order.
 
     Texts without markers have one item per row, and so has every row of a graph that is being traced, where the
-    markers cannot be counted. Where a cache holds earlier turns, all items belong to a single row.
+    markers cannot be counted. If a cache holds earlier turns of a single row, all items belong to that row.
 
     Args:
-        items: how many came. markers: (B, T) bool, where the texts have markers; None where they can have none.
-        before: columns that the cache holds.
+        items: number of items. markers: (B, T) bool, True at markers; None for texts that can have none.
+        before: number of columns in the cache.
 
     Returns:
-        None for one item per row.
+        the index, or None for one item per row.
 
     Raises:
-        ValueError: the items are not as many as the markers, nor, without any marker, as the rows.
+        ValueError: the number of items is not that of the markers nor, without any marker, that of the rows.
     """
     if markers is None or markers.is_meta or torch.compiler.is_compiling():
         return None
@@ -121,22 +121,22 @@ def dealt_index(
 
 
 def check_stacked(modality: Modality, items: int, index: torch.Tensor) -> None:
-    """Refuse rows that were prepared alone, each with an index from 0, and stacked: all would get the first items.
+    """Refuse stacked rows that were prepared alone, each with an index from 0: all would get the first items.
 
-    On a GPU the check does not wait for the tensors, and what is wrong stops the program.
+    On a GPU the check is asynchronous, and a wrong index stops the program.
 
     Raises:
-        ValueError: the index is that of such rows.
+        ValueError: the index is the one of such rows.
     """
     if index.shape[0] < 2 or index.is_meta or torch.compiler.is_compiling():
         return
-    last = index.amax(dim=1) + 1  # (B,), how many items a row would have alone
+    last = index.amax(dim=1) + 1  # (B,), number of items that a row would have alone
     highest = torch.nn.functional.pad(index, (1, 0), value=-1).cummax(dim=1).values
     counted = (highest.diff(dim=1) <= 1).all()  # every row numbers its items 0, 1, ... as they first occur
     stacked = counted & (last.sum() == items) & (last.amax() < items)
     reason = (
         f"`{modality.index}` looks like that of rows which were prepared alone and then stacked: it counts from 0 in "
-        f"each row, and leaves some of the {items} {modality.items} unused; leave it out where every text has its "
+        f"each row, and leaves some of the {items} {modality.items} unused; leave it out if every text has its "
         "markers, or prepare the rows together"
     )
     if index.is_cuda:

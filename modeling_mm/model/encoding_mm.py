@@ -1,9 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""How media become what text attends to: through their tower and the fusion's projector once per distinct image or
-clip of sound (`Memory`), then as keys and values beside each other in the rows that show or play them.
+"""Encoding of media: tower and projector once per distinct item (`Memory`), then keys and values for each row.
 
-Shapes: B rows, I distinct images or clips, N of them per row, P states each, S memory slots of a row, all modalities',
-T text tokens, D text width, V tower width, L fusion layers, K key/value heads, E head width.
+Shapes: B rows, I distinct images, audio clips or videos, N of them per row, P states each, S memory slots per row over
+all modalities, F frames, T text tokens, D text width, V tower width, L fusion layers, K key/value heads, E head width.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +12,9 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .audio_towers_mm import audio_states as hear
-from .audio_towers_mm import audio_width
+from .audio_towers_mm import audio_width, run_audio_tower
 from .configuration_mm import MMConfig, tower_width
-from .dealing_mm import check_stacked, dealt_index, is_flat
+from .dealing_mm import check_stacked, index_from_markers, is_flat
 from .fusion_mm import MMFusion
 from .media_mm import (
     MODALITIES,
@@ -24,10 +22,9 @@ from .media_mm import (
     Memory,
     check_media,
     check_states,
-    check_told_apart,
+    check_unambiguous,
     check_videos,
     encoded_starts,
-    find_markers,
     implied_image_index,
     one_per_row,
 )
@@ -35,7 +32,7 @@ from .outputs_mm import MMAudioOutput, MMImageOutput
 
 
 class MMEncodingMixin:
-    """What `MMModel` does with media before its text backbone runs."""
+    """The encoding of media in `MMModel`, before its text backbone runs."""
 
     config: MMConfig
     vision_tower: PreTrainedModel
@@ -53,17 +50,18 @@ class MMEncodingMixin:
         image_pooled: torch.Tensor | None = None,
         **vision_inputs,
     ) -> MMImageOutput:
-        """What the vision tower sees in distinct images (I, C, H, W), or once saw: then it does not run.
+        """Image features of distinct images (I, C, H, W).
 
-        `vision_inputs` are what else a tower takes (SigLIP2's `pixel_attention_mask` and `spatial_shapes`, flags);
-        `image_states` and `image_pooled` an earlier output's `pooler_output` and `pooled`, in place of the images.
+        Args:
+            image_states, image_pooled: `pooler_output` and `pooled` of an earlier output; the tower does not run then.
+            vision_inputs: other inputs of the tower (SigLIP2's `pixel_attention_mask` and `spatial_shapes`, flags).
 
         Returns:
-            the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
-            a convolutional tower is flattened; `pooled` is the tower's own pooled output, if it has one.
+            the tower's output; `pooler_output` holds the states (I, P, V) that fusion attends to, a convolutional
+            tower's grid flattened; `pooled` is the tower's own pooled output, if it has one.
 
         Raises:
-            ValueError: the tower's states are not P of width V for each image.
+            ValueError: the tower's states are not (I, P, V).
         """
         if image_states is not None:
             check_states("image_states", image_states, tower_width(self.config.vision_config), pixel_values)
@@ -77,37 +75,38 @@ class MMEncodingMixin:
         images, width = pixel_values.shape[0], tower_width(self.config.vision_config)
         if (flat.shape[0], flat.shape[-1]) != (images, width):
             raise ValueError(
-                f"the vision tower '{self.config.vision_config.model_type}' gives states of shape "
+                f"the vision tower '{self.config.vision_config.model_type}' returns states of shape "
                 f"{tuple(states.shape)} for {images} images, where fusion expects ({images}, states, {width})"
             )
-        asked = {name: output.get(name) for name in ("hidden_states", "attentions")}
-        return MMImageOutput(states, flat, pooled=output.get("pooler_output"), **asked)
+        optional = {name: output.get(name) for name in ("hidden_states", "attentions")}
+        return MMImageOutput(states, flat, pooled=output.get("pooler_output"), **optional)
 
     @can_return_tuple
     def get_video_features(
         self, pixel_values_videos: torch.Tensor, video_mask: torch.Tensor | None = None, **vision_inputs
     ) -> MMImageOutput:
-        """What the vision tower sees in the frames of distinct videos (I, F, C, H, W); unreal ones it is not shown.
+        """Image features of the frames of distinct videos (I, F, C, H, W); the tower skips padding frames.
 
         Args:
-            video_mask: (I, F), 1 where a frame is real.
+            video_mask: (I, F), 0 for padding frames.
 
         Returns:
-            `last_hidden_state` and `pooler_output`, both the states (I, F * P, V) frame by frame, zero of unreal ones;
-            `pooled`, `hidden_states` and `attentions` are the tower's own of the real frames.
+            `last_hidden_state` and `pooler_output`, both the states (I, F * P, V) frame by frame, zero for padding
+            frames; `pooled`, `hidden_states` and `attentions` are the tower's outputs for the other frames.
 
         Raises:
             ValueError: the model takes no video, fewer frames, or frames of another shape.
         """
         check_videos(self.config, pixel_values_videos, video_mask)
-        if video_mask is None:  # the only way that compiles: how many frames are real is data
+        if video_mask is None:  # the only branch that compiles: with a mask, the number of real frames is data
             output = self.get_image_features(pixel_values_videos.flatten(0, 1), return_dict=True, **vision_inputs)
             states = output.pooler_output.unflatten(0, pixel_values_videos.shape[:2])  # (I, F, P, V)
         else:
             real = video_mask.bool()
             output = self.get_image_features(pixel_values_videos[real], return_dict=True, **vision_inputs)
-            seen = output.pooler_output
-            states = seen.new_zeros(*real.shape, *seen.shape[1:]).index_put((real,), seen)
+            frame_states = output.pooler_output  # of the real frames
+            padded = frame_states.new_zeros(*real.shape, *frame_states.shape[1:])
+            states = padded.index_put((real,), frame_states)
         output.last_hidden_state = output.pooler_output = states.flatten(1, 2)
         return output
 
@@ -119,36 +118,39 @@ class MMEncodingMixin:
         audio_states: torch.Tensor | None = None,
         **flags,
     ) -> MMAudioOutput:
-        """What the audio tower hears in distinct clips (I, ...), as the processor prepares them, or once heard.
+        """Audio features of distinct clips (I, ...), as the processor prepares them.
 
-        `input_features_mask` (I, T) is 1 where the sound is real; `flags` are the tower's own. In place of clips
-        `audio_states` are an earlier output's `pooler_output`, the mask its `attention_mask`.
+        Args:
+            input_features_mask: (I, T), 0 in the padding behind a clip.
+            audio_states: `pooler_output` of an earlier output, with its `attention_mask` as `input_features_mask`;
+                the tower does not run then.
+            flags: options of the tower.
 
         Returns:
-            the tower's output; its `pooler_output` are the states (I, P, V) that fusion attends to, where the grid of
-            a convolutional tower is flattened, its `attention_mask` (I, P) bool says which are real; None where all.
+            the tower's output; `pooler_output` holds the states (I, P, V) that fusion attends to, a convolutional
+            tower's grid flattened; `attention_mask` (I, P) bool is False for padding, or None without padding.
 
         Raises:
             ValueError: the model has no audio tower.
         """
         if self.audio_tower is None:
-            raise ValueError("sound came as `input_features`, but this model has no audio tower; compose it with one")
+            raise ValueError("audio came as `input_features`, but this model has no audio tower; compose it with one")
         if audio_states is not None:
             check_states("audio_states", audio_states, audio_width(self.config.audio_config), input_features)
             return MMAudioOutput(audio_states, audio_states, attention_mask=input_features_mask)
         with torch.set_grad_enabled(self.needs_grad(self.audio_tower, input_features)):
-            return hear(self.audio_tower, input_features, input_features_mask, **flags)
+            return run_audio_tower(self.audio_tower, input_features, input_features_mask, **flags)
 
     def needs_grad(self, tower: PreTrainedModel, inputs: torch.Tensor) -> bool:
-        """A frozen tower is run without a graph, unless its inputs want gradients."""
+        """True if the tower is trained or its inputs need gradients; otherwise it runs without a graph."""
         trained = any(p.requires_grad for p in tower.parameters())
         return torch.is_grad_enabled() and (trained or inputs.requires_grad)
 
     def touch_unused_parts(self) -> torch.Tensor:
         """Zero, with a zero gradient for every trained weight.
 
-        A process whose batch has no image or no sound, or that LayerDrop makes skip a layer, takes part in the
-        gradient exchange of the others. FSDP's shards are left alone: they are exchanged by blocks, not by weights.
+        Needed for gradient synchronisation: the batch of a process may have no image or no audio, and LayerDrop may
+        skip a layer. FSDP's shards are left alone: they are synchronised by blocks, not by weights.
         """
         from torch.distributed.tensor import DTensor
 
@@ -171,41 +173,44 @@ class MMEncodingMixin:
         image_states: torch.Tensor | None = None,
         audio_states: torch.Tensor | None = None,
     ) -> dict[str, Memory]:
-        """The memory of each modality that came; arguments as of `encode_media`."""
+        """The memory of each modality in the batch; arguments as for `encode_media`."""
         memories = {}
-        resampled = self.config.num_latents is not None
-        orders = image_index is None, audio_index is None
         if pixel_values is not None or image_states is not None:
+            in_order = image_index is None
             if image_index is None and pixel_values is not None and pixel_attention_mask is None:
                 image_index = implied_image_index(pixel_values)
                 pixel_values = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
             patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
-            seen = self.get_image_features(pixel_values, image_states, return_dict=True, **patches)
-            states = seen.pooler_output  # (I, P, V)
-            image_index = one_per_row(states) if image_index is None else image_index
+            images = self.get_image_features(pixel_values, image_states, return_dict=True, **patches)
             present = None if pixel_attention_mask is None else pixel_attention_mask.bool()
-            memory = self.fusion.project(states, present)
-            memories["image"] = Memory(memory, image_index, None if resampled else present, orders[0])
+            memories["image"] = self.project_states("image", images.pooler_output, present, image_index, in_order)
         if input_features is not None or audio_states is not None:
-            heard = self.get_audio_features(input_features, input_features_mask, audio_states, return_dict=True)
-            audio_index = one_per_row(heard.pooler_output) if audio_index is None else audio_index
-            memory = self.fusion.project(heard.pooler_output, heard.attention_mask, "audio")
-            present = None if resampled else heard.attention_mask
-            memories["audio"] = Memory(memory, audio_index, present, orders[1])
+            audio = self.get_audio_features(input_features, input_features_mask, audio_states, return_dict=True)
+            memories["audio"] = self.project_states("audio", audio.pooler_output, audio.attention_mask, audio_index)
         if pixel_values_videos is not None:
-            memories["video"] = self.video_memory(pixel_values_videos, video_index, video_mask)
+            videos = self.get_video_features(pixel_values_videos, video_mask, return_dict=True)
+            states = videos.pooler_output.unflatten(1, (pixel_values_videos.shape[1], -1))  # (I, F, P, V)
+            present = None if video_mask is None else video_mask.bool().repeat_interleave(states.shape[2], dim=1)
+            memories["video"] = self.project_states("video", states, present, video_index)
         return memories
 
-    def video_memory(
-        self, pixel_values_videos: torch.Tensor, video_index: torch.Tensor | None, video_mask: torch.Tensor | None
+    def project_states(
+        self,
+        modality: str,
+        states: torch.Tensor,
+        present: torch.Tensor | None = None,
+        index: torch.Tensor | None = None,
+        in_order: bool = False,
     ) -> Memory:
-        """The memory of videos: F * P states each, or as many as the resampler's latents."""
-        states = self.get_video_features(pixel_values_videos, video_mask, return_dict=True).pooler_output
-        states = states.unflatten(1, (pixel_values_videos.shape[1], -1))  # (I, F, P, V)
-        present = None if video_mask is None else video_mask.bool().repeat_interleave(states.shape[2], dim=1)
-        video_index = one_per_row(states) if video_index is None else video_index
-        memory = self.fusion.project(states, present, "video")
-        return Memory(memory, video_index, None if self.config.num_latents is not None else present)
+        """The memory of one modality, from the states of its tower.
+
+        Args:
+            states: (I, P, V), or (I, F, P, V) for video. present: (I, P) bool, False for padding.
+            index: (B, N) into the items, by default one per row. in_order: the index counts from 0 to I - 1.
+        """
+        memory = self.fusion.project(states, present, modality)
+        present = present if self.config.num_latents is None else None
+        return Memory(memory, one_per_row(states) if index is None else index, present, in_order or index is None)
 
     def encode_media(self, pixel_values: torch.Tensor | None = None, *args, **media) -> torch.Tensor:
         """Run the towers and the fusion's key/value projection, once per distinct image and clip.
@@ -214,48 +219,52 @@ class MMEncodingMixin:
             pixel_values: (I, C, H, W) with `image_index`; without it (B, C, H, W) for one image per row or
                 (B, N, C, H, W) for N per row. SigLIP2 takes (I, P, C * p * p) with its two arguments below.
             image_index: (B, N) integers into the images, -1 where a row has fewer than N.
-            pixel_attention_mask: (I, P), 1 where a patch is real. spatial_shapes: (I, 2), patches per side.
-            input_features: (I, ...) clips of sound, with audio_index (B, N), by default one clip per row;
-                input_features_mask: (I, T), 1 where the sound is real.
+            pixel_attention_mask: (I, P), 0 for padding patches. spatial_shapes: (I, 2), patches per side.
+            input_features: (I, ...) audio clips, with audio_index (B, N), by default one clip per row;
+                input_features_mask: (I, T), 0 in the padding behind a clip.
             pixel_values_videos: (I, F, C, H, W) frames of videos, with video_index (B, N), by default one video per
-                row; video_mask: (I, F), 1 where a frame is real.
+                row; video_mask: (I, F), 0 for padding frames.
             image_states, audio_states: (I, P, V) of the towers, in place of images and clips; masks are (I, P) then.
 
         Returns:
-            `media_key_values` (B, L, 2, K, S, E), the images' slots, then those of sound, then those of video.
+            `media_key_values` (B, L, 2, K, S, E): the slots of images, then of audio clips, then of videos.
 
         Raises:
-            ValueError: `pixel_values` has another number of dimensions, or there is no tower for what came.
+            ValueError: `pixel_values` has another number of dimensions, or the model has no tower for a modality.
         """
-        return self.key_values(self.project_media(pixel_values, *args, **media))
+        return self.fusion.key_values(self.project_media(pixel_values, *args, **media).values())
 
-    def key_values(self, memories: dict[str, Memory]) -> torch.Tensor:
-        """Keys and values of each row's media side by side: (B, L, 2, K, S, E)."""
-        each = [self.fusion.key_values(memory.states, memory.index, memory.in_order) for memory in memories.values()]
-        together = each[0] if len(each) == 1 else torch.cat(each, dim=1)  # (B, S, L, 2, K, E)
-        return together.permute(0, 2, 3, 4, 1, 5)
-
-    def markers(
+    def marker_mask(
         self, modality: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """(B, T) bool, where the markers of a modality are; None where the text can have none."""
-        marker = getattr(self.config, MODALITIES[modality].marker_id)
-        return find_markers(marker, input_ids, inputs_embeds, self.get_input_embeddings)
+        """(B, T) bool, True at the markers of a modality, found by their id, or by their embedding without ids.
 
-    def deal_media(
+        None if the text can have no markers.
+        """
+        marker_id = getattr(self.config, MODALITIES[modality].marker_id)
+        if marker_id is None:
+            return None
+        if input_ids is not None:
+            return input_ids == marker_id
+        if inputs_embeds is None:
+            return None
+        marker = self.get_input_embeddings()(torch.full((1,), marker_id, device=inputs_embeds.device))
+        return (inputs_embeds == marker.to(inputs_embeds.dtype)).all(dim=-1)
+
+    def index_media(
         self,
         media: dict[str, Any],
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None = None,
         before: int | torch.Tensor = 0,
     ) -> dict[str, Any]:
-        """The media that came, with an index where they came flat, without one and not one per row.
+        """The media arguments without empty ones, and with an index for flat media that are not one per row.
 
-        Flat media belong to the markers of the texts, in their order (see `dealt_index`), so that rows which were
-        prepared alone can be stacked by anyone. Modalities of which no item came are left out.
+        Flat media without an index belong to the markers of the texts, in their order (see `index_from_markers`), so
+        that rows which were prepared alone can be stacked.
 
         Raises:
-            ValueError: media and markers differ in number, or an index is that of rows that were prepared alone.
+            ValueError: media and markers differ in number, or an index is the one of rows that were prepared alone.
         """
         text = input_ids if input_ids is not None else inputs_embeds
         media = {name: value for name, value in media.items() if value is not None}
@@ -267,8 +276,8 @@ class MMEncodingMixin:
             if index is not None and index.dim() == 2:
                 check_stacked(modality, items.shape[0], index)
             elif index is None and is_flat(modality, media):
-                markers = self.markers(modality.name, input_ids, inputs_embeds)
-                index = dealt_index(modality, items.shape[0], text.shape[0], markers, before)
+                markers = self.marker_mask(modality.name, input_ids, inputs_embeds)
+                index = index_from_markers(modality, items.shape[0], text.shape[0], markers, before)
                 media |= {} if index is None else {modality.index: index}
             if items.shape[0] == 0:
                 media = {name: value for name, value in media.items() if name not in modality.arguments}
@@ -281,14 +290,14 @@ class MMEncodingMixin:
         inputs_embeds: torch.Tensor | None = None,
         before: int | torch.Tensor = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S) of what `project_media` gave.
+        """`media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S) for a text and the memories of its media.
 
-        For another text about the same media there is `media_starts`, which costs no encoding.
+        For another text about the same media, call `media_starts`.
 
         Raises:
             ValueError: text and media differ in rows.
         """
-        return self.key_values(memories), self.media_starts(memories, input_ids, inputs_embeds, before)
+        return self.fusion.key_values(memories.values()), self.media_starts(memories, input_ids, inputs_embeds, before)
 
     def media_starts(
         self,
@@ -297,7 +306,7 @@ class MMEncodingMixin:
         inputs_embeds: torch.Tensor | None = None,
         before: int | torch.Tensor = 0,
     ) -> torch.Tensor:
-        """(B, S), the column of this text, after `before` cached ones, from which each slot may be seen.
+        """`media_start` (B, S): the first column of a text, after `before` cached ones, that sees each slot.
 
         Raises:
             ValueError: text and media differ in rows.
@@ -309,11 +318,10 @@ class MMEncodingMixin:
                     f"the media have {memory.index.shape[0]} rows (`{modality}_index`) and the text {text.shape[0]}; "
                     "expected one row of each per text"
                 )
-        texts: dict[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        starts = [memory.starts(self.markers(name, **texts), before) for name, memory in memories.items()]
-        return torch.cat(starts, dim=1)
+        masks = {name: self.marker_mask(name, input_ids, inputs_embeds) for name in memories}
+        return torch.cat([memory.starts(masks[name], before) for name, memory in memories.items()], dim=1)
 
-    def prepare_media(
+    def cross_attention_inputs(
         self,
         input_ids: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
@@ -322,34 +330,49 @@ class MMEncodingMixin:
         before: int | torch.Tensor = 0,
         **media,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What fusion needs of the media: `media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S).
+        """The inputs of cross-attention: `media_key_values` (B, L, 2, K, S, E) and `media_start` (B, S), or two Nones.
 
-        Encoded media pass through, and so does a given `media_start`; otherwise it follows from the markers in
-        `input_ids` (B, T) or `inputs_embeds` (B, T, D), which stand after `before` cached columns, and from the index
-        of the media. `media` are the arguments of `encode_media`.
+        Media are encoded unless `media_key_values` is given. `media_start`, unless given, follows from the markers in
+        `input_ids` (B, T) or `inputs_embeds` (B, T, D), which follow `before` cached columns, and from the index of
+        the media. `media` are the arguments of `encode_media`.
 
         Raises:
-            ValueError: text and media differ in rows, pixels came beside encoded media, or it cannot be told from
-                which column encoded media are to be seen.
+            ValueError: text and media differ in rows, raw media came beside encoded ones, or the `media_start` of
+                encoded media is ambiguous.
         """
-        media = self.deal_media(media, input_ids, inputs_embeds, before)
+        media = self.index_media(media, input_ids, inputs_embeds, before)
         raw = [name for name in RAW if name in media]
         if not raw and media_key_values is None:
             return None, None
         check_media(self.config, raw, media, media_key_values, media_start)
+        default_start = None
         if media_key_values is None:
             memories = self.project_media(**media)
-            media_key_values, start = self.attended(memories, input_ids, inputs_embeds, before)
-            return media_key_values, start if media_start is None else media_start
-        if media_start is None:
-            check_told_apart(self.config, media)
-            text = input_ids if input_ids is not None else inputs_embeds
-            present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
-            rows = None if text is None else text.shape[0]
-            markers = {name: self.markers(name, input_ids, inputs_embeds) for name in MODALITIES}
-            indices = {name: media[f"{name}_index"] for name in markers if media.get(f"{name}_index") is not None}
-            media_start = encoded_starts(media_key_values, indices, markers, before, rows, present)
-        return media_key_values, media_start
+            media_key_values, default_start = self.attended(memories, input_ids, inputs_embeds, before)
+        elif media_start is None:
+            default_start = self.starts_of_encoded(media_key_values, media, input_ids, inputs_embeds, before)
+        return media_key_values, default_start if media_start is None else media_start
+
+    def starts_of_encoded(
+        self,
+        media_key_values: torch.Tensor,
+        media: dict[str, Any],
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        before: int | torch.Tensor,
+    ) -> torch.Tensor:
+        """`media_start` (B, S) of encoded media, from the markers of the text and the index of each modality.
+
+        Raises:
+            ValueError: text and media differ in rows, or the slots of the media cannot be told apart.
+        """
+        check_unambiguous(self.config, media)
+        text = input_ids if input_ids is not None else inputs_embeds
+        rows = None if text is None else text.shape[0]
+        present = media.get("pixel_attention_mask") if self.config.num_latents is None else None
+        masks = {name: self.marker_mask(name, input_ids, inputs_embeds) for name in MODALITIES}
+        indices = {name: media[f"{name}_index"] for name in masks if media.get(f"{name}_index") is not None}
+        return encoded_starts(media_key_values, indices, masks, before, rows, present)
 
 
 __all__ = ["MMEncodingMixin"]

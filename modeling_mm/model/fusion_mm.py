@@ -1,21 +1,21 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Fusion: how text tokens of a frozen or trained backbone see media.
+"""Fusion: gated cross-attention from the text tokens of a frozen or trained backbone to media.
 
 - `MMFusion` turns tower states into keys and values, once per distinct image and for all fusion layers by one linear
   layer, and holds the gated cross-attention layers (Alayrac et al. 2022, "Flamingo").
 - `FusionHook` enters the backbone: a forward pre-hook on every text layer that runs a fusion layer on its input. It
-  holds an index only. Module and tensors arrive with the call, so that deepcopy, pickling and peft's replacement of
-  modules cannot leave it with a stale reference.
-- The call arrives as a keyword argument where the backbone hands those down to its layers. Where it does not, the hook
-  finds it in the context of the forward pass (`active_context`); compilers and exporters see the first way only.
-- A token that sees nothing (`media_mm` says which slots it sees) is left exactly as it was.
+  holds an index only. Module and tensors arrive in a `FusionContext`, so that deepcopy, pickling and peft's
+  replacement of modules cannot leave it with a stale reference.
+- The context arrives as a keyword argument if the backbone passes those down to its layers. Otherwise the hook finds
+  it in a context variable (`active_context`); compilers and exporters support the first way only.
+- The hidden state of a token that sees no slot (see `media_mm`) does not change.
 
 Shapes: B rows, I distinct images, N images per row, P states per image, S = N * P slots, T text tokens, D text width,
 V tower width, M memory width, L fusion layers, H query heads, K key/value heads, G query heads for each of these,
 E head width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -30,17 +30,18 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
 from .cross_attention_mm import MMCrossAttention, for_each_head
+from .media_mm import Memory
 from .resampler_mm import MMResampler
 
 
 class FusionContext:
-    """What one forward pass hands to every fusion layer; no dataclass, of which FSDP would give each layer a copy.
+    """The inputs of every fusion layer in one forward pass; no dataclass, because FSDP would copy it for each layer.
 
-    fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: its layers that
-    they precede. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
-    attentions: a list that collects (B, H, T, S) weights, or None. entered: how many fusion layers ran.
-    keys, values: of each fusion layer (B, K, S, E), views. seen: (B, T, 1) bool, where a token sees anything.
-    mask: (B, 1, G * T, S) bool, what each token attends to, once for each of G heads that share keys and values.
+    fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: the indices of
+    the text layers that they precede. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
+    attentions: a list that collects (B, H, T, S) weights, or None. num_layers_run: number of fusion layers that ran.
+    keys, values: for each fusion layer (B, K, S, E), views. sees_media: (B, T, 1) bool, True if a token sees any slot.
+    mask: (B, 1, G * T, S) bool, the slots that each token attends to, repeated for the G heads that share them.
     """
 
     def __init__(
@@ -55,17 +56,17 @@ class FusionContext:
         self.fusion, self.text_model, self.layers = fusion, text_model, layers
         self.key_values, self.visible = key_values, visible
         self.attentions, self.num_layers_run = attentions, 0
-        # apart in one step, whose gradient is one tensor and not one full of zeros for each layer
+        # unbound in one step, whose gradient is one tensor instead of one full of zeros for each layer
         slots_first = key_values.permute(0, 4, 1, 2, 3, 5).flatten(2, 3)  # (B, S, L * 2, K, E)
-        apart = [one.transpose(1, 2) for one in slots_first.unbind(2)]
-        self.keys, self.values = apart[::2], apart[1::2]
-        self.seen = visible.any(dim=-1).transpose(1, 2)
-        # A softmax over nothing is NaN: such tokens attend to everything, and are left as they were afterwards.
+        unbound = [tensor.transpose(1, 2) for tensor in slots_first.unbind(2)]
+        self.keys, self.values = unbound[::2], unbound[1::2]
+        self.sees_media = visible.any(dim=-1).transpose(1, 2)
+        # A softmax over no slot is NaN: such tokens attend to all slots, and the layer restores them afterwards.
         self.mask = for_each_head(visible | ~visible.any(dim=-1, keepdim=True), fusion.num_key_value_groups)
 
     @cached_property
     def text_layers(self) -> nn.ModuleList:
-        """The backbone's layers, looked up once per forward pass and only where the call comes by the context."""
+        """The backbone's layers, looked up once per forward pass, if the context does not come as a keyword."""
         return text_layers(self.text_model)
 
 
@@ -73,12 +74,12 @@ CURRENT_CONTEXT: ContextVar[FusionContext | None] = ContextVar("fusion_context",
 
 
 @contextmanager
-def active_context(call: FusionContext | None) -> Iterator[None]:
-    """Hooks within find this call where no keyword brings one; None hides that of a model around this one."""
+def active_context(context: FusionContext | None) -> Iterator[None]:
+    """Make a context available to hooks that get none by keyword; None hides the context of an enclosing model."""
     if torch.compiler.is_compiling():
         yield
         return
-    token = CURRENT_CONTEXT.set(call)
+    token = CURRENT_CONTEXT.set(context)
     try:
         yield
     finally:
@@ -86,47 +87,47 @@ def active_context(call: FusionContext | None) -> Iterator[None]:
 
 
 class FusionHook:
-    """Forward pre-hook of text layer `layer`; which fusion layer precedes it, if any, comes with the call."""
+    """Forward pre-hook of text layer `layer`; the context tells which fusion layer precedes it, if any."""
 
     def __init__(self, layer: int):
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        call = kwargs.pop("fusion_context", None) or self.call_in_context(module)
-        if call is None or self.layer not in call.layers:
+        context = kwargs.pop("fusion_context", None) or self.find_context(module)
+        if context is None or self.layer not in context.layers:
             return args, kwargs
-        call.num_layers_run += 1
-        position = call.layers.index(self.layer)
+        context.num_layers_run += 1
+        position = context.layers.index(self.layer)
         if args:
-            return (call.fusion(args[0], call, position), *args[1:]), kwargs
-        kwargs["hidden_states"] = call.fusion(kwargs["hidden_states"], call, position)
+            return (context.fusion(args[0], context, position), *args[1:]), kwargs
+        kwargs["hidden_states"] = context.fusion(kwargs["hidden_states"], context, position)
         return args, kwargs
 
-    def call_in_context(self, module: nn.Module) -> FusionContext | None:
-        """The call of the forward pass around this layer, if it is one of this layer's own backbone.
+    def find_context(self, module: nn.Module) -> FusionContext | None:
+        """The active context, if it belongs to the backbone of this layer.
 
         Raises:
             ValueError: the layer is checkpointed together with its hooks: the backward pass would compute it again
-                outside of the context, without fusion, and give other gradients.
+                outside of the context, without fusion, and return wrong gradients.
         """
-        call = None if torch.compiler.is_compiling() else CURRENT_CONTEXT.get()
-        if call is None or self.layer not in call.layers or call.text_layers[self.layer] is not module:
+        context = None if torch.compiler.is_compiling() else CURRENT_CONTEXT.get()
+        if context is None or self.layer not in context.layers or context.text_layers[self.layer] is not module:
             return None
         with_hooks = type(module).__call__ is not nn.Module.__call__  # so before transformers 5.23
         if with_hooks and module.training and getattr(module, "gradient_checkpointing", False):
             raise ValueError(
-                f"{type(call.text_model).__name__} does not pass keyword arguments down to its layers, so that it "
+                f"{type(context.text_model).__name__} does not pass keyword arguments down to its layers, so that it "
                 "cannot be trained with gradient checkpointing in this version of transformers; use 5.23 or newer, "
                 "or leave gradient checkpointing off"
             )
-        return call
+        return context
 
 
 def text_layers(text_model: PreTrainedModel) -> nn.ModuleList:
     """The backbone's layers: the shallowest `ModuleList` as long as `config.num_hidden_layers`.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is no such list, or more than one.
     """
     length = text_model.config.num_hidden_layers
     lists = [
@@ -144,9 +145,9 @@ def text_layers(text_model: PreTrainedModel) -> nn.ModuleList:
 
 
 def add_fusion_hooks(text_model: PreTrainedModel) -> None:
-    """Put a hook on every layer, fused or not, so that our argument never reaches the backbone's own code.
+    """Register a hook on every layer, fused or not, so that our keyword never reaches the backbone's own code.
 
-    A backbone that another model was composed over has its hooks already; they serve both.
+    A backbone that is part of another model has its hooks already; they serve both models.
     """
     for index, layer in enumerate(text_layers(text_model)):
         if not any(isinstance(hook, FusionHook) for hook in layer._forward_pre_hooks.values()):
@@ -154,7 +155,7 @@ def add_fusion_hooks(text_model: PreTrainedModel) -> None:
 
 
 class MMFusionLayer(GradientCheckpointingLayer):
-    """Gated cross-attention, and a gated MLP if wanted; gates are tanh(0) = 0 at first: the input stays as it is."""
+    """Gated cross-attention and an optional gated MLP; with the initial gates, tanh(0) = 0, it returns its input."""
 
     def __init__(self, config: MMConfig):
         super().__init__()
@@ -175,22 +176,22 @@ class MMFusionLayer(GradientCheckpointingLayer):
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor,
-        seen: torch.Tensor,
+        sees_media: torch.Tensor,
         need_weights: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`key`, `value`, `mask` and `seen` as `FusionContext` has them."""
+        """Fused hidden states (B, T, D) and attention weights; `key`, `value`, `mask`, `sees_media` of the context."""
         states = hidden_states.to(self.cross_attn_norm.weight.dtype)  # fusion may train in a higher precision
         attended, weights = self.cross_attn(self.cross_attn_norm(states), key, value, mask, need_weights)
         fused = states + (self.cross_attn_gate.tanh() * attended).to(states.dtype)
         if self.mlp is not None:
             fused = fused + (self.mlp_gate.tanh() * self.mlp(self.mlp_norm(fused))).to(fused.dtype)
         if weights is not None:
-            weights = weights * seen[:, None]
-        return torch.where(seen, fused.to(hidden_states.dtype), hidden_states), weights
+            weights = weights * sees_media[:, None]
+        return torch.where(sees_media, fused.to(hidden_states.dtype), hidden_states), weights
 
 
 class MMFusion(nn.Module):
-    """Everything between the towers and the backbone; the part that is always trained."""
+    """Projectors, resampler and fusion layers between the towers and the backbone; the part that is always trained."""
 
     def __init__(self, config: MMConfig):
         super().__init__()
@@ -200,8 +201,8 @@ class MMFusion(nn.Module):
         widths = {"image": tower_width(config.vision_config)}
         if config.audio_config is not None:
             widths["audio"] = audio_width(config.audio_config)
-        for modality, own in widths.items():
-            setattr(self, f"{modality}_projector", nn.Sequential(nn.LayerNorm(own), nn.Linear(own, width)))
+        for modality, tower in widths.items():
+            setattr(self, f"{modality}_projector", nn.Sequential(nn.LayerNorm(tower), nn.Linear(tower, width)))
         if config.num_frames is not None:
             self.frame_embedding = nn.Parameter(torch.zeros(config.num_frames, width))
         self.resampler = MMResampler(config) if config.num_latents else None
@@ -214,11 +215,11 @@ class MMFusion(nn.Module):
     def project(
         self, states: torch.Tensor, present: torch.Tensor | None = None, modality: str = "image"
     ) -> torch.Tensor:
-        """States of distinct images or clips (I, P, V) in the memory's width, resampled if the config says: (I, P, M).
+        """Project states of distinct items (I, P, V) to the memory width, and resample them if configured: (I, P, M).
 
-        `present` (I, P) marks real states where a tower pads them; only the resampler needs to know. States of sound
-        get their place in time, which convolutional towers do not tell. Those of video, (I, F, P, V), are images'
-        with the embedding of their frame, and F * P for each video.
+        `present` (I, P) is False for padding states; only the resampler uses it. Audio states get a position in time,
+        which convolutional towers do not encode. Video states (I, F, P, V) are projected like those of images, get
+        the embedding of their frame, and are flattened to F * P per video.
         """
         projector = self.audio_projector if modality == "audio" else self.image_projector
         memory = projector(states.to(projector[1].weight.dtype))  # (I, P, M); parts may differ in precision
@@ -228,39 +229,43 @@ class MMFusion(nn.Module):
             memory = (memory + self.frame_embedding[: memory.shape[1], None]).flatten(1, 2)
         return memory if self.resampler is None else self.resampler(memory, present)
 
-    def key_values(self, memory: torch.Tensor, index: torch.Tensor, in_order: bool = False) -> torch.Tensor:
-        """Of states (I, P, M) those of each row's media (B, N) side by side: (B, N * P, L, 2, K, E).
-
-        `in_order` says that the index counts from 0 to I - 1.
+    def key_values(self, memories: Iterable[Memory]) -> torch.Tensor:
+        """Keys and values (B, L, 2, K, S, E) of each row's media, for the memories of one or more modalities.
 
         Raises:
             ValueError: the model has no cross-attention.
         """
         if not len(self.layers):
             raise ValueError(
-                "this model has no cross-attention, only `late_fusion`, which MMForSequenceClassification does from "
-                "`pixel_values`; compose it with `cross_attention=True` to use media in another way"
+                "this model has no cross-attention, only `late_fusion`, which MMForSequenceClassification computes "
+                "from `pixel_values`; compose it with `cross_attention=True` for any other use of media"
             )
-        memory = self.kv_proj(self.memory_norm(memory))
-        own = memory.unflatten(0, index.shape) if in_order else memory[index.clamp(min=0)]
-        return own.flatten(1, 2).unflatten(2, (len(self.layers), 2, self.num_key_value_heads, self.head_dim))
+        modalities = []
+        for memory in memories:
+            projected = self.kv_proj(self.memory_norm(memory.states))  # (I, P, L * 2KE)
+            index = memory.index
+            items = projected.unflatten(0, index.shape) if memory.in_order else projected[index.clamp(min=0)]
+            modalities.append(items.flatten(1, 2))  # (B, N * P, L * 2KE)
+        slots = modalities[0] if len(modalities) == 1 else torch.cat(modalities, dim=1)
+        slots = slots.unflatten(2, (len(self.layers), 2, self.num_key_value_heads, self.head_dim))
+        return slots.permute(0, 2, 3, 4, 1, 5)
 
-    def forward(self, hidden_states: torch.Tensor, call: FusionContext, position: int) -> torch.Tensor:
-        """(B, T, D) before a text layer to (B, T, D) with what its tokens see of the media.
+    def forward(self, hidden_states: torch.Tensor, context: FusionContext, position: int) -> torch.Tensor:
+        """Run the fusion layer at `position` on the input (B, T, D) of a text layer.
 
         Raises:
-            ValueError: the backbone hands its layers states that are not one per text token.
+            ValueError: the backbone's hidden states are not one per text token.
         """
-        rows, _, tokens, _ = call.visible.shape
+        rows, _, tokens, _ = context.visible.shape
         if hidden_states.shape[:-1] != (rows, tokens):
             raise ValueError(
-                f"{type(call.text_model).__name__} gives its layers states of shape {tuple(hidden_states.shape)}, "
+                f"{type(context.text_model).__name__} gives its layers states of shape {tuple(hidden_states.shape)}, "
                 f"where fusion expects one for each text token, ({rows}, {tokens}, width)"
             )
-        own = (call.keys[position], call.values[position], call.mask, call.seen)
-        hidden_states, weights = self.layers[position](hidden_states, *own, call.attentions is not None)
-        if call.attentions is not None:
-            call.attentions.append(weights)
+        media = (context.keys[position], context.values[position], context.mask, context.sees_media)
+        hidden_states, weights = self.layers[position](hidden_states, *media, context.attentions is not None)
+        if context.attentions is not None:
+            context.attentions.append(weights)
         return hidden_states
 
 

@@ -18,13 +18,13 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .attention_maps_mm import MMAttentionMapsMixin
 from .configuration_mm import MMConfig
-from .media_mm import MEDIA, MODALITIES, Memory, check_markers, check_text, implied_image_index
-from .modeling_mm import MMModel, MMPreTrainedModel
+from .media_mm import MEDIA, MODALITIES, check_markers, check_text, implied_image_index
+from .modeling_mm import MMModel, MMPreTrainedModel, base_method
 from .outputs_mm import MMOutput, head_output
 
 
 def scaled_logits(logits: torch.Tensor, text: PreTrainedConfig) -> torch.Tensor:
-    """What some backbones do to their logits: Granite divides, Cohere and Falcon-H1 multiply, Gemma caps."""
+    """The logits as some backbones transform them: Granite divides, Cohere and Falcon-H1 multiply, Gemma caps."""
     if (divisor := getattr(text, "logits_scaling", None)) is not None:
         logits = logits / divisor
     for name in ("logit_scale", "lm_head_multiplier"):
@@ -37,14 +37,14 @@ def scaled_logits(logits: torch.Tensor, text: PreTrainedConfig) -> torch.Tensor:
 
 
 class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, GenerationMixin):
-    """Captions, answers and chat: the language modelling head of a decoder backbone over what it sees.
+    """Captions, answers and chat: a decoder backbone with its language modelling head.
 
     Args:
         config: the configuration; its text backbone must be a decoder.
         lm_head: an already built head to use as it is. towers: as for `MMModel`.
 
     Raises:
-        ValueError: the text backbone is an encoder, or keeps its past in another way than others do.
+        ValueError: the text backbone is an encoder, or takes no `past_key_values`.
     """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -63,7 +63,7 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
                 f"the text backbone '{text.model_type}' takes no `past_key_values`, which generation needs; use "
                 "a decoder such as llama, qwen3 or gpt2"
             )
-        # recurrent backbones cannot take tokens back, so the library refuses to let others propose them
+        # recurrent backbones cannot take tokens back, so transformers refuses assisted generation for them
         causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
         self._is_stateful = causal._is_stateful
         self._supports_default_dynamic_cache = causal._supports_default_dynamic_cache  # MiniMax makes its own cache
@@ -81,36 +81,16 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def get_image_features(self, *args, **kwargs):
-        """What the vision tower sees in distinct images; see `MMModel.get_image_features`."""
-        return self.model.get_image_features(*args, **kwargs)
-
-    def get_video_features(self, *args, **kwargs):
-        """What the vision tower sees in the frames of distinct videos; see `MMModel.get_video_features`."""
-        return self.model.get_video_features(*args, **kwargs)
-
-    def get_audio_features(self, *args, **kwargs):
-        """What the audio tower hears in distinct clips; see `MMModel.get_audio_features`."""
-        return self.model.get_audio_features(*args, **kwargs)
-
-    def encode_media(self, *args, **kwargs) -> torch.Tensor:
-        """`media_key_values` (B, L, 2, K, S, E) for `forward` and `generate`; see `MMModel.encode_media`."""
-        return self.model.encode_media(*args, **kwargs)
-
-    def project_media(self, *args, **kwargs) -> dict[str, Memory]:
-        """The memory of each modality, for `attended` and `media_starts`; see `MMModel.project_media`."""
-        return self.model.project_media(*args, **kwargs)
-
-    def attended(self, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """`media_key_values` and the `media_start` of one text; see `MMModel.attended`."""
-        return self.model.attended(*args, **kwargs)
-
-    def media_starts(self, *args, **kwargs) -> torch.Tensor:
-        """The `media_start` of another text about the same media; see `MMModel.media_starts`."""
-        return self.model.media_starts(*args, **kwargs)
+    get_image_features = base_method("get_image_features")
+    get_video_features = base_method("get_video_features")
+    get_audio_features = base_method("get_audio_features")
+    encode_media = base_method("encode_media")
+    project_media = base_method("project_media")
+    attended = base_method("attended")
+    media_starts = base_method("media_starts")
 
     def scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the backbone does to its logits; see `scaled_logits`."""
+        """The logits as the backbone transforms them; see `scaled_logits`."""
         return scaled_logits(logits, self.config.text_config)
 
     @can_return_tuple
@@ -139,11 +119,11 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMOutput | tuple:
-        """Next-token logits (B, T, V), or of the last `logits_to_keep` tokens only.
+        """Next-token logits (B, T, V), or those of the last `logits_to_keep` tokens only.
 
         Args:
-            labels: (B, T), the tokens themselves where they are to be learned and -100 elsewhere; shifted inside.
-            The others are `MMModel.forward`'s.
+            labels: (B, T), `input_ids` where the loss applies and -100 elsewhere; they are shifted inside.
+            The others are those of `MMModel.forward`.
         """
         check_text(input_ids, inputs_embeds)
         output = self.model(
@@ -180,24 +160,24 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
-        """As `GenerationMixin.generate`; media are encoded once, before rows are repeated for beams or samples.
+        """Extends `GenerationMixin.generate`: media are encoded once, before rows are repeated for beams or samples.
 
-        Takes `pixel_values` with `image_index`; or `media_key_values` from `encode_media` or an earlier output, with
-        the same `image_index`, for another question about the same images. For another question about a sound there
-        are `project_media` and `attended`, or with `num_latents` the same way. With `past_key_values` of an earlier
-        turn, the media are those of the whole conversation.
+        Takes `pixel_values` with `image_index`; or, for another question about the same images, `media_key_values`
+        from `encode_media` or an earlier output, with the same `image_index`. For another question about an audio
+        clip, use `project_media` and `attended`, unless the model has `num_latents`. With `past_key_values` of an
+        earlier turn, the media are those of the whole conversation.
 
         Raises:
-            ValueError: a row has another number of image markers than images, or what `prepare_media` refuses.
+            ValueError: a row has another number of markers than media, or as for `MMModel.cross_attention_inputs`.
         """
         media = {name: kwargs.pop(name) for name in MEDIA if kwargs.get(name) is not None}
         if media:
-            encoded, kwargs["media_start"] = self.media_of_prompts(media, inputs, **kwargs)
-            # read whole for each new token, one layer at a time
+            encoded, kwargs["media_start"] = self.encode_prompt_media(media, inputs, **kwargs)
+            # contiguous, because each new token reads all of it, one layer at a time
             kwargs["media_key_values"] = None if encoded is None else encoded.contiguous()
         return super().generate(inputs, *args, **kwargs)
 
-    def media_of_prompts(
+    def encode_prompt_media(
         self,
         media: dict[str, torch.Tensor],
         inputs: torch.Tensor | None,
@@ -207,28 +187,28 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """`media_key_values` and `media_start` for prompts, whose markers and images are counted.
+        """`media_key_values` and `media_start` for prompts; refuses prompts whose markers and media differ in number.
 
-        `input_ids` (or `inputs`) repeat what the cache holds, or come with a longer `attention_mask` and do not.
+        `input_ids` (or `inputs`) include the cached tokens, unless they come with a longer `attention_mask`.
         """
         input_ids = input_ids if inputs is None else inputs
         before: int | torch.Tensor = 0
         if past_key_values is not None and input_ids is not None and attention_mask is not None:
             before = past_key_values.get_seq_length() if attention_mask.shape[1] > input_ids.shape[1] else 0
         text = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        media = self.model.deal_media(media, **text, before=before)
-        prepared = self.model.prepare_media(**text, **media, before=before)
+        media = self.model.index_media(media, **text, before=before)
+        prepared = self.model.cross_attention_inputs(**text, **media, before=before)
         indices = {modality: media.get(f"{modality}_index") for modality in MODALITIES}
         if indices["image"] is None and "pixel_values" in media and "pixel_attention_mask" not in media:
             indices["image"] = implied_image_index(media["pixel_values"])
         for modality, index in indices.items():
-            markers = None if index is None else self.model.markers(modality, **text)
+            markers = None if index is None else self.model.marker_mask(modality, **text)
             if markers is not None and "media_start" not in media:
                 check_markers(markers, index, before, modality)
         return prepared
 
     def _get_candidate_generator(self, *args, **kwargs):
-        """A draft model proposes from the text alone: encoded media fit no model but the one that encoded them."""
+        """Extends the base method: a draft model sees the text only, because encoded media fit no other model."""
         draft = kwargs.get("assistant_model")
         if draft is not None and draft is not self:
             media = ("media_key_values", "media_start")

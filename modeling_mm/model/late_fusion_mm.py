@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Late fusion: one embedding per modality, joined after the towers; for small data, and to measure others against.
+"""Late fusion: one embedding per modality, joined after the towers; for small datasets, and as a baseline.
 
 - `concat`, `sum` and `weighted` are additive: under a linear head, a row's score is a sum of one score per modality.
-- `gated` weighs modalities by feature and row; of two it is a = sigmoid(W[h1, h2]), h = a * h1 + (1 - a) * h2, the
-  gated multimodal unit (Arevalo et al. 2017). `product` adds their pairwise and triple products to `concat`.
-- A modality that a row lacks leaves the row exactly as if the model had been called without that modality.
+- `gated` weighs modalities by feature and row; for two it is a = sigmoid(W[h1, h2]), h = a * h1 + (1 - a) * h2, the
+  gated multimodal unit (Arevalo et al. 2017). `product` adds pairwise and triple products to `concat`.
+- A row without a modality has exactly the output of a call without that modality.
 
 Shapes: B rows, M modalities, D width.
 """
@@ -17,14 +17,15 @@ from torch import nn
 
 
 class MMLateFusion(nn.Module):
-    """Embeddings of M modalities to one vector per row.
+    """Join the embeddings of M modalities to one vector per row.
 
-    Each is projected and normalised without learned scales, so that no modality is loud and weights compare.
+    Each is projected and normalised without learned scales, so that all modalities have the same norm and their
+    weights can be compared.
 
     Args:
         kind: "concat", "sum", "weighted", "gated" or "product".
-        width: D, of every embedding.
-        modalities: their names, in the order in which embeddings come.
+        width: width D of every embedding.
+        modalities: names of the modalities, in the order of their embeddings.
     """
 
     def __init__(self, kind: str, width: int, modalities: Sequence[str]):
@@ -35,39 +36,39 @@ class MMLateFusion(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.products: list[tuple[int, ...]] = []
         if kind == "product":
-            self.products = [chosen for size in (2, 3) for chosen in combinations(range(count), size)]
+            self.products = [factors for size in (2, 3) for factors in combinations(range(count), size)]
         if kind == "weighted":
             self.modality_logits = nn.Parameter(torch.zeros(count))
-        if kind == "gated":  # the last modality's logit is 0, which for two of them is the sigmoid of the first's
+        if kind == "gated":  # the last modality's logit is 0; for two modalities, the softmax is then a sigmoid
             self.gate = nn.Linear(count * width, (count - 1) * width)
 
     @property
     def output_width(self) -> int:
-        """Width of what `forward` returns."""
+        """Width of the output of `forward`."""
         if self.kind in ("concat", "product"):
             return self.width * (len(self.modalities) + len(self.products))
         return self.width
 
     def forward(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
-        """(B, output_width); zeros for a row that has no modality at all.
+        """The joined embeddings (B, output_width); zeros for a row without any modality.
 
         Args:
-            embeddings: (B, D) per modality, None for one that no row has.
-            present: (B, M) bool, which modalities a row has; what stands in the embedding of a missing one is ignored.
+            embeddings: (B, D) per modality, None for a modality that no row has.
+            present: (B, M) bool, the modalities of each row; the embedding of a missing one is ignored.
         """
         states = self.normalised(embeddings, present)  # (B, M, D)
         if self.kind == "sum":
             return states.sum(dim=1)
         if self.kind in ("weighted", "gated"):
             return (self.weights(states, present) * states).sum(dim=1)
-        products = [states[:, list(chosen)].prod(dim=1, keepdim=True) for chosen in self.products]
+        products = [states[:, list(factors)].prod(dim=1, keepdim=True) for factors in self.products]
         return torch.cat([states, *products], dim=1).flatten(1)
 
     def normalised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
-        """(B, M, D), zeros where a modality is missing.
+        """Projected and normalised embeddings (B, M, D), zero for missing modalities.
 
         Raises:
-            ValueError: the embeddings are not one per modality.
+            ValueError: there is not one embedding per modality.
         """
         if len(embeddings) != len(self.modalities) or present.shape[1] != len(self.modalities):
             raise ValueError(
@@ -75,16 +76,16 @@ class MMLateFusion(nn.Module):
                 f"each of {', '.join(self.modalities)}"
             )
         weight = self.projectors[0].weight
-        nothing = weight.new_zeros(present.shape[0], self.width)
-        # a modality that is not there still goes through its projector, so that all parameters get a gradient in
-        # every process of a distributed training
-        given = [nothing if own is None else own.to(weight.dtype) for own in embeddings]
-        given = [torch.where(present[:, m, None], own, 0) for m, own in enumerate(given)]
-        states = [self.norm(project(own)) for project, own in zip(self.projectors, given, strict=True)]
+        zeros = weight.new_zeros(present.shape[0], self.width)
+        # a missing modality still goes through its projector, so that all parameters get a gradient in every process
+        # of distributed training
+        inputs = [zeros if embedding is None else embedding.to(weight.dtype) for embedding in embeddings]
+        inputs = [torch.where(present[:, m, None], embedding, 0) for m, embedding in enumerate(inputs)]
+        states = [self.norm(project(embedding)) for project, embedding in zip(self.projectors, inputs, strict=True)]
         return torch.where(present[..., None], torch.stack(states, dim=1), 0)
 
     def weights(self, states: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """What each modality of a row counts, per feature for `gated`: (B, M, 1 or D), each sum over M one or zero."""
+        """Weight of each modality in each row, per feature for `gated`: (B, M, 1 or D); sums over M are 1 or 0."""
         if self.kind == "weighted":
             logits = self.modality_logits[:, None].expand(present.shape[0], -1, -1)  # (B, M, 1)
         else:
@@ -94,16 +95,16 @@ class MMLateFusion(nn.Module):
         return (logits.softmax(dim=1) * present[..., None]).to(states.dtype)
 
     def row_weights(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor | None:
-        """What each modality counts in each row, (B, M), of `gated` the mean over features; arguments as of `forward`.
+        """Weight of each modality in each row (B, M), for `gated` the mean over features; arguments as for `forward`.
 
-        A row's weights add up to one, a missing modality's is zero. None for kinds that have no weights.
+        A row's weights add up to one; the weight of a missing modality is zero. None for kinds without weights.
         """
         if self.kind not in ("weighted", "gated"):
             return None
         return self.weights(self.normalised(embeddings, present), present).mean(dim=-1)
 
     def modality_weights(self) -> dict[str, float] | None:
-        """The learned weight of each modality where all are present; None for kinds that have none of their own.
+        """The learned weight of each modality in a row that has all of them; None for kinds without such weights.
 
         The weights of `gated` depend on the row: see `row_weights`, and `modality_weights` of the model.
         """

@@ -1,15 +1,15 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Contrastive losses between texts and media that never hold the matrix of all pairs, on one process or several.
+"""Contrastive losses between texts and media, on one process or several, without the full matrix of pairs in memory.
 
-- A pair is true where a text and an image stand in one row, or where the same text does so elsewhere in the batch.
-  Which texts and images are the same is told by keys, so that a batch may be cut anywhere.
-- `infonce` (van den Oord et al. 2018; Radford et al. 2021): softmax over all candidates, both ways; several true ones
-  share the target evenly. `sigmoid` (Zhai et al. 2023): each pair for itself.
-- Logits are computed for some queries at a time and again in the backward pass.
-- Across processes each one takes its own queries against the candidates of all, and gradients flow back to where a
-  candidate came from. The mean over processes is the loss of the whole batch, in value and in gradient.
+- A text and an image are a positive pair if they share a row of the batch, or if an equal text shares a row with an
+  equal image. Content keys tell which texts and images are equal, so that a batch may be split anywhere.
+- `infonce` (van den Oord et al. 2018; Radford et al. 2021): softmax over all candidates, both ways; several positives
+  share the target evenly. `sigmoid` (Zhai et al. 2023): a binary loss for each pair.
+- Logits are computed for one chunk of queries at a time, and again in the backward pass.
+- Each process compares its own queries with the candidates of all processes, and gradients flow back to the process
+  of each candidate. The mean over processes is the loss of the whole batch, in value and in gradient.
 
-Shapes: B texts, I media, Q queries, K candidates, R pairs that stand in a row, E embedding width.
+Shapes: B texts, I media, Q queries, K candidates, R pairs of a text and a medium in one row, E embedding width.
 """
 
 from dataclasses import dataclass
@@ -19,31 +19,31 @@ import torch.distributed as dist
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 512  # queries whose logits are held at a time
+CHUNK = 512  # queries whose logits are in memory at a time
 NO_MEDIUM = -1  # no key is negative
 
 
 @dataclass
 class Pairs:
-    """What belongs together, by content keys: integers from 0, equal where the content is.
+    """The positive pairs of a batch, by content keys: integers from 0, equal for equal content.
 
-    texts: (B,) the texts' keys. media: (I,) the media's keys. own: (B,) the key of each text's own medium,
-    `NO_MEDIUM` where it has none.
+    texts: (B,) keys of the texts. media: (I,) keys of the media. media_of_texts: (B,) key of the medium in each text's
+    row, `NO_MEDIUM` if it has none.
     """
 
     texts: torch.Tensor
     media: torch.Tensor
-    own: torch.Tensor
+    media_of_texts: torch.Tensor
 
     def true_pairs(self) -> torch.Tensor:
-        """(B, I) bool; for batches whose pairs all fit."""
-        return true_candidates(self.texts, self.media, self.texts, self.own)
+        """(B, I) bool, True for positive pairs; only for batches whose matrix of pairs fits into memory."""
+        return true_candidates(self.texts, self.media, self.texts, self.media_of_texts)
 
 
 def text_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """A content key (B,) for each row of tokens (B, T), whatever padding surrounds them."""
+    """A content key (B,) for each row of tokens (B, T), independent of padding."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-    # products wrap around at 64 bits, which is what hashes do
+    # products overflow at 64 bits on purpose, as in a hash
     mixed = (input_ids + 1) * 0x9E3779B97F4A7C1 + mask.cumsum(dim=1) * 0x632BE59BD9B4E01
     for factor in (0x3F58476D1CE4E5B9, 0x14D049BB133111EB):
         mixed = (mixed ^ (mixed >> 29)) * factor
@@ -51,7 +51,7 @@ def text_keys(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> t
 
 
 def local_keys(rows: torch.Tensor) -> torch.Tensor:
-    """Keys (n,) of rows of which nothing is known, so that they count as different here and on other processes."""
+    """Keys (n,) that make rows without content keys differ from each other, here and on other processes."""
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     return torch.arange(len(rows), device=rows.device) + (rank << 40)
 
@@ -59,15 +59,15 @@ def local_keys(rows: torch.Tensor) -> torch.Tensor:
 def true_candidates(
     queries: torch.Tensor, candidates: torch.Tensor, pair_queries: torch.Tensor, pair_candidates: torch.Tensor
 ) -> torch.Tensor:
-    """(Q, K) bool, which candidates are true for each query, from keys (Q,), (K,) and those of the R pairs (R,)."""
+    """(Q, K) bool, True for positive pairs, from keys (Q,) and (K,) and the keys (R,) of pairs that share a row."""
     _, place = torch.unique(torch.cat([candidates, pair_candidates]), return_inverse=True)
-    own, paired = place.split([len(candidates), len(pair_candidates)])
+    candidate_place, pair_place = place.split([len(candidates), len(pair_candidates)])
     in_pair = (queries[:, None] == pair_queries).float()  # (Q, R)
-    return in_pair.new_zeros(len(queries), len(place)).index_add_(1, paired, in_pair)[:, own] > 0
+    return in_pair.new_zeros(len(queries), len(place)).index_add_(1, pair_place, in_pair)[:, candidate_place] > 0
 
 
 def softmax_term(logits: torch.Tensor, true: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed over queries that have a true candidate, the cross-entropy to an even share for each; and how many."""
+    """Cross-entropy to an even share for each positive, summed over queries with a positive; and their number."""
     count = true.sum(dim=1)
     target = (logits * true).sum(dim=1) / count.clamp(min=1)
     losses = logits.logsumexp(dim=1) - target
@@ -75,28 +75,29 @@ def softmax_term(logits: torch.Tensor, true: torch.Tensor) -> tuple[torch.Tensor
 
 
 def sigmoid_term(logits: torch.Tensor, true: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cross-entropy of all pairs, summed; and the number of queries."""
+    """Binary cross-entropy summed over all pairs; and the number of queries."""
     losses = -functional.logsigmoid(torch.where(true, logits, -logits))
     return losses.sum(), torch.tensor(len(logits), device=true.device)
 
 
 def one_way_loss(term, queries, candidates, keys, scale, bias, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`term` over all queries (Q, E) against all candidates (K, E), `chunk` queries at a time.
+    """The loss `term` of all queries (Q, E) against all candidates (K, E), `chunk` queries at a time.
 
     `keys` are the four arguments of `true_candidates`.
     """
-    query_keys, *others = keys
+    query_keys, *pair_keys = keys
 
-    def part(some: torch.Tensor, own: torch.Tensor, candidates: torch.Tensor, scale: torch.Tensor, bias):
-        logits = scale * some @ candidates.T
-        return term(logits if bias is None else logits + bias, true_candidates(own, *others))
+    def chunk_loss(queries: torch.Tensor, keys: torch.Tensor, candidates: torch.Tensor, scale: torch.Tensor, bias):
+        logits = scale * queries @ candidates.T
+        return term(logits if bias is None else logits + bias, true_candidates(keys, *pair_keys))
 
     if len(queries) <= chunk:
-        return part(queries, query_keys, candidates, scale, bias)
+        return chunk_loss(queries, query_keys, candidates, scale, bias)
     loss, count = torch.zeros((), device=queries.device), torch.zeros((), dtype=torch.long, device=queries.device)
-    for some, own in zip(queries.split(chunk), query_keys.split(chunk), strict=True):
-        more = checkpoint(part, some, own, candidates, scale, bias, use_reentrant=False, preserve_rng_state=False)
-        loss, count = loss + more[0], count + more[1]
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    for chunk_queries, chunk_keys in zip(queries.split(chunk), query_keys.split(chunk), strict=True):
+        terms = checkpoint(chunk_loss, chunk_queries, chunk_keys, candidates, scale, bias, **options)
+        loss, count = loss + terms[0], count + terms[1]
     return loss, count
 
 
@@ -110,24 +111,24 @@ def contrastive_loss(
     across: bool = False,
     chunk: int = CHUNK,
 ) -> torch.Tensor:
-    """The loss of normalised embeddings, of texts (B, E) and of media (I, E).
+    """Contrastive loss of normalised embeddings of texts (B, E) and media (I, E).
 
     Args:
         kind: "infonce" or "sigmoid".
-        scale, bias: the inverse temperature, and what is added to every logit (sigmoid).
-        across: take the candidates of all processes; each must call this.
-        chunk: queries whose logits are held at a time.
+        scale, bias: the inverse temperature, and the bias of every logit (sigmoid).
+        across: compare with the candidates of all processes; each process must make this call.
+        chunk: number of queries whose logits are in memory at a time.
     """
     texts, media, scale = texts.float(), media.float(), scale.float()
-    all_texts, all_media, everything = texts, media, pairs
+    all_texts, all_media, all_pairs = texts, media, pairs
     if across:
         all_texts, all_media = gather_rows(texts), gather_rows(media)
-        everything = Pairs(*(gather_rows(keys) for keys in (pairs.texts, pairs.media, pairs.own)))
-    text_side = (pairs.texts, everything.media, everything.texts, everything.own)
+        all_pairs = Pairs(*(gather_rows(keys) for keys in (pairs.texts, pairs.media, pairs.media_of_texts)))
+    text_side = (pairs.texts, all_pairs.media, all_pairs.texts, all_pairs.media_of_texts)
     if kind == "sigmoid":
         terms = [one_way_loss(sigmoid_term, texts, all_media, text_side, scale, bias, chunk)]
     else:
-        media_side = (pairs.media, everything.texts, everything.own, everything.texts)
+        media_side = (pairs.media, all_pairs.texts, all_pairs.media_of_texts, all_pairs.texts)
         terms = [
             one_way_loss(softmax_term, texts, all_media, text_side, scale, bias, chunk),
             one_way_loss(softmax_term, media, all_texts, media_side, scale, bias, chunk),
@@ -141,16 +142,16 @@ def contrastive_loss(
 
 
 class GatheredRows(torch.autograd.Function):
-    """Rows of all processes, in their order; each gets back the sum of all processes' gradients for its own."""
+    """The rows of all processes, in rank order; each process gets back the summed gradients of its own rows."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
         ctx.counts = counts
-        widest = rows.new_zeros(max(counts), *rows.shape[1:])
-        widest[: len(rows)] = rows
-        received = [torch.empty_like(widest) for _ in counts]
-        dist.all_gather(received, widest)
-        return torch.cat([own[:count] for own, count in zip(received, counts, strict=True)])
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        received = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(received, padded)
+        return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
 
     @staticmethod
     def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -160,7 +161,7 @@ class GatheredRows(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(n, ...) of each process to (sum of all n, ...), with gradient; processes may differ in n."""
+    """Gather (n, ...) of each process to (sum of all n, ...), with gradient; processes may differ in n."""
     counts = [torch.empty(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     return GatheredRows.apply(rows, [int(count) for count in counts])
@@ -169,35 +170,35 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 def with_absent_modalities(
     compared: dict[str, torch.Tensor], pairs: dict[str, Pairs]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Pairs]]:
-    """Embeddings and pairs by modality, and none of a modality that only other processes have.
+    """Embeddings and pairs by modality, with empty ones for a modality that only other processes have.
 
-    Each process takes part in every exchange, of gradients too, which is why nothing is a slice of the texts.
+    Each process takes part in every collective, of gradients too, so the empty embeddings are a slice of the texts'.
     """
     texts, keys = compared["text"], next(iter(pairs.values())).texts
     names = ("image", "audio")
-    held = torch.tensor([name in pairs for name in names], dtype=torch.long, device=texts.device)
-    dist.all_reduce(held)
-    absent = Pairs(keys, keys[:0], torch.full_like(keys, NO_MEDIUM))
-    of_any = [name for name, processes in zip(names, held.tolist(), strict=True) if processes]
-    compared = {**compared, **{name: texts[:0] for name in of_any if name not in pairs}}
-    return compared, {name: pairs.get(name, absent) for name in of_any}
+    processes = torch.tensor([name in pairs for name in names], dtype=torch.long, device=texts.device)
+    dist.all_reduce(processes)
+    no_pairs = Pairs(keys, keys[:0], torch.full_like(keys, NO_MEDIUM))
+    present = [name for name, count in zip(names, processes.tolist(), strict=True) if count]
+    compared = {**compared, **{name: texts[:0] for name in present if name not in pairs}}
+    return compared, {name: pairs.get(name, no_pairs) for name in present}
 
 
 def hard_negatives(logits: torch.Tensor, true: torch.Tensor, sample: bool) -> torch.Tensor:
-    """For each query (Q,) the index of a wrong candidate, the likelier the more similar; -1 where all are right.
+    """Index (Q,) of a hard negative for each query, -1 if all candidates are positives.
 
     Args:
-        logits: (Q, K) similarities. true: (Q, K) bool, which candidates are right.
-        sample: draw one; otherwise the most similar.
+        logits: (Q, K) similarities. true: (Q, K) bool, True for positives.
+        sample: draw a negative with the softmax of the similarities; otherwise take the most similar one.
     """
-    wrong = logits.masked_fill(true, -torch.inf)
-    some = ~true.all(dim=1)
+    negatives = logits.masked_fill(true, -torch.inf)
+    has_negative = ~true.all(dim=1)
     if sample:
-        shares = torch.where(some[:, None], wrong, 0.0).softmax(dim=1)
-        chosen = torch.multinomial(shares, 1)[:, 0]
+        probabilities = torch.where(has_negative[:, None], negatives, 0.0).softmax(dim=1)
+        hardest = torch.multinomial(probabilities, 1)[:, 0]
     else:
-        chosen = wrong.argmax(dim=1)
-    return torch.where(some, chosen, -1)
+        hardest = negatives.argmax(dim=1)
+    return torch.where(has_negative, hardest, -1)
 
 
 __all__ = ["Pairs", "contrastive_loss", "hard_negatives", "text_keys", "with_absent_modalities"]

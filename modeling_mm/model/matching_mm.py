@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Image-text matching: a head on the fused path looks at text and image together, to rank the best candidates again.
+"""Image-text matching: a head over the text fused with an image, which reranks the best candidates.
 
-It learns from hard negatives: pairs that the embeddings confuse (Li et al. 2021, "ALBEF").
+The head is trained on hard negatives: pairs that the embeddings confuse (Li et al. 2021, "ALBEF").
 
 Shapes: B texts, I distinct images or clips, R pairs of them, T text tokens, D text width, L fusion layers, K key/value
 heads, S slots, E head width.
@@ -21,16 +21,16 @@ from .losses_mm import hard_negatives
 from .media_mm import MEDIA, NEVER
 from .pooling_mm import masked_mean, pool_tokens
 
-BUCKETS = 3  # of pairs, by length, that the fused path reads one after the other
+BUCKETS = 3  # of pairs, by text length, that run through the model one after the other
 
 
 def length_buckets(attention_mask: torch.Tensor) -> list[tuple[torch.Tensor, int | None]]:
-    """Texts (R, T) in buckets of about the same length, so that little of a bucket is padding.
+    """Group texts (R, T) into buckets of similar length, so that little of a bucket is padding.
 
-    Every process of a distributed training has as many: texts fewer than buckets are taken several times, evenly.
+    Every process of distributed training has the same number of buckets: texts fewer than buckets are repeated evenly.
 
     Returns:
-        for each bucket the places (n,) of its texts, and behind which column all of these have ended.
+        for each bucket the indices (n,) of its texts, and the length of the longest one.
     """
     columns = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
     ends = ((attention_mask > 0) * columns).amax(dim=1).clamp(min=1)
@@ -41,10 +41,10 @@ def length_buckets(attention_mask: torch.Tensor) -> list[tuple[torch.Tensor, int
 
 
 class MMMatchingHead(nn.Module):
-    """Whether text and media belong together: from the fused text, and from a bilinear product of it and the media.
+    """Match logits of text and media, from the fused text and from a bilinear product of it with the media.
 
-    A softmax over slots says which of them fits a text best, not how well. The product compares the text with the mean
-    of what the last fusion layer can attend to.
+    Cross-attention's softmax over slots tells which slot fits a text best, not how well. The product compares the text
+    with the mean of the values that the last fusion layer can attend to.
     """
 
     def __init__(self, config: MMConfig):
@@ -63,22 +63,22 @@ class MMMatchingHead(nn.Module):
         if key_values is None:
             return logits
         values = key_values[:, -1, 1].permute(0, 2, 1, 3).flatten(2)  # (B, S, K * E), of the last fusion layer
-        pooled_values = masked_mean(values.to(pooled.dtype), start < NEVER)  # zero where a row has none
+        pooled_values = masked_mean(values.to(pooled.dtype), start < NEVER)  # zero for a row without media
         return logits + self.agreement(self.query(pooled) * pooled_values)
 
 
 class MMMatchingMixin(MMEmbeddingMixin):
-    """`match`, and the loss by which a model with embeddings learns it."""
+    """`match`, and its training loss for a model with embeddings."""
 
     matching_head: MMMatchingHead | None
 
     def match(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
     ) -> torch.Tensor:
-        """Logits (B, 2) that text and image of each row do not, and do, belong together.
+        """Logits (B, 2) that text and image of each row do not match, and that they do.
 
-        `inputs` as for `MMModel`. To rank many texts for one image, or the reverse, encode images once by
-        `encode_media` and pass their rows as `media_key_values`.
+        `inputs` as for `MMModel`. To rank many texts for one image, or many images for one text, encode the images
+        once with `encode_media` and pass their rows as `media_key_values`.
 
         Raises:
             ValueError: the model has no matching head.
@@ -88,20 +88,26 @@ class MMMatchingMixin(MMEmbeddingMixin):
         return self.matching_logits(input_ids, attention_mask, **inputs)
 
     def ranking_scores(self, similar: torch.Tensor, matches: torch.Tensor) -> torch.Tensor:
-        """What candidates are ranked again by (B,): logits of similarities (B,) and of matches (B, 2) together."""
+        """Reranking scores (B,): similarity logits (B,) plus the weighted log-odds of match logits (B, 2)."""
         return similar + self.config.rerank_weight * (matches[:, 1] - matches[:, 0])
 
     def matching_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **inputs: Any
     ) -> torch.Tensor:
-        """What `match` returns, for use within `forward`, where FSDP must not be entered again."""
+        """The result of `match`, for use inside `forward`, where FSDP must not be entered again."""
         assert self.matching_head is not None
-        given = {name: inputs.pop(name) for name in MEDIA if name in inputs}
-        media = self.model.prepare_media(input_ids, inputs_embeds=inputs.get("inputs_embeds"), **given)
-        encoded = dict(zip(("media_key_values", "media_start"), media, strict=True))
-        text = {**self.decoder_options(attention_mask), **inputs, "attention_mask": attention_mask}
-        states = self.model(input_ids, return_dict=True, **text, **encoded).last_hidden_state
-        return self.matching_head(pool_tokens(states, attention_mask, self.config.pooling), *media)
+        media = {name: inputs.pop(name) for name in MEDIA if name in inputs}
+        key_values, start = self.model.cross_attention_inputs(
+            input_ids, inputs_embeds=inputs.get("inputs_embeds"), **media
+        )
+        text = {
+            **self.decoder_options(attention_mask),
+            **inputs,
+            "attention_mask": attention_mask,
+            "return_dict": True,
+        }
+        states = self.model(input_ids, media_key_values=key_values, media_start=start, **text).last_hidden_state
+        return self.matching_head(pool_tokens(states, attention_mask, self.config.pooling), key_values, start)
 
     def medium_matching_loss(
         self,
@@ -110,35 +116,35 @@ class MMMatchingMixin(MMEmbeddingMixin):
         similar: torch.Tensor,
         true: torch.Tensor,
     ) -> torch.Tensor:
-        """The loss of one modality: true pairs, each text with a wrong medium, each medium with a wrong text.
+        """The matching loss of one modality: true pairs, texts with a negative medium, and media with a negative text.
 
-        In training these are `matching_rows` texts and as many media; the wrong ones come from the whole batch.
+        In training it uses `matching_rows` texts and as many media; the negatives come from the whole batch.
 
         Args:
-            text: the arguments of B rows. medium: I of them. similar: (B, I) logits. true: (B, I) bool.
+            text: the text arguments of B rows. medium: I items. similar: (B, I) logits. true: (B, I) bool.
         """
-        rows, items = self.sample_candidates(similar), self.sample_candidates(similar.T)  # of texts and of media
-        own = medium.row_index()[rows, 0]
-        wrong_media = hard_negatives(similar[rows], true[rows], self.training)
-        wrong_texts = hard_negatives(similar.T[items], true.T[items], self.training)
+        rows, items = self.sample_candidates(similar), self.sample_candidates(similar.T)  # texts and media
+        paired = medium.row_index()[rows, 0]
+        negative_media = hard_negatives(similar[rows], true[rows], self.training)
+        negative_texts = hard_negatives(similar.T[items], true.T[items], self.training)
         labels = torch.arange(2 * len(rows) + len(items), device=rows.device) < len(rows)
-        rows = torch.cat([rows, rows, wrong_texts])
-        items = torch.cat([own, torch.where(own < 0, own, wrong_media), items])
-        kept = (rows >= 0) & (items >= 0)
-        labels = labels.long()[kept]
-        rows, items = rows[kept], items[kept]
-        if not len(rows):  # with a gradient of zero, which other processes wait for
+        rows = torch.cat([rows, rows, negative_texts])
+        items = torch.cat([paired, torch.where(paired < 0, paired, negative_media), items])
+        complete = (rows >= 0) & (items >= 0)
+        labels = labels.long()[complete]
+        rows, items = rows[complete], items[complete]
+        if not len(rows):  # a loss with zero gradients, because other processes wait for them
             return torch.stack([parameter.sum() for parameter in self.matching_head.parameters()]).sum() * 0
-        used, places = items.unique(return_inverse=True)  # fusion looks at no more of them than it must
-        order, logits = self.match_pairs(text, rows, medium.chosen(used, places[:, None]))
+        used, places = items.unique(return_inverse=True)  # so that each of them is encoded once
+        order, logits = self.match_pairs(text, rows, medium.select(used, places[:, None]))
         return functional.cross_entropy(logits.float(), labels[order])
 
     def match_pairs(
         self, text: dict[str, Any], rows: torch.Tensor, medium: EmbeddedMedia
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The texts `rows` (R,), each with its own of the media: which pairs (n,), and their logits (n, 2)."""
-        memory, each = self.memory(medium), torch.arange(len(medium.states), device=rows.device)
-        encoded = self.model.key_values({medium.modality: replace(memory, index=each[:, None], in_order=True)})
+        """Match logits (n, 2) of the texts `rows` (R,), each with its item of the media; and the pair of each (n,)."""
+        memory, items = self.memory(medium), torch.arange(len(medium.states), device=rows.device)
+        encoded = self.model.fusion.key_values([replace(memory, index=items[:, None], in_order=True)])
         batch = {name: value[rows] if torch.is_tensor(value) else value for name, value in text.items()}
         start = self.model.media_starts({medium.modality: memory}, batch["input_ids"], batch["inputs_embeds"])
         buckets: list[tuple[torch.Tensor, int | None]] = [(torch.arange(len(rows), device=rows.device), None)]
@@ -146,13 +152,13 @@ class MMMatchingMixin(MMEmbeddingMixin):
             buckets = length_buckets(batch["attention_mask"])
         logits = []
         for pairs, width in buckets:
-            own = {name: one[pairs, :width] if torch.is_tensor(one) else one for name, one in batch.items()}
+            inputs = {name: value[pairs, :width] if torch.is_tensor(value) else value for name, value in batch.items()}
             media = {"media_key_values": encoded[memory.index[pairs, 0]], "media_start": start[pairs]}
-            logits.append(self.matching_logits(**own, **media))
+            logits.append(self.matching_logits(**inputs, **media))
         return torch.cat([pairs for pairs, _ in buckets]), torch.cat(logits)
 
     def sample_candidates(self, candidates: torch.Tensor) -> torch.Tensor:
-        """Which of the n candidates the matching loss takes: in training `matching_rows` at random, else all."""
+        """Indices of the candidates (n, ...) in the matching loss: `matching_rows` at random in training, else all."""
         if self.config.matching_rows is None or not self.training:
             return torch.arange(len(candidates), device=candidates.device)
         return torch.randperm(len(candidates), device=candidates.device)[: self.config.matching_rows]

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The base model: one text backbone that sees media through gated cross-attention. Heads are files of their own.
+"""The base model: a text backbone that attends to media through gated cross-attention. Each head has its own file.
 
-- `MMModel` runs each distinct image through the vision tower once, and hands its keys and values to the fusion layers
-  that sit before some of the backbone's own layers. With gates at zero its output is the backbone's, bit for bit.
-- Media are encoded before text: `encode_media` gives `media_key_values`, which `forward` and `generate` take in place
-  of pixels. A second question about the same image costs no vision work.
+- `MMModel` runs each distinct image through the vision tower once, and passes its keys and values to the fusion layers
+  in front of some of the backbone's layers. With gates at zero its output equals the backbone's, bit for bit.
+- Media are encoded before text: `encode_media` returns `media_key_values`, which `forward` and `generate` take in
+  place of pixels. A second question about the same image does not run the vision tower.
 
 Shapes: B rows, I distinct images, N images per row, S = N * P memory slots, T text tokens, D text width,
 V tower width, P states per image, L fusion layers, K key/value heads, E head width.
@@ -12,8 +12,9 @@ V tower width, P states per image, L fusion layers, K key/value heads, E head wi
 
 import inspect
 import re
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ from .outputs_mm import MMModelOutput
 from .resampler_mm import MMResampler
 from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
 
-if TYPE_CHECKING:  # never runs; the library copies what these lines name, so every head travels with every class
+if TYPE_CHECKING:  # never runs; transformers copies the files imported here, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
     from .generation_mm import MMForConditionalGeneration  # noqa: F401
     from .late_fusion_mm import MMLateFusion  # noqa: F401
@@ -44,27 +45,27 @@ if TYPE_CHECKING:  # never runs; the library copies what these lines name, so ev
 
 
 def block_classes(model: PreTrainedModel) -> set[str]:
-    """Names of the classes of a model's blocks: no device map splits them, FSDP brings each together by itself.
+    """Names of the block classes of a model, which no device map splits and FSDP shards one by one.
 
-    Those that the towers declare, if the model has them (CLIP's vision tower names a class of its text tower, which
-    accelerate would miss), the layers of the text backbone (DistilBERT declares none), and fusion's own. What holds
-    the text's embeddings is none: they are a block of their own, or one with the head that they are tied to.
+    These are the classes that the towers declare, if the model has them (CLIP's vision tower names a class of its text
+    tower, which accelerate would miss), the layers of the text backbone (DistilBERT declares none), and fusion's own.
+    Modules that hold the text embeddings are excluded: those form a block alone, or with the head tied to them.
     """
     declared = {
         *model._no_split_modules,
         *(type(layer).__name__ for layer in text_layers(model.base_model.text_model)),
     }
-    words = model.config.text_config.vocab_size
+    vocab_size = model.config.text_config.vocab_size
     blocks = [module for module in model.modules() if type(module).__name__ in declared]
     return {type(block).__name__ for block in blocks} - {
         type(block).__name__
         for block in blocks
-        if any(isinstance(part, nn.Embedding) and part.num_embeddings == words for part in block.modules())
+        if any(isinstance(part, nn.Embedding) and part.num_embeddings == vocab_size for part in block.modules())
     }
 
 
 def gate_value(gate: nn.Parameter) -> float:
-    """How far a gate is open; every process must ask, if FSDP holds it in shards."""
+    """The tanh of a gate; if FSDP shards it, every process must make this call."""
     from torch.distributed.tensor import DTensor
 
     whole = gate.full_tensor() if isinstance(gate, DTensor) else gate
@@ -72,7 +73,7 @@ def gate_value(gate: nn.Parameter) -> float:
 
 
 class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
-    """Loading, saving and initialisation, common to every class here."""
+    """Loading, saving and initialisation, common to all models of the package."""
 
     config: MMConfig
     config_class = MMConfig
@@ -89,11 +90,11 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """False: as "custom code" the library would initialise missing weights of borrowed towers by its own rule."""
+        """False: for custom code, transformers would initialise missing weights of towers by its own rule."""
         return False
 
     def post_init(self) -> None:
-        """As usual; of the classes that the library collects from the parts, only real blocks stay."""
+        """Extends the base method: keeps only real blocks of the classes that transformers collects from the parts."""
         super().post_init()
         self._no_split_modules = block_classes(self)
         names = [name for name, module in self.named_modules() if type(module).__name__ in self._no_split_modules]
@@ -106,20 +107,20 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         self.base_model.text_model.set_input_embeddings(value)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
-        """As in the library: one name for all parts, or a dict by sub-config with "" for fusion."""
+        """Extends the base method: refuses unknown parts. Takes a name, or a dict by sub-config with "" for fusion."""
         self.config.check_attention_parts(attn_implementation)
         super().set_attn_implementation(attn_implementation, **kwargs)
 
     def fusion_gates(self) -> list[dict[str, float]]:
-        """How much each fusion layer lets through: tanh of its gates, from -1 to 1, all 0 before training.
+        """The gate values of each fusion layer: tanh of its gates, from -1 to 1, all 0 before training.
 
         Returns:
             for each fusion layer `before_text_layer`, `cross_attention` and, with `fusion_mlp`, `mlp`.
         """
         gates = []
         for place, layer in zip(self.config.fusion_layers, self.base_model.fusion.layers, strict=True):
-            own = {"before_text_layer": place, "cross_attention": gate_value(layer.cross_attn_gate)}
-            gates.append(own if layer.mlp is None else {**own, "mlp": gate_value(layer.mlp_gate)})
+            values = {"before_text_layer": place, "cross_attention": gate_value(layer.cross_attn_gate)}
+            gates.append(values if layer.mlp is None else {**values, "mlp": gate_value(layer.mlp_gate)})
         return gates
 
     @torch.no_grad()
@@ -132,19 +133,19 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
                 init.zeros_(module._parameters[name])
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As usual; the class that FSDP makes of a model's own counts as that, or its code would be saved as ours."""
-        own = next(base for base in type(self).__mro__ if not base.__name__.startswith("FSDP"))
-        type(self).__name__, type(self).__module__ = own.__name__, own.__module__
+        """Extends the base method: restores the class name that FSDP changed, which decides the code to save."""
+        unsharded = next(base for base in type(self).__mro__ if not base.__name__.startswith("FSDP"))
+        type(self).__name__, type(self).__module__ = unsharded.__name__, unsharded.__module__
         super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As usual; towers that the checkpoint names but does not hold are fetched."""
-        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        """Extends the base method: fetches towers that the checkpoint names but does not hold."""
+        hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.fetched_towers:
-            fetch_towers(model, pretrained_model_name_or_path, **where)
+            fetch_towers(model, pretrained_model_name_or_path, **hub_arguments)
         return loaded
 
     @classmethod
@@ -164,7 +165,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             hold.
 
     Raises:
-        ValueError: the backbone has no list of layers, or the audio tower does not hear.
+        ValueError: the backbone has no list of layers, or the audio tower takes no audio.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True):
-        """As usual, but a frozen tower stays in evaluation mode: its batch norms must not drift."""
+        """Extends the base method: a frozen tower stays in evaluation mode, or its batch norms would drift."""
         super().train(mode)
         for tower in (self.vision_tower, self.audio_tower):
             if mode and tower is not None and not any(p.requires_grad for p in tower.parameters()):
@@ -220,25 +221,28 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMModelOutput | BaseModelOutputWithPooling | tuple:
-        """Text (B, T), with or without media, to hidden states (B, T, D); images alone to `get_image_features`.
+        """Hidden states (B, T, D) of text (B, T) with or without media; for images alone, `get_image_features`.
 
         Args:
             pixel_values, image_index, pixel_attention_mask, spatial_shapes, input_features, audio_index,
             input_features_mask, pixel_values_videos, video_index, video_mask, image_states, audio_states: media, as
                 `encode_media` takes them. With `past_key_values`, those of the whole conversation: a row's last images
                 belong to the new markers.
-            media_key_values: media encoded before, (B, L, 2, K, S, E), in place of pixels.
-            media_start: (B, S), the text column from which each slot may be seen; by default from the markers.
-            The others are the text backbone's own.
+            media_key_values: encoded media (B, L, 2, K, S, E), in place of pixels.
+            media_start: (B, S), the first text column that sees each slot; by default it follows from the markers.
+            The others are arguments of the text backbone.
         """
         if input_ids is None and inputs_embeds is None and pixel_values is not None:
             patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
             return self.get_image_features(pixel_values, return_dict=True, **patches)
         check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
-        own = (input_ids, media_key_values, media_start, inputs_embeds, before)
-        media_key_values, media_start = self.prepare_media(
-            *own,
+        media_key_values, media_start = self.cross_attention_inputs(
+            input_ids,
+            media_key_values,
+            media_start,
+            inputs_embeds,
+            before,
             pixel_values=pixel_values,
             image_index=image_index,
             pixel_attention_mask=pixel_attention_mask,
@@ -254,9 +258,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        call = self.fusion_context(media_key_values, media_start, tokens, before, output_attentions)
+        context = self.fusion_context(media_key_values, media_start, tokens, before, output_attentions)
         return self.run_text_model(
-            call,
+            context,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -274,8 +278,10 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         before: int,
         output_attentions: bool,
     ) -> FusionContext | None:
-        """What the text backbone's layers need to attend to media (B, L, 2, K, S, E), of which each token sees those
-        that start (B, S) at or before its column; None without media."""
+        """The inputs of the fusion layers, from keys and values (B, L, 2, K, S, E) and `media_start` (B, S).
+
+        None without media.
+        """
         if key_values is None:
             return None
         visible = visible_slots(media_start, tokens, before)  # (B, 1, T, S)
@@ -283,15 +289,15 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         layers = tuple(self.config.fusion_layers)
         return FusionContext(self.fusion, self.text_model, layers, key_values, visible, attentions)
 
-    def run_text_model(self, call: FusionContext | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
-        """The text backbone's states, fused with the media of the call; inputs that are None are left out."""
+    def run_text_model(self, context: FusionContext | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
+        """The text backbone's output, fused with the media of a context; inputs that are None are left out."""
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        if call is not None and self.text_model_takes_keywords:
-            inputs["fusion_context"] = call
-        with active_context(call):
+        if context is not None and self.text_model_takes_keywords:
+            inputs["fusion_context"] = context
+        with active_context(context):
             text = self.text_model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **inputs)
-        if call is not None:
-            self.check_layers_run(call)
+        if context is not None:
+            self.check_layers_run(context)
         states = text.last_hidden_state
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
             states = states + self.touch_unused_parts().to(states.dtype)
@@ -300,23 +306,36 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             past_key_values=text.get("past_key_values"),
             hidden_states=text.get("hidden_states"),
             attentions=text.get("attentions"),
-            cross_attentions=tuple(call.attentions) if call is not None and call.attentions is not None else None,
-            media_key_values=None if call is None else call.key_values,
+            cross_attentions=tuple(context.attentions)
+            if context is not None and context.attentions is not None
+            else None,
+            media_key_values=None if context is None else context.key_values,
         )
 
-    def check_layers_run(self, call: FusionContext) -> None:
-        """Refuse a backbone that fusion did not enter at each of its layers.
+    def check_layers_run(self, context: FusionContext) -> None:
+        """Refuse a backbone that did not run every fusion layer.
 
         Raises:
-            ValueError: a fusion layer did not run, though LayerDrop left out no text layer.
+            ValueError: a fusion layer did not run, and LayerDrop is off.
         """
         text = self.config.text_config
-        if call.num_layers_run < len(call.layers) and not (self.training and getattr(text, "layerdrop", 0)):
+        run, layers = context.num_layers_run, len(context.layers)
+        if run < layers and not (self.training and getattr(text, "layerdrop", 0)):
             raise ValueError(
-                f"fusion entered the text backbone '{text.model_type}' at {call.num_layers_run} of {len(call.layers)} "
-                "layers; a backbone must call its layers as modules and, to be compiled or exported, pass keyword "
-                "arguments down to them, as bert, modernbert, llama and qwen3 do"
+                f"fusion entered the text backbone '{text.model_type}' at {run} of {layers} layers; a "
+                "backbone must call its layers as modules and, to be compiled or exported, pass keyword arguments "
+                "down to them, as bert, modernbert, llama and qwen3 do"
             )
 
 
-__all__ = ["MMPreTrainedModel", "MMModel"]
+def base_method(name: str) -> Callable[..., Any]:
+    """A method for heads that calls this method of their base model, with its signature and docstring."""
+
+    @wraps(getattr(MMModel, name))
+    def method(self, *args, **kwargs):
+        return getattr(self.model, name)(*args, **kwargs)
+
+    return method
+
+
+__all__ = ["MMPreTrainedModel", "MMModel", "base_method"]

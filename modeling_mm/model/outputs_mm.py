@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What the models return.
+"""Output classes of the models.
 
-Shapes: B rows, I distinct images, P states per image, F frames, A clips of sound, Q states per clip, T text tokens,
+Shapes: B rows, I distinct images, P states per image, F frames, A audio clips, Q states per clip, T text tokens,
 S memory slots, D text width, V tower width, L fusion layers, H query heads, K key/value heads, E head or embedding
 width.
 """
@@ -9,37 +9,30 @@ width.
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithCrossAttentions,
+    ModelOutput,
+)
 
 
 @dataclass
-class MMModelOutput(ModelOutput):
+class MMModelOutput(BaseModelOutputWithPastAndCrossAttentions):
     """Output of `MMModel`.
 
-    last_hidden_state: (B, T, D). past_key_values: the self-attention cache. hidden_states, attentions: of the text
-    backbone. cross_attentions: one (B, H, T, S) tensor per fusion layer, with `output_attentions=True`.
-    media_key_values: (B, L, 2, K, S, E), to be given to a later call in place of the pixels.
+    last_hidden_state: (B, T, D). past_key_values: the self-attention cache. hidden_states, attentions: those of the
+    text backbone. cross_attentions: one (B, H, T, S) tensor per fusion layer, with `output_attentions=True`.
+    media_key_values: (B, L, 2, K, S, E), which a later call takes in place of the pixels.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
     media_key_values: torch.Tensor | None = None
 
 
 @dataclass
-class MMOutput(ModelOutput):
-    """Output of the heads: `loss` where labels were given, `logits`, and the fields of `MMModelOutput`."""
+class MMOutput(CausalLMOutputWithCrossAttentions):
+    """Output of the heads: `loss` if labels were given, `logits`, and the fields of `MMModelOutput` but its first."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
     media_key_values: torch.Tensor | None = None
 
 
@@ -47,9 +40,8 @@ class MMOutput(ModelOutput):
 class MMAudioOutput(BaseModelOutputWithPooling):
     """Output of `get_audio_features`.
 
-    last_hidden_state: as the audio tower has it. pooler_output: the states (A, Q, V) that fusion attends to.
-    attention_mask: (A, Q) bool, which of these are not padding; None where none is. hidden_states, attentions: the
-    tower's.
+    last_hidden_state: the audio tower's. pooler_output: the states (A, Q, V) that fusion attends to. attention_mask:
+    (A, Q) bool, False for padding; None without padding. hidden_states, attentions: the audio tower's.
     """
 
     attention_mask: torch.Tensor | None = None
@@ -57,8 +49,11 @@ class MMAudioOutput(BaseModelOutputWithPooling):
 
 @dataclass
 class MMImageOutput(BaseModelOutputWithPooling):
-    """What the vision tower sees: `pooler_output` (I, P, V), of videos (I, F * P, V), is what fusion attends to,
-    `pooled` (I, V) the one vector that some towers make of an image themselves."""
+    """Output of `get_image_features` and `get_video_features`.
+
+    pooler_output: the states (I, P, V), for videos (I, F * P, V), that fusion attends to. pooled: (I, V), the tower's
+    own pooled output, if it has one.
+    """
 
     pooled: torch.Tensor | None = None
 
@@ -69,7 +64,7 @@ class MMRetrievalOutput(ModelOutput):
 
     loss: the weighted sum of the parts below, with `return_loss=True`. logits_per_image (I, B), logits_per_text
     (B, I), logits_per_audio (A, B): scaled similarities, without `return_loss`. text_embeds (B, E), image_embeds
-    (I, E), audio_embeds (A, E): normalised. hidden_states, attentions: of the text backbone, which sees no media here.
+    (I, E), audio_embeds (A, E): normalised. hidden_states, attentions: the text backbone's, without media.
     """
 
     loss: torch.Tensor | None = None

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`pipeline("multimodal-classification")`: labels and scores for texts with images, sounds and videos.
+"""`pipeline("multimodal-classification")`: labels and scores for texts with images, audio clips and videos.
 
-It is the library's text classification with another input. A batch is prepared as a whole, so that an image which
-stands in several of its rows is encoded once.
+It is transformers' text classification with another input. A batch is prepared as a whole, so that an image in several
+of its rows is encoded once.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from .video_mm import videos_per_row
 
 
 class MultimodalClassificationPipeline(TextClassificationPipeline):
-    """Labels `{"image": ..., "text": ...}`, a list of them, or a data set or generator of them.
+    """Classify `{"image": ..., "text": ...}`, a list of such rows, or a dataset or generator of them.
 
-    `image` is what `MMProcessor.open_image` takes, or a list of them; `audio` a path, an array with its rate or what
-    else `audio_mm.read_audio` takes, or a list of them; `video` a path, a list of frames or what else
-    `video_mm.read_video` takes, or several in a list; `text` a string. Each may be None or left out. `top_k`,
-    `function_to_apply`, `batch_size` and the tokenizer's own arguments are as in text classification.
+    `image` is a source for `MMProcessor.open_image`, or a list of them; `audio` a source for `audio_mm.read_audio` (a
+    path, an array with its rate, ...), or a list of them; `video` a source for `video_mm.read_video` (a path, a list
+    of frames, ...), or a list of them; `text` a string. Each may be None or left out. `top_k`, `function_to_apply`,
+    `batch_size` and the tokenizer's arguments are those of text classification.
     """
 
     _load_processor = True
@@ -41,7 +41,7 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
         return [result] if isinstance(result, dict) else result
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """One row: its images, sounds and videos, as lists, and its text.
+        """One row: its images, audio clips and videos, as lists, and its text.
 
         Raises:
             ValueError: the input is not a dict of `image`, `text`, `audio` and `video`.
@@ -52,20 +52,20 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
             )
         image = inputs.get("image")
         images = [] if image is None else [image] if is_image(image) else list(image)
-        (sounds,) = clips_per_row([inputs.get("audio")], 1, [])
+        (clips,) = clips_per_row([inputs.get("audio")], 1, [])
         (videos,) = videos_per_row([inputs.get("video")], 1, [])
-        return {"images": images, "sounds": sounds, "videos": videos, "text": inputs.get("text") or ""}
+        return {"images": images, "audio": clips, "videos": videos, "text": inputs.get("text") or ""}
 
     def _forward(self, model_inputs: dict[str, Any], **tokenizer_kwargs) -> dict[str, Any]:
-        rows = [model_inputs[name] for name in ("images", "sounds", "videos", "text")]
-        images, sounds, videos, texts = [[value] for value in rows] if isinstance(rows[-1], str) else rows
+        rows = [model_inputs[name] for name in ("images", "audio", "videos", "text")]
+        images, audio, videos, texts = [[value] for value in rows] if isinstance(rows[-1], str) else rows
         processor = self.processor
-        counts = [tuple(map(len, media)) for media in zip(images, sounds, videos, strict=True)]
+        counts = [tuple(map(len, media)) for media in zip(images, audio, videos, strict=True)]
         for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
             for modality, items in zip(MODALITIES.values(), count, strict=True):
                 processor.check_marker_count(row, text, getattr(processor, modality.marker), items, modality.items)
         batch = BatchFeature(processor.encode_rows(texts, counts, **tokenizer_kwargs))
-        batch.update(processor.flat_images(images) | processor.flat_audio(sounds) | processor.flat_videos(videos))
+        batch.update(processor.flat_images(images) | processor.flat_audio(audio) | processor.flat_videos(videos))
         processor.drop_cut_media(batch)
         return {"logits": self.model(**batch.to(self.device)).logits}
 

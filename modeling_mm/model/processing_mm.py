@@ -1,15 +1,15 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMProcessor: texts, images, sound and video in, tensors out.
+"""MMProcessor: texts, images, audio and video in, tensors out.
 
 - An image is one marker token (`<image>`) in the text, never expanded: its states stay outside the sequence.
 - Images are flat, `pixel_values` (I, C, H, W): one for each marker of the texts, in their order, or one for each text
-  where none has a marker. Anything else comes with `image_index` (B, N), which says which of them a row has (-1:
-  none), and so do the distinct images alone (`deduplicate=True`). Sound and video are given in the same way.
-- The same image object given twice is prepared once.
-- Every tokenizer gets a chat template that understands parts of all of these, so that chat, training and answering
-  share one way to write a prompt.
+  if none has a marker. Anything else comes with `image_index` (B, N), the index of each row's images (-1: none), and
+  so does a batch of distinct images (`deduplicate=True`). Audio and video have the same layout.
+- An image object that is passed twice is prepared once.
+- The chat template takes image, audio and video parts, so that chat, training and answering share one prompt format.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,23 +50,23 @@ def images_per_row(images: Any, rows: int | None, markers: list[int]) -> list[li
 
 
 class MMProcessor(ProcessorMixin):
-    """An image processor, a tokenizer and, for models that hear, a feature extractor as one.
+    """An image processor, a tokenizer and, for models with an audio tower, a feature extractor.
 
     Args:
         image_processor: any of transformers' PIL image processors.
         tokenizer: a tokenizer that knows `image_token`; `MMProcessor.from_towers` adds it.
-        chat_template (`str`, *optional*): default: the tokenizer's own, taught to take image parts.
+        chat_template (`str`, *optional*): default: the tokenizer's, extended to image, audio and video parts.
         image_token (`str`): the marker of one image.
-        audio_token (`str`): the marker of one clip of sound.
-        audio (*optional*): a feature extractor for sound, or the dict it is saved as.
-        max_seconds (`float`): what is heard of a clip; every clip is padded to it where the audio tower has no window
-            of its own.
+        audio_token (`str`): the marker of one audio clip.
+        audio (*optional*): an audio feature extractor, or the dict it is saved as.
+        max_seconds (`float`): maximum length of a clip; every clip is padded to it if the audio tower has no fixed
+            window.
         video_token (`str`): the marker of one video.
-        max_frames (`int`, *optional*): the frames taken of a video, spread evenly over it; None takes no video.
-        image_background (`str`): the colour on which transparent images are laid, as `PIL.ImageColor` names it.
+        max_frames (`int`, *optional*): number of evenly spaced frames per video; None for a processor without video.
+        image_background (`str`): the colour behind transparent pixels, by its name in `PIL.ImageColor`.
 
     Raises:
-        ValueError: the tokenizer does not know the marker, or the background is no colour.
+        ValueError: the tokenizer does not know a marker, or PIL does not know the background colour.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class MMProcessor(ProcessorMixin):
         self.image_background = check_background(image_background)
         self.audio_token, self._feature_extractor, self.max_seconds = audio_token, audio, max_seconds
         self.video_token, self.max_frames = video_token, max_frames
-        if isinstance(audio, dict):  # as it is saved; no component of its own, which loading would insist on
+        if isinstance(audio, dict):  # saved as a dict, because loading would require a separate component
             self._feature_extractor = getattr(transformers, audio["feature_extractor_type"])(**audio)
-        self.auto_map = dict(AUTO_MAP)  # as in the config: the library's loading drops it, and saving needs it
+        self.auto_map = dict(AUTO_MAP)  # as in the config: transformers drops it on loading, and saving needs it
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         for token in (image_token, video_token)[: 1 if max_frames is None else 2]:
@@ -111,10 +111,10 @@ class MMProcessor(ProcessorMixin):
 
     @property
     def feature_extractor(self) -> Any:
-        """What prepares sound, by the library's name for it, which a processor without one does not have.
+        """The audio feature extractor, under the name that transformers looks for.
 
         Raises:
-            AttributeError: this processor takes no sound.
+            AttributeError: this processor takes no audio.
         """
         if self._feature_extractor is None:
             raise AttributeError("this processor has no feature extractor; compose it with an audio tower")
@@ -134,34 +134,37 @@ class MMProcessor(ProcessorMixin):
 
         Args:
             images: one image, one per text (None: no image), a list of images for each text, or a flat list with one
-                image per marker; each is what `open_image` takes.
-            text: one string or a list; may hold markers of images and sound. Without it, media alone are prepared.
-            audio: one clip, one per text (None: no sound), a list of clips for each text, or a flat list with one clip
-                per marker; a path, `(array, sampling rate)` or what else `audio_mm.read_audio` takes.
-            videos: one video, one per text (None: no video), or a list of videos for each text; a path, a list of
-                frames, an array (F, H, W, C) or what else `video_mm.read_video` takes.
-            deduplicate: give each distinct image, clip and video once, with an index, so that towers run once for it.
+                image per marker; each is a source for `open_image`.
+            text: one string or a list; may hold markers. Without text, only media are prepared.
+            audio: one clip, one per text (None: no clip), a list of clips for each text, or a flat list with one clip
+                per marker; each is a source for `audio_mm.read_audio`: a path, `(array, sampling rate)`, ...
+            videos: one video, one per text (None: no video), or a list of videos for each text; each is a source for
+                `video_mm.read_video`: a path, a list of frames, an array (F, H, W, C), ...
+            deduplicate: return each distinct image, clip and video once, with an index; the towers then run once.
             kwargs: the tokenizer's and image processor's, for instance `padding`, `return_tensors`; `sampling_rate`
-                is that of arrays of sound that come without one, by default the feature extractor's.
+                is that of audio arrays that come without one, by default the feature extractor's.
 
         Returns:
-            `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W), with sound `input_features`
-            (A, ...), and `input_features_mask` where the extractor makes one, with video `pixel_values_videos`
-            (V, max_frames, C, H, W), and `video_mask` (V, max_frames) where a video has fewer frames. Where they are
-            not one per marker, or without markers one per text, `image_index`, `audio_index`, `video_index` (B, N) say
-            which of them a row has, -1 where it has fewer than N.
+            `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W); with audio `input_features`
+            (A, ...), and `input_features_mask` if the extractor returns one; with video `pixel_values_videos`
+            (V, max_frames, C, H, W), and `video_mask` (V, max_frames) if a video has fewer frames. Media that are not
+            one per marker, nor one per text without markers, come with `image_index`, `audio_index`, `video_index`
+            (B, N), the index of each row's items, -1 beyond the last one.
 
         Raises:
-            ValueError: media and texts do not match in number, a text has another number of markers than media, or
-                loses some by truncation, sound came to a processor without a feature extractor, or video to one
-                without `max_frames`.
+            ValueError: media do not match the texts or their markers in number, truncation cut off a marker, or the
+                processor lacks a feature extractor for audio or `max_frames` for video.
         """
-        media = {} if audio is None else self.sounds_of(text, audio, sampling_rate_from(kwargs))
-        media |= {} if videos is None else self.videos_of(text, videos)
-        alone = images is None and text is None and not (audio is None and videos is None)
-        batch = BatchFeature() if alone else super().__call__(images=images, text=text, **kwargs)
-        batch.update(media)
         texts = [text] if isinstance(text, str) else text
+        media: dict[str, Any] = {}
+        if audio is not None:
+            clips = self.items_of_texts(MODALITIES["audio"], texts, audio, clips_per_row)
+            media |= self.flat_audio(clips, sampling_rate_from(kwargs))
+        if videos is not None:
+            media |= self.flat_videos(self.items_of_texts(MODALITIES["video"], texts, videos, videos_per_row))
+        no_base_inputs = images is None and text is None and not (audio is None and videos is None)
+        batch = BatchFeature() if no_base_inputs else super().__call__(images=images, text=text, **kwargs)
+        batch.update(media)
         if texts is not None:
             self.check_cut_markers(batch, texts)
         if not deduplicate:
@@ -170,45 +173,39 @@ class MMProcessor(ProcessorMixin):
             batch.update({name: value.numpy() for name, value in batch.items() if torch.is_tensor(value)})
         return batch
 
-    def sounds_of(self, text: TextInput | list[TextInput] | None, audio: Any, rate: int | None) -> dict[str, Any]:
-        """The tensors of the sound in a call; `rate` is that of arrays that come without one."""
-        texts = [text] if isinstance(text, str) else text
-        markers = [row.count(self.audio_token) for row in texts or []]
-        clips = clips_per_row(audio, None if texts is None else len(texts), markers)
-        for row, one in enumerate(texts or []):
-            self.check_marker_count(row, one, self.audio_token, len(clips[row]), "sounds")
-        return self.flat_audio(clips, rate)
+    def items_of_texts(self, modality: Modality, texts: list[str] | None, items: Any, per_row: Callable) -> list[list]:
+        """One list of items for each text, by `clips_per_row` or `videos_per_row`.
 
-    def videos_of(self, text: TextInput | list[TextInput] | None, videos: Any) -> dict[str, Any]:
-        """The tensors of the videos in a call."""
-        texts = [text] if isinstance(text, str) else text
-        markers = [row.count(self.video_token) for row in texts or []]
-        videos = videos_per_row(videos, None if texts is None else len(texts), markers)
-        for row, one in enumerate(texts or []):
-            self.check_marker_count(row, one, self.video_token, len(videos[row]), "videos")
-        return self.flat_videos(videos)
+        Raises:
+            ValueError: media and texts, or the markers of a text and its items, differ in number.
+        """
+        marker = getattr(self, modality.marker)
+        rows = per_row(items, None if texts is None else len(texts), [text.count(marker) for text in texts or []])
+        for row, text in enumerate(texts or []):
+            self.check_marker_count(row, text, marker, len(rows[row]), modality.items)
+        return rows
 
     def apply_chat_template(self, conversation: Any, *args, **kwargs) -> Any:
-        """As the library's; sound in it is what a call takes as `audio`, and read as there, each file once."""
+        """Extends the base method: audio parts are sources as in the `audio` of a call, and each file is read once."""
         if kwargs.get("tokenize") and self._feature_extractor is not None:
-            told = sampling_rate_from({**kwargs, **(kwargs.get("processor_kwargs") or {})})
-            rate = told or self.feature_extractor.sampling_rate
+            arguments = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
+            rate = sampling_rate_from(arguments) or self.feature_extractor.sampling_rate
             conversation = load_conversation_audio(conversation, rate, self.max_seconds)
         output = super().apply_chat_template(conversation, *args, **kwargs)
         if isinstance(output, BatchFeature) and kwargs.get("return_tensors") == "pt":
-            output.update({name: value for name, value in self.no_images().items() if name not in output})
+            output.update({name: value for name, value in self.empty_images().items() if name not in output})
         return output
 
-    def no_images(self) -> dict[str, torch.Tensor]:
-        """The tensors of zero images, by which a chat without any has the same names as others.
+    def empty_images(self) -> dict[str, torch.Tensor]:
+        """The tensors of zero images, so that a chat without images has the same keys as others.
 
-        Pipelines and collators that join chats prepared one by one refuse those of different names.
+        Pipelines and collators that batch separately prepared chats refuse different keys.
         """
         blank = self.image_processor([Image.new("RGB", (32, 32))], return_tensors="pt")
         return {name: value[:0] for name, value in blank.items()}
 
     def check_cut_markers(self, batch: dict[str, Any], texts: list[str]) -> None:
-        """Refuse texts that lost markers of their media to truncation, as the library does for images.
+        """Refuse texts that lost markers of their media to truncation, as transformers does for images.
 
         Raises:
             ValueError: names the first such row.
@@ -221,17 +218,17 @@ class MMProcessor(ProcessorMixin):
                 if left < texts[row].count(marker):
                     raise ValueError(
                         f"row {row}: truncation left {left} of its {texts[row].count(marker)} '{marker}' markers; "
-                        "expected one for each of its media, so give a larger `max_length`"
+                        "expected one for each of its media, so set a larger `max_length`"
                     )
 
     def drop_cut_media(self, batch: dict[str, Any]) -> int:
-        """Take media whose markers truncation cut off out of the rows of `encode_rows`, with a warning.
+        """Drop media from the rows of `encode_rows` whose markers were truncated, with a warning.
 
         Args:
-            batch: `input_ids` with a marker for each of its media, and the index of each modality, which changes.
+            batch: `input_ids`, and the index of each modality, which is changed in place.
 
         Returns:
-            how many were taken out.
+            the number of dropped media.
         """
         dropped = 0
         for modality in MODALITIES.values():
@@ -239,11 +236,11 @@ class MMProcessor(ProcessorMixin):
                 markers = self.count_markers(modality, batch["input_ids"])
                 dropped += drop_items(batch[modality.index], markers, self.tokenizer.truncation_side)
         if dropped:
-            logger.warning(f"truncation cut off the markers of {dropped} media, which are left out with them")
+            logger.warning(f"truncation cut off the markers of {dropped} media, so that these media are left out too")
         return dropped
 
     def drop_needless_indices(self, batch: dict[str, Any]) -> None:
-        """Give media one per marker, or one per row without markers, in place of distinct ones with their index."""
+        """Replace distinct media and their index by flat media, if these are one per marker, or one per text."""
         for modality in MODALITIES.values():
             if modality.index not in batch:
                 continue
@@ -259,12 +256,12 @@ class MMProcessor(ProcessorMixin):
                     batch[name] = batch[name][order]
 
     def marker_id(self, modality: Modality) -> int | None:
-        """The token id of a modality's marker; None where the tokenizer does not know it."""
+        """The token id of a modality's marker; None if the tokenizer does not know it."""
         marker_id = self.tokenizer.convert_tokens_to_ids(getattr(self, modality.marker))
         return None if marker_id == self.tokenizer.unk_token_id else marker_id
 
     def count_markers(self, modality: Modality, rows: Any) -> list[int]:
-        """How many markers of a modality each row of token ids (B, T) has."""
+        """Number of markers of a modality in each row of token ids (B, T)."""
         marker_id = self.marker_id(modality)
         if marker_id is None:
             return [0] * len(rows)
@@ -273,7 +270,7 @@ class MMProcessor(ProcessorMixin):
         return [int((torch.as_tensor(ids) == marker_id).sum()) for ids in rows]
 
     def without_markers(self, text: str) -> str:
-        """A text without the markers of images, sound and video."""
+        """The text without the markers of any modality."""
         for modality in MODALITIES.values():
             text = text.replace(getattr(self, modality.marker), "")
         return text
@@ -281,14 +278,14 @@ class MMProcessor(ProcessorMixin):
     def encode_rows(
         self, texts: list[str], counts: list[tuple[int, int, int]], max_length: int | None = None, **kwargs
     ) -> dict[str, torch.Tensor]:
-        """Texts as a classifier reads them: markers in front of texts that have none, truncated, never empty.
+        """Tokenize texts for a classifier: with markers in front of texts that have none, truncated, never empty.
 
         Args:
-            counts: how many images, clips and videos each text has. max_length: tokens at most, if the tokenizer does
-                not take fewer. kwargs: the tokenizer's.
+            counts: number of images, clips and videos of each text. max_length: maximum number of tokens, unless the
+                tokenizer's maximum is lower. kwargs: the tokenizer's.
 
         Returns:
-            what the tokenizer gives, and `text_present` (B,) bool where a text has no words.
+            the tokenizer's output; and `text_present` (B,) bool, if any text has no words.
         """
         tokenizer = self.tokenizer
         first = tokenizer.cls_token or tokenizer.bos_token or tokenizer.eos_token
@@ -300,11 +297,11 @@ class MMProcessor(ProcessorMixin):
         return batch if all(present) else {**batch, "text_present": torch.tensor(present)}
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """Called first by the library: texts as a list, images as one list per row."""
+        """Called first by transformers: texts as a list, images as one list per row."""
         texts = [text] if isinstance(text, str) else text if text is None else list(text)
         if images is not None:
             rows = None if texts is None else len(texts)
-            images = images_per_row(images, rows, [one.count(self.image_token) for one in texts or []])
+            images = images_per_row(images, rows, [prompt.count(self.image_token) for prompt in texts or []])
         return images, texts, videos, audio
 
     def validate_inputs(self, images=None, text=None, **kwargs) -> None:
@@ -315,7 +312,7 @@ class MMProcessor(ProcessorMixin):
             self.check_markers(text, images)
 
     def _process_images(self, images: list[list], **kwargs) -> tuple[dict[str, Any], list[str]]:
-        """Called third: the images' tensors, and what stands in the text for each image, its marker as it is."""
+        """Called third: the images' tensors, and the text that replaces each marker, the marker itself."""
         kwargs.pop("return_tensors", None)
         replacements = [self.replace_image_token({}, index) for index in range(sum(map(len, images)))]
         return self.flat_images(images, **kwargs), replacements
@@ -324,7 +321,7 @@ class MMProcessor(ProcessorMixin):
         return self.image_token
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
-        """What serving engines ask to plan their memory: each image, of any size, is one token."""
+        """Token counts by which serving engines plan their memory: each image, of any size, is one token."""
         if image_sizes is None:
             return MultiModalData()
         return MultiModalData(num_image_tokens=[1] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
@@ -335,11 +332,11 @@ class MMProcessor(ProcessorMixin):
         Raises:
             ValueError: names the first such row.
         """
-        for row, (text, own) in enumerate(zip(texts, images, strict=True)):
-            self.check_marker_count(row, text, self.image_token, len(own), "images")
+        for row, (text, row_images) in enumerate(zip(texts, images, strict=True)):
+            self.check_marker_count(row, text, self.image_token, len(row_images), "images")
 
-    def check_marker_count(self, row: int, text: str, marker: str, items: int, kind: str) -> None:
-        """Refuse a text whose markers of one kind are not as many as its items; none at all may be.
+    def check_marker_count(self, row: int, text: str, marker: str, items: int, plural: str) -> None:
+        """Refuse a text with markers of one modality, unless they are as many as its items.
 
         Raises:
             ValueError: names the row.
@@ -347,12 +344,12 @@ class MMProcessor(ProcessorMixin):
         markers = text.count(marker)
         if markers and markers != items:
             raise ValueError(
-                f"row {row}: the text has {markers} '{marker}' markers but {items} {kind} came with it; expected one "
-                f"marker for each of the {kind}, or none at all"
+                f"row {row}: the text has {markers} '{marker}' markers but {items} {plural} came with it; expected "
+                f"one marker for each of the {plural}, or none at all"
             )
 
     def with_markers(self, text: str, images: int, sounds: int = 0, videos: int = 0) -> str:
-        """The text with one marker per image, clip and video in front, unless it says itself where they go."""
+        """The text with one marker per image, clip and video in front, unless it has markers of that modality."""
         text = text if self.video_token in text else self.video_token * videos + text
         text = text if self.audio_token in text else self.audio_token * sounds + text
         return text if self.image_token in text else self.image_token * images + text
@@ -360,11 +357,11 @@ class MMProcessor(ProcessorMixin):
     def encode_prompts(
         self, texts: list[str], images: list[int], sounds: list[int] | None = None, videos: list[int] | None = None
     ) -> list[list[int]]:
-        """Token ids of single-turn prompts, exactly those that `apply_chat_template(..., tokenize=True)` gives.
+        """Token ids of single-turn prompts, the same as by `apply_chat_template(..., tokenize=True)`.
 
         Args:
-            texts: what the user says; may hold image markers, otherwise the images come first.
-            images, sounds, videos: how many of them each text has.
+            texts: the user's turns; may hold markers, otherwise the media come first.
+            images, sounds, videos: number of images, audio clips and videos of each text.
         """
         sounds, videos = sounds or [0] * len(texts), videos or [0] * len(texts)
         turns = [
@@ -381,25 +378,24 @@ class MMProcessor(ProcessorMixin):
         distinct, index = distinct_items(images)
         if not distinct:
             return {}
-        ready = kwargs.get("do_rescale") is False and all(hasattr(image, "__array__") for image in distinct)
-        if not ready:  # arrays that are not to be rescaled are what the caller wants the tower to see
+        rescaled = kwargs.get("do_rescale") is False and all(hasattr(image, "__array__") for image in distinct)
+        if not rescaled:  # arrays with `do_rescale=False` hold the values for the tower already
             layout = kwargs.pop("input_data_format", None)
             distinct = [self.open_image(image, layout) for image in distinct]
         return {**self.image_processor(distinct, return_tensors="pt", **kwargs), "image_index": index}
 
     def open_image(self, image: Any, layout: str | None = None) -> Image.Image:
-        """The RGB image that every image becomes first, on this processor's background; see `images_mm.open_image`.
+        """The RGB image of a source, on this processor's background; see `images_mm.open_image`.
 
-        Pipelines of the library that open files by themselves (`zero-shot-image-classification`, and
-        `image-text-to-text` with `images` beside a string) drop transparency and clip 16-bit greys; give them what
-        this returns.
+        Pipelines of transformers that open files themselves (`zero-shot-image-classification`, `image-text-to-text`
+        with `images` beside a string) drop transparency and clip 16-bit greys; pass them the result of this method.
 
         Args:
-            image: a path, an address that is fetched, encoded bytes or base64, an image of PIL, an array or a tensor.
-            layout: "channels_first" or "channels_last" of an array; default: what its shape allows.
+            image: a path, a URL, encoded bytes or base64, a PIL image, an array or a tensor.
+            layout: "channels_first" or "channels_last" for an array; default: the one that its shape allows.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: the image cannot be read.
         """
         return open_image(fetch_image(image), self.image_background, layout)
 
@@ -415,40 +411,40 @@ class MMProcessor(ProcessorMixin):
         if not distinct:
             return {}
         if self._feature_extractor is None:
-            raise ValueError("sound came to a processor without a feature extractor; compose it with an audio tower")
+            raise ValueError("audio came to a processor without a feature extractor; compose it with an audio tower")
         if rate is not None:
             distinct = [(clip, rate) if hasattr(clip, "__array__") else clip for clip in distinct]
-        heard = [read_audio(clip, self.feature_extractor.sampling_rate, self.max_seconds) for clip in distinct]
-        features, mask = audio_features(self.feature_extractor, heard, self.max_seconds)
-        sounds = {"input_features": features, "audio_index": index}
-        return sounds if mask is None else {**sounds, "input_features_mask": mask}
+        arrays = [read_audio(clip, self.feature_extractor.sampling_rate, self.max_seconds) for clip in distinct]
+        features, mask = audio_features(self.feature_extractor, arrays, self.max_seconds)
+        inputs = {"input_features": features, "audio_index": index}
+        return inputs if mask is None else {**inputs, "input_features_mask": mask}
 
     def flat_videos(self, videos: list[list]) -> dict[str, torch.Tensor]:
-        """`pixel_values_videos` of the distinct videos, their mask and `video_index` (B, N), for videos of each row.
+        """`pixel_values_videos` of the distinct videos, their mask and `video_index` (B, N), for a list per row.
 
         Raises:
-            ValueError: the processor takes no video, or one cannot be read.
+            ValueError: the processor has no `max_frames`, or a video cannot be read.
         """
         distinct, index = distinct_items(videos)
         if not distinct:
             return {}
         if self.max_frames is None:
-            raise ValueError("video came to a processor without `max_frames`; give it the `num_frames` of its model")
+            raise ValueError("video came to a processor without `max_frames`; set it to the `num_frames` of the model")
         pixels, mask = video_features(self.image_processor, distinct, self.max_frames, self.image_background)
-        seen = {"pixel_values_videos": pixels, "video_index": index}
-        return seen if mask is None else {**seen, "video_mask": mask}
+        inputs = {"pixel_values_videos": pixels, "video_index": index}
+        return inputs if mask is None else {**inputs, "video_mask": mask}
 
     def to_dict(self) -> dict[str, Any]:
-        """As the library's; the feature extractor is a dict in it."""
+        """Extends the base method: includes the feature extractor as a dict."""
         audio = None if self._feature_extractor is None else self._feature_extractor.to_dict()
         return {**super().to_dict(), "audio": audio}
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call gives for texts with a marker for each of their media."""
-        sound = [] if self._feature_extractor is None else ["input_features", "input_features_mask"]
+        """Names of the tensors of a call for texts with a marker for each of their media."""
+        audio = [] if self._feature_extractor is None else ["input_features", "input_features_mask"]
         video = [] if self.max_frames is None else ["pixel_values_videos", "video_mask"]
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, *sound, *video]
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, *audio, *video]
 
 
 __all__ = ["MMProcessor"]

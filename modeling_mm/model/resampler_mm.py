@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The resampler: many states of an image become a few slots, which text then attends to.
+"""The resampler, which turns the many states of an image into a few slots for text to attend to.
 
 Shapes: I distinct images, P states per image, M memory width, K key/value heads, E head width.
 """
@@ -13,7 +13,7 @@ from .cross_attention_mm import MMCrossAttention
 
 
 class MMResampler(nn.Module):
-    """P states of an image become `num_latents` slots: a Perceiver (Jaegle et al. 2021; Alayrac et al. 2022)."""
+    """Perceiver resampler from P states to `num_latents` slots (Jaegle et al. 2021; Alayrac et al. 2022)."""
 
     def __init__(self, config: MMConfig):
         super().__init__()
@@ -22,7 +22,7 @@ class MMResampler(nn.Module):
         self.layers = nn.ModuleList([MMResamplerLayer(config, width) for _ in range(config.resampler_layers)])
 
     def forward(self, states: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-        """(I, P, M), and (I, P) bool where a state is real, to (I, num_latents, M)."""
+        """States (I, P, M), and `present` (I, P) bool, False for padding, to slots (I, num_latents, M)."""
         latents = self.latents.expand(states.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(latents, states, present)
@@ -30,7 +30,7 @@ class MMResampler(nn.Module):
 
 
 class MMResamplerLayer(nn.Module):
-    """Latents attend to the states and to themselves, then an MLP; ungated, since the fusion layers' gates are."""
+    """Attention of latents to states and to themselves, then an MLP; ungated, because the fusion layers are gated."""
 
     def __init__(self, config: MMConfig, width: int):
         super().__init__()
@@ -46,7 +46,7 @@ class MMResamplerLayer(nn.Module):
         query = self.latents_norm(latents)
         memory = self.kv_proj(torch.cat([self.states_norm(states), query], dim=1))  # (I, P + num_latents, 2KE)
         memory = memory.unflatten(2, (2, self.num_key_value_heads, self.head_dim))
-        key, value = (one.transpose(1, 2) for one in memory.unbind(2))
+        key, value = (projected.transpose(1, 2) for projected in memory.unbind(2))
         mask = None
         if present is not None:
             mask = nn.functional.pad(present, (0, latents.shape[1]), value=True)[:, None, None]

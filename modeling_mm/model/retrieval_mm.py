@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMForImageTextRetrieval: text finds images and sounds, and they find text, in two stages from one checkpoint.
+"""MMForImageTextRetrieval: retrieval between text and images or audio, in two stages from one checkpoint.
 
-- Embeddings of text and media, each computed without sight of the other, are compared by the thousand.
-- A matching head on the fused path ranks the best candidates again.
-- Contrastive, matching and language modelling losses are learnt in one pass (Li et al. 2022, "BLIP"; Yu et al. 2022,
+- Embeddings of text and of media, computed independently of each other, can be compared by the thousand.
+- A matching head on the fused text reranks the best candidates.
+- Contrastive, matching and language modelling losses are trained in one pass (Li et al. 2022, "BLIP"; Yu et al. 2022,
   "CoCa"), weighted by the config, so that the checkpoint serves the other heads too.
 
 Shapes: B texts, I distinct images, A distinct clips, N images per row, T text tokens, E embedding width.
@@ -25,10 +25,10 @@ from .configuration_mm import MMConfig, tower_width
 from .embedding_mm import EmbeddedMedia
 from .generation_mm import scaled_logits
 from .losses_mm import Pairs, contrastive_loss, local_keys, with_absent_modalities
-from .losses_mm import text_keys as keys_of_texts
+from .losses_mm import text_keys as token_keys
 from .matching_mm import MMMatchingHead, MMMatchingMixin
 from .media_mm import Memory, check_text
-from .modeling_mm import MMModel, MMPreTrainedModel
+from .modeling_mm import MMModel, MMPreTrainedModel, base_method
 from .outputs_mm import MMRetrievalOutput
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -36,8 +36,7 @@ SIGMOID_BIAS = -10.0  # at first nearly all pairs are false (Zhai et al. 2023)
 
 
 class MMTemperature(nn.Module):
-    """What makes logits of similarities: a learned scale, and a bias for the sigmoid loss; a module, so that
-    peft can train it beside adapters."""
+    """The learned scale of similarities, and a bias for the sigmoid loss; a module, so that peft can train it too."""
 
     def __init__(self, config: MMConfig):
         super().__init__()
@@ -46,26 +45,26 @@ class MMTemperature(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor([SIGMOID_BIAS])) if config.contrastive_loss == "sigmoid" else None
 
     def forward(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The scale, at most 100 as beyond training would only sharpen mistakes, and the bias, if there is one."""
-        if self.training:  # the weight itself, so that it does not drift far beyond
+        """The scale, at most 100 because larger ones only sharpen mistakes, and the bias, if there is one."""
+        if self.training:  # clamp the weight itself, so that it does not drift far beyond the limit
             self.logit_scale.data.clamp_(max=MAX_LOGIT_SCALE)
         scale = self.logit_scale[0]
-        # a shard of FSDP is out of reach of the line above: with its gradient it finds its way back
+        # FSDP shards cannot be clamped in place; subtracting the detached excess clamps the value, keeps the gradient
         scale = scale - (scale - MAX_LOGIT_SCALE).clamp(min=0).detach()
         return scale.exp(), None if self.logit_bias is None else self.logit_bias[0]
 
 
 class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
-    """Embeddings of text, images and sound, their similarities, and how well a text and an image match.
+    """Embeddings of text, images and audio, their similarities, and match logits of a text and an image.
 
     Args:
         config: the configuration; `embedding_size`, `pooling`, `image_pooling`, `contrastive_loss` and the weights of
-            the losses decide the heads.
+            the losses define the heads.
         lm_head: with `language_weight`, an already built language modelling head to use as it is.
         towers: as for `MMModel`.
 
     Raises:
-        ValueError: a weighted loss that the model cannot have.
+        ValueError: the model does not support a loss whose weight is not 0.
     """
 
     accepts_loss_kwargs = False
@@ -75,11 +74,11 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         text = config.text_config
         if config.language_weight and not (config.is_text_decoder and config.cross_attention):
             raise ValueError(
-                f"`language_weight` is {config.language_weight}, but captions are learnt by a decoder with "
-                f"cross-attention, and this model is over '{text.model_type}'; set it to 0"
+                f"`language_weight` is {config.language_weight}, but captioning needs a decoder with cross-attention, "
+                f"and the text backbone of this model is '{text.model_type}'; set it to 0"
             )
         if config.matching_weight and not config.cross_attention:
-            raise ValueError("`matching_weight` needs `cross_attention`, by which text and image meet; set it to 0")
+            raise ValueError("`matching_weight` needs `cross_attention`, which fuses text and image; set it to 0")
         self.model = MMModel(config, **towers)
         self.text_projection = nn.Linear(text.hidden_size, config.embedding_size, bias=False)
         self.image_projection = nn.Linear(tower_width(config.vision_config), config.embedding_size, bias=False)
@@ -109,9 +108,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def encode_media(self, *args, **kwargs) -> torch.Tensor:
-        """`media_key_values` (B, L, 2, K, S, E) for `match`; see `MMModel.encode_media`."""
-        return self.model.encode_media(*args, **kwargs)
+    encode_media = base_method("encode_media")
 
     def similarities(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Logits (Q, K) of embeddings (Q, E) and (K, E)."""
@@ -145,42 +142,42 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         embed_gradients: dict[str, torch.Tensor] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMRetrievalOutput | tuple:
-        """Similarities of all texts and all media, or with `return_loss` the losses of the pairs that stand in rows.
+        """Similarities of all texts and all media, or with `return_loss` the losses of the pairs in each row.
 
         Args:
-            image_index, audio_index: (B, N), which media belong to each text, the first of them counts here; where a
-                loss is wanted, by default one per text.
-            image_keys, audio_keys: (I,) integers from 0, equal where images or sounds are the same, for losses over
+            image_index, audio_index: (B, N), the media of each text, of which the losses pair the first with it; by
+                default one per text.
+            image_keys, audio_keys: (I,) integers from 0, equal for equal images or audio clips, for losses over
                 several batches or processes; by default all differ.
-            text_keys: (B,) integers from 0, equal where texts mean the same, so that each matches the media of all
-                of them; by default where their tokens are the same.
+            text_keys: (B,) integers from 0, equal for texts of equal meaning, so that each matches the media of all
+                of them; by default equal for equal tokens.
             caption_ids, caption_mask: (B, T) prompt and caption as `MMForConditionalGeneration` takes them, with
-                `labels` (B, T); without them, the labels are of `input_ids`.
-            embed_gradients: of a larger batch's contrastive loss, by the names that `compared` has; they take the
-                place of this batch's (GradCache).
-            image_states, image_pooled, audio_states: what the towers gave before, in place of raw media, as
+                `labels` (B, T); without them, the labels belong to `input_ids`.
+            embed_gradients: gradients of the contrastive loss of a larger batch, by the names in `compared`, used
+                instead of this batch's (GradCache).
+            image_states, image_pooled, audio_states: earlier outputs of the towers, in place of raw media, as
                 `MMModel.get_image_features` and `get_audio_features` take them.
-            The others are `MMModel.forward`'s.
+            The others are those of `MMModel.forward`.
         """
         check_text(input_ids, inputs_embeds)
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds, **kwargs}
-        read = self.get_text_features(**{**text, "return_dict": True})
+        text_features = self.get_text_features(**{**text, "return_dict": True})
         patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         media = dict[str, EmbeddedMedia]()
         if pixel_values is not None or image_states is not None:
             patches |= {"image_states": image_states, "image_pooled": image_pooled}
             media["image"] = self.embed_images(pixel_values, patches, image_index, image_keys)
         if input_features is not None or audio_states is not None:
-            sound = {"input_features_mask": input_features_mask, "audio_states": audio_states}
-            media["audio"] = self.embed_audio(input_features, sound, audio_index, audio_keys)
+            audio = {"input_features_mask": input_features_mask, "audio_states": audio_states}
+            media["audio"] = self.embed_audio(input_features, audio, audio_index, audio_keys)
         embeds = {f"{name}_embeds": medium.embeds for name, medium in media.items()}
-        output = MMRetrievalOutput(text_embeds=read.pooler_output, **embeds)
-        output.hidden_states, output.attentions = read.hidden_states, read.attentions
+        output = MMRetrievalOutput(text_embeds=text_features.pooler_output, **embeds)
+        output.hidden_states, output.attentions = text_features.hidden_states, text_features.attentions
         if not return_loss:
             return self.with_logits(output)
         if text_keys is None and input_ids is not None:
-            text_keys = keys_of_texts(input_ids, attention_mask)
-        keys = local_keys(read.pooler_output) if text_keys is None else text_keys
+            text_keys = token_keys(input_ids, attention_mask)
+        keys = local_keys(output.text_embeds) if text_keys is None else text_keys
         pairs = {name: medium.pairs(keys) for name, medium in media.items()}
         output.contrastive_loss = self.contrastive_loss(self.compared(output), pairs, embed_gradients)
         if self.matching_head is not None:
@@ -193,7 +190,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         return output
 
     def with_logits(self, output: MMRetrievalOutput) -> MMRetrievalOutput:
-        """The output with the similarities of all its embeddings."""
+        """Add the similarities of all embeddings to an output."""
         if output.image_embeds is not None:
             output.logits_per_text = self.similarities(output.text_embeds, output.image_embeds)
             output.logits_per_image = output.logits_per_text.T
@@ -202,10 +199,11 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         return output
 
     def compared(self, output: MMRetrievalOutput) -> dict[str, torch.Tensor]:
-        """What the contrastive loss is of: embeddings by "text" and modality, "scale" and "bias" of their logits."""
+        """The inputs of the contrastive loss: embeddings by "text" and modality, "scale" and "bias" of the logits."""
         scale, bias = self.temperature()
-        compared = {"text": output.text_embeds, "image": output.image_embeds, "audio": output.audio_embeds}
-        return {name: one for name, one in {**compared, "scale": scale, "bias": bias}.items() if one is not None}
+        inputs = {"text": output.text_embeds, "image": output.image_embeds, "audio": output.audio_embeds}
+        inputs |= {"scale": scale, "bias": bias}
+        return {name: value for name, value in inputs.items() if value is not None}
 
     def contrastive_loss(
         self,
@@ -216,9 +214,9 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         """The contrastive loss, averaged over modalities; in training, across processes.
 
         Args:
-            compared: as `compared` gives them.
-            pairs: for each modality what belongs together.
-            gradients: by names of `compared`; the result is then of no meaning but has these gradients.
+            compared: the result of `compared`.
+            pairs: the positive pairs of each modality.
+            gradients: by the names in `compared`; the result then has these gradients and no meaningful value.
 
         Raises:
             ValueError: there are no media.
@@ -226,27 +224,25 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         if gradients is not None:
             return torch.stack([(compared[name] * gradient).sum() for name, gradient in gradients.items()]).sum()
         if not pairs:
-            raise ValueError("a loss needs media beside the texts: give `pixel_values` or `input_features`")
+            raise ValueError("a loss needs media beside the texts: pass `pixel_values` or `input_features`")
         across = self.is_trained_across_processes()
         if across and self.config.audio_config is not None:
             compared, pairs = with_absent_modalities(compared, pairs)
         kind, texts, scale, bias = self.config.contrastive_loss, *(compared.get(k) for k in ("text", "scale", "bias"))
         losses = [
-            contrastive_loss(kind, texts, compared[name], own, scale, bias, across) for name, own in pairs.items()
+            contrastive_loss(kind, texts, compared[name], positives, scale, bias, across)
+            for name, positives in pairs.items()
         ]
         return torch.stack(losses).mean()
 
     def is_trained_across_processes(self) -> bool:
-        """Whether other processes train on other rows of the same batch."""
+        """True if other processes train on other rows of the same batch."""
         return self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
     def matching_loss(
         self, text: dict[str, Any], output: MMRetrievalOutput, pairs: dict[str, Pairs], media: dict[str, EmbeddedMedia]
     ) -> torch.Tensor:
-        """The matching loss, averaged over modalities, of which text meets one at a time.
-
-        `text` are the arguments of its rows.
-        """
+        """The matching loss, averaged over modalities, each fused with the text alone; `text` holds its arguments."""
         losses = []
         for name, medium in media.items():
             with torch.no_grad():
@@ -255,7 +251,7 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         return torch.stack(losses).mean()
 
     def captioning_loss(self, text: dict[str, Any], memories: dict[str, Memory], labels: torch.Tensor) -> torch.Tensor:
-        """The loss of captions (B, T) read with all their media in sight, as `MMForConditionalGeneration` has it."""
+        """The language modelling loss of captions (B, T) with all their media, as in `MMForConditionalGeneration`."""
         assert self.lm_head is not None
         key_values, start = self.model.attended(memories, text["input_ids"], text.get("inputs_embeds"))
         text = {**self.decoder_options(text["attention_mask"]), **text, "return_dict": True}
@@ -264,9 +260,10 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         return ForCausalLMLoss(logits, labels, self.config.text_config.vocab_size)
 
     def total_loss(self, output: MMRetrievalOutput) -> torch.Tensor:
-        """The losses of an output by the config's weights.
+        """The weighted sum of the losses in an output.
 
-        Among processes the head for sound always gets a gradient, zero where a batch has none: the others wait for it.
+        Across processes, the audio projection always gets a gradient, zero for a batch without audio, because other
+        processes wait for it.
         """
         parts = [
             (self.config.contrastive_weight, output.contrastive_loss),

@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Towers: opened from any kind of source, and fetched where a checkpoint does not hold them.
+"""Towers: loaded from any kind of source, and fetched for a checkpoint that does not hold them.
 
-A model whose towers were frozen differs from them by its fusion alone, and its checkpoint can leave them out:
-`config.fetched_towers` names them, `config.tower_sources` says where they are, and what little of them is not as it is
-there (rows of new markers in the embeddings, a pooler that a tower came without) lies in `tower_changes.safetensors`.
+A checkpoint can leave out towers that were frozen in training. `config.fetched_towers` names them, and
+`config.tower_sources` holds their ids and revisions. The few tensors that differ from the source (embedding rows of
+new markers, a pooler that the source lacks) are in `tower_changes.safetensors`.
 """
 
 import copy
@@ -26,21 +26,21 @@ from .audio_towers_mm import audio_half, audio_tower_from_config
 from .configuration_mm import MMConfig
 
 CHANGES = "tower_changes.safetensors"
-HALVES = {"vision_tower": "vision_config", "text_model": "text_config"}  # of a CLIP-like source
+HALVES = {"vision_tower": "vision_config", "text_model": "text_config"}  # sub-configs of a CLIP-like source
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
 
-def tower_weights(part: str, source: dict[str, str], with_head: bool, **where: Any) -> dict[str, torch.Tensor]:
-    """The weights of a tower where it came from, by their names in the base model; those of its head as `lm_head`.
+def tower_weights(part: str, source: dict[str, str], with_head: bool, **hub_arguments: Any) -> dict[str, torch.Tensor]:
+    """The weights of a tower at its source, by their names in the base model; those of its head as `lm_head`.
 
     Args:
         part: `vision_tower`, `audio_tower` or `text_model`. source: its `id` and `revision`.
-        with_head: whether the text backbone's language modelling head is wanted. where: `token` and the like.
+        with_head: include the text backbone's language modelling head. hub_arguments: `token` and the like.
 
     Raises:
-        ValueError: it is not there any more, or not to be had.
+        ValueError: the source does not exist any more, or cannot be fetched.
     """
-    place, verbosity = {"revision": source["revision"], **where}, logging.get_verbosity()
+    place, verbosity = {"revision": source["revision"], **hub_arguments}, logging.get_verbosity()
     logging.set_verbosity_error()  # the other half of a CLIP-like checkpoint is left out on purpose
     try:
         config = AutoConfig.from_pretrained(source["id"], **place)
@@ -50,7 +50,7 @@ def tower_weights(part: str, source: dict[str, str], with_head: bool, **where: A
         tower = auto_class.from_pretrained(source["id"], config=config, dtype="auto", **place)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the {part} of this model is that of '{source['id']}' at revision {source['revision']}, which could not "
+            f"the {part} of this model comes from '{source['id']}' at revision {source['revision']}, which could not "
             f"be fetched: {str(error).strip().splitlines()[0]}"
         ) from error
     finally:
@@ -63,7 +63,7 @@ def tower_weights(part: str, source: dict[str, str], with_head: bool, **where: A
 
 
 def tower_tensors(model: PreTrainedModel, part: str) -> dict[str, torch.Tensor]:
-    """A tower's tensors in a model, with the text backbone's those of its head, by the names of `tower_weights`."""
+    """A tower's tensors in a model, by the names of `tower_weights`; the text backbone includes its head."""
     tensors = {f"{part}.{name}": value for name, value in getattr(model.base_model, part).state_dict().items()}
     head: nn.Module | None = model.get_output_embeddings()
     if part == "text_model" and head is not None:
@@ -72,59 +72,61 @@ def tower_tensors(model: PreTrainedModel, part: str) -> dict[str, torch.Tensor]:
 
 
 def patterns_of(parts: list[str]) -> set[str]:
-    """Which names loading should not miss."""
+    """Patterns of the weight names that loading a checkpoint without these parts should not report as missing."""
     patterns = {rf"^(model\.)?{part}\." for part in parts}
     return patterns | ({r"^lm_head\."} if "text_model" in parts else set())
 
 
 @torch.no_grad()
-def fetch_towers(model: PreTrainedModel, checkpoint: Any, **where: Any) -> None:
-    """Fill in the towers that the checkpoint of a model just loaded does not hold.
+def fetch_towers(model: PreTrainedModel, checkpoint: Any, **hub_arguments: Any) -> None:
+    """Fill in the towers that the checkpoint of a newly loaded model does not hold.
 
     Raises:
-        ValueError: a tower is not to be had, or does not fit; or the model was to be quantised while it was loaded.
+        ValueError: a tower cannot be fetched or does not fit the model, or the model was quantised during loading.
     """
     from safetensors.torch import load_file
 
     config = model.config
     if hasattr(model, "hf_quantizer"):
-        raise ValueError("a checkpoint without its towers cannot be quantised while it loads; save it whole before")
-    file = cached_file(checkpoint, CHANGES, **{name: where[name] for name in HUB_ARGUMENTS if name in where})
-    changes = load_file(file)
-    elsewhere = {name: where[name] for name in ("token", "cache_dir", "local_files_only") if name in where}
+        raise ValueError(
+            "a checkpoint without its towers cannot be quantised during loading; load it unquantised and save it first"
+        )
+    here = {name: hub_arguments[name] for name in HUB_ARGUMENTS if name in hub_arguments}
+    changes = load_file(cached_file(checkpoint, CHANGES, **here))
+    elsewhere = {name: here[name] for name in ("token", "cache_dir", "local_files_only") if name in here}
     for part in config.fetched_towers:
         source = config.tower_sources[part]
         weights = tower_weights(part, source, model.get_output_embeddings() is not None, **elsewhere)
-        for name, own in tower_tensors(model, part).items():
-            own.copy_(joined(name, own, weights.get(name), changes.get(name), source["id"]))
-    config.fetched_towers = None  # saved again, it is whole
+        for name, tensor in tower_tensors(model, part).items():
+            tensor.copy_(with_changes(name, tensor.shape, weights.get(name), changes.get(name), source["id"]))
+    config.fetched_towers = None  # when it is saved again, the checkpoint is complete
 
 
-def joined(
-    name: str, own: torch.Tensor, fetched: torch.Tensor | None, change: torch.Tensor | None, tower: str
+def with_changes(
+    name: str, shape: torch.Size, fetched: torch.Tensor | None, change: torch.Tensor | None, tower: str
 ) -> torch.Tensor:
-    """A tensor of a tower: as it was fetched, with the rows that were added to it, or all of it changed.
+    """A fetched tensor with the changes of a checkpoint: unchanged, with rows added to it, or replaced.
 
     Raises:
-        ValueError: what came has another shape than the model.
+        ValueError: the result has another shape than the tensor of the model.
     """
-    whole = fetched if change is None else change
-    if fetched is not None and change is not None and change.shape != own.shape:
-        whole = torch.cat([fetched.to(change.dtype), change])
-    if whole is None or whole.shape != own.shape:
-        came = None if whole is None else tuple(whole.shape)
-        raise ValueError(f"'{tower}' has '{name}' of shape {came}; this checkpoint expects {tuple(own.shape)}")
-    return whole
+    tensor = fetched if change is None else change
+    if fetched is not None and change is not None and change.shape != shape:
+        tensor = torch.cat([fetched.to(change.dtype), change])
+    if tensor is None or tensor.shape != shape:
+        found = None if tensor is None else tuple(tensor.shape)
+        raise ValueError(f"'{tower}' has '{name}' of shape {found}; this checkpoint expects {tuple(shape)}")
+    return tensor
 
 
 Tower: TypeAlias = str | PreTrainedConfig | PreTrainedModel
 
 
 def half_config(source: str, half: str | None) -> PreTrainedConfig:
-    """The config of the wanted half ("vision_config" or "text_config") of a CLIP-like source, or its whole config.
+    """The sub-config `half` ("vision_config" or "text_config") of a CLIP-like source, or the whole config.
 
     Raises:
-        ValueError: no model can be found there.
+        ValueError: the source holds no model.
     """
     try:
         config = AutoConfig.from_pretrained(source)
@@ -138,7 +140,11 @@ def half_config(source: str, half: str | None) -> PreTrainedConfig:
 
 
 def load_pretrained(auto_class, source: str, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
-    """`auto_class.from_pretrained`, that refuses a checkpoint which lacks most of the tower's weights."""
+    """`auto_class.from_pretrained`, but refuse a checkpoint that lacks most of the tower's weights.
+
+    Raises:
+        ValueError: more than half of the weights are missing.
+    """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the other half of a CLIP-like checkpoint is left out on purpose
     try:
@@ -168,10 +174,10 @@ def load_vision_tower(source: Tower, dtype: torch.dtype | None = None) -> PreTra
 def load_text_model(
     source: Tower, generates: bool, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, nn.Module | None, PreTrainedModel]:
-    """The text backbone, its language modelling head where one `generates`, and the model they came in.
+    """The text backbone, its language modelling head if `generates`, and the model that they are parts of.
 
     Raises:
-        ValueError: a head is wanted of an encoder.
+        ValueError: `generates`, and the logits are not one linear layer over the backbone's states.
     """
     if isinstance(source, str):
         config = half_config(source, "text_config")
@@ -193,7 +199,7 @@ def check_head(whole: PreTrainedModel, head: nn.Module | None) -> None:
     """Refuse a causal model whose logits are not one linear layer over its backbone's states.
 
     Raises:
-        ValueError: there is no head, or it has weights beside that layer's.
+        ValueError: there is no head, or it has weights besides that layer's.
     """
     if head is None:
         raise ValueError(
@@ -209,13 +215,13 @@ def check_head(whole: PreTrainedModel, head: nn.Module | None) -> None:
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:
-    """Whether a text backbone with this config can carry a language modelling head."""
-    # a copy, because MMConfig resets what its sub-configs say of attention
+    """True if a text backbone with this config can have a language modelling head."""
+    # a copy, because MMConfig resets the attention implementation of its sub-configs
     return MMConfig(text_config=copy.deepcopy(config)).is_text_decoder
 
 
 def load_audio_tower(source: Tower, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The audio tower of any kind of source: of Whisper the encoder, of CLAP the audio half."""
+    """The audio tower of any kind of source: the encoder of Whisper, the audio half of CLAP."""
     if isinstance(source, PreTrainedConfig):
         return audio_tower_from_config(source)
     if isinstance(source, str):
@@ -224,11 +230,11 @@ def load_audio_tower(source: Tower, dtype: torch.dtype | None = None) -> PreTrai
 
 
 def hub_sources(**towers: Any) -> dict[str, dict[str, str]] | None:
-    """Id and revision of the towers that were loaded from the Hub; None where there are none."""
+    """Id and revision of the towers that were loaded from the Hub; None if there are none."""
     sources = {}
     for part, tower in towers.items():
         if isinstance(tower, str) and not Path(tower).exists():
-            # the library tells the revision of what it has loaded by the place of the file alone
+            # transformers keeps the revision of a loaded file only in its path in the cache
             file = try_to_load_from_cache(tower, "config.json")
             if isinstance(file, str):
                 sources[part] = {"id": tower, "revision": Path(file).parent.name}

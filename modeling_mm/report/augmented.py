@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""augmented.png: some training rows before and after augmentation, to look at before a long training."""
+"""augmented.png: training rows before and after augmentation, for a look before a long training."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -20,36 +20,36 @@ from ..model.processing_mm import MMProcessor
 from .figures import save, shorten
 
 logger = logging.getLogger(__name__)
-PICTURES, SOUNDS, TEXTS = 16, 3, 8  # at most
-ROWS = 64  # looked at for them, evenly over the data
+IMAGES, CLIPS, TEXTS = 16, 3, 8  # at most
+ROWS = 64  # rows that they are taken from, spread evenly over the data
 PAIRS = 4  # images in a line
 
 
 def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None:
-    """What the collator's augmentation makes of some rows in the first epoch; modalities that it leaves are not shown.
+    """Draw rows as the collator's augmentation changes them in the first epoch; unchanged modalities are left out.
 
-    An image's view depends on the batch it stands in, so these are of the kind that training sees, not the same.
+    An augmented image depends on its batch, so that training uses images of the same kind but not these.
     """
     augmentation, processor = collator.augmentation, collator.processor
     if augmentation is None:
         return
     rows = [dataset.row(number) for number in dataset.kept[:: max(1, len(dataset) // ROWS)][:ROWS]]
     parts: list[tuple[float, Any]] = []
-    pictures = distinct((image for row in rows for image in row.images), PICTURES) if augmentation.images else {}
-    if pictures:
-        before = {key: open_image(image.source, processor.image_background) for key, image in pictures.items()}
+    images = distinct((image for row in rows for image in row.images), IMAGES) if augmentation.images else {}
+    if images:
+        before = {key: open_image(image.source, processor.image_background) for key, image in images.items()}
         views = augmentation.image_views(before, processor.image_processor)
         pairs = list(zip(before.values(), views.values(), strict=True))
-        parts.append((1.5 * -(-len(pairs) // PAIRS), lambda part: show_pictures(part, pairs)))
-    sounds = distinct((sound for row in rows for sound in row.audio), SOUNDS) if augmentation.audio else {}
-    if clips := list(sounds.values()):
+        parts.append((1.5 * -(-len(pairs) // PAIRS), lambda part: show_images(part, pairs)))
+    audio = distinct((clip for row in rows for clip in row.audio), CLIPS) if augmentation.audio else {}
+    if clips := list(audio.values()):
         both = (processor.flat_audio([[clip.source for clip in clips]]), augmentation.audio_views(processor, [clips]))
         strips = list(zip(*(spectrograms(batch, processor) for batch in both), strict=True))
-        parts.append((1.3 * len(strips), lambda part: show_sounds(part, strips)))
-    shown = [row for row in rows if row.text][:: max(1, len(rows) // TEXTS)][:TEXTS] or rows[:TEXTS]
-    after = augmentation.rows(shown, collator.media_markers)
-    if after is not shown:
-        lines = [changes(*pair, collator.media_markers) for pair in zip(shown, after, strict=True)]
+        parts.append((1.3 * len(strips), lambda part: show_clips(part, strips)))
+    original = [row for row in rows if row.text][:: max(1, len(rows) // TEXTS)][:TEXTS] or rows[:TEXTS]
+    after = augmentation.rows(original, collator.media_markers)
+    if after is not original:
+        lines = [changes(*pair, collator.media_markers) for pair in zip(original, after, strict=True)]
         parts.append((0.3 + 0.35 * len(lines), lambda part: show_lines(part, lines)))
     if not parts:
         return
@@ -63,7 +63,7 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
 
 
 def distinct(media: Iterable[MediaRef], most: int) -> dict[str, MediaRef]:
-    """The first few different ones by their keys."""
+    """The first `most` different media by their keys."""
     found: dict[str, MediaRef] = {}
     for medium in media:
         if len(found) < most:
@@ -72,7 +72,7 @@ def distinct(media: Iterable[MediaRef], most: int) -> dict[str, MediaRef]:
 
 
 def spectrograms(batch: dict[str, torch.Tensor], processor: MMProcessor) -> list[np.ndarray]:
-    """(M, F) or (samples,) of each clip, without the padding behind it."""
+    """Log-mel features (M, F) or the waveform (samples,) of each clip, without padding at its end."""
     features, mask = batch["input_features"], batch.get("input_features_mask")
     frames = features if features.dim() == 2 else log_mel_frames(features, processor.feature_extractor)
     real = [1.0] * len(frames) if mask is None else mask.float().mean(dim=1).tolist()
@@ -80,14 +80,14 @@ def spectrograms(batch: dict[str, torch.Tensor], processor: MMProcessor) -> list
 
 
 def changes(before: Row, after: Row, markers: dict[str, str]) -> str:
-    """What became of a row, in one line."""
-    left = set(present_modalities(before, markers)) - set(present_modalities(after, markers))
-    said = f"   [{', '.join(sorted(left))} left out]" if left else ""
-    return f"{shorten(before.text, 70)!r}  →  {shorten(after.text, 70)!r}{said}"
+    """One line that describes how augmentation changed a row."""
+    dropped = set(present_modalities(before, markers)) - set(present_modalities(after, markers))
+    suffix = f"   [{', '.join(sorted(dropped))} dropped]" if dropped else ""
+    return f"{shorten(before.text, 70)!r}  →  {shorten(after.text, 70)!r}{suffix}"
 
 
-def show_pictures(part: SubFigure, pairs: Sequence[tuple[Image.Image, Image.Image]]) -> None:
-    """Images, each with its view on its right."""
+def show_images(part: SubFigure, pairs: Sequence[tuple[Image.Image, Image.Image]]) -> None:
+    """Draw images, each with its augmented version on its right."""
     axes = part.subplots(-(-len(pairs) // PAIRS), 2 * PAIRS, squeeze=False)
     for axis, image in zip(axes.flat, (image for pair in pairs for image in pair), strict=False):
         axis.imshow(image, interpolation="nearest")
@@ -98,8 +98,8 @@ def show_pictures(part: SubFigure, pairs: Sequence[tuple[Image.Image, Image.Imag
         axis.spines[:].set(color="silver", visible=bool(axis.images))
 
 
-def show_sounds(part: SubFigure, strips: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Log-mel features, or waveforms where the tower takes them, each with its view on its right."""
+def show_clips(part: SubFigure, strips: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draw log-mel features, or waveforms if the tower takes those, each with its augmented version on its right."""
     axes = part.subplots(len(strips), 2, squeeze=False)
     for line, pair in zip(axes, strips, strict=True):
         for axis, strip in zip(line, pair, strict=True):
@@ -108,15 +108,15 @@ def show_sounds(part: SubFigure, strips: Sequence[tuple[np.ndarray, np.ndarray]]
             else:
                 axis.plot(strip, linewidth=0.4)
             axis.set(xticks=[], yticks=[])
-    axes[0][0].set_title("sound before", fontsize=9)
+    axes[0][0].set_title("audio before", fontsize=9)
     axes[0][1].set_title("after", fontsize=9)
 
 
 def show_lines(part: SubFigure, lines: Sequence[str]) -> None:
-    """Lines of text."""
+    """Draw lines of text."""
     axis = part.subplots()
     axis.axis("off")
     axis.set_title("rows before and after", fontsize=9)
     for number, line in enumerate(lines):
-        place = 1 - (number + 0.5) / len(lines)
-        axis.text(0, place, line, fontsize=9, va="center", parse_math=False, transform=axis.transAxes)
+        height = 1 - (number + 0.5) / len(lines)
+        axis.text(0, height, line, fontsize=9, va="center", parse_math=False, transform=axis.transAxes)

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Images of a training run, of predictions, and of where a model looked."""
+"""Figures of training runs, predictions, scores and attention."""
 
 import math
 from collections import Counter
@@ -21,12 +21,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def shorten(text: str, most: int) -> str:
-    """A text that fits its place in a figure."""
+    """A text cut to at most `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Loss and validation accuracy, of a retrieval recall, over training steps, from the Trainer's log history."""
+    """Draw loss and validation accuracy, or recall for retrieval, by training step, from the Trainer's log history."""
     figure = Figure(figsize=(9, 3.4))
     left, right = figure.subplots(1, 2)
     scores = [(f"eval_{name}", right) for name in ("accuracy", "text_to_image_r1", "image_to_text_r1")]
@@ -44,9 +44,9 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def draw_samples(samples: Sequence[dict[str, Any]], path: Path, columns: int = 4) -> None:
-    """A grid of images; each sample has `image` (PIL or None), `text`, `prediction`, `truth`, and `sound` if any.
+    """Draw a grid of samples, dicts with `image` (PIL or None), `text`, `prediction`, `truth` and perhaps `audio`.
 
-    `correct`, where given, is its colour (None: neither right nor wrong); otherwise whether the two are equal.
+    `correct` sets the colour of the title (None: black); without it, predictions equal to the truth are correct.
     """
     rows = math.ceil(len(samples) / columns)
     figure = Figure(figsize=(2.9 * columns, 3.1 * rows))
@@ -58,8 +58,8 @@ def draw_samples(samples: Sequence[dict[str, Any]], path: Path, columns: int = 4
         right = sample.get("correct", normalize(sample["prediction"]) == normalize(sample["truth"]))
         color = "black" if right is None else "darkgreen" if right else "firebrick"
         verdict = f"{sample['prediction']}  (truth: {sample['truth']})"
-        said = [verdict] if len(verdict) <= 44 else [sample["prediction"], f"(truth: {sample['truth']})"]
-        lines = [shorten(line, 44) for line in (sample["text"], sample.get("sound", ""), *said) if line]
+        answer = [verdict] if len(verdict) <= 44 else [sample["prediction"], f"(truth: {sample['truth']})"]
+        lines = [shorten(line, 44) for line in (sample["text"], sample.get("audio", ""), *answer) if line]
         axis.set_title("\n".join(lines), fontsize=8, color=color, parse_math=False)
     for axis in figure.axes:
         axis.axis("off")
@@ -69,9 +69,9 @@ def draw_samples(samples: Sequence[dict[str, Any]], path: Path, columns: int = 4
 def draw_confusion(
     predictions: Sequence[str], truths: Sequence[str], path: Path, most: int = 20, order: Sequence[str] | None = None
 ) -> None:
-    """Confusion matrix of the most frequent classes or answers, rows scaled to shares of the truth.
+    """Draw the confusion matrix of the most frequent classes or answers; colours are shares of a row.
 
-    `order` is that of the classes, where there is one; otherwise the frequent come first.
+    `order` is the order of the classes; without it, the most frequent come first.
     """
     frequent = Counter(map(normalize, truths)).most_common()
     names = [name for name, _ in frequent[:most]]
@@ -87,24 +87,24 @@ def draw_confusion(
     size = 3 + 0.42 * len(names)
     figure = Figure(figsize=(size + 0.8, size))
     axis = figure.subplots()
-    shown = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    colours = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(counts > 0):
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=8, color=color)
     rows = counts.sum(axis=1)
     names = [shorten(name, 28) for name in names]
     axis.set_xticks(range(counts.shape[1]), [*names, "other"][: counts.shape[1]], rotation=90, parse_math=False)
-    said = [f"{name} ({own:.0f})" for name, own in zip(names, rows, strict=True)]
-    axis.set_yticks(range(len(names)), said, parse_math=False)
+    labels = [f"{name} ({count:.0f})" for name, count in zip(names, rows, strict=True)]
+    axis.set_yticks(range(len(names)), labels, parse_math=False)
     axis.set(xlabel="predicted", ylabel="truth (rows)")
     if len(frequent) > most:
         axis.set_title(f"the {most} most frequent of {len(frequent)}", fontsize=9)
-    figure.colorbar(shown, ax=axis, label="share of the truth's rows", fraction=0.046, pad=0.03)
+    figure.colorbar(colours, ax=axis, label="share of the truth's rows", fraction=0.046, pad=0.03)
     save(figure, path)
 
 
 def draw_attention(image: Image.Image, maps: Sequence[tuple[str, np.ndarray]], title: str, path: Path) -> None:
-    """The image, and over it one attention grid (h, w) for each word."""
+    """Draw the image, and over it the attention grid (h, w) of each word."""
     figure = Figure(figsize=(3 * (len(maps) + 1), 3.4))
     axes = np.ravel(figure.subplots(1, len(maps) + 1, squeeze=False))
     axes[0].imshow(image)
@@ -121,16 +121,16 @@ def draw_attention(image: Image.Image, maps: Sequence[tuple[str, np.ndarray]], t
 
 
 def draw_scatter(predictions: np.ndarray, truths: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Predicted numbers over true ones, one panel for each label column."""
+    """Draw predicted against true numbers, one panel per label column."""
     predictions, truths = predictions.reshape(-1, len(names)), truths.reshape(-1, len(names))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.2 * columns, 4 * rows), layout="constrained")
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
-    for axis, name, said, true in zip(axes, names, predictions.T, truths.T, strict=False):
-        ends = [min(said.min(), true.min()), max(said.max(), true.max())]
+    for axis, name, predicted, true in zip(axes, names, predictions.T, truths.T, strict=False):
+        ends = [min(predicted.min(), true.min()), max(predicted.max(), true.max())]
         axis.plot(ends, ends, color="grey", linewidth=1, linestyle="--", label="predicted = truth")
-        axis.scatter(true, said, s=max(6.0, 40 / (1 + len(true) / 100)), alpha=0.5, linewidths=0, label="a row")
+        axis.scatter(true, predicted, s=max(6.0, 40 / (1 + len(true) / 100)), alpha=0.5, linewidths=0, label="a row")
         axis.set_title(f"{shorten(name, 40)} ({len(true)} rows)", fontsize=10, parse_math=False)
         axis.set(xlabel="truth", ylabel="predicted")
         axis.grid(alpha=0.3)
@@ -142,16 +142,18 @@ def draw_scatter(predictions: np.ndarray, truths: np.ndarray, names: Sequence[st
 
 def draw_bars(
     values: Sequence[tuple[str, float]],
-    what: str,
+    quantity: str,
     path: Path,
     most: int = 40,
     ends: Sequence[tuple[float, float] | None] | None = None,
     signed: bool = False,
 ) -> None:
-    """Horizontal bars with their figures; of more than `most`, the lowest are shown.
+    """Draw horizontal bars with their values; of more than `most` bars, only the lowest.
 
-    `ends` are the ends of an interval around each value. The axis reaches to 1 or, for `signed` ones, as far as they
-    do on both sides.
+    Args:
+        quantity: name of the values, for the axis.
+        ends: the ends of an interval around each value.
+        signed: make the axis symmetric around 0; otherwise it ends at 1.
     """
     pairs = list(zip(values, ends or [None] * len(values), strict=True))
     shown = sorted(pairs, key=lambda pair: pair[0][1])[:most] if len(pairs) > most else pairs
@@ -159,11 +161,11 @@ def draw_bars(
     figure = Figure(figsize=(7, 1.0 + 0.3 * len(shown)))
     axis = figure.subplots()
     axis.barh(range(len(shown)), numbers, height=0.7)
-    lowest = min([0.0, *numbers, *(own[0] for _, own in shown if own)])
-    for place, (value, own) in enumerate(zip(numbers, (own for _, own in shown), strict=True)):
-        low, high = own or (value, value)
-        if own:
-            axis.plot(own, [place, place], color="black", linewidth=1.2, marker="|", markersize=6)
+    lowest = min([0.0, *numbers, *(interval[0] for _, interval in shown if interval)])
+    for place, (value, interval) in enumerate(zip(numbers, (interval for _, interval in shown), strict=True)):
+        low, high = interval or (value, value)
+        if interval:
+            axis.plot(interval, [place, place], color="black", linewidth=1.2, marker="|", markersize=6)
         outside = (max(high, 0), 4, "left") if value >= 0 else (min(low, 0), -4, "right")
         axis.annotate(
             f"{value:.3f}",
@@ -178,32 +180,33 @@ def draw_bars(
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=0.8)
     if signed:
-        furthest = 1.3 * max([1e-3, *map(abs, numbers)])
-        axis.set_xlim(-furthest, furthest)
+        limit = 1.3 * max([1e-3, *map(abs, numbers)])
+        axis.set_xlim(-limit, limit)
     else:
         axis.set_xlim(1.25 * max(lowest, -1.0), 1.12)
-    axis.set_xlabel(what.replace("_", " ") if len(shown) == len(pairs) else f"{what}, lowest {most} of {len(pairs)}")
+    label = quantity.replace("_", " ") if len(shown) == len(pairs) else f"{quantity}, lowest {most} of {len(pairs)}"
+    axis.set_xlabel(label)
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
     save(figure, path)
 
 
 def draw_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], path: Path) -> None:
-    """Share of true predictions over confidence, a point for each bin with its interval; below, how many are in it."""
+    """Draw the share of true predictions by confidence, with an interval for each bin, and below it the bin's size."""
     figure = Figure(figsize=(5, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    upper.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="as sure as it is right")
+    upper.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", label="perfectly calibrated")
     for number, (name, points) in enumerate(curves.items()):
-        sure, true, counts = (np.array(column) for column in zip(*points, strict=True))
+        confidence, accuracy, counts = (np.array(column) for column in zip(*points, strict=True))
         ends = np.array([wilson(round(share * count), count) for _, share, count in points])
-        bars = np.abs(ends.T - true).clip(min=0)
+        bars = np.abs(ends.T - accuracy).clip(min=0)
         label = (name or "the model") + (", with 95 % intervals" if number == 0 else "")
-        shown = bars if number == 0 else None  # those of a second curve would lie on these
+        errors = bars if number == 0 else None  # error bars of a second curve would overlap
         upper.errorbar(
-            sure, true, shown, label=label, linewidth=1, elinewidth=0.8, marker="o", markersize=4, capsize=2
+            confidence, accuracy, errors, label=label, linewidth=1, elinewidth=0.8, marker="o", markersize=4, capsize=2
         )
-        lower.plot(sure, counts, drawstyle="steps-mid", marker=".", markersize=4, color=f"C{number}")
-    upper.set(ylabel="share that is true", xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
+        lower.plot(confidence, counts, drawstyle="steps-mid", marker=".", markersize=4, color=f"C{number}")
+    upper.set(ylabel="share of true predictions", xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
     lower.set(xlabel="confidence", ylabel="predictions", yscale="symlog")
     lower.set_ylim(0, 3 * max(count for points in curves.values() for *_, count in points))
     for axis in (upper, lower):

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Pages of one file, tables and images in it, for light and dark screens, wide and narrow ones: `templates/`.
+"""Self-contained HTML pages, with tables and images, for light and dark, wide and narrow screens: `templates/`.
 
-Jinja2 escapes every text that a page shows.
+Jinja2 escapes every text on a page.
 """
 
 import base64
@@ -15,17 +15,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..data.media import BadRow, open_image
 
-SIDE = 480  # pixels of a thumbnail's longer side, twice what a card shows, for dense screens
+SIDE = 480  # pixels of a thumbnail's longer side, twice its size on the page, for dense screens
 
 
 @dataclass
 class Section:
-    """A part of the report: `table` has one dict per row, `picture` is a PNG that becomes part of the file."""
+    """A part of the report: `table` has one dict per row, `image` is a PNG file to embed."""
 
     heading: str
     text: str = ""
     table: Sequence[dict[str, Any]] = field(default_factory=list)
-    picture: Path | None = None
+    image: Path | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -34,7 +34,7 @@ class Section:
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it."""
+    """The text of a table cell."""
     if value is None:
         return "–"
     if isinstance(value, tuple):  # the ends of an interval
@@ -43,12 +43,12 @@ def cell(value: Any) -> str:
 
 
 def data_uri(encoded: bytes, kind: str) -> str:
-    """The bytes of an image as an address that holds them."""
+    """A data URI with the bytes of an image."""
     return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
 
 
 def thumbnail(path: str) -> bytes | None:
-    """A small JPEG of an image; None where it cannot be read."""
+    """A small JPEG of an image; None if it cannot be read."""
     try:
         image = open_image(path)
     except BadRow:
@@ -60,7 +60,7 @@ def thumbnail(path: str) -> bytes | None:
 
 
 def write(path: Path, template: str, **content: Any) -> None:
-    """Write a page from one of the templates; nothing in it points to another file."""
+    """Write a page from a template; it refers to no other file."""
     environment = Environment(
         loader=PackageLoader("modeling_mm.report"),
         autoescape=True,
@@ -74,16 +74,16 @@ def write(path: Path, template: str, **content: Any) -> None:
 
 
 def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Write the page of an evaluation."""
+    """Write the report of an evaluation."""
     write(path, "report.html", title=title, subtitle=subtitle, sections=sections)
 
 
 def write_page(
     path: Path, text: str | None, image: str | None, where: str | None, hits: Sequence[dict[str, Any]]
 ) -> None:
-    """Write the page of a search: the query, and a card for each hit."""
+    """Write the results of a search: the query, and a card for each hit."""
     parts = [f"{len(hits)} image{'' if len(hits) == 1 else 's'}"]
-    parts += ["like the text and this image"] if text and image else []
+    parts += ["similar to the text and this image"] if text and image else []
     parts += [f"where {where}"] if where else []
-    title = f"“{text}”" if text else "Images like this one"
+    title = f"“{text}”" if text else "Images similar to this one"
     write(path, "search.html", title=title, subtitle=", ".join(parts), image=image, hits=hits)

@@ -1,2 +1,2 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Trainers, what they train, and how a run is put together."""
+"""Trainers, the choice of trainable parameters, and the assembly of a run from its flags."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Arguments of `modeling-mm train`, and what is refused before any row is read.
+"""Arguments of `modeling-mm train`, and the checks made before any row is read.
 
 Importing this file imports neither torch nor transformers, so that `--help` answers at once.
 """
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from ..data.augmentation import Augmentation
 
 
-RENAMED = {"keep_pictures": "image_cache_mb"}  # arguments by the names that they had before
+RENAMED = {"keep_pictures": "image_cache_mb"}  # former names of arguments
 
 
 @dataclass
 class ModelArguments:
-    """The model: what it is made of and which parts train."""
+    """The model: its towers, its fusion and the parts that train."""
 
     model: str | None = field(
         default=None, metadata={"help": "trained folder or Hub id to continue from, in place of towers"}
@@ -33,7 +33,9 @@ class ModelArguments:
     )
     text_layers: int | None = field(
         default=None,
-        metadata={"help": "number of layers of a scratch text backbone; the default is 2 (tiny) or 6 (small)"},
+        metadata={
+            "help": "number of layers of a scratch text backbone; the default is 2 (scratch-tiny) or 6 (scratch-small)"
+        },
     )
     audio_tower: str | None = field(
         default=None,
@@ -43,7 +45,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "text layers, counted from 0, that attend to media; the default is the last layer and "
-            "every fourth before it"
+            "every fourth one before it"
         },
     )
     fusion_mlp: bool = field(
@@ -54,7 +56,10 @@ class ModelArguments:
     )
     num_latents: int | None = field(
         default=None,
-        metadata={"help": "slots per image that a Perceiver resampler reduces the tower's states to; none by default"},
+        metadata={
+            "help": "number of vectors per image that a Perceiver resampler makes of the tower's states; without it "
+            "there is no resampler"
+        },
     )
     num_frames: int | None = field(
         default=None, metadata={"help": "frames sampled from each video; without it the model takes no video"}
@@ -68,9 +73,7 @@ class ModelArguments:
     )
     cross_attention: bool | None = field(
         default=None,
-        metadata={
-            "help": "let text attend to media; on by default, except with --late_fusion; true with it uses both"
-        },
+        metadata={"help": "let text attend to media; on by default, except with --late_fusion, where true uses both"},
     )
     vision_trainable: bool | None = field(
         default=None, metadata={"help": "train the vision tower; by default it trains only if it starts from scratch"}
@@ -96,12 +99,12 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """The data: where the rows are, what their columns mean, and how they are read."""
+    """The data: its files, its columns and how rows are read."""
 
     task: str = field(default="generation", metadata={"help": "what the model learns to do", "choices": list(TASKS)})
     streaming: bool = field(
         default=False,
-        metadata={"help": "read Parquet or WebDataset shards during training, without loading the data set first"},
+        metadata={"help": "read Parquet or WebDataset shards during training, without loading the dataset first"},
     )
     shuffle_buffer: int = field(
         default=1000, metadata={"help": "number of streamed rows that are shuffled together; 1 keeps their order"}
@@ -118,7 +121,7 @@ class DataArguments:
     )
     test_file: str | None = field(default=None, metadata={"help": "test rows, evaluated once after training"})
     dataset: str | None = field(
-        default=None, metadata={"help": "name of a data set of the Hub, or easy-vqa, in place of files"}
+        default=None, metadata={"help": "name of a dataset of the Hub, or easy-vqa, in place of files"}
     )
     test_split: str | None = field(default=None, metadata={"help": "split of --dataset to evaluate after training"})
     image_column: str = field(default="image", metadata={"help": "column with images"})
@@ -126,8 +129,8 @@ class DataArguments:
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "column with the expected output, a,b for two numbers; the default is `answer` for "
-            "generation, none for matching and retrieval, and `label` otherwise"
+            "help": "column with the expected output, or several columns of numbers as a,b; the default is `answer` "
+            "for generation, none for matching and retrieval, and `label` otherwise"
         },
     )
     class_weights: str | None = field(
@@ -137,8 +140,8 @@ class DataArguments:
     calibrate: bool = field(
         default=False,
         metadata={
-            "help": "fit the temperature of the probabilities (for retrieval, the matching head's weight) on "
-            "the validation rows"
+            "help": "after training, fit the temperature of the probabilities (for retrieval, the weight of the "
+            "matching head) on the validation rows"
         },
     )
     audio_column: str = field(default="", metadata={"help": "column with audio clips; none is read by default"})
@@ -148,7 +151,8 @@ class DataArguments:
         metadata={"help": "retrieval: rows with equal values in this column are positives of each other in training"},
     )
     validation_share: float = field(
-        default=0.1, metadata={"help": "share of the training rows held out where there are no validation rows"}
+        default=0.1,
+        metadata={"help": "share of the training rows held out for validation if there is no --validation_file"},
     )
     group_by_image: bool = field(
         default=False, metadata={"help": "put rows about the same image into the same batch, where it is encoded once"}
@@ -211,7 +215,7 @@ class DataArguments:
 
 
 def check_task(model: ModelArguments, data: DataArguments) -> None:
-    """Refuse what the task has no use for, before any row is read.
+    """Refuse flags that do not fit the task or each other, before any row is read.
 
     Raises:
         ValueError: names the flag.
@@ -223,12 +227,12 @@ def check_task(model: ModelArguments, data: DataArguments) -> None:
 
 
 def named(**values: object) -> str:
-    """Those of the flags that have a value."""
+    """The names of the flags that have a value, joined by "and"."""
     return " and ".join(f"--{name}" for name, value in values.items() if value)
 
 
 def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, object]:
-    """What is said of flags that the task has no use for or that lack another one, and when."""
+    """Error messages about flags that do not fit the task or lack another flag, each with its condition."""
     from .scratch import SIZES
 
     task, name, new = TASKS[data.task], data.task, model.model is None
@@ -241,49 +245,49 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
         f"--text_layers is for a scratch text model, but --text_model is {model.text_model}": (
             model.text_layers is not None and model.text_model not in SIZES
         ),
-        f"--late_fusion is for tasks with a label; a {name} needs cross-attention": (
+        f"--late_fusion is for tasks with a label; --task {name} needs cross-attention": (
             task.generates and (fusion or attention is False)
         ),
-        f"--task {name} learns from images and texts alone; leave out {others}": task.embeds and others,
-        f"--concept_column says which pairs of a retrieval match; {name} has no use for it": (
+        f"--task {name} uses images and texts only; leave out {others}": task.embeds and others,
+        f"--concept_column sets which pairs match in retrieval; --task {name} does not use it": (
             data.concept_column and not task.embeds
         ),
         f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more": (
             data.group_size is not None and not (grouped and data.group_size > 0)
         ),
         f"--image_cache_mb is {data.image_cache_mb}; expected megabytes, 0 or more": data.image_cache_mb < 0,
-        f"--calibrate makes probabilities honest, but a {name} gives none": (
+        f"--calibrate is for probabilities, and --task {name} predicts none": (
             data.calibrate and not task.gives_probabilities
         ),
-        f"--modality_dropout empties cells, but {name} needs an image and a text in each row": (
+        f"--modality_dropout drops images and texts, but --task {name} needs both in each row": (
             data.modality_dropout and task.needs_image_and_text
         ),
-        "sound needs both: --audio_column for where it is and --audio_tower for who hears it": (
+        "audio needs both --audio_column, the column with the clips, and --audio_tower, the model that encodes them": (
             new and (audio[0] == "") != (audio[1] is None)
         ),
-        "video needs both: --video_column for where it is and --num_frames for how much of it is seen": (
+        "video needs both --video_column, the column with the videos, and --num_frames, the frames taken from each": (
             new and (video[0] == "") != (video[1] is None)
         ),
-        "--late_fusion and --cross_attention are for new models; that of --model keeps its own": (
+        "--late_fusion and --cross_attention are for new models; the fusion of --model cannot be changed": (
             not new and (fusion or attention is not None)
         ),
     }
 
 
 def streaming_refusals(data: DataArguments) -> dict[str, object]:
-    """What is said of flags by which a stream would have to look at all rows before training, and when."""
-    ahead = named(
+    """Error messages about flags that do not fit a stream, each with its condition."""
+    all_rows = named(
         class_weights=data.class_weights, group_by_image=data.group_by_image, cache_features=data.cache_features
     )
     return {
-        "--streaming true can hold no rows out of training; give --validation_file": data.validation_file is None,
-        f"{ahead} must look at all rows first, which --streaming true does not do": ahead,
+        "--streaming true cannot hold out training rows; give --validation_file": data.validation_file is None,
+        f"--streaming true does not read all rows before training; leave out {all_rows}": all_rows,
         f"--shuffle_buffer is {data.shuffle_buffer}; expected a number of rows, 0 or more": data.shuffle_buffer < 0,
     }
 
 
 def augmentation_of(data: DataArguments, seed: int) -> "Augmentation | None":
-    """How training rows are to be changed; None where they stay as they are.
+    """The augmentation of training rows; None without any.
 
     Raises:
         ValueError: names the flag.
@@ -304,7 +308,7 @@ class RetrievalArguments:
     contrastive_loss: str = field(
         default="infonce",
         metadata={
-            "help": "contrastive loss: softmax over the batch (infonce) or each pair on its own (sigmoid)",
+            "help": "contrastive loss: softmax over the batch (infonce) or each pair by itself (sigmoid)",
             "choices": ["infonce", "sigmoid"],
         },
     )
@@ -314,7 +318,7 @@ class RetrievalArguments:
     )
     matching_rows: int | None = field(
         default=None,
-        metadata={"help": "number of rows per batch, drawn at random, that the matching loss uses; all by default"},
+        metadata={"help": "number of randomly drawn rows per batch that the matching loss uses; all by default"},
     )
     language_weight: float = field(
         default=0.0, metadata={"help": "weight of the captioning loss, which needs a decoder; 0 leaves it out"}
@@ -340,16 +344,16 @@ class RetrievalArguments:
     contrastive_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "rows compared with each other, a multiple of the batch size, by gradient caching; batch "
-            "norms that train, such as those of scratch towers, still normalise over the batch size"
+            "help": "rows that the contrastive loss compares, by gradient caching: a multiple of the batch size; "
+            "batch norms that train, such as those of scratch towers, still normalise over the batch size"
         },
     )
     rerank: int = field(
-        default=0, metadata={"help": "evaluate also the best K candidates reranked by the matching head"}
+        default=0, metadata={"help": "evaluate also with the best N candidates reranked by the matching head"}
     )
 
     def config(self) -> dict[str, Any]:
-        """Fields of `MMConfig`."""
+        """The fields of `MMConfig` that these arguments set."""
         fields = dict(vars(self))
         for name in ("contrastive_batch_size", "rerank"):
             del fields[name]

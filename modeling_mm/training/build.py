@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What a training run is put together from by its flags: model, collator, trainer."""
+"""Assembly of a training run from its flags: model, collator, trainer."""
 
 import logging
 from dataclasses import replace
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 def build_model(
     args: ModelArguments, data: DataArguments, train: MMDataset, retrieval: RetrievalArguments
 ) -> tuple[PreTrainedModel, MMProcessor]:
-    """The model to train and its processor: a trained folder's, or composed from towers, in float32.
+    """The model to train, in float32, and its processor: loaded from a trained folder or composed from towers.
 
     Raises:
-        ValueError: towers are missing, or given beside a model.
+        ValueError: towers are missing or given beside a model, or the model was trained for another task.
     """
     balanced = data.class_weights == "balanced"
     options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
@@ -54,7 +54,7 @@ def build_model(
             add_video(model, processor, args.num_frames)
         if task_of(model) != data.task:
             raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
-        # the labels and their scale stay, what this run's rows and flags say of the loss does not
+        # labels and their scale stay; class weights, temperature and rerank weight are those of this run
         model.config.class_weights, model.config.calibration_temperature = options.get("class_weights"), None
         model.config.rerank_weight = 1.0
         return model, processor
@@ -82,14 +82,14 @@ def build_model(
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
-    if TASKS[data.task].generates:  # as `generate` wants prompts, for whoever takes the saved folder
+    if TASKS[data.task].generates:  # `generate` needs it, for those who load the saved folder
         processor.tokenizer.padding_side = "left"
     head = TASKS[data.task].head_class()
     return head.from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options), processor
 
 
 def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
-    """Freeze and train the parts as asked; a part that is not mentioned trains when it is new."""
+    """Set the trainable parts by their flags; a tower without a flag trains if it starts from scratch."""
     vision = args.vision_tower in scratch.SIZES if args.vision_trainable is None else args.vision_trainable
     text = args.text_model in scratch.SIZES if args.text_trainable is None else args.text_trainable
     audio = args.audio_tower in scratch.SIZES if args.audio_trainable is None else args.audio_trainable
@@ -97,10 +97,10 @@ def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
 
 
 def build_collator(model: PreTrainedModel, processor: MMProcessor, data: DataArguments) -> MMCollator:
-    """What turns rows of this task into batches, not augmented."""
+    """The collator of this task, without augmentation."""
     window = window_seconds(processor.feature_extractor) if hasattr(processor, "feature_extractor") else None
     if window is not None and window < (data.max_seconds or MAX_SECONDS):
-        logger.warning(f"the audio tower hears {window:.4g} s of a sound; of longer ones the rest is not used")
+        logger.warning(f"the audio tower encodes {window:.4g} s of audio; the rest of longer clips is not used")
     if not TASKS[data.task].embeds:
         return MMCollator(processor, data.task, data.max_length)
     return RetrievalCollator(processor, data.task, data.max_length, captions=model.config.language_weight > 0)
@@ -144,10 +144,10 @@ def build_trainer(
 
 
 def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype: str) -> None:
-    """Let the trainer's batches bring what its frozen towers give, from a folder where it is computed if missing.
+    """Put cached features of frozen towers into the trainer's batches; those that the folder lacks are computed first.
 
     Raises:
-        ValueError: it cannot be kept, or there is no room.
+        ValueError: the features cannot be cached, or the disk has too little room.
     """
     model, collator, accelerator = trainer.model, trainer.data_collator, trainer.accelerator
     head = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -157,11 +157,11 @@ def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype:
     cached = {}
     for modality in modalities:
         getattr(head.base_model, MODALITIES[modality].tower).to(trainer.args.device)
-        own = (modality, head.base_model, collator.processor, getattr(torch, dtype), accelerator.autocast)
+        parts_of_tower = (modality, head.base_model, collator.processor, getattr(torch, dtype), accelerator.autocast)
         pooled = isinstance(trainer, RetrievalTrainer) and modality == "image" and head.config.image_pooling == "tower"
-        tower = FrozenTower(*own, precision=accelerator.mixed_precision, pooled=pooled)
+        tower = FrozenTower(*parts_of_tower, precision=accelerator.mixed_precision, pooled=pooled)
         quiet = not trainer.is_world_process_zero()
         size = trainer.args.per_device_eval_batch_size
         cached[modality] = build_cache(tower, sources[modality], folder, size, quiet)
-    for own in filter(None, (collator, trainer.eval_collator)):
-        own.cached = cached
+    for each in filter(None, (collator, trainer.eval_collator)):
+        each.cached = cached

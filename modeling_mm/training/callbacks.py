@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Callbacks of the trainer: missing gradients, the epoch of augmentation, shared statistics, streams, shards."""
+"""Callbacks of the trainer: gradient audit, the epoch of augmentation, batch norms, streams, shards."""
 
 import logging
 
@@ -16,7 +16,7 @@ AUDIT_STEPS = 4
 
 
 class GradientAuditCallback(TrainerCallback):
-    """After the first optimiser steps, names every trainable parameter that never got a gradient other than zero.
+    """Warns after the first optimiser steps of trainable parameters that never got a non-zero gradient.
 
     Gates start at zero, so the weights behind them get their first gradient in the second step.
     """
@@ -32,28 +32,28 @@ class GradientAuditCallback(TrainerCallback):
         self.silent -= with_gradient({n: p for n, p in model.named_parameters() if n in self.silent})
         if state.global_step == AUDIT_STEPS - 1 and self.silent:
             names = ", ".join(sorted(self.silent)[:20])
-            logger.warning(f"{len(self.silent)} parameters should train but got no gradient so far: {names}")
+            logger.warning(f"{len(self.silent)} trainable parameters got no gradient so far: {names}")
 
 
 class AugmentationEpochCallback(TrainerCallback):
-    """Tells the collator's augmentation, in this process and in its workers, which epoch begins."""
+    """Sets the epoch of the collator's augmentation, in this process and in its workers."""
 
     def __init__(self, augmentation: Augmentation):
         self.augmentation = augmentation
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.augmentation.epoch.fill_(int(state.epoch or 0))  # resumed within an epoch, it is a fraction
+        self.augmentation.epoch.fill_(int(state.epoch or 0))  # a fraction when resumed within an epoch
 
 
 class BatchNormSyncCallback(TrainerCallback):
-    """After each step, the running statistics of batch norms become the mean over the processes that updated them.
+    """Averages running statistics of batch norms after each step, over the processes that updated them.
 
-    `DistributedDataParallel` would give every process those of the first, which may never have seen a sound.
+    `DistributedDataParallel` would broadcast those of the first process, whose batches may never have had audio.
     """
 
     def __init__(self):
         self.norms: list[torch.nn.modules.batchnorm._BatchNorm] = []
-        self.counted: list[int] = []  # batches that all processes together saw, by norm
+        self.counted: list[int] = []  # batches of all processes together, by norm
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         kind = torch.nn.modules.batchnorm._BatchNorm
@@ -64,14 +64,14 @@ class BatchNormSyncCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size == 1 or not self.norms:
             return
-        news = [int(norm.num_batches_tracked) - count for norm, count in zip(self.norms, self.counted, strict=True)]
-        own = []
-        for norm, new in zip(self.norms, news, strict=True):
+        added = [int(norm.num_batches_tracked) - count for norm, count in zip(self.norms, self.counted, strict=True)]
+        statistics = []
+        for norm, new in zip(self.norms, added, strict=True):
             mean, variance = norm.running_mean.float(), norm.running_var.float()
-            own.append(torch.cat([mean.new_tensor([new]), new * mean, new * variance]))
-        sums = torch.cat(own)
+            statistics.append(torch.cat([mean.new_tensor([new]), new * mean, new * variance]))
+        sums = torch.cat(statistics)
         torch.distributed.all_reduce(sums)
-        for i, (norm, part) in enumerate(zip(self.norms, sums.split([len(o) for o in own]), strict=True)):
+        for i, (norm, part) in enumerate(zip(self.norms, sums.split([len(s) for s in statistics]), strict=True)):
             self.counted[i] += int(part[0])
             norm.num_batches_tracked.fill_(self.counted[i])
             if part[0] > 0:
@@ -80,8 +80,31 @@ class BatchNormSyncCallback(TrainerCallback):
                 norm.running_var.copy_(variance)
 
 
+class BatchNormWarningCallback(TrainerCallback):
+    """Warns once, after the first accumulated batch, if batch norms that train make accumulation inexact.
+
+    Only then is it known which of them train: the model puts those of frozen towers into evaluation mode by itself.
+    """
+
+    def __init__(self):
+        self.is_done = False
+
+    def on_substep_end(self, args, state, control, model=None, **kwargs):
+        if self.is_done:
+            return
+        self.is_done = True
+        kind = torch.nn.modules.batchnorm._BatchNorm
+        names = [name for name, module in model.named_modules() if isinstance(module, kind) and module.training]
+        if names and state.is_world_process_zero:
+            batches, size = args.gradient_accumulation_steps, state.train_batch_size
+            logger.warning(
+                f"accumulating {batches} batches of {size} rows will not equal a batch of {batches * size} rows: "
+                f"{len(names)} batch norms that train, such as {names[0]}, normalise each batch of {size} by itself"
+            )
+
+
 class StreamEpochCallback(TrainerCallback):
-    """Epochs of a stream: passes over its rows where their number is known, else the part of all steps done."""
+    """Sets the epoch of a stream: passes over its rows if their number is known, else the share of all steps done."""
 
     def __init__(self, rows: int | None):
         self.rows = rows
@@ -92,13 +115,13 @@ class StreamEpochCallback(TrainerCallback):
 
 
 class FSDPCallback(TrainerCallback):
-    """Before training, opens a model that FSDP2 holds in shards, and prepares what its batches may lack."""
+    """Prepares FSDP2 training: registers forward methods, makes placeholders for modalities that batches may lack."""
 
     def __init__(self, processor: MMProcessor | None):
         self.processor = processor
-        self.unseen: dict[str, dict[str, torch.Tensor]] = {}
+        self.placeholders: dict[str, dict[str, torch.Tensor]] = {}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if is_sharded(model):
             register_forward_methods(model)
-            self.unseen = {} if self.processor is None else placeholder_media(self.processor)
+            self.placeholders = {} if self.processor is None else placeholder_media(self.processor)

@@ -2,16 +2,16 @@
 """RetrievalTrainer: contrastive batches larger than memory, and evaluation that keeps embeddings only.
 
 GradCache (Gao et al. 2021): the batches of one optimiser step are first embedded without a graph; the contrastive loss
-of all of them gives a gradient for each embedding; then each batch is run again, with a graph, and those gradients go
-through it. Random states are kept, so that dropout is the same both times. Matching and language losses are those of
-the small batches.
+of all of them gives a gradient for each embedding; then each batch is run again, with a graph, and those gradients are
+backpropagated. Random states are kept, so that dropout is the same both times. Matching and captioning losses are
+those of the small batches.
 
-The gradients are those of one large batch where a row's embedding is its own. A batch norm that trains ties it to the
-rows beside it: each small batch is normalised by its own statistics, as in accumulation and in processes, and the
-gradients are exactly those of embeddings made so, which a large batch would have normalised otherwise. The running
-statistics see each small batch once. A frozen tower, or one without batch norms, is not concerned.
+The gradients are those of one large batch if a row's embedding does not depend on other rows. A batch norm that trains
+makes it depend on them: each small batch is normalised by its own statistics, as under accumulation and in several
+processes, and the gradients are exactly those of embeddings normalised in this way, not of one large batch. Running
+statistics are updated once by each small batch. Frozen towers and towers without batch norms are not affected.
 
-Shapes: B texts, I distinct images or sounds, E embedding width.
+Shapes: B texts, I distinct images or audio clips, E embedding width.
 """
 
 from collections import deque
@@ -34,7 +34,7 @@ from .trainer import MMTrainer
 @dataclass
 class Embedded:
     """One small batch after the first pass: embeddings by "text" and modality, the texts' keys (B,), and by modality
-    what belongs together."""
+    the pairs that match."""
 
     embeds: dict[str, torch.Tensor]
     texts: torch.Tensor
@@ -55,11 +55,11 @@ class RetrievalTrainer(MMTrainer):
     """`MMTrainer` for `MMForImageTextRetrieval`.
 
     Args:
-        contrastive_batch_size: rows over all processes whose texts and images are compared with each other, a
-            multiple of `per_device_train_batch_size` times processes; by default just that.
+        contrastive_batch_size: number of rows, over all processes, that the contrastive loss compares; a multiple of
+            `per_device_train_batch_size` times the number of processes, which is the default.
 
     Raises:
-        ValueError: it is no such multiple, or gradient accumulation was asked for beside it.
+        ValueError: it is no such multiple, or gradient accumulation is set too.
     """
 
     def __init__(self, *args, contrastive_batch_size: int | None = None, **kwargs):
@@ -69,15 +69,15 @@ class RetrievalTrainer(MMTrainer):
             use_contrastive_batch(kwargs["args"], contrastive_batch_size)
         super().__init__(*args, **kwargs)
 
-    def in_step(self, inputs):
-        """The batch as it is.
+    def add_placeholders(self, inputs):
+        """The batch unchanged.
 
         Raises:
-            ValueError: the model is in shards and the batch lacks a modality, whose tower the other processes run; an
-                unseen item would be one more that all texts are compared with.
+            ValueError: the model is sharded and the batch lacks a modality, whose tower the other processes run; a
+                placeholder would be one more item that all texts are compared with.
         """
-        if lacking := [name for name in self.in_shards.unseen if MODALITIES[name].tensor not in inputs]:
-            raise ValueError(f"in shards (FSDP) every batch needs each modality, and this one has no {lacking[0]}")
+        if missing := [name for name in self.fsdp_callback.placeholders if MODALITIES[name].tensor not in inputs]:
+            raise ValueError(f"under FSDP every batch needs each modality, and this one has no {missing[0]}")
         return inputs
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -88,15 +88,15 @@ class RetrievalTrainer(MMTrainer):
         return batches, count
 
     def head(self) -> PreTrainedModel:
-        """The retrieval model itself, without what distributed training and peft put around it."""
+        """The retrieval model without the wrappers of distributed training and peft."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def first_pass(self, batches: list[dict[str, Any]]) -> list[Cached]:
-        """Embed all batches, and find the gradient of their contrastive loss by each embedding."""
+        """Embed all batches and compute the gradient of their contrastive loss with respect to each embedding."""
         model, head, states = self.model_wrapped.train(), self.head(), []
         parts: list[Embedded] = []
-        with statistics_untouched(head):
+        with statistics_frozen(head):
             for batch in batches:
                 inputs = self._prepare_inputs(batch)
                 states.append((torch.get_rng_state(), get_device_states(*inputs.values())))
@@ -104,21 +104,21 @@ class RetrievalTrainer(MMTrainer):
                     output = model(**{**inputs, "return_loss": False})
                 parts.append(embedded(inputs, output, parts))
         loss, gradients = whole_batch(head, parts)
-        # the Trainer will divide each loss by the number of batches; what they share they share in the gradient too
+        # the Trainer divides each loss by the number of batches; scale and bias get a gradient in each of them
         shared = {name: gradients.pop(name) for name in list(gradients) if name in ("scale", "bias")}
-        own = {
+        pieces_by_name = {
             name: iter((gradient * len(parts)).split([len(part.embeds.get(name, ())) for part in parts]))
             for name, gradient in gradients.items()
         }
         cached = []
         for state, part in zip(states, parts, strict=True):
-            pieces = {name: next(pieces) for name, pieces in own.items()}
+            pieces = {name: next(iterator) for name, iterator in pieces_by_name.items()}
             pieces = {name: piece for name, piece in pieces.items() if name in part.embeds}
             cached.append(Cached(state, {**pieces, **shared}, loss))
         return cached
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        """As usual; in the second pass, with the gradients of the first and the whole batch's loss as its value."""
+        """Extends the base method: the second pass uses the gradients of the first and has the whole batch's loss."""
         if not self.waiting or not model.training:
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         cached = self.waiting.popleft()
@@ -131,10 +131,10 @@ class RetrievalTrainer(MMTrainer):
         return (loss, output) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, for each row the embeddings of its text and image (B, E), and the keys (B, 2) of both.
+        """The loss, the embeddings (B, E) of each row's text and of its image, and the keys (B, 2) of both.
 
         Raises:
-            ValueError: embeddings are wanted, and there are no images.
+            ValueError: embeddings are needed, and the batch has no images.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -143,18 +143,18 @@ class RetrievalTrainer(MMTrainer):
             return output.loss, None, None
         if output.image_embeds is None:
             raise ValueError("evaluation ranks images, and this batch has none; set `prediction_loss_only`")
-        own = inputs["image_index"][:, 0]
-        keys = [text_keys(inputs["input_ids"], inputs["attention_mask"]), inputs["image_keys"][own]]
-        return output.loss, (output.text_embeds, output.image_embeds[own]), torch.stack(keys, dim=1)
+        images = inputs["image_index"][:, 0]
+        keys = [text_keys(inputs["input_ids"], inputs["attention_mask"]), inputs["image_keys"][images]]
+        return output.loss, (output.text_embeds, output.image_embeds[images]), torch.stack(keys, dim=1)
 
 
 def embedded(inputs: dict[str, Any], output: MMRetrievalOutput, before: list[Embedded]) -> Embedded:
-    """What the loss of the whole batch needs of one small batch, behind those `before` it.
+    """Embeddings and pairs of one small batch, which follows those in `before`.
 
     Media without keys count as different from all others.
     """
-    made = {"text": output.text_embeds, "image": output.image_embeds, "audio": output.audio_embeds}
-    embeds = {name: one for name, one in made.items() if one is not None}
+    outputs = {"text": output.text_embeds, "image": output.image_embeds, "audio": output.audio_embeds}
+    embeds = {name: value for name, value in outputs.items() if value is not None}
     texts, pairs = inputs.get("text_keys"), {}
     if texts is None:
         texts = text_keys(inputs["input_ids"], inputs.get("attention_mask"))
@@ -168,32 +168,33 @@ def embedded(inputs: dict[str, Any], output: MMRetrievalOutput, before: list[Emb
 
 
 def whole_batch(head: PreTrainedModel, parts: list[Embedded]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The contrastive loss of all parts together, and its gradients by embeddings, scale and bias.
+    """The contrastive loss of all parts together, and its gradients by name: of embeddings, scale and bias.
 
-    An image or sound that several parts hold counts once, as it would in one large batch.
+    An image or audio clip that occurs in several parts counts once, as in one large batch.
     """
     names = [name for name in ("text", *MODALITIES) if any(name in part.embeds for part in parts)]
     joined = {name: torch.cat([part.embeds[name] for part in parts if name in part.embeds]) for name in names}
     learned = zip(("scale", "bias"), head.temperature(), strict=True)
     joined |= {name: value for name, value in learned if value is not None}
     leaves = {name: value.detach().requires_grad_() for name, value in joined.items()}
-    compared, pairs = dict(leaves), {}
+    inputs, pairs = dict(leaves), {}
     for name in names[1:]:
         media = torch.cat([part.pairs[name].media for part in parts if name in part.pairs])
-        own = [
-            part.pairs[name].own if name in part.pairs else torch.full_like(part.texts, NO_MEDIUM) for part in parts
+        media_of_texts = [
+            part.pairs[name].media_of_texts if name in part.pairs else torch.full_like(part.texts, NO_MEDIUM)
+            for part in parts
         ]
-        earlier = repeated(media)
-        compared[name] = leaves[name][~earlier]
-        pairs[name] = Pairs(torch.cat([part.texts for part in parts]), media[~earlier], torch.cat(own))
-    loss = head.contrastive_loss(compared, pairs)
+        earlier = is_repeated(media)
+        inputs[name] = leaves[name][~earlier]
+        pairs[name] = Pairs(torch.cat([part.texts for part in parts]), media[~earlier], torch.cat(media_of_texts))
+    loss = head.contrastive_loss(inputs, pairs)
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return loss.detach(), {name: own for name, own in zip(leaves, gradients, strict=True) if own is not None}
+    return loss.detach(), {n: gradient for n, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
 
 
 @contextmanager
-def statistics_untouched(model: torch.nn.Module) -> Iterator[None]:
-    """Batch norms in training normalise as ever, but their running statistics stay as they are."""
+def statistics_frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norms unchanged; in training mode they still normalise by the batch."""
     kind = torch.nn.modules.batchnorm._BatchNorm
     norms = [module for module in model.modules() if isinstance(module, kind) and module.track_running_stats]
     for norm in norms:
@@ -205,8 +206,8 @@ def statistics_untouched(model: torch.nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def repeated(keys: torch.Tensor) -> torch.Tensor:
-    """(n,) bool, which of the keys (n,) came before."""
+def is_repeated(keys: torch.Tensor) -> torch.Tensor:
+    """Mask (n,) of the keys (n,) that occurred before."""
     order = keys.argsort(stable=True)
     again = torch.zeros_like(keys, dtype=torch.bool)
     again[order[1:]] = keys[order[1:]] == keys[order[:-1]]
@@ -214,10 +215,10 @@ def repeated(keys: torch.Tensor) -> torch.Tensor:
 
 
 def use_contrastive_batch(args: TrainingArguments, size: int) -> None:
-    """Collect as many small batches for each step as make up `size` rows.
+    """Set gradient accumulation so that the batches of a step hold `size` rows.
 
     Raises:
-        ValueError: `size` is no multiple of them, or gradient accumulation was asked for as well.
+        ValueError: `size` is no multiple of a batch's rows, or gradient accumulation is set too.
     """
     small = args.per_device_train_batch_size * args.world_size
     if args.gradient_accumulation_steps != 1:

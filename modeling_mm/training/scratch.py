@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Towers with random weights, `scratch-tiny` and `scratch-small`, for data that needs no pretraining.
 
-The vision tower is a small ResNet (He et al. 2016), which learns shapes and colours from a few thousand images where
-a plain vision transformer of the same size does not. The audio tower is one too: it sees log-mel features as an image
-and learns words from a few thousand clips. The text backbone is a Llama decoder or a BERT encoder over a byte-level
-BPE tokenizer trained on the user's own text.
+The vision tower is a small ResNet (He et al. 2016), which learns shapes and colours from a few thousand images; a
+plain vision transformer of the same size does not. The audio tower is a ResNet too: it takes log-mel features as an
+image and learns words from a few thousand clips. The text backbone is a Llama decoder or a BERT encoder over a
+byte-level BPE tokenizer trained on the user's own text.
 """
 
 import math
@@ -31,7 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "intermediate_size": 256,
-            "initializer_range": 0.1,  # about 1 / sqrt(width); with the usual 0.02 so narrow a model hardly starts
+            "initializer_range": 0.1,  # about 1 / sqrt(width); with the usual 0.02 so narrow a model hardly learns
         },
         "vision": {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "layer_type": "basic"},
         "audio": {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "layer_type": "basic"},
@@ -57,9 +57,9 @@ SIZES: dict[str, dict[str, Any]] = {
 def train_tokenizer(
     texts: Iterable[str], size: str, audio: bool = False, video: bool = False
 ) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer learnt from `texts`, that starts encoded text with <s>.
+    """Train a byte-level BPE tokenizer on `texts`; it puts <s> before encoded text.
 
-    It knows the marker of images, and those of `audio` and `video` where asked.
+    It has the image marker, and the markers of audio and video if `audio` and `video` are true.
     """
     markers = {"image_token": IMAGE}
     markers |= {"audio_token": AUDIO} if audio else {}
@@ -90,9 +90,9 @@ def train_tokenizer(
 def text_config(
     size: str, tokenizer: PreTrainedTokenizerBase, decoder: bool, layers: int | None = None
 ) -> PreTrainedConfig:
-    """A Llama decoder or a BERT encoder that fits the tokenizer; `layers` other than the size's own where given."""
+    """Config of a Llama decoder or a BERT encoder for the tokenizer, with `layers` in place of the size's default."""
     config_class = LlamaConfig if decoder else BertConfig
-    # BERT's dropout of 0.1 is for long training on much text; here it only delays what is learnt from the other towers
+    # BERT's dropout of 0.1 is for long training on much text; here it only slows down learning from the other towers
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     extra = {"tie_word_embeddings": True} if decoder else no_dropout
     return config_class(
@@ -107,12 +107,12 @@ def text_config(
 
 
 def vision_config(size: str) -> ResNetConfig:
-    """A small ResNet whose last stage is a 4 x 4 grid (tiny) or 8 x 8 (small)."""
+    """Config of a small ResNet whose last stage is a 4 x 4 grid (tiny) or 8 x 8 (small)."""
     return ResNetConfig(**SIZES[size]["vision"])
 
 
 def audio_config(size: str) -> ResNetConfig:
-    """A small ResNet over log-mel images, whose last stage is a grid of 4 rows and about 3 columns per second."""
+    """Config of a small ResNet over log-mel features; its last stage has 4 rows and about 3 columns per second."""
     return ResNetConfig(num_channels=1, **SIZES[size]["audio"])
 
 
@@ -120,7 +120,7 @@ def feature_extractor(max_seconds: float) -> WhisperFeatureExtractor:
     """Log-mel features for the scratch audio towers, 64 bins and 50 frames per second.
 
     Args:
-        max_seconds: the length that every clip is padded to, rounded up to whole seconds; a tower's time is
+        max_seconds: length that every clip is padded to, rounded up to whole seconds; the tower's run time is
             proportional to it.
     """
     window = max(1, math.ceil(max_seconds))

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Label smoothing: the losses of answers and of single labels against targets that keep a share for the other classes.
+"""Label smoothing for generation and single-label classification.
 
 The smoother of transformers does not shift the labels of models that it does not know, and drops class weights.
 """
@@ -15,7 +15,7 @@ from ..tasks import TASKS, task_of
 
 
 def check_smoothing(task: str, factor: float) -> None:
-    """Refuse smoothing where a target is not one class among several.
+    """Refuse label smoothing for tasks whose target is not one class among several.
 
     Raises:
         ValueError: the task has no such target, or the factor is out of range.
@@ -25,7 +25,8 @@ def check_smoothing(task: str, factor: float) -> None:
         raise ValueError(f"--label_smoothing_factor is {factor}; expected at least 0 and less than 1")
     if factor and (facts.embeds or facts.numbers or facts.several_labels):
         raise ValueError(
-            f"--label_smoothing_factor spreads one label over several, which a {task} does not have; leave it out"
+            f"--label_smoothing_factor needs one label per row among several, which --task {task} does not have; "
+            "leave it out"
         )
 
 
@@ -33,7 +34,7 @@ def smoothed_loss(model: PreTrainedModel, factor: float) -> Callable[..., torch.
     """`compute_loss_func` of a Trainer: the model's own loss with smoothed labels.
 
     Args:
-        factor: share of the target that all classes have together.
+        factor: share of the target that is spread evenly over all classes.
 
     Raises:
         ValueError: the task has no single labels.

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The rows of a run, read and checked before anything is trained."""
+"""The training, validation and test rows of a run, read and checked before training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .arguments import DataArguments, ModelArguments
 
 @dataclass
 class Splits:
-    """The data sets of a run; `test` may be absent. With a `stream`, that is trained on, and `train` holds its first
+    """The datasets of a run; `test` may be absent. With a `stream`, the model trains on it and `train` holds its first
     rows."""
 
     train: MMDataset
@@ -32,13 +32,13 @@ class Splits:
     stream: MMStream | None = None
 
     def bad_rows(self) -> list[dict[str, Any]]:
-        """Those of the tables; a stream counts its own."""
+        """The bad rows of the tables; a stream counts its own."""
         tables = (None if self.stream else self.train, self.validation, self.test)
         return [bad for split in tables if split for bad in split.bad_rows]
 
 
 def known_labels(source: str | None, task: str) -> list[str] | None:
-    """The labels of the model to go on from, in the order of its classifier; None without one."""
+    """The labels of the model to continue from, in the order of its classifier; None without one."""
     if source is None or not TASKS[task].has_labels:
         return None
     config = read_config(source if not Path(source, BASE).is_dir() else str(Path(source, BASE)))
@@ -46,7 +46,7 @@ def known_labels(source: str | None, task: str) -> list[str] | None:
 
 
 def known_processor(source: str | None) -> MMProcessor | None:
-    """The processor of the model to go on from; None without one."""
+    """The processor of the model to continue from; None without one."""
     if source is None:
         return None
     folder = Path(source, BASE)
@@ -54,7 +54,7 @@ def known_processor(source: str | None) -> MMProcessor | None:
 
 
 def num_video_frames(args: ModelArguments) -> int | None:
-    """How many frames of a video the model will take: those asked for, or those that the model to go on from takes."""
+    """Frames per video: `--num_frames`, or else those of the model to continue from; None if it takes no video."""
     if args.num_frames is not None or args.model is None:
         return args.num_frames
     return read_config(args.model if not Path(args.model, BASE).is_dir() else str(Path(args.model, BASE))).num_frames
@@ -67,7 +67,7 @@ def load_splits(
     num_frames: int | None = None,
     markers: Mapping[str, str] | None = None,
 ) -> Splits:
-    """Read and check all rows before anything is trained; `labels` and `markers` are those a trained model has.
+    """Read and check all rows; `labels` and `markers` are those of the model to continue from.
 
     Raises:
         ValueError: no source or two of them, a missing column, a bad row.
@@ -125,16 +125,16 @@ def open_stream(
     num_frames: int | None,
     markers: Mapping[str, str],
 ) -> MMStream:
-    """What to train on, opened but not yet read."""
+    """The stream of training rows, opened but not yet read."""
     shards = open_shards(data.train_file) if data.train_file is not None else open_shards(str(data.dataset), "train")
     rows = shards.count_rows() if shards.is_local else None
     limits = {"max_seconds": data.max_seconds or MAX_SECONDS, "num_frames": num_frames, "markers": markers}
-    own: dict[str, Any] = {"seed": seed, "skip": data.on_bad_row == "skip", "known_rows": rows, **limits}
-    return MMStream(shards, columns, data.task, labels, data.shuffle_buffer, **own)
+    options: dict[str, Any] = {"seed": seed, "skip": data.on_bad_row == "skip", "known_rows": rows, **limits}
+    return MMStream(shards, columns, data.task, labels, data.shuffle_buffer, **options)
 
 
 def names_of_stream(stream: MMStream, first: MMDataset, validation: MMDataset) -> list[str] | None:
-    """As `known_names`: those that the column declares, else those of the first rows and of validation together."""
+    """Label names of a stream: declared by its column, else found in its first rows and the validation rows."""
     column = stream.columns.target
     feature = stream.reader.features.get(column) if column else None
     if isinstance(feature, datasets.ClassLabel):

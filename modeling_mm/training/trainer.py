@@ -1,12 +1,12 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMTrainer: the plain `Trainer`, with what multimodal training needs on top.
+"""MMTrainer: the `Trainer` of transformers with additions for multimodal training.
 
-- Rows about one image can stay together in a batch, so that it is encoded once (`group_by_image`), or rows of about
-  the same length, so that little is padded (`train_sampling_strategy="group_by_length"`).
-- Evaluation of a generating model generates: prompts padded on the left, media encoded once for loss and answer.
-- A stream is read in parts, one for each process, and a checkpoint holds how far each has come.
-- Parts are frozen and trained by name; what cannot reach the loss is found and frozen, what should train but got no
-  gradient in the first steps is named.
+- Batches can group rows about the same image, so that it is encoded once (`group_by_image`), or rows of about the same
+  length, so that there is little padding (`train_sampling_strategy="group_by_length"`).
+- Generating models generate in evaluation: prompts are padded on the left, media encoded once for loss and answer.
+- A stream is read in parts, one per process, and a checkpoint holds the position of each.
+- Trainable parameters that get no gradient in the first steps are named in a warning, and so are batch norms that make
+  gradient accumulation inexact.
 """
 
 import logging
@@ -26,6 +26,7 @@ from ..model.processing_mm import MMProcessor
 from .callbacks import (
     AugmentationEpochCallback,
     BatchNormSyncCallback,
+    BatchNormWarningCallback,
     FSDPCallback,
     GradientAuditCallback,
     StreamEpochCallback,
@@ -37,17 +38,17 @@ logger = logging.getLogger(__name__)
 
 
 class MMTrainer(Trainer):
-    """`Trainer` for the models of this package; takes the same arguments.
+    """`Trainer` for the models of this package; takes the same arguments and a few more.
 
     Args:
         group_by_image: keep the rows about one image together when shuffling.
-        group_size: how many of them at most; default: all.
+        group_size: maximum number of such rows in a group; default: all.
         eval_collator: collator for evaluation; one with prompts makes evaluation generate. Default: that of training,
             without its augmentation.
-        max_new_tokens: longest answer in evaluation.
+        max_new_tokens: maximum number of tokens of an answer in evaluation.
 
     Raises:
-        ValueError: several GPUs in one process, which `DataParallel` would split wrongly.
+        ValueError: several GPUs in one process, among which `DataParallel` would split batches wrongly.
     """
 
     def __init__(self, *args, group_by_image=False, group_size=None, eval_collator=None, max_new_tokens=32, **kwargs):
@@ -55,19 +56,19 @@ class MMTrainer(Trainer):
         self.group_size = group_size
         self.eval_collator = eval_collator
         self.max_new_tokens = max_new_tokens
-        options = kwargs.get("args") or next((own for own in args if isinstance(own, TrainingArguments)), None)
+        options = kwargs.get("args") or next((value for value in args if isinstance(value, TrainingArguments)), None)
         if options is not None and options.ddp_broadcast_buffers is None:
-            options.ddp_broadcast_buffers = False  # `BatchNormSyncCallback` does it better
+            options.ddp_broadcast_buffers = False  # `BatchNormSyncCallback` averages them instead
         if options is not None and options.accelerator_config.dispatch_batches is None:
-            # dealt out by accelerate, a batch would be cut along dim 0 of each tensor, images apart from their rows
+            # accelerate would split a batch along dim 0 of each tensor, images apart from their rows
             options.accelerator_config.dispatch_batches = False
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False
         if self.label_smoother is not None:
-            whole = self.accelerator.unwrap_model(self.model)
-            whole = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+            head = self.accelerator.unwrap_model(self.model)
+            head = head.get_base_model() if hasattr(head, "get_base_model") else head
             self.label_smoother = None
-            self.compute_loss_func = smoothed_loss(whole, self.args.label_smoothing_factor)
+            self.compute_loss_func = smoothed_loss(head, self.args.label_smoothing_factor)
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs in one process would split images from their rows; "
@@ -79,27 +80,29 @@ class MMTrainer(Trainer):
             self.add_callback(AugmentationEpochCallback(self.data_collator.augmentation))
             self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
         self.add_callback(BatchNormSyncCallback())
+        self.add_callback(BatchNormWarningCallback())
         self.loader: StreamLoader | None = None
-        self.resumed: str | None = None
+        self.resume_folder: str | None = None
         if isinstance(self.train_dataset, MMStream):
-            self.args.ignore_data_skip = True  # the stream goes on by itself
+            self.args.ignore_data_skip = True  # the stream resumes by itself
             self.add_callback(StreamEpochCallback(self.train_dataset.known_rows))
-        own = self.data_collator.processor if isinstance(self.data_collator, MMCollator) else self.processing_class
-        self.in_shards = FSDPCallback(own if isinstance(own, MMProcessor) else None)
-        self.add_callback(self.in_shards)
+        collates = isinstance(self.data_collator, MMCollator)
+        processor = self.data_collator.processor if collates else self.processing_class
+        self.fsdp_callback = FSDPCallback(processor if isinstance(processor, MMProcessor) else None)
+        self.add_callback(self.fsdp_callback)
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        own, args = isinstance(dataset, MMDataset), self.args
-        if own and self.group_by_image:
+        has_rows, args = isinstance(dataset, MMDataset), self.args
+        if has_rows and self.group_by_image:
             return ImageGroupSampler(dataset.groups(), args.seed, self.group_size)
-        if own and args.train_sampling_strategy == "group_by_length":
+        if has_rows and args.train_sampling_strategy == "group_by_length":
             step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             return LengthSampler(self.data_collator.lengths(dataset), step, args.seed)
         return super()._get_train_sampler(train_dataset)
 
     def _get_eval_sampler(self, eval_dataset):
-        return None  # rows are evaluated in their order, whatever training does
+        return None  # rows are evaluated in their order, whatever the sampling strategy of training
 
     def _get_dataloader(self, *args, is_training=False, **kwargs):
         collator = self.data_collator
@@ -111,9 +114,9 @@ class MMTrainer(Trainer):
             self.data_collator = collator
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        wanted = resume_from_checkpoint
-        self.resumed = get_last_checkpoint(self.args.output_dir) if wanted is True else wanted or None
-        return super().train(wanted, *args, **kwargs)
+        source = resume_from_checkpoint
+        self.resume_folder = get_last_checkpoint(self.args.output_dir) if source is True else source or None
+        return super().train(source, *args, **kwargs)
 
     def get_train_dataloader(self):
         if not isinstance(self.train_dataset, MMStream):
@@ -123,10 +126,10 @@ class MMTrainer(Trainer):
         options = {"num_workers": workers, "pin_memory": args.dataloader_pin_memory}
         if workers:
             options |= {"prefetch_factor": args.dataloader_prefetch_factor}
-        # not prepared by accelerate, which would deal its batches out once more
+        # not prepared by accelerate, which would split its batches over the processes once more
         self.loader = StreamLoader(part, self._train_batch_size, self.data_collator, **options)
-        if self.resumed is not None:
-            self.loader.resume(self.resumed)
+        if self.resume_folder is not None:
+            self.loader.resume(self.resume_folder)
         return self.loader
 
     def set_initial_training_values(self, args, dataloader, *others):
@@ -137,7 +140,7 @@ class MMTrainer(Trainer):
         super()._save_rng_state(output_dir)
         if self.loader is not None:
             self.loader.save(output_dir)
-            self.accelerator.wait_for_everyone()  # what comes next says that this checkpoint is complete
+            self.accelerator.wait_for_everyone()  # the next file written marks this checkpoint as complete
 
     def log(self, logs, *args, **kwargs):
         if self.loader is not None and ("loss" in logs or "train_loss" in logs):
@@ -145,21 +148,21 @@ class MMTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def stream_figures(self) -> dict[str, float]:
-        """Rows per second and bad rows of all processes; every process must ask."""
+        """Rows per second and bad rows of all processes; every process must call this."""
         assert self.loader is not None
-        own = torch.tensor(self.loader.skipped, device=self.args.device)
-        skipped = int(self.accelerator.reduce(own, "sum"))
-        return {"rows_per_second": self.loader.rows_per_second(), "skipped_rows": skipped}
+        skipped = torch.tensor(self.loader.skipped, device=self.args.device)
+        total = int(self.accelerator.reduce(skipped, "sum"))
+        return {"rows_per_second": self.loader.rows_per_second(), "skipped_rows": total}
 
     def _prepare_inputs(self, inputs):
-        return self.in_step(super()._prepare_inputs(inputs))
+        return self.add_placeholders(super()._prepare_inputs(inputs))
 
-    def in_step(self, inputs):
-        """A batch by which every process runs every block, if the model is in shards; otherwise as it is."""
-        return with_placeholder_media(inputs, self.in_shards.unseen)
+    def add_placeholders(self, inputs):
+        """Add placeholder media if the model is sharded, so that every process runs every block."""
+        return with_placeholder_media(inputs, self.fsdp_callback.placeholders)
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """As usual; a model in shards is saved whole, though its checkpoints may be in shards."""
+        """Extends the base method: a sharded model is saved whole, though its checkpoints may be sharded."""
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if plugin is None or _internal_call:
             return super().save_model(output_dir, _internal_call)
@@ -169,22 +172,22 @@ class MMTrainer(Trainer):
         plugin.set_state_dict_type(kind)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As usual; where the batch holds prompts, predictions are generated tokens (B, at most max_new_tokens)."""
+        """Extends the base method: for a batch with prompts, generates tokens (B, at most max_new_tokens)."""
         inputs = dict(inputs)
         prompts = {name: inputs.pop(f"prompt_{name}", None) for name in ("input_ids", "attention_mask")}
         if prompts["input_ids"] is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs, prompts = self._prepare_inputs(inputs), super()._prepare_inputs(prompts)
-        own = self.accelerator.unwrap_model(model)
+        unwrapped = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-            memories = own.project_media(**{name: inputs.pop(name) for name in MEDIA if name in inputs})
+            memories = unwrapped.project_media(**{name: inputs.pop(name) for name in MEDIA if name in inputs})
             media = {}
             if memories:
-                media["media_key_values"], start = own.attended(memories, inputs["input_ids"])
+                media["media_key_values"], start = unwrapped.attended(memories, inputs["input_ids"])
                 inputs |= {**media, "media_start": start}
-                media["media_start"] = own.media_starts(memories, prompts["input_ids"])
+                media["media_start"] = unwrapped.media_starts(memories, prompts["input_ids"])
             output = model(**inputs, use_cache=False)
             if prediction_loss_only:
                 return output.loss, None, None
-            generated = own.generate(**prompts, **media, max_new_tokens=self.max_new_tokens, do_sample=False)
+            generated = unwrapped.generate(**prompts, **media, max_new_tokens=self.max_new_tokens, do_sample=False)
         return output.loss, generated[:, prompts["input_ids"].shape[1] :], inputs["labels"]

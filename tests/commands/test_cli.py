@@ -1,5 +1,6 @@
 """The command line: a YAML file under flags, bad input in one sentence, JSON alone on standard output."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 import pytest
 from helpers.builders import mm_model
+from torch import distributed
 from transformers import TrainingArguments
 
 from modeling_mm import cli
@@ -124,6 +126,18 @@ def test_usage_lists_the_verbs(capsys):
     assert cli.main([]) == 2 and cli.main(["fly"]) == 2
 
 
+@pytest.mark.parametrize("buffering", [{}, {"PYTHONUNBUFFERED": "1"}])
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"]])
+def test_a_closed_pipe_is_no_error(argv, buffering):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | buffering
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-m", "modeling_mm.cli", *argv], **pipes) as process:
+        process.stdout.close()
+        process.stdout = None
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_explains_its_arguments(verb, capsys):
     assert cli.main([verb, "--help"]) == 0
@@ -172,6 +186,30 @@ def test_our_own_mistakes_are_not_hidden(monkeypatch, capsys):
     monkeypatch.setattr("modeling_mm.commands.predict.main", raising(TypeError("a bug")))
     with pytest.raises(TypeError):
         cli.main(["predict", "--model", "x"])
+
+
+@pytest.mark.parametrize("error", [None, ValueError("bad input"), TypeError("a bug"), KeyboardInterrupt()])
+@pytest.mark.parametrize("is_from_outside", [False, True])
+def test_a_verb_destroys_the_process_group_that_it_made(monkeypatch, tmp_path, error, is_from_outside):
+    def make_group():
+        distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", world_size=1, rank=0)
+
+    def main(argv):
+        if not is_from_outside:
+            make_group()
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("modeling_mm.commands.predict.main", main)
+    if is_from_outside:
+        make_group()
+    try:
+        with contextlib.suppress(TypeError):
+            cli.main(["predict", "--model", "x"])
+        assert distributed.is_initialized() == is_from_outside
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def test_what_a_verb_prints_does_not_mix_with_its_result(monkeypatch, capsys):

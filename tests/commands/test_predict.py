@@ -259,7 +259,7 @@ def test_texts_are_ranked_for_a_sound(tmp_path, capsys):
         (["--image", "PICTURE", "--text", "yes", " "], "expected words in each --text, but one is empty"),
         (["--image", "PICTURE", "--text", "yes", "--explain", "x.png"], "leave out --explain"),
         (["--video", "PICTURE", "--text", "yes"], "leave out --video"),
-        (["--audio", "PICTURE", "--text", "yes"], "sound came to a processor without a feature extractor"),
+        (["--audio", "PICTURE", "--text", "yes"], "audio came to a processor without a feature extractor"),
         (["--image", "gone.png", "--text", "yes"], "the image 'gone.png' does not exist"),
     ],
 )

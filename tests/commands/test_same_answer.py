@@ -84,10 +84,10 @@ def test_classifiers_answer_alike(model, files, space, capsys):
             by_command = result["numbers"] if kind == "regression" else result["probabilities"]
             opened = dict(row)
             if "image" in row:
-                opened["image"] = classifying.open_picture(row["image"], shown.processor)
+                opened["image"] = classifying.open_image(row["image"], shown.processor)
             if "audio" in row:
-                opened["audio"] = classifying.open_sound(row["audio"])
-            by_space, _ = classifying.classified(shown, opened)
+                opened["audio"] = classifying.open_audio(row["audio"])
+            by_space, _ = classifying.classify_inputs(shown, opened)
             assert scores == pytest.approx(by_command, abs=2e-4)
             assert scores == pytest.approx(by_space, abs=2e-4)
 
@@ -105,7 +105,8 @@ def test_media_go_with_markers_that_truncation_cuts_off(files, space, tmp_path, 
         batch = MMCollator(processor, "classification")([Row(1, [str(files / "red.png")], text)])
     assert batch["image_index"].tolist() == [[-1]]
     assert caplog.text.count("truncation cut off the markers of 1 media") == 2
-    by_space, _ = classifying.classified(loading.load(str(folder)), {"image": drawing((200, 30, 30)), "text": text})
+    inputs = {"image": drawing((200, 30, 30)), "text": text}
+    by_space, _ = classifying.classify_inputs(loading.load(str(folder)), inputs)
     bare = {score["label"]: score["score"] for score in classify({"text": "is it red " * 8}, top_k=None)}
     for scores in ({score["label"]: score["score"] for score in cut}, by_space):
         assert scores == pytest.approx(bare, abs=2e-4)

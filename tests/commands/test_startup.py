@@ -74,13 +74,13 @@ def test_help_needs_neither_torch_nor_transformers(script, argv):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["fly"], "there is no verb 'fly'"),
+        (["fly"], "unknown verb 'fly'"),
         (["train", "--task", "fly"], "invalid choice: 'fly'"),
         (["train", "--config", "fly"], "'fly' does not exist; .* digits_avt, easy_vqa, "),
         (["demo", "--fusion_layers", "a"], "invalid int value: 'a'"),
         (["evaluate", "--fly", "1", "--model", "x"], "unknown argument --fly"),
         (["predict"], "--model"),
-        (["search", "--index", "x"], "there is no query"),
+        (["search", "--index", "x"], "the query is missing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -161,4 +161,4 @@ def test_a_missing_extra_is_one_sentence_that_names_it(script):
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"ImportError: MMDataset {sentence}"
     done = run(script(absent + SCRIPT.format(names="set()")), "evaluate", "--model", "x", "--test_file", "y")
     assert (done.returncode, done.stdout) == (2, "") and len(done.stderr.splitlines()) == 1
-    assert 'needs the package datasets, which is not installed; pip install "modeling-mm[train]"' in done.stderr
+    assert 'the package datasets is not installed; pip install "modeling-mm[train]"' in done.stderr

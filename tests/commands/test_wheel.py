@@ -84,7 +84,7 @@ def test_an_installed_wheel_explains_itself_and_knows_the_recipes(modeling_mm):
     done = modeling_mm("--help")
     assert done.returncode == 0 and all(verb in done.stdout for verb in VERBS)
     page = modeling_mm("train", "--help").stdout
-    assert all(name in page for name in recipes()) and "python -m modeling_mm.recipes.make_NAME" in page
+    assert all(name in page for name in recipes()) and "python -m modeling_mm.recipes.data.make_NAME" in page
     done = modeling_mm("train", "--config", "easy_vqa", "--task", "fly")
     assert done.returncode == 2 and "invalid choice: 'fly'" in done.stderr
     done = modeling_mm("train", "--config", "hard_vqa")
@@ -114,7 +114,7 @@ def test_an_installed_wheel_trains_a_recipe(modeling_mm, tmp_path, command):
 
 @pytest.mark.slow
 def test_an_installed_wheel_writes_a_recipe_s_data(installed, tmp_path):
-    argv = [sys.executable, "-m", "modeling_mm.recipes.make_digit_matching"]
+    argv = [sys.executable, "-m", "modeling_mm.recipes.data.make_digit_matching"]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

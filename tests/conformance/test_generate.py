@@ -67,10 +67,10 @@ def padded_left(inputs, columns):
     return {**inputs, **text}
 
 
-def assert_same(one, other, **tolerance):
+def assert_same(output, expected, **tolerance):
     """The same tokens from logits that are close."""
-    assert new_tokens(one).tolist() == new_tokens(other).tolist()
-    torch.testing.assert_close(torch.stack(one.logits), torch.stack(other.logits), **{**CLOSE, **tolerance})
+    assert new_tokens(output).tolist() == new_tokens(expected).tolist()
+    torch.testing.assert_close(torch.stack(output.logits), torch.stack(expected.logits), **{**CLOSE, **tolerance})
 
 
 def test_the_class_inherits_generation_directly():
@@ -225,7 +225,7 @@ def test_outputs_hold_every_layer_of_every_step(model, inputs):
     layers = model.config.text_config.num_hidden_layers
     assert len(output.scores) == len(output.hidden_states) == len(output.attentions) == NEW
     assert all(len(step) == layers + 1 for step in output.hidden_states)
-    assert all(len(step) == layers and all(one is not None for one in step) for step in output.attentions)
+    assert all(len(step) == layers and all(attention is not None for attention in step) for step in output.attentions)
 
 
 @torch.no_grad()

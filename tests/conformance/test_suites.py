@@ -59,7 +59,7 @@ GROUPS = {
 
 def names_of(*classes):
     """Names of the tests that these classes bring along."""
-    return {name for one in classes for name in dir(one) if name.startswith("test_")}
+    return {name for suite in classes for name in dir(suite) if name.startswith("test_")}
 
 
 def suite(name, mixins, kept, tester, **attributes):

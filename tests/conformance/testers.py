@@ -106,8 +106,8 @@ class WatchingTester(LlamaTester):
 
 
 class OverfittingTester(LlamaTester):
-    """In front of another tester, what the overfitting test reads: the class to train, the vocabulary's size in the
-    outer config."""
+    """A mixin with the attributes that the overfitting test reads: the class to train, and the outer config's
+    vocabulary size."""
 
     causal_lm_class = MMForConditionalGeneration
 

@@ -37,15 +37,15 @@ COMMON_CONFIG_FIELDS = {
 
 
 class NoExportTests:
-    """In place of the export suites."""
+    """A stand-in for the export suites."""
 
 
 class GenerationTesterMixin:
-    """In place of the generation suite, for which test_generate.py stands; the common suite asks for the class."""
+    """A stand-in for the generation suite, which test_generate.py replaces; the common suite imports the class."""
 
 
 def not_in_sdist(*args, **kwargs):
-    """In place of whatever starts several processes."""
+    """A stand-in for the helpers that start several processes."""
     raise unittest.SkipTest("distributed_testing_utils is not shipped in the transformers sdist")
 
 

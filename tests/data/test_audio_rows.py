@@ -18,7 +18,7 @@ from modeling_mm.data.rows import Columns, Row
 from modeling_mm.data.tables import read_table
 from modeling_mm.model import audio_mm
 from modeling_mm.model.audio_mm import audio_features, read_audio
-from modeling_mm.model.audio_towers_mm import audio_states, audio_tower_from_config, audio_width
+from modeling_mm.model.audio_towers_mm import audio_tower_from_config, audio_width, run_audio_tower
 from modeling_mm.training import scratch
 
 RATE = 16000
@@ -154,7 +154,7 @@ def bad(folder):
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_sound_stops_the_run_with_its_row(bad, name):
     path = write_csv(bad, ",x,low.wav,a", f",x,low.wav;{name},b")
-    with pytest.raises(BadRow, match=f"t.csv, row 2: the sound '.*{BAD[name]}"):
+    with pytest.raises(BadRow, match=f"t.csv, row 2: the audio clip '.*{BAD[name]}"):
         read(path).check(max_seconds=1)
 
 
@@ -193,7 +193,7 @@ def test_skipped_rows_are_listed_and_counted_and_a_trained_model_knows_what_it_h
     evaluate = ["evaluate", "--model", out, "--test_file", bad / "long.csv", "--device", "cpu"]
     assert command(*evaluate, *sound) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "long.csv, row 2: the sound" in message and "at most 1 s" in message
+    assert "long.csv, row 2: the audio clip" in message and "at most 1 s" in message
     assert command(*evaluate, *sound, "--on_bad_row", "skip") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["skipped_rows"] == 1
     page = (out / "evaluation" / "report.html").read_text()
@@ -203,7 +203,7 @@ def test_skipped_rows_are_listed_and_counted_and_a_trained_model_knows_what_it_h
     assert "without --audio_column it is evaluated without sound" in caplog.text
     further = ["train", "--task", "classification", "--model", out, "--train_file", bad / "long.csv", *sound, *QUIET]
     assert command(*further, "--output_dir", bad / "further") == 2
-    assert "long.csv, row 2: the sound" in capsys.readouterr().err.splitlines()[-1]
+    assert "long.csv, row 2: the audio clip" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
@@ -224,12 +224,12 @@ def test_a_label_unseen_in_training_is_named_by_file_and_row(folder, capsys, pro
 
 def test_a_cell_that_is_no_sound_is_a_bad_row(folder):
     (folder / "n.jsonl").write_text('{"audio": 3, "text": "a", "label": "b"}\n')
-    with pytest.raises(BadRow, match="row 1: the sound '.*3' does not exist"):
+    with pytest.raises(BadRow, match="row 1: the audio clip '.*3' does not exist"):
         read(folder / "n.jsonl").check()
 
 
 def test_sound_markers_must_be_as_many_as_sounds(folder):
-    with pytest.raises(BadRow, match="row 1: the text has 2 '<audio>' markers but the row has 1 sounds"):
+    with pytest.raises(BadRow, match="row 1: the text has 2 '<audio>' markers but the row has 1 audio clips"):
         read(write_csv(folder, "red.png,<audio> or <audio>,low.wav,a")).check()
     assert len(read(write_csv(folder, "red.png,<image> <audio>,low.wav,a")).check()) == 1
     with pytest.raises(BadRow, match="row 1: the text has 1 '<image>' markers but the row has 0 images"):
@@ -286,7 +286,9 @@ def test_the_command_says_it_in_one_sentence(folder, capsys, monkeypatch, missin
     assert cli.main([*map(str, argv), "--use_cpu"]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     expected = (
-        'reading sound needs soundfile: pip install "modeling-mm[audio]"' if missing else "t.csv, row 2: the sound"
+        'reading audio needs soundfile: pip install "modeling-mm[audio]"'
+        if missing
+        else "t.csv, row 2: the audio clip"
     )
     assert expected in message
 
@@ -323,8 +325,8 @@ def test_a_scratch_audio_tower_hears_clips_of_any_length(folder, size):
     tower, extractor = audio_tower_from_config(scratch.audio_config(size)).eval(), scratch.feature_extractor(1.5)
     clips = [read_audio(str(path), extractor.sampling_rate) for path in (folder / "low.wav", folder / "sub/high.flac")]
     clips.append(np.tile(clips[0], 20)[: 2 * RATE])
-    heard = audio_states(tower, *audio_features(extractor, clips))
+    heard = run_audio_tower(tower, *audio_features(extractor, clips))
     states, present = heard.pooler_output, heard.attention_mask
     assert states.shape == (3, 4 * 7, audio_width(tower.config)) and present[2].all() and not present[:2].all()
-    alone = audio_states(tower, *audio_features(extractor, clips[:1])).pooler_output
+    alone = run_audio_tower(tower, *audio_features(extractor, clips[:1])).pooler_output
     torch.testing.assert_close(alone[0], states[0])

@@ -194,7 +194,7 @@ def test_no_model(folder, capsys):
 
 
 def test_unknown_verb_and_config_key(folder, capsys):
-    assert "there is no verb 'fly'" in refuse(capsys, "fly")
+    assert "unknown verb 'fly'" in refuse(capsys, "fly")
     (folder / "c.yaml").write_text("learning_rat: 1\n")
     assert "learning_rat" in refuse(capsys, "train", "--config", folder / "c.yaml")
     assert "does not exist" in refuse(capsys, "train", "--config", folder / "none.yaml")

@@ -155,7 +155,7 @@ def test_states_in_place_of_pictures_give_the_same_output(vision):
 
 def test_states_beside_pictures_or_of_another_width_are_refused():
     model, ids = mm_model(), token_row(5)[None]
-    with pytest.raises(ValueError, match="`image_states` came beside the media"):
+    with pytest.raises(ValueError, match="`image_states` came together with raw media"):
         model(input_ids=ids, **pictures(1), image_states=torch.zeros(1, 5, 24))
     with pytest.raises(ValueError, match=r"`image_states` has shape \(1, 5, 7\); expected \(I, P, 24\)"):
         model(input_ids=ids, image_states=torch.zeros(1, 5, 7))

@@ -1,4 +1,4 @@
-"""Datasets of recipes/make_*.py: splits share nothing, files decode, seeds repeat, no modality suffices alone."""
+"""Data of recipes/data/make_*.py: splits share nothing, files decode, seeds repeat, no modality alone is enough."""
 
 import csv
 import hashlib
@@ -14,11 +14,11 @@ from PIL import Image
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.rows import Columns
 from modeling_mm.data.tables import read_table
-from recipes import make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa
-from recipes.additive import labels, likelihood, search
-from recipes.digits import WORDS, pictures
-from recipes.speech import RATE, VOICES, require_espeak, speak, utterance, write_utterance
-from recipes.tables import SPLITS
+from recipes.data import make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa
+from recipes.data.additive import labels, likelihood, search
+from recipes.data.digits import WORDS, digit_images
+from recipes.data.speech import RATE, VOICES, require_espeak, speak, utterance, write_utterance
+from recipes.data.tables import SPLITS
 
 MAKERS = {
     module.__name__.split("make_")[1]: module.make
@@ -141,7 +141,7 @@ def test_in_an_interaction_added_scores_stay_below_one_half():
 
 
 def test_training_rows_of_an_interaction_are_balanced(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_interaction, "side_by_side", lambda *arguments: 0)  # the table only
+    monkeypatch.setattr(make_interaction, "write_in_parallel", lambda *arguments: 0)  # the table only
     make_interaction.make(tmp_path, 0, 2000, 400, 500)
     for split in SPLITS:
         rows = rows_of(tmp_path, split)
@@ -161,7 +161,7 @@ def test_digits_need_more_than_one_modality():
 
 
 def test_rows_of_digits_follow_the_construction(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_digits_avt, "side_by_side", lambda *arguments: 0)
+    monkeypatch.setattr(make_digits_avt, "write_in_parallel", lambda *arguments: 0)
     make_digits_avt.make(tmp_path, 0, 4000, 10, 10)
     rows = rows_of(tmp_path, "train")
     clear = [row for row in rows if row["image"] and "noise" not in row["image"]]
@@ -177,7 +177,7 @@ def test_rows_of_digits_follow_the_construction(tmp_path, monkeypatch):
 def test_matching_pairs_match(tmp_path):
     make_digit_matching.make(tmp_path, 0, 50, 20, 20)
     for row in (row for split in SPLITS for row in rows_of(tmp_path, split)):
-        digit = pictures()[1][int(row["image"].split("digit")[1].split(".")[0])]
+        digit = digit_images()[1][int(row["image"].split("digit")[1].split(".")[0])]
         named = WORDS[digit] in row["text"].replace(",", "").split() or str(digit) in row["text"]
         assert named and row["digit"] == WORDS[digit]
 

@@ -1,4 +1,4 @@
-"""recipes/make_emoji.py on synthetic packages: splits share nothing, a text has one right image, drawings stay."""
+"""recipes/data/make_emoji.py on made-up packages: splits share nothing, a text has one right image, drawings stay."""
 
 import csv
 import hashlib
@@ -17,8 +17,18 @@ import torch
 from PIL import Image
 
 from recipes import dual_encoder
+from recipes.data.make_emoji import (
+    KEYWORDS,
+    NAMES,
+    TEST_VENDOR,
+    VALIDATION_VENDORS,
+    VENDORS,
+    code,
+    family,
+    fetch,
+    make,
+)
 from recipes.dual_encoder import recalls
-from recipes.make_emoji import KEYWORDS, NAMES, TEST_VENDOR, VALIDATION_VENDORS, VENDORS, code, family, fetch, make
 
 SPLITS = ("train", "validation", "test_vendor", "test_concepts")
 RUNNER, MAN_RUNNING, COOK, WOMAN_COOK = "🏃", "🏃‍♂️", "🧑‍🍳", "👩‍🍳"

@@ -281,7 +281,7 @@ def test_a_trained_picture_model_is_given_video(processor):
     watched = processor(text="<video>is it red", videos=bar(6), return_tensors="pt")
     assert watched["input_ids"].eq(model.config.video_token_id).sum() == 1
     assert model(**watched).logits.isfinite().all()
-    with pytest.raises(ValueError, match="the model takes 4 frames of a video, not 8"):
+    with pytest.raises(ValueError, match="the model takes 4 frames per video, not 8"):
         add_video(model, processor, 8)
 
 

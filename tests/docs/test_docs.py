@@ -1,4 +1,4 @@
-"""The documents' code runs, and what they name exists."""
+"""The code in the documentation runs, and the files and flags that it names exist."""
 
 import re
 import shlex
@@ -21,12 +21,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, tokenizer_folder):
-    """A folder with a demo model of a few steps, and local towers in place of Hub ids."""
+    """A folder with a demo model trained for one step, and local towers in place of Hub ids."""
     folder = tmp_path_factory.mktemp("docs")
-    picture = easy_vqa.get_test_image_paths()[0]
+    image = easy_vqa.get_test_image_paths()[0]
     table = folder / "t.csv"
     other = easy_vqa.get_test_image_paths()[1]
-    table.write_text("image,text,answer\n" + f"{picture},what is it?,blue\n{other},which shape?,circle\n" * 8)
+    table.write_text("image,text,answer\n" + f"{image},what is it?,blue\n{other},which shape?,circle\n" * 8)
     recipe = yaml.safe_load((ROOT / "recipes" / "easy_vqa.yaml").read_text())
     for key in ("dataset", "test_split"):
         del recipe[key]
@@ -59,7 +59,7 @@ def test_model_card_python_runs(workplace, monkeypatch):
 
 
 def commands():
-    """Every `modeling-mm verb ...` of README, recipes and docstrings."""
+    """Every `modeling-mm verb ...` line in README, docs, recipes and docstrings."""
     sources = [
         ROOT / "README.md",
         *(ROOT / "docs").glob("*.md"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The examples run, in a few steps, and are what their headers say: short, offline, from the public names."""
+"""The examples run for a few steps, are short, work offline, and use public names only."""
 
 import ast
 import runpy
@@ -12,7 +12,7 @@ import modeling_mm
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 TRAIN_FOR_SECONDS = ("find_images",)
-NOT_YET_PUBLIC = {"modeling_mm.data.rows.Columns"}  # which column of a table holds what: MMDataset takes it
+NOT_YET_PUBLIC = {"modeling_mm.data.rows.Columns"}  # maps columns to their meaning, for MMDataset
 PRINTED = {
     "quickstart": "answer: ",
     "lora": "the same logits after merging",
@@ -28,7 +28,7 @@ def runs(path):
 
 
 def names_of(path):
-    """What an example imports of this package, each by its full name."""
+    """Full names of everything that an example imports from this package."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "modeling_mm":
             yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -98,15 +98,15 @@ def test_a_trained_model_knows_classes_by_name(tmp_path, capsys):
     assert result["accuracy"] >= 0.75 and result["rows"] == 8  # by chance, a quarter
     assert result["top5_accuracy"] is None  # of four classes
     report = (tmp_path / "out/evaluation/report.html").read_text()
-    assert "By the names of 4 classes in: a {} square; {}." in report and "Each label" in report
+    assert "Prompts: the names of 4 classes in: a {} square; {}." in report and "Scores by label" in report
 
 
 @pytest.mark.parametrize(
     "asked, message",
     [
         (["--prompt_templates", "a photo"], "--prompt_templates has 'a photo'; expected a sentence with {} for"),
-        (["--rerank", 3], "--rerank looks again at texts and images; with --label_column leave it out"),
-        (["--audio_column", "sound"], "a retrieval is of images and texts; leave out --audio_column"),
+        (["--rerank", 3], "--rerank is for retrieval; leave it out with --label_column"),
+        (["--audio_column", "sound"], "retrieval models are evaluated on images and texts; leave out --audio_column"),
         (["--label_column", "colour"], "has no column 'colour'; it has image, label"),
     ],
 )  # fmt: skip

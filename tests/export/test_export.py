@@ -167,10 +167,10 @@ def test_graphs_that_differ_are_refused_and_not_kept(tmp_path, processor):
     with torch.no_grad():
         model.model.fusion.layers[0].cross_attn_gate.mul_(0.99)
         with pytest.raises(
-            ValueError, match="the written graph 'model' differs from the model by .* nothing was kept"
+            ValueError, match="the written graph 'model' differs from the model by .* nothing was saved"
         ):
             check_graphs(graphs, exported, 1e-4)
-    with pytest.raises(ValueError, match="nothing was kept"):
+    with pytest.raises(ValueError, match="nothing was saved"):
         export_model(model, processor, str(tmp_path / "none"), "torch", tolerance=-1.0)
     assert not list((tmp_path / "none").iterdir())
 

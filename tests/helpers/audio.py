@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Tiny models that hear, their processors, and clips for them."""
+"""Tiny models with an audio tower, their processors, and clips for them."""
 
 import numpy as np
 import torch
@@ -52,12 +52,12 @@ def ears(kind):
 
 
 def hearing(kind="resnet", head=MMForConditionalGeneration, text="llama", **fields):
-    """A model that sees and hears, its gates open."""
+    """A model of images and audio with open gates."""
     return mm_model(text, head=head, audio_config=ears(kind), audio_token_id=AUDIO_ID, **fields)
 
 
 def clips(count, kind="resnet"):
-    """The tensors of `count` different clips; of wav2vec2 the second is half as long."""
+    """The tensors of `count` different clips; for wav2vec2 the second clip is half as long."""
     if kind != "wav2vec2":
         return {"input_features": torch.randn(count, 8, 16)}
     mask = torch.ones(count, 160).long()
@@ -65,15 +65,15 @@ def clips(count, kind="resnet"):
     return {"input_features": torch.randn(count, 160) * mask, "input_features_mask": mask}
 
 
-def heard_row(length, images=(), sounds=()):
+def heard_row(length, images=(), audio=()):
     """A row of words with markers at the given columns."""
     row = token_row(length, images)
-    row[list(sounds)] = AUDIO_ID
+    row[list(audio)] = AUDIO_ID
     return row
 
 
 def mixed(kind="resnet"):
-    """Text only, image only, sound only, both, two sounds: rows of ids and the media of the batch."""
+    """Rows of ids and the media of a batch: text only, image only, audio only, both, two clips."""
     rows = [heard_row(9), heard_row(7, [2]), heard_row(8, (), [1]), heard_row(10, [1], [4]), heard_row(6, (), [0, 3])]
     index = {
         "image_index": torch.tensor([[-1], [0], [-1], [1], [-1]]),

@@ -18,7 +18,7 @@ REENTRANT = pytest.mark.skipif(
 )
 VOCABULARY, PAD, IMAGE_ID = 99, 0, 98
 SENTENCES = ["what colour is the circle", "is there a red square", "yes", "no", "blue", "a small green triangle"]
-# Weights larger than the default, so that attention and logits vary enough for a wrong one to be seen.
+# Weights larger than the default, so that attention and logits vary enough for errors to show.
 WIDE = {"initializer_range": 0.1}
 ROWS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": None}
 PLAIN = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
@@ -121,7 +121,7 @@ def vision_config(kind="clip_vision_model"):
 
 
 def causal_model(kind="llama", **fields):
-    """A decoder with its own language modelling head, in evaluation mode."""
+    """A decoder with a language modelling head, in evaluation mode."""
     return AutoModelForCausalLM.from_config(text_config(kind, **fields)).eval()
 
 
@@ -131,9 +131,9 @@ def vision_model(kind="clip_vision_model"):
 
 
 def mm_config(text="llama", vision="clip_vision_model", **fields):
-    """A config with every other text layer fused, all that a fusion layer can have, and large random weights."""
-    own = {"fusion_layers": [0, 2], "fusion_mlp": True, "image_token_id": IMAGE_ID, "initializer_range": 0.2}
-    fields = {**own, **fields}
+    """A config with every other text layer fused, all optional parts of fusion layers, and large random weights."""
+    defaults = {"fusion_layers": [0, 2], "fusion_mlp": True, "image_token_id": IMAGE_ID, "initializer_range": 0.2}
+    fields = {**defaults, **fields}
     return MMConfig(text_config=text_config(text), vision_config=vision_config(vision), **fields)
 
 
@@ -197,7 +197,7 @@ def rows_of_0_1_3_images():
 
 
 def text_inputs(batch, text):
-    """What of a padded batch a backbone takes: BERT-like encoders count positions by themselves."""
+    """The tensors of a padded batch that a backbone takes: BERT-like encoders compute position ids themselves."""
     return {name: value for name, value in batch.items() if name != "position_ids" or text not in ENCODERS}
 
 
@@ -207,7 +207,7 @@ def drawing(colour, size=20):
 
 
 def save_with_processor(model, processor, folder):
-    """A tiny model in a folder with the processor, room for its tokens, and where answers end."""
+    """Save a tiny model with the processor, resized to its vocabulary and with its end and padding tokens."""
     model.resize_token_embeddings(len(processor.tokenizer))
     if isinstance(model, MMForConditionalGeneration):
         model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
@@ -228,7 +228,7 @@ def model_for(processor, head=MMForConditionalGeneration, text="llama", vision="
 
 
 def save(folder, processor, head=MMForConditionalGeneration, text="llama", vision="clip_vision_model", **fields):
-    """A tiny model and its processor in a folder; its gates are open."""
+    """Save a tiny model with open gates and its processor; return the folder."""
     model = mm_model(text, vision, head=head, image_token_id=processor.image_token_id, **fields)
     save_with_processor(model, processor, folder)
     return str(folder)

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Media in files for the collator."""
+"""Image files for tests of the collator."""
 
 import pytest
 from helpers.builders import drawing

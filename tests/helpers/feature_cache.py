@@ -1,8 +1,8 @@
-"""A feature cache of a tiny model over drawn images, filled in this process or, as a program, in one of its own.
+"""A feature cache of a tiny model over generated images, filled in this process or, as a program, in a separate one.
 
 python -m helpers.feature_cache TABLE FOLDER LOG SECONDS
 
-It sleeps SECONDS with each batch, for which LOG gets a line.
+It sleeps for SECONDS in each batch, and writes a line to LOG.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ from modeling_mm.training.scratch import train_tokenizer
 
 @dataclass
 class CountingTower(FrozenTower):
-    """Says how many media it is given once it was tried, and takes its time."""
+    """A tower that counts the media it encodes after the check, and sleeps for each batch."""
 
     log: Path | None = None
     seconds: float = 0.0
-    tried: bool = False
+    checked: bool = False
     count: int = 0
 
     def check(self, prepared):
         size = super().check(prepared)
-        self.tried = True
+        self.checked = True
         return size
 
     def run(self, prepared):
-        if self.tried:
+        if self.checked:
             self.count += len(prepared)
             time.sleep(self.seconds)
             if self.log is not None:
@@ -51,7 +51,7 @@ class CountingTower(FrozenTower):
 
 
 def picture_rows(folder, count=24):
-    """A data set of as many drawn images, of which two files hold the same."""
+    """A dataset of `count` generated images, two of which have the same content."""
     for number in range(count):
         pixels = torch.randint(256, (20, 20, 3), generator=torch.Generator().manual_seed(max(1, number)))
         Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number}.png")
@@ -79,7 +79,7 @@ def build(tower, dataset, folder, batch_size=2):
 
 
 def small_parts(monkeypatch=None):
-    """A shard for every batch, a bucket for every few images."""
+    """Write a shard for every batch and a bucket for every few images."""
     for module, name, value in ((feature_cache, "SHARD_SECONDS", 0), (feature_store, "BUCKET_KEYS", 4)):
         if monkeypatch is None:
             setattr(module, name, value)
@@ -89,11 +89,11 @@ def small_parts(monkeypatch=None):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
-    pictures, folder, log, seconds = sys.argv[1:]
+    images, folder, log, seconds = sys.argv[1:]
     small_parts()
-    names = sorted(Path(pictures).glob("*.png"), key=lambda path: int(path.stem))
+    names = sorted(Path(images).glob("*.png"), key=lambda path: int(path.stem))
     table = {"image": [path.name for path in names], "text": ["what is it"] * len(names)}
-    rows = MMDataset("rows", datasets.Dataset.from_dict(table), Path(pictures), Columns(target=None))
+    rows = MMDataset("rows", datasets.Dataset.from_dict(table), Path(images), Columns(target=None))
     tower = tower_of(tiny_model(), tiny_processor(), log=Path(log), seconds=float(seconds))
     build(tower, rows, Path(folder))
     print(tower.count)

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What test_fsdp.py lets each process do, and its parent to compare: models, a global batch, a step of each."""
+"""Work of each process in test_fsdp.py, and of its parent for comparison: models, a global batch, training steps."""
 
 from types import SimpleNamespace
 
@@ -80,33 +80,33 @@ def model_of(case, **changed):
 
 
 def batch_of(case, rows=slice(None)):
-    """Some rows of the global batch: images only in the first half, sound only in the second.
+    """Rows of the global batch: images only in the first half, audio only in the second.
 
-    Of retrieval, where each process must have some, each row has an image.
+    In retrieval, each row has an image, as every process must have images.
     """
     head, text, _, fields = CASES[case]
     torch.manual_seed(1)
-    everywhere = head == "retrieval"
-    ids = torch.stack([token_row(TOKENS, [1] if i < ROWS // 2 and not everywhere else []) for i in range(ROWS)])
-    shown, heard = torch.randn(ROWS, 3, 16, 16), torch.randn(ROWS, 4000)
-    own = torch.arange(ROWS)[rows]
+    all_have_images = head == "retrieval"
+    ids = torch.stack([token_row(TOKENS, [1] if i < ROWS // 2 and not all_have_images else []) for i in range(ROWS)])
+    images, clips = torch.randn(ROWS, 3, 16, 16), torch.randn(ROWS, 4000)
+    numbers = torch.arange(ROWS)[rows]
     batch = {"input_ids": ids[rows], "attention_mask": torch.ones_like(ids[rows])}
-    labels = {"generation": ids[rows], "classification": own % 2, "retrieval": None}[head]
+    labels = {"generation": ids[rows], "classification": numbers % 2, "retrieval": None}[head]
     batch |= {"return_loss": True} if labels is None else {"labels": labels}
-    seen = own if everywhere else own[own < ROWS // 2]
-    if len(seen):
-        place = torch.arange(len(own))[:, None]
-        index = torch.where(place < len(seen), place, -1)
-        batch |= {"pixel_values": shown[seen], "image_index": index}
-    listening = own[own >= ROWS // 2]
-    if "audio" in fields and len(listening):
-        place = torch.arange(len(own))[:, None] - (len(own) - len(listening))
-        batch |= {"input_features": heard[listening], "audio_index": place.clamp(min=-1)}
+    with_image = numbers if all_have_images else numbers[numbers < ROWS // 2]
+    if len(with_image):
+        place = torch.arange(len(numbers))[:, None]
+        index = torch.where(place < len(with_image), place, -1)
+        batch |= {"pixel_values": images[with_image], "image_index": index}
+    with_audio = numbers[numbers >= ROWS // 2]
+    if "audio" in fields and len(with_audio):
+        place = torch.arange(len(numbers))[:, None] - (len(numbers) - len(with_audio))
+        batch |= {"input_features": clips[with_audio], "audio_index": place.clamp(min=-1)}
     return batch
 
 
 def processor_of(case):
-    """A processor for 16 x 16 images and, where the case has it, sound."""
+    """A processor for 16 x 16 images and, if the case has it, audio."""
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     audio = {"audio": Wav2Vec2FeatureExtractor(), "max_seconds": 1.0} if "audio" in CASES[case][3] else {}
@@ -115,7 +115,7 @@ def processor_of(case):
 
 
 def step(model, batch):
-    """One step of plain gradient descent; the loss before it."""
+    """Take one step of plain gradient descent; return the loss before it."""
     loss = model(**batch).loss
     loss.backward()
     torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1).step()
@@ -128,15 +128,17 @@ def whole(model):
 
 
 def trained(case, folder):
-    """A step in shards, what was saved of it, and the mean loss."""
+    """A training step of the sharded model: its saved state and the mean loss."""
     rank, count = dist.get_rank(), dist.get_world_size()
     rows = slice(rank * ROWS // count, (rank + 1) * ROWS // count)
     model = shard(model_of(case))
-    unseen = placeholder_media(processor_of(case)) if CASES[case][0] != "retrieval" else {}
-    loss = torch.tensor(step(model, with_placeholder_media(batch_of(case, rows), unseen)))
+    placeholders = placeholder_media(processor_of(case)) if CASES[case][0] != "retrieval" else {}
+    loss = torch.tensor(step(model, with_placeholder_media(batch_of(case, rows), placeholders)))
     dist.all_reduce(loss)
     state = whole(model)
-    model.save_pretrained(folder / case, state_dict=dict(state), is_main_process=rank == 0)  # which renames in place
+    model.save_pretrained(
+        folder / case, state_dict=dict(state), is_main_process=rank == 0
+    )  # which renames keys in place
     return {"loss": loss.item() / count, "state": state, "sharded": is_sharded(model)}
 
 
@@ -145,27 +147,27 @@ def all_trained(folder):
 
 
 def answered():
-    """What a model in shards says outside of `forward`, beside what it said whole; answers differ in length."""
+    """Results of methods other than `forward`, of the unsharded and the sharded model; answers differ in length."""
     rank, case = dist.get_rank(), "generation"
-    model, pictures = model_of(case).eval(), batch_of(case, slice(ROWS // 2))
+    model, images = model_of(case).eval(), batch_of(case, slice(ROWS // 2))
     prompts = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
     del prompts["labels"]
-    pictures = {name: pictures[name] for name in ("pixel_values", "image_index")}
+    images = {name: images[name] for name in ("pixel_values", "image_index")}
     greedy = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": 5}
     first = model.generate(**prompts, **{**greedy, "max_new_tokens": 1})[:, -1]
-    greedy["eos_token_id"] = first.tolist() if rank == 0 else None  # the first process is done after one token
-    said = []
+    greedy["eos_token_id"] = first.tolist() if rank == 0 else None  # the first process ends after one token
+    results = []
     for sharded in (False, True):
         model = shard(model) if sharded else model
-        given = with_placeholder_media(prompts, placeholder_media(processor_of(case))) if sharded else prompts
-        tokens, encoded = model.generate(**given, **greedy), model.encode_media(**pictures)
-        said.append((tokens, encoded, torch.tensor([list(gate.values()) for gate in model.fusion_gates()])))
-    return said
+        inputs = with_placeholder_media(prompts, placeholder_media(processor_of(case))) if sharded else prompts
+        tokens, encoded = model.generate(**inputs, **greedy), model.encode_media(**images)
+        results.append((tokens, encoded, torch.tensor([list(gate.values()) for gate in model.fusion_gates()])))
+    return results
 
 
 def matched():
-    """The losses of a matching head on negatives that each process draws, and the gradients: in shards and by DDP."""
-    rank, case, found = dist.get_rank(), "retrieval", []
+    """Losses and gradients of a matching head on negatives that each process draws, with FSDP and with DDP."""
+    rank, case, results = dist.get_rank(), "retrieval", []
     batch = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
     for sharded in (True, False):
         model = model_of(case, matching_weight=1.0)
@@ -174,13 +176,13 @@ def matched():
         loss = whole(**batch).loss
         loss.backward()
         gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-        gradients = {name: one.full_tensor() if sharded else one for name, one in gradients.items()}
-        found.append((loss.item(), {name: one.clone() for name, one in gradients.items()}))
-    return found
+        gradients = {name: grad.full_tensor() if sharded else grad for name, grad in gradients.items()}
+        results.append((loss.item(), {name: grad.clone() for name, grad in gradients.items()}))
+    return results
 
 
 def in_half_precision():
-    """The losses of steps whose blocks compute in bfloat16, and the weights' precision."""
+    """Losses of steps whose blocks compute in bfloat16, and the dtypes of the weights."""
     rank, case = dist.get_rank(), "generation"
     model = shard(model_of(case), mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
     batch = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
@@ -189,24 +191,31 @@ def in_half_precision():
 
 
 def by_accelerate(case, **options):
-    """The state after a step of a model that accelerate sharded, which it does on GPUs only: its own function, called
-    with what it reads of an `Accelerator`."""
+    """State after a step of a model sharded by accelerate.
+
+    Accelerate shards on GPUs only, so its function is called directly with the attributes of `Accelerator` that it
+    reads.
+    """
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap", **options)
-    own = {"state": SimpleNamespace(fsdp_plugin=plugin), "torch_device_mesh": None, "device": torch.device("cpu")}
+    attributes = {
+        "state": SimpleNamespace(fsdp_plugin=plugin),
+        "torch_device_mesh": None,
+        "device": torch.device("cpu"),
+    }
     rank, model = dist.get_rank(), model_of(case)
     blocks = {name for name, module in model.named_modules() if type(module).__name__ in model._no_split_modules}
     model = fsdp2_prepare_model(
-        SimpleNamespace(**own, mixed_precision="no", is_main_process=rank == 0, process_index=rank), model
+        SimpleNamespace(**attributes, mixed_precision="no", is_main_process=rank == 0, process_index=rank), model
     )
     register_forward_methods(model)
-    found = {name for name, module in model.named_modules() if is_sharded(module)}
+    sharded = {name for name, module in model.named_modules() if is_sharded(module)}
     batch = batch_of(case, slice(rank * ROWS // 2, (rank + 1) * ROWS // 2))
     step(model, with_placeholder_media(batch, placeholder_media(processor_of(case))))
-    return {"state": whole(model), "missed": blocks - found}
+    return {"state": whole(model), "missed": blocks - sharded}
 
 
 class WithPrompts:
-    """A batch of the generation case, of the rows that a data set of numbers names."""
+    """A collator of the generation case for a dataset of row numbers, which adds prompts."""
 
     def __call__(self, rows):
         batch = batch_of("generation", slice(rows[0], rows[-1] + 1))
@@ -214,7 +223,7 @@ class WithPrompts:
 
 
 def by_trainer(model, size, folder):
-    """Trained by `MMTrainer` and saved by it; its evaluation, with answers."""
+    """Train and save with `MMTrainer`; return losses, state and evaluation with answers."""
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=size, per_device_eval_batch_size=size, max_steps=5,
         learning_rate=0.02, optim="sgd", max_grad_norm=0.0, use_cpu=True, report_to=[], save_strategy="no",
@@ -226,12 +235,12 @@ def by_trainer(model, size, folder):
         processing_class=processor_of("generation"),
     )  # fmt: skip
     trainer.train()
-    said = trainer.predict(range(ROWS))
+    evaluated = trainer.predict(range(ROWS))
     trainer.save_model()
     return {
         "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
-        "answers": said.predictions,
-        "loss": said.metrics["test_loss"],
+        "answers": evaluated.predictions,
+        "loss": evaluated.metrics["test_loss"],
         "wrapped": type(trainer.model_wrapped).__name__,
         "silent": trainer.audit.silent,
         "gates": trainer.model.fusion_gates(),
@@ -239,7 +248,7 @@ def by_trainer(model, size, folder):
 
 
 def sharded_at_load(folder):
-    """By the library's own FSDP2, which runs on CPUs too."""
+    """Results of `by_trainer` with transformers' FSDP2, which runs on CPUs too."""
     from transformers.distributed import DistributedConfig
 
     start = folder / "start"
@@ -253,10 +262,10 @@ def sharded_at_load(folder):
 
 
 def by_accelerate_s_trainer(folder):
-    """Four steps by `MMTrainer` with accelerate's FSDP2, and the last two again from a checkpoint in shards.
+    """Four steps with `MMTrainer` and accelerate's FSDP2, and the last two again from a sharded checkpoint.
 
-    Accelerate takes CPUs for DDP whatever it is told, so it is told once it has decided, and again after training, for
-    which its state is made anew; from there on it does what it does on GPUs.
+    On CPUs accelerate always chooses DDP, so its state is changed to FSDP afterwards, and again after training, which
+    resets the state; from then on it behaves as on GPUs.
     """
 
     def trained_to(out, checkpoint):
@@ -288,7 +297,7 @@ def by_accelerate_s_trainer(folder):
 
 
 def everything(folder, native):
-    """All of the above in one go of processes."""
+    """All of the above in one set of processes."""
     prepared = {
         "tied": by_accelerate("tied", state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=False),
         "late fusion": by_accelerate("late fusion", cpu_ram_efficient_loading=False),

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Inputs that a public Space must survive: files that lie, paths that lead out, texts that are markup, wrong types."""
+"""Inputs that a public Space must survive: deceptive files, paths outside of uploads, markup, wrong types."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import soundfile
-from helpers.space import SPACE, given
+from helpers.space import SPACE, file_data
 from PIL import Image
 
 SECRET = "root:x:0:0"  # of /etc/passwd
@@ -24,11 +24,11 @@ MARKUP = [
     "\u202egnirts\u202c \u0000 \u0007",
     "'; DROP TABLE users; --",
 ]
-NO_TEXTS = ["x" * 1001, "x" * 1_000_000, 5, 1.5, True, ["a"], {"a": "b"}, [[]], "\ud800" * 2000]
+BAD_TEXTS = ["x" * 1001, "x" * 1_000_000, 5, 1.5, True, ["a"], {"a": "b"}, [[]], "\ud800" * 2000]
 
 
 def png(width, height, rows=b"", extra=b""):
-    """A PNG that says it is so large, whatever it holds."""
+    """A PNG whose header states this size, whatever it contains."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -43,14 +43,14 @@ def encoded(kind, size=(20, 20), mode="RGB"):
     return stored.getvalue()
 
 
-def sound(samples, rate, kind="WAV", subtype=None):
+def encoded_audio(samples, rate, kind="WAV", subtype=None):
     stored = io.BytesIO()
     soundfile.write(stored, samples, rate, format=kind, subtype=subtype)
     return stored.getvalue()
 
 
-def no_pictures():
-    """Files that are no image to be used, by what is wrong with them."""
+def bad_images():
+    """Files that must not be accepted as images, by their defect."""
     bomb = zlib.compress(b"\0" * 100_000_000)
     text = struct.pack(">I", len(bomb) + 5) + b"zTXt" + b"a\0\0" + b"  " + bomb + b"\0\0\0\0"
     whole = encoded("PNG", (200, 200))
@@ -72,35 +72,35 @@ def no_pictures():
         "eps": encoded("EPS"),
         "pdf": encoded("PDF"),
         "icns": encoded("ICNS", (64, 64), "RGBA"),
-        "sound": sound(np.zeros(100), 8000),
+        "audio": encoded_audio(np.zeros(100), 8000),
         "zip": b"PK\x03\x04" + b"\0" * 100,
         "pickle": b"\x80\x04cos\nsystem\n(S'id'\ntR.",
     }
 
 
-def no_sounds():
-    """Files that are no sound to be used."""
-    whole = sound(np.zeros(4000), 8000)
+def bad_audio():
+    """Files that must not be accepted as audio, by their defect."""
+    whole = encoded_audio(np.zeros(4000), 8000)
     return {
         "empty": b"",
-        "text": b"this is no sound",
+        "text": b"this is not audio",
         "picture": encoded("PNG"),
         "header only": whole[:40],
-        "no samples": sound(np.zeros(0), 8000),
-        "too long": sound(np.zeros(31 * 1000), 1000),
+        "no samples": encoded_audio(np.zeros(0), 8000),
+        "too long": encoded_audio(np.zeros(31 * 1000), 1000),
         "rate of 4 GHz": whole[:24] + struct.pack("<I", 2**32 - 1) + whole[28:],
         "no rate": whole[:24] + struct.pack("<I", 0) + whole[28:],
-        "not finite": sound(np.full(100, np.nan, np.float32), 8000, subtype="FLOAT"),
-        "many channels": sound(np.zeros((10, 100)), 8000),
-        "aiff": sound(np.zeros(100), 8000, "AIFF"),
-        "au": sound(np.zeros(100), 8000, "AU"),
-        "truncated ogg": sound(np.zeros(9000), 8000, "OGG")[:60],
+        "not finite": encoded_audio(np.full(100, np.nan, np.float32), 8000, subtype="FLOAT"),
+        "many channels": encoded_audio(np.zeros((10, 100)), 8000),
+        "aiff": encoded_audio(np.zeros(100), 8000, "AIFF"),
+        "au": encoded_audio(np.zeros(100), 8000, "AU"),
+        "truncated ogg": encoded_audio(np.zeros(9000), 8000, "OGG")[:60],
         "pickle": b"\x80\x04cos\nsystem\n(S'id'\ntR.",
     }
 
 
-def no_files(server, upload):
-    """What is no file of this Space."""
+def bad_files(server, upload):
+    """Values that must not be accepted as an uploaded file."""
     paths = [
         "/etc/passwd",
         "../../../../../../etc/passwd",
@@ -123,38 +123,38 @@ def no_files(server, upload):
     wrong = [5, True, "/etc/passwd", ["/etc/passwd"], {}, {"path": 5}, {"path": None, "url": "file:///etc/passwd"}]
     inline = {"path": upload, "url": "data:image/png;base64,iVBORw0KGgo=", "meta": {"_type": "gradio.FileData"}}
     bare = {"path": "/etc/passwd"}
-    return [*map(given, paths), *wrong, inline, bare]
+    return [*map(file_data, paths), *wrong, inline, bare]
 
 
 def cases(server):
-    """(title, Space, data) of each; `data()` uploads what is to be uploaded, and gives the endpoint and its inputs."""
+    """All cases (title, Space, data); `data()` uploads the files and returns the endpoint and its inputs."""
     good = {name: server.upload(name, encoded("PNG")) for name in server.urls}
     found = []
 
     def add(title, name, call, *inputs):
-        found.append((title[:80], name, lambda: call(*(one() if callable(one) else one for one in inputs))))
+        found.append((title[:80], name, lambda: call(*(value() if callable(value) else value for value in inputs))))
 
     def plain(endpoint):
         return lambda *inputs: (endpoint, *inputs)
 
-    for title, content in no_pictures().items():
+    for title, content in bad_images().items():
         for name, call in calls(good):
             add(f"image {title}", name, call, partial(server.upload, name, content), "yes")
-    for title, content in no_sounds().items():
-        for name, call in calls(good, sound=True):
-            add(f"sound {title}", name, call, partial(server.upload, name, content, "a.wav"), "yes")
+    for title, content in bad_audio().items():
+        for name, call in calls(good, audio=True):
+            add(f"audio {title}", name, call, partial(server.upload, name, content, "a.wav"), "yes")
     for name, call in calls(good):
-        for file in no_files(server, good[name]["path"]):
+        for file in bad_files(server, good[name]["path"]):
             add(f"file {file!r}", name, call, file, "yes")
-        for text in [*MARKUP, *NO_TEXTS]:
+        for text in [*MARKUP, *BAD_TEXTS]:
             add(f"text {text!r}", name, call, good[name], text)
     for number in (-1, 0, 257, 1e9, float("nan"), "8", "x", [8], {}, True):
         add(f"length {number!r}", "asked", plain("chat"), {"text": "yes", "files": []}, False, number)
-        add(f"most {number!r}", "found", plain("search"), "yes", None, pictures([good["found"]]), False, number)
+        add(f"most {number!r}", "found", plain("search"), "yes", None, gallery_of([good["found"]]), False, number)
     for message in (5, "text", [], {}, {"text": None}, {"files": [good["asked"]]}, {"text": "a", "files": 5}):
         add(f"message {message!r}", "asked", plain("chat"), message, False, 4)
     add("nine images", "asked", plain("chat"), {"text": "yes", "files": [good["asked"]] * 9}, False, 4)
-    add("61 images", "found", plain("search"), "yes", None, pictures([good["found"]] * 61), False, 4)
+    add("61 images", "found", plain("search"), "yes", None, gallery_of([good["found"]] * 61), False, 4)
     for gallery in (5, "x", [5], [{}], [{"image": None}], [[]], {"image": good["found"]}):
         add(f"gallery {gallery!r}", "found", plain("search"), "yes", None, gallery, False, 4)
     for name, endpoint in (
@@ -169,13 +169,13 @@ def cases(server):
     return found
 
 
-def pictures(files):
+def gallery_of(files):
     return [{"image": file, "caption": None} for file in files]
 
 
-def calls(good, sound=False):
-    """For each endpoint that takes an image, or a sound, and a text: what it is called with."""
-    if sound:
+def calls(good, audio=False):
+    """Pairs of a Space and a function that builds a call of its endpoint from an image, or audio, and a text."""
+    if audio:
         yield "classified", lambda file, text: ("classify", None, text, file)
         yield "asked", lambda file, text: ("chat", {"text": text, "files": [file]}, False, 4)
         yield "asked", lambda file, text: ("ask", text, None, file, 4)
@@ -184,5 +184,5 @@ def calls(good, sound=False):
     yield "asked", lambda file, text: ("ask", text, file, None, 4)
     yield "asked", lambda file, text: ("look", file, text)
     yield "classified", lambda file, text: ("classify", file, text, None)
-    yield "found", lambda file, text: ("search", text, file, pictures([good["found"]]), False, 4)
-    yield "found", lambda file, text: ("search", text, None, pictures([file]), False, 4)
+    yield "found", lambda file, text: ("search", text, file, gallery_of([good["found"]]), False, 4)
+    yield "found", lambda file, text: ("search", text, None, gallery_of([file]), False, 4)

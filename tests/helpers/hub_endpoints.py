@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What a Hub answers: who may see and change which repository, and what is in it."""
+"""Endpoints of a Hub: access rights to repositories, and their contents."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ HARD_ERRORS = {401: "Invalid credentials in Authorization header", 403: "You hav
 
 
 class Refused(Exception):
-    """An answer in place of the wanted one."""
+    """An error response in place of the requested answer."""
 
     def __init__(self, status, code="", message=""):
         self.status, self.code, self.message = status, code, message or HARD_ERRORS.get(status, code)
@@ -30,9 +30,9 @@ class Endpoints:
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}
-        self.objects: dict[str, bytes] = {}  # LFS, by sha256
+        self.objects: dict[str, bytes] = {}  # LFS objects by sha256
         self.tokens = {"write": ("alice", True), "read": ("alice", False), "other": ("bob", True)}
-        self.validated: list[dict] = []  # what was answered about the metadata of cards
+        self.validated: list[dict] = []  # answers about the metadata of cards
 
     def routing(self):
         def route(path, endpoint, *methods):
@@ -66,10 +66,10 @@ class Endpoints:
             route("/{user}/{repo}/resolve/{revision}/{path:path}", self.resolve, "GET", "HEAD"),
         ]
 
-    # who may what
+    # access rights
 
     def user(self, request):
-        """Who asks: a name and whether the token writes; (None, False) without a token."""
+        """The user name of a request, and True if the token may write; (None, False) without a token."""
         header = request.headers.get("authorization")
         if header is None:
             return None, False
@@ -79,16 +79,16 @@ class Endpoints:
 
     def readable(self, request, user, repo, kinds="models"):
         name, _ = self.user(request)
-        found = self.repositories.get((kinds.removesuffix("s"), f"{user}/{repo}"))
-        if found is None or (found.private and name != user):
+        repository = self.repositories.get((kinds.removesuffix("s"), f"{user}/{repo}"))
+        if repository is None or (repository.private and name != user):
             raise Refused(401 if name is None else 404, "RepoNotFound", "Repository not found")
-        return found
+        return repository
 
     def writable(self, request, user, repo, kinds="models"):
-        found = self.readable(request, user, repo, kinds)
+        repository = self.readable(request, user, repo, kinds)
         if self.user(request) != (user, True):
             raise Refused(403)
-        return found
+        return repository
 
     @staticmethod
     def commit_of(repository, revision):
@@ -107,25 +107,25 @@ class Endpoints:
     # repositories
 
     async def create(self, request):
-        wanted = await request.json()
+        fields = await request.json()
         name, writes = self.user(request)
-        kind, user = wanted.get("type") or "model", wanted.get("organization") or name
-        full = f"{user}/{wanted['name']}"
+        kind, user = fields.get("type") or "model", fields.get("organization") or name
+        full = f"{user}/{fields['name']}"
         url = f"{self.url}/{'spaces/' if kind == 'space' else ''}{full}"
         if not writes or user != name:
             raise Refused(403, message=f"You don't have the rights to create a {kind} under the namespace {user}")
         if (kind, full) in self.repositories:
             return JSONResponse({"error": "You already created this repo", "url": url}, 409)
-        private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
-        made = self.add(full, kind=kind, private=private, sdk=wanted.get("sdk"))
-        made.variables |= {one["key"]: one["value"] for one in wanted.get("variables") or []}
+        private = bool(fields.get("private")) or fields.get("visibility") == "private"
+        repository = self.add(full, kind=kind, private=private, sdk=fields.get("sdk"))
+        repository.variables |= {variable["key"]: variable["value"] for variable in fields.get("variables") or []}
         return JSONResponse({"url": url, "name": full, "id": full})
 
     async def delete(self, request):
-        wanted = await request.json()
-        user, kind = wanted.get("organization") or self.user(request)[0], wanted.get("type") or "model"
-        self.writable(request, user, wanted["name"], f"{kind}s")
-        del self.repositories[kind, f"{user}/{wanted['name']}"]
+        fields = await request.json()
+        user, kind = fields.get("organization") or self.user(request)[0], fields.get("type") or "model"
+        self.writable(request, user, fields["name"], f"{kind}s")
+        del self.repositories[kind, f"{user}/{fields['name']}"]
         return JSONResponse({})
 
     async def info(self, request, kinds, user, repo, revision="main"):
@@ -133,12 +133,12 @@ class Endpoints:
         commit = self.commit_of(repository, revision)
         card = commit.files.get("README.md")
         head = card.data.decode().split("---\n") if card else []
-        said = {"id": repository.name, "modelId": repository.name, "sha": commit.oid, "private": repository.private}
-        said |= {"tags": [], "downloads": 0, "likes": 0, "siblings": [{"rfilename": path} for path in commit.files]}
-        said |= {"cardData": yaml.safe_load(head[1]) if len(head) > 2 else None}
+        answer = {"id": repository.name, "modelId": repository.name, "sha": commit.oid, "private": repository.private}
+        answer |= {"tags": [], "downloads": 0, "likes": 0, "siblings": [{"rfilename": path} for path in commit.files]}
+        answer |= {"cardData": yaml.safe_load(head[1]) if len(head) > 2 else None}
         if repository.kind == "space":
-            said |= {"sdk": repository.sdk, "runtime": {"stage": "RUNNING", "hardware": {}, "storage": None}}
-        return JSONResponse(said)
+            answer |= {"sdk": repository.sdk, "runtime": {"stage": "RUNNING", "hardware": {}, "storage": None}}
+        return JSONResponse(answer)
 
     async def refs(self, request, kinds, user, repo):
         repository = self.readable(request, user, repo, kinds)
@@ -157,8 +157,8 @@ class Endpoints:
             return JSONResponse({})
         if branch in repository.branches:
             raise Refused(409, message="Reference already exists")
-        started = (await request.json() if await request.body() else {}).get("startingPoint") or "main"
-        repository.branches[branch] = self.commit_of(repository, started).oid
+        start = (await request.json() if await request.body() else {}).get("startingPoint") or "main"
+        repository.branches[branch] = self.commit_of(repository, start).oid
         return JSONResponse({})
 
     async def tag(self, request, kinds, user, repo, revision):
@@ -166,54 +166,54 @@ class Endpoints:
         if request.method == "DELETE":
             repository.tags.pop(revision, None)
             return JSONResponse({})
-        wanted = (await request.json())["tag"]
-        if wanted in repository.tags:
+        tag = (await request.json())["tag"]
+        if tag in repository.tags:
             raise Refused(409, message="Tag already exists")
-        repository.tags[wanted] = self.commit_of(repository, revision).oid
+        repository.tags[tag] = self.commit_of(repository, revision).oid
         return JSONResponse({})
 
     async def variables(self, request, kinds, user, repo):
         repository = self.writable(request, user, repo, kinds)
         if request.method == "POST":
-            wanted = await request.json()
-            repository.variables[wanted["key"]] = wanted["value"]
+            variable = await request.json()
+            repository.variables[variable["key"]] = variable["value"]
         return JSONResponse({key: {"key": key, "value": value} for key, value in repository.variables.items()})
 
-    # files, up and down
+    # uploads and downloads
 
     async def validate_yaml(self, request):
-        """What the Hub asks of a card: front matter that is a mapping, of the right kinds of values."""
-        wanted = await request.json()
-        parts, errors = wanted["content"].split("---\n"), []
+        """Check that the front matter of a card is a mapping with values of the right types."""
+        fields = await request.json()
+        parts, errors = fields["content"].split("---\n"), []
         try:
             data = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else {}
             if not isinstance(data, dict):
                 errors = ["the front matter is not a mapping"]
             else:
-                errors = card_errors(data, wanted.get("repoType") or "model")
+                errors = card_errors(data, fields.get("repoType") or "model")
         except yaml.YAMLError as error:
             errors = [str(error)]
-        said = {"errors": [{"message": error} for error in errors], "warnings": []}
-        self.validated.append(said)
-        return JSONResponse(said, 400 if errors else 200)
+        answer = {"errors": [{"message": error} for error in errors], "warnings": []}
+        self.validated.append(answer)
+        return JSONResponse(answer, 400 if errors else 200)
 
     async def preupload(self, request, kinds, user, repo, revision):
         repository = self.writable(request, user, repo, kinds)
         old = self.commit_of(repository, revision).files
-        said = []
-        for own in (await request.json())["files"]:
-            mode = "lfs" if own["path"].endswith(LFS_SUFFIXES) else "regular"
-            oid = old[own["path"]].oid if own["path"] in old else None
-            said.append({"path": own["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        return JSONResponse({"files": said})
+        answers = []
+        for file in (await request.json())["files"]:
+            mode = "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular"
+            oid = old[file["path"]].oid if file["path"] in old else None
+            answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        return JSONResponse({"files": answers})
 
     async def batch(self, request, user, repo):
         self.writable(request, user, repo, "spaces" if request.url.path.startswith("/spaces/") else "models")
-        said = []
-        for own in (await request.json())["objects"]:
-            upload = {"actions": {"upload": {"href": f"{self.url}/lfs/{own['oid']}", "header": {}}}}
-            said.append(own | (upload if own["oid"] not in self.objects else {}))
-        return JSONResponse({"transfer": "basic", "objects": said})
+        answers = []
+        for entry in (await request.json())["objects"]:
+            upload = {"actions": {"upload": {"href": f"{self.url}/lfs/{entry['oid']}", "header": {}}}}
+            answers.append(entry | (upload if entry["oid"] not in self.objects else {}))
+        return JSONResponse({"transfer": "basic", "objects": answers})
 
     async def put_object(self, request, sha):
         data = await request.body()
@@ -245,7 +245,7 @@ class Endpoints:
             elif path not in files and key == "deletedFile":
                 raise Refused(404, "EntryNotFound", "A file with this name doesn't exist")
             else:
-                files = {own: c for own, c in files.items() if own != path and not own.startswith(f"{path}/")}
+                files = {name: c for name, c in files.items() if name != path and not name.startswith(f"{path}/")}
         oid = repository.commit(branch, files, header["summary"])
         return JSONResponse({"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{user}/{repo}/commit/{oid}"})
 
@@ -264,10 +264,10 @@ class Endpoints:
             headers |= {"X-Linked-Etag": f'"{content.oid}"', "X-Linked-Size": str(len(content.data))}
         if request.method == "HEAD":
             return Response(headers=headers | {"Content-Length": str(len(content.data))})
-        data, wanted = content.data, request.headers.get("range")
-        if wanted is None:
+        data, byte_range = content.data, request.headers.get("range")
+        if byte_range is None:
             return Response(data, headers=headers)
-        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        first, _, last = byte_range.removeprefix("bytes=").partition("-")
         begin, end = int(first), min(int(last or len(data) - 1), len(data) - 1)
         if begin >= len(data):
             return Response(status_code=416, headers={"Content-Range": f"bytes */{len(data)}"})

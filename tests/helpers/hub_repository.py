@@ -1,15 +1,15 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What the Hub on loopback holds: repositories with their commits, and the rules that their cards must keep."""
+"""Contents of the Hub on loopback: repositories with their commits, and the rules for their cards."""
 
 import hashlib
 import itertools
 from dataclasses import dataclass, field
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".jpg")  # what the preupload answer puts into LFS
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".png", ".jpg")  # files that the preupload answer assigns to LFS
 
 
 def git_oid(data):
-    """The name git gives to a file's content."""
+    """The git hash of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
@@ -31,7 +31,7 @@ class Content:
 
 @dataclass
 class Commit:
-    """All files after it, and where it came from."""
+    """A commit: all files after it, and its parent."""
 
     oid: str
     parent: str | None
@@ -41,7 +41,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """A model or a Space, its commits by id and what the names of branches and tags point to."""
+    """A model or a Space, with its commits by id and the commits of its branches and tags."""
 
     kind: str
     name: str
@@ -53,7 +53,7 @@ class Repository:
     variables: dict[str, str] = field(default_factory=dict)
 
     def at(self, revision="main"):
-        """The commit of a branch, tag or id; None where there is none."""
+        """The commit of a branch, tag or id; None if there is none."""
         return self.commits.get(self.branches.get(revision) or self.tags.get(revision) or revision)
 
     def commit(self, branch, files, title):
@@ -65,7 +65,7 @@ class Repository:
 
 
 def card_errors(data, kind):
-    """What is wrong with the metadata of a card, by the rules of the Hub's documentation."""
+    """Errors in the metadata of a card, by the rules of the Hub's documentation."""
     errors = []
     if kind == "space" and data.get("sdk") not in ("gradio", "docker", "static"):
         errors.append('"sdk" must be one of [gradio, docker, static]')

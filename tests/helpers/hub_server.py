@@ -2,10 +2,10 @@
 """A Hub on loopback for the unmodified `huggingface_hub` client, with faults on demand.
 
 - It holds model and Space repositories with commits, branches and tags, files in git or in LFS, tokens and private
-  repositories, and answers with the status codes and headers that the client looks at.
+  repositories, and answers with the status codes and headers that the client reads.
 - `LoopbackHub` runs in a thread of the test; the client, which reads `HF_ENDPOINT` when it is imported, runs in a
-  process of its own with `hub.environment(folder)`. Both see one state: tests read `hub.repositories` and `hub.log`.
-- `hub.fail("PUT", "/lfs/", status=500)` lets the next such request fail; see `Fault`.
+  separate process with `hub.environment(folder)`. Both share the state: tests read `hub.repositories` and `hub.log`.
+- `hub.fail("PUT", "/lfs/", status=500)` makes the next such request fail; see `Fault`.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose method and path match.
+    """A fault in the next `times` requests whose method and path match.
 
-    `status`: they are answered so, without effect; `after`: with effect, only the answer is lost. `breaks`: the
-    connection is cut in the middle of the body. `corrupts`: a byte of the body arrives changed. `intrudes`: somebody
-    else commits first. `slow`: seconds before the answer.
+    `status`: the status of the answer; the request has no effect, or with `after` its effect. `breaks`: the
+    connection is cut in the middle of the body. `corrupts`: a byte of the body is changed. `intrudes`: another user
+    commits first. `slow`: seconds before the answer.
     """
 
     method: str
@@ -43,12 +43,12 @@ class Fault:
     intrudes: bool = False
     slow: float = 0.0
 
-    def meets(self, request):
+    def matches(self, request):
         return self.times > 0 and request.method == self.method and self.path in request.url.path
 
 
 class Connection(H11Protocol):
-    """Remembers the transport of each connection, so that one can be cut."""
+    """A protocol that keeps the transport of each connection, so that it can be cut."""
 
     transports: dict = {}
 
@@ -58,18 +58,18 @@ class Connection(H11Protocol):
 
 
 class LoopbackHub(Endpoints):
-    """The server, all it holds, and what goes wrong with it."""
+    """The server with its contents and its faults."""
 
     def __init__(self):
         super().__init__()
-        self.log: list[tuple[str, str, int]] = []  # method, path, status; 0 where the connection was cut
+        self.log: list[tuple[str, str, int]] = []  # method, path, status; status 0 if the connection was cut
         self.faults: list[Fault] = []
         with closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        own = {"http": Connection, "interface": "asgi3", "lifespan": "off", "log_level": "error"}
-        self.server = uvicorn.Server(uvicorn.Config(self.answer, port=self.port, **own))
+        options = {"http": Connection, "interface": "asgi3", "lifespan": "off", "log_level": "error"}
+        self.server = uvicorn.Server(uvicorn.Config(self.answer, port=self.port, **options))
         self.routes = Starlette(routes=self.routing())
 
     def __enter__(self):
@@ -84,34 +84,43 @@ class LoopbackHub(Endpoints):
         self.thread.join(10)
 
     def environment(self, folder, token="write"):
-        """The environment of a process that talks to this Hub and keeps what it is told in `folder`."""
-        own = {"HF_ENDPOINT": self.url, "HF_HOME": str(folder / "hf"), "HOME": str(folder), "HF_HUB_OFFLINE": "0"}
-        own |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        own |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "no_proxy": "127.0.0.1"}
-        rest = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-        return rest | own | ({"HF_TOKEN": token} if token else {})
+        """The environment of a process that talks to this Hub and has its caches in `folder`."""
+        environment = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(folder / "hf"),
+            "HOME": str(folder),
+            "HF_HUB_OFFLINE": "0",
+        }
+        environment |= {
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "no_proxy": "127.0.0.1"}
+        inherited = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+        return inherited | environment | ({"HF_TOKEN": token} if token else {})
 
-    def fail(self, method, path, **what):
-        self.faults.append(Fault(method, path, **what))
+    def fail(self, method, path, **fields):
+        self.faults.append(Fault(method, path, **fields))
 
     def add(self, name, files=(), kind="model", **fields):
-        """A repository with a first commit, as if somebody had pushed it before."""
+        """Add a repository with a first commit, as if it had been pushed before."""
         repository = self.repositories[kind, name] = Repository(kind, name, **fields)
         first = {".gitattributes": Content(b"*.safetensors filter=lfs\n")}
-        own = {path: Content(data, path.endswith(LFS_SUFFIXES)) for path, data in dict(files).items()}
-        repository.commit("main", first | own, "initial commit")
-        self.objects |= {content.oid: content.data for content in own.values() if content.lfs}
+        contents = {path: Content(data, path.endswith(LFS_SUFFIXES)) for path, data in dict(files).items()}
+        repository.commit("main", first | contents, "initial commit")
+        self.objects |= {content.oid: content.data for content in contents.values() if content.lfs}
         return repository
 
     def pushed(self, method="POST", part="/commit/"):
-        """How many commits, or other requests, were answered well."""
-        return sum(done == method and part in path and status == 200 for done, path, status in self.log)
+        """Number of commits, or other requests, that succeeded."""
+        return sum(logged == method and part in path and status == 200 for logged, path, status in self.log)
 
     # requests and faults
 
     async def answer(self, scope, receive, send):
         request = Request(scope, receive)
-        fault = next((one for one in self.faults if one.meets(request)), None)
+        fault = next((fault for fault in self.faults if fault.matches(request)), None)
         if fault is not None:
             fault.times -= 1
             await asyncio.sleep(fault.slow)
@@ -124,18 +133,18 @@ class LoopbackHub(Endpoints):
                 files = repository.at().files | {"theirs.txt": Content(b"somebody else's")}
                 repository.commit("main", files, "an edit in the browser")
 
-        async def told(message):
+        async def send_and_log(message):
             if message["type"] == "http.response.start":
                 self.log.append((request.method, request.url.path, message["status"]))
             await send(message)
 
         if fault is not None and fault.status is not None:
             if fault.after:
-                await self.routes(scope, receive, self.nowhere)
-            return await Refused(fault.status).response()(scope, receive, told)
+                await self.routes(scope, receive, self.discard)
+            return await Refused(fault.status).response()(scope, receive, send_and_log)
         scope["corrupts"] = fault is not None and fault.corrupts
-        await self.routes(scope, receive, told)
+        await self.routes(scope, receive, send_and_log)
 
     @staticmethod
-    async def nowhere(message):
-        """An answer that nobody gets."""
+    async def discard(message):
+        """Drop the answer."""

@@ -1,4 +1,4 @@
-"""Tiny galleries that the tests of index and search share: a random CLIP, drawn images, the verbs with arguments."""
+"""Shared code of the tests of index and search: a tiny random CLIP, generated images, the commands as functions."""
 
 import csv
 
@@ -20,7 +20,7 @@ TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 
 
 def save_clip(folder, seed=0, image_mean=0.5):
-    """A tiny CLIP with random weights, wide enough for images and texts to differ, and its processor."""
+    """Save a tiny CLIP with random weights, large enough for images and texts to differ, and its processor."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(SENTENCES, "scratch-tiny")
     tower = {**TOWER, "initializer_factor": 5.0}
@@ -34,7 +34,7 @@ def save_clip(folder, seed=0, image_mean=0.5):
 
 
 def draw(path, seed):
-    """An image of its own in `path`."""
+    """Write an image, distinct for each seed, to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(blocks).resize((24, 20), Image.Resampling.NEAREST).save(path)
@@ -42,7 +42,7 @@ def draw(path, seed):
 
 
 def run_index(**flags):
-    """The result of the verb, its arguments by name; True stands for a bare flag."""
+    """The result of `index` with these arguments; True stands for a flag without value."""
     argv = []
     for name, value in flags.items():
         argv += [f"--{name}", *([] if value is True else value if isinstance(value, list) else [str(value)])]
@@ -50,19 +50,19 @@ def run_index(**flags):
 
 
 def run_search(**flags):
-    """The hits of the verb."""
+    """The hits of `search`."""
     return search.search(search.SearchArguments(**{name: value for name, value in flags.items()}))
 
 
 def rows_of(folder):
-    """The embedding of every row by its id, which no two may share."""
+    """The embedding of every row by its id; ids must be unique."""
     rows = Gallery.open(str(folder)).table.search().select(["id", "vector"]).to_arrow().to_pylist()
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: np.asarray(row["vector"]) for row in rows}
 
 
 def refused(capsys, verb, *argv):
-    """The one sentence that bad input gets."""
+    """The error message, one sentence, of a command with bad input."""
     assert cli.main([verb, *map(str, argv)]) == 2
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("modeling-mm")]
@@ -77,7 +77,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder of 12 images, half of them in a folder of its own."""
+    """A folder of 12 images, half of them in a subfolder."""
     for number in range(12):
         draw(tmp_path / "pictures" / ("inner" if number % 2 else "") / f"{number:02}.png", number)
     return tmp_path / "pictures"

@@ -1,4 +1,4 @@
-"""What the tests of adapters share: a batch, a few steps of training, what has an adapter."""
+"""Shared code of the tests of adapters: a batch, a few training steps, the layers with an adapter."""
 
 import torch
 from helpers.builders import mixed_rows, mm_model, padded, pictures, text_inputs
@@ -37,11 +37,11 @@ def logits(model, batch):
 
 
 def adapted_layers(model):
-    """Names of the layers with an adapter, as they were without."""
+    """Names of the layers with an adapter, as in the base model."""
     return {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
 
 
 def saved_base(folder, **model):
-    """A model loaded from a folder, as peft wants a base that it can name."""
+    """A model loaded from a folder, as peft needs a base with a name."""
     mm_model(**model).save_pretrained(folder)
     return MMForConditionalGeneration.from_pretrained(folder).eval()

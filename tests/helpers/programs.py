@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Beginnings of programs in which packages are absent."""
+"""Preambles of programs in which packages cannot be imported."""
 
-# begins a program in which this package cannot be imported
+# preamble of a program in which this package cannot be imported
 ABSENT = """
 import importlib.abc
 import sys
@@ -15,7 +15,7 @@ class Absent(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 """
-# begins a program in which the packages `{names}` are not installed
+# preamble of a program in which the packages `{names}` are not installed
 PACKAGES_ABSENT = """
 import sys
 from importlib.machinery import PathFinder

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What the tests of pushing share: a Hub on loopback, processes that talk to it, trained folders, and what to look at.
+"""Shared code of the tests of `push`: processes that talk to a Hub on loopback, trained folders, and checks.
 
-The client reads the Hub's address when it is imported, so that everything that pushes or loads runs in a process of
-its own, against one `LoopbackHub` for all tests of a file.
+The client reads the Hub's address when it is imported, so everything that pushes or loads runs in a separate process,
+against one `LoopbackHub` for all tests of a file.
 """
 
 import json
@@ -21,14 +21,14 @@ from modeling_mm.training.scratch import train_tokenizer
 
 
 def python(hub, folder, *argv, token="write"):
-    """A process of its own that talks to the Hub."""
+    """Run Python in a separate process that talks to the Hub."""
     environment = hub.environment(folder, token)
-    done = [sys.executable, *map(str, argv)]
-    return subprocess.run(done, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, *map(str, argv)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def push(hub, folder, *argv, token="write"):
-    """`modeling-mm push`: its result, or the sentence that it ends with."""
+    """Run `modeling-mm push`; return its result, or its error message."""
     done = python(hub, folder, "-m", "modeling_mm.cli", "push", *argv, token=token)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
@@ -45,7 +45,7 @@ def make_table(folder, rows=8):
 
 
 def train(folder, *argv):
-    """A trained folder of two steps."""
+    """Train for two steps by the command."""
     if not (folder / "t.csv").exists():
         make_table(folder)
     argv = [
@@ -64,12 +64,12 @@ def code_of(card):
 
 
 def check_repository(hub, name, revision):
-    """No pickle, nothing but what is on the list and the card's images; the card's metadata is valid and whole."""
+    """Check that only listed files and the card's images, and no pickle, are there, and that the card is valid."""
     files = hub.repositories["model", name].commits[revision].files
     card = files["README.md"].data.decode()
-    shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card)
-    assert set(shown) <= set(files)
-    assert [path for path in files if not is_replaced(path) and path not in (".gitattributes", *shown)] == []
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", card)
+    assert set(images) <= set(files)
+    assert [path for path in files if not is_replaced(path) and path not in (".gitattributes", *images)] == []
     assert not any(path.endswith(PICKLES) or path == "training_args.bin" for path in files)
     data = ModelCard(card).data
     assert data.library_name == "transformers" and data.pipeline_tag
@@ -77,14 +77,14 @@ def check_repository(hub, name, revision):
 
 
 def check_card_runs(hub, folder, card):
-    """The code block, in a process without the package and with empty caches."""
+    """Run the card's code in a process without the package and with empty caches."""
     done = python(hub, folder, "-c", ABSENT + code_of(card), token=None)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout  # a line at least: an answer may be empty
+    assert done.stdout  # at least a line: an answer may be empty
 
 
 def make_model(folder, head=MMForSequenceClassification):
-    """A model with a processor, as saved without training: it has no card."""
+    """Save a model with a processor, without training and so without a card."""
     size = {"height": 16, "width": 16}
     tokenizer = train_tokenizer(SENTENCES, "scratch-tiny")
     processor = MMProcessor(CLIPImageProcessorPil(size=size, crop_size=size), tokenizer)

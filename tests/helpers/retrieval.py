@@ -27,7 +27,7 @@ def retriever(text="llama", **fields):
 
 
 def naive(kind, texts, media, true, scale, bias):
-    """The losses as the papers write them, over the whole matrix."""
+    """The losses as in the papers, over the whole matrix."""
     logits = scale * texts @ media.T
     if kind == "sigmoid":
         sign = torch.where(true, 1.0, -1.0)
@@ -41,7 +41,7 @@ def naive(kind, texts, media, true, scale, bias):
 
 
 def embeddings_and_pairs(count=23, seed=0):
-    """Texts and fewer images, some texts equal, one without an image; and the true pairs, worked out by hand."""
+    """Texts and fewer images, with equal texts and a text without image; and the true pairs, found by brute force."""
     generator = torch.Generator().manual_seed(seed)
     texts, media = torch.randn(count, 8, generator=generator), torch.randn(count - 6, 8, generator=generator)
     keys = torch.randint(0, 15, (count,), generator=generator)
@@ -59,7 +59,7 @@ def embeddings_and_pairs(count=23, seed=0):
 
 
 def processes(script, count, *arguments, tmp_path):
-    """What `count` processes of a script print; each must succeed."""
+    """The output of a script in `count` processes, all of which must succeed."""
     (tmp_path / "script.py").write_text(script)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     command = [*launch, str(tmp_path / "script.py"), str(count), *arguments]
@@ -71,11 +71,11 @@ def processes(script, count, *arguments, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     with subprocess.Popen(command, **pipes) as started:
         try:
-            said, complained = started.communicate(timeout=300)
+            output, errors = started.communicate(timeout=300)
         finally:
-            started.terminate()  # killed, the launcher would leave its processes behind
-    assert started.returncode == 0, complained[-3000:]
-    return said
+            started.terminate()  # a killed launcher would leave its processes behind
+    assert started.returncode == 0, errors[-3000:]
+    return output
 
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}
@@ -84,16 +84,16 @@ QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_s
 
 
 def pairs_of_rows(count=8):
-    """Rows of one length with an image each; the first and the last are about the same one."""
+    """Rows of equal length with one image each; the first and the last row have the same image."""
     generator = torch.Generator().manual_seed(1)
-    shown = torch.randn(count, 3, 16, 16, generator=generator)
-    which = [*range(count - 1), 0]
+    images = torch.randn(count, 3, 16, 16, generator=generator)
+    image_numbers = [*range(count - 1), 0]
     ids = torch.randint(5, 90, (count, 6), generator=generator)
-    return [{"ids": ids[row], "picture": shown[item], "key": item} for row, item in enumerate(which)]
+    return [{"ids": ids[row], "picture": images[number], "key": number} for row, number in enumerate(image_numbers)]
 
 
 def collate(rows):
-    """As the collator does: each distinct image once."""
+    """A batch in the format of the collator, with each distinct image once."""
     keys = list(dict.fromkeys(row["key"] for row in rows))
     ids = torch.stack([row["ids"] for row in rows])
     return {
@@ -107,7 +107,7 @@ def collate(rows):
 
 
 def trained(folder, batch_size, contrastive_batch_size=None, lora=False, rows=None, collator=collate, **fields):
-    """By how much a step of plain gradient descent over the rows moves each weight and buffer, and the logged loss."""
+    """Change of each weight and buffer by a step of plain gradient descent over the rows, and the logged loss."""
     torch.manual_seed(0)
     checkpointing = fields.pop("gradient_checkpointing", False)
     model = retriever("bert", matching_weight=0.0, **fields)
@@ -122,18 +122,18 @@ def trained(folder, batch_size, contrastive_batch_size=None, lora=False, rows=No
         output_dir=str(folder), per_device_train_batch_size=batch_size, max_steps=1, learning_rate=1.0, optim="sgd",
         max_grad_norm=0.0, lr_scheduler_type="constant", use_cpu=True, report_to=[], save_strategy="no",
         logging_steps=1, disable_tqdm=True, gradient_checkpointing=checkpointing,
-        ddp_find_unused_parameters=False,  # as the command has it
+        ddp_find_unused_parameters=False,  # as in the command
     )  # fmt: skip
     options = {"train_dataset": rows or pairs_of_rows(), "data_collator": collator}
     trainer = RetrievalTrainer(model=model, args=arguments, **options, contrastive_batch_size=contrastive_batch_size)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer.train()
-    moved = {name: value - before[name] for name, value in model.state_dict().items()}
-    return moved, next(log["loss"] for log in trainer.state.log_history if "loss" in log)
+    changes = {name: value - before[name] for name, value in model.state_dict().items()}
+    return changes, next(log["loss"] for log in trainer.state.log_history if "loss" in log)
 
 
 def command(capsys, *argv):
-    """The results of a verb that must succeed."""
+    """The result of a command that must succeed."""
     assert cli.main([*map(str, argv)]) == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 

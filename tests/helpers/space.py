@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What the tests of the Space share: tiny models in folders, and a process that shows them without the package."""
+"""Shared code of the tests of the Space: tiny models, and a process that serves them without the package."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from modeling_mm import MMForConditionalGeneration, MMForImageTextRetrieval, MMF
 from modeling_mm.training.scratch import feature_extractor, train_tokenizer
 
 SPACE = Path(__file__).parents[2] / "hub_space"
-# One process for all folders, as importing takes longest; it ends with its input, so when the tests die.
+# One process for all folders, as importing takes longest; it ends when its input closes, so also if the tests die.
 SERVE = (
     ABSENT
     + """
@@ -34,9 +34,9 @@ from loading import load
 
 urls = {}
 for folder in sys.argv[1:]:
-    shown = load(folder)
-    _, url, _ = build(shown).launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
-    urls[shown.name] = url
+    loaded = load(folder)
+    _, url, _ = build(loaded).launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
+    urls[loaded.name] = url
 print(json.dumps(urls), flush=True)
 sys.stdin.read()
 os._exit(0)
@@ -45,37 +45,37 @@ os._exit(0)
 
 
 class Server(NamedTuple):
-    """Spaces by the names of their folders, and the process that serves them."""
+    """URLs of Spaces by the names of their folders, and the process that serves them."""
 
     urls: dict[str, str]
     process: subprocess.Popen
 
     def upload(self, name, content, file="picture.png"):
-        """What Gradio calls the uploaded file."""
+        """Upload a file; return Gradio's description of it."""
         answer = httpx.post(f"{self.urls[name]}gradio_api/upload", files={"files": (file, content)}, timeout=60)
         answer.raise_for_status()
-        return given(answer.json()[0])
+        return file_data(answer.json()[0])
 
     def call(self, name, endpoint, *data):
-        """The result of an endpoint by plain HTTP, as nobody's client would form it, or the error it tells."""
+        """Call an endpoint by plain HTTP, also as no client would; return its result and error, one of them None."""
         base = f"{self.urls[name]}gradio_api/call/{endpoint}"
         kind = {"Content-Type": "application/json"}
         started = httpx.post(base, content=json.dumps({"data": data}), headers=kind, timeout=60)
         if started.status_code != 200:
             return None, f"{started.status_code}: {started.text}"
-        told = httpx.get(f"{base}/{started.json()['event_id']}", timeout=120).text
-        kind, _, value = told.strip().rpartition("event: ")[2].partition("\ndata: ")
+        events = httpx.get(f"{base}/{started.json()['event_id']}", timeout=120).text
+        kind, _, value = events.strip().rpartition("event: ")[2].partition("\ndata: ")
         value = json.loads(value)
         return (value, None) if kind == "complete" else (None, value and value["error"])
 
 
-def given(path):
-    """A file as a browser names it."""
+def file_data(path):
+    """The description of a file that a browser sends."""
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
 def serve(*folders, **environment):
-    """A server of folders; the caller ends it."""
+    """Start a server of Spaces for these folders; the caller stops it."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, *map(str, folders)],
         cwd=SPACE,
@@ -95,7 +95,7 @@ def serve(*folders, **environment):
     for line in process.stdout:
         if line.startswith("{"):
             return Server(json.loads(line), process)
-    raise RuntimeError(f"the Space ended with {process.wait()} before it served")
+    raise RuntimeError(f"the Space exited with status {process.wait()} before it accepted requests")
 
 
 def stop(server):
@@ -103,19 +103,19 @@ def stop(server):
     server.process.wait(timeout=60)
 
 
-def see_and_hear(audio):
-    """A processor for 16 x 16 images and, if wanted, clips of a second."""
+def tiny_processor(audio):
+    """A processor for 16 x 16 images and, if `audio`, clips of one second."""
     size = {"height": 16, "width": 16}
     images = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     tokenizer = train_tokenizer(SENTENCES, "scratch-tiny", audio=audio)
-    sound = {"audio": feature_extractor(1.0), "max_seconds": 1.0} if audio else {}
-    return MMProcessor(image_processor=images, tokenizer=tokenizer, **sound)
+    options = {"audio": feature_extractor(1.0), "max_seconds": 1.0} if audio else {}
+    return MMProcessor(image_processor=images, tokenizer=tokenizer, **options)
 
 
 def save_tiny(folder, head, text="llama", audio=False, **fields):
-    """A tiny random model and its processor in a folder, its gates open."""
+    """Save a tiny random model with open gates and its processor; return the folder."""
     torch.manual_seed(0)
-    processor = see_and_hear(audio)
+    processor = tiny_processor(audio)
     if audio:
         audio_id = processor.tokenizer.convert_tokens_to_ids(processor.audio_token)
         fields |= {"audio_config": ears("resnet"), "audio_token_id": audio_id}
@@ -125,7 +125,7 @@ def save_tiny(folder, head, text="llama", audio=False, **fields):
 
 
 def save_all(folder):
-    """A tiny model for each tab: one that answers and hears, one that classifies and hears, one that finds."""
+    """Save a tiny model for each tab: generation and classification with audio, and retrieval."""
     labels = {0: "blue", 1: "<b>no</b>", 2: "yes"}
     return [
         save_tiny(folder / "asked", MMForConditionalGeneration, audio=True),
@@ -141,7 +141,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(folders, tmp_path_factory):
-    """Spaces of tiny models, whose uploads are in a folder of the tests."""
+    """Spaces of tiny models, with uploads in a temporary folder."""
     running = serve(*folders, GRADIO_TEMP_DIR=str(tmp_path_factory.mktemp("uploads")))
     yield running
     stop(running)

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The training command under `torchrun`, several times, with a look at how each ended; for training/test_processes.py.
+"""Several runs of the training command under `torchrun`, with their final state; for training/test_processes.py.
 
-`torchrun_train.py RUNS.json FOUND.json`: RUNS maps names to arguments of `modeling-mm train`, FOUND gets what was seen
-by name.
+`torchrun_train.py RUNS.json FOUND.json`: RUNS maps names to arguments of `modeling-mm train`, FOUND receives the
+results by name.
 """
 
 import json
@@ -26,14 +26,14 @@ def from_all(value):
 
 
 class WatchedTrainer(MMTrainer):
-    """The trainer as it is; afterwards it notes what each process has."""
+    """The trainer, which records the state of each process after training."""
 
     def train(self, *args, **kwargs):
-        heard, collate = [], self.data_collator
+        has_audio, collate = [], self.data_collator
 
         def counted(rows):
             batch = collate(rows)
-            heard.append("input_features" in batch)
+            has_audio.append("input_features" in batch)
             return batch
 
         self.data_collator = counted
@@ -53,7 +53,7 @@ class WatchedTrainer(MMTrainer):
             "argument": self.args.ddp_find_unused_parameters,
             "find_unused": self.model_wrapped.find_unused_parameters,
             "steps": self.state.global_step,
-            "batches_with_sound": from_all(sum(heard)),
+            "batches_with_sound": from_all(sum(has_audio)),
             "furthest": max(from_all(max(gaps.values()))),
             "trained": sorted({name for name, p in model.named_parameters() if p.requires_grad}),
             "statistics": {n: v.sum().item() for n, v in state.items() if n.endswith(("running_mean", "_tracked"))},

@@ -20,13 +20,13 @@ FAULTS = {
     "wrong-sha-always": ({"method": "PUT", "path": "/lfs/", "corrupts": True, "times": 9}, "HTTP 400"),
     "stale-parent": ({"path": "/commit/", "intrudes": True}, "changed by somebody else meanwhile"),
     "slow": ({"path": "/preupload/", "slow": 2.0}, None),
-    "401": ({"path": "/commit/", "status": 401}, "does not know the token"),
-    "403": ({"path": "/commit/", "status": 403}, "may not write to 'alice/403'"),
+    "401": ({"path": "/commit/", "status": 401}, "rejects the token"),
+    "403": ({"path": "/commit/", "status": 403}, "cannot write to 'alice/403'"),
     "404": ({"path": "/commit/", "status": 404}, "'alice/404', or the branch in it, does not exist"),
     "409": ({"path": "/commit/", "status": 409}, "is being changed by somebody else"),
     "412": ({"path": "/commit/", "status": 412}, "was changed by somebody else meanwhile"),
     "429-once": ({"path": "/commit/", "status": 429}, None),
-    "429-always": ({"path": "/commit/", "status": 429, "times": 9}, "takes no more requests"),
+    "429-always": ({"path": "/commit/", "status": 429, "times": 9}, "accepts no more requests"),
 }
 UPLOAD_ALL = """
 import json, os, sys
@@ -120,17 +120,17 @@ def test_a_fault_ends_well_or_in_a_sentence_and_never_in_between(hub, uploads, n
 
 
 REFUSED = {
-    "read token": "may not write to 'alice/read token'",
-    "of somebody else": "may not write",
-    "unknown token": "does not know the token",
-    "no token": "there is no token to push with",
+    "read token": "cannot write to 'alice/read token'",
+    "of somebody else": "cannot write",
+    "unknown token": "rejects the token",
+    "no token": "pushing needs a token",
     "public": "'alice/slow' is public; make it private on the Hub, or leave --private out",
     "pickled": "'alice/pickled' holds the pickle 'pytorch_model.bin'",
     "mixed": "'alice/mixed' holds the pickle 'training_args.bin', which can run code, and is not only what Trainer",
     "nested": "'alice/nested' holds the pickle 'data/training_args.bin'",
     "load missing": "'alice/none' is neither a folder with a model nor a known Hub id",
     "load private": "'alice/closed' is neither a folder with a model nor a known Hub id",
-    "load wrong token": "'alice/closed' is neither a folder with a model nor a known Hub id (the Hub does not know",
+    "load wrong token": "'alice/closed' is neither a folder with a model nor a known Hub id (the Hub rejects",
 }
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""However attention is computed, it is the same (law 5); and each part computes it as it was asked to.
+"""Every attention implementation gives the same result (law 5), and each part uses the one it was set to.
 
 Shapes: B rows, T text tokens, D text width, H query heads, S memory slots.
 """
@@ -65,7 +65,7 @@ def test_eager_attention_equals_sdpa(text, side, tmp_path):
 
 
 def check_flex(text, side):
-    """The difference of flex_attention in all parts from sdpa in all parts, and equal generation by a decoder."""
+    """Compare flex_attention in all parts with sdpa in all parts: close outputs, and equal tokens from a decoder."""
     model, inputs = mm_model(text, head=head_for(text), num_latents=3), batch(text, side)
     expected = real_rows(model, inputs)
     model.set_attn_implementation("flex_attention")
@@ -81,13 +81,13 @@ def check_flex(text, side):
 @pytest.mark.parametrize("text,side", [("llama", "right"), ("llama", "left"), ("bert", "right")])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_equals_sdpa(text, side):
-    with torch.compiler.set_stance("force_eager"):  # the same operator, without the half minute that compiling takes
+    with torch.compiler.set_stance("force_eager"):  # the same operator, without half a minute of compilation
         check_flex(text, side)
 
 
 @pytest.mark.slow
 def test_compiled_flex_attention_equals_sdpa():
-    # torch 2.13 writes C++ that no compiler takes for a second shape with symbols in it; on a GPU it is another code
+    # for a second, symbolic shape, torch 2.13 generates C++ that does not compile; on a GPU the code is another
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
         check_flex("llama", "right")
 
@@ -150,7 +150,7 @@ def test_a_convolutional_tower_stands_beside_any_attention_of_the_other_parts():
 
 @pytest.mark.parametrize("how", ["pretrained", "config", "towers", "set"])
 @pytest.mark.parametrize(
-    "asked,said",
+    "asked,message",
     [
         ("fast", 'Specified `attn_implementation="fast"` is not supported'),
         ({"text_config": "fast"}, 'Specified `attn_implementation="fast"` is not supported'),
@@ -158,10 +158,10 @@ def test_a_convolutional_tower_stands_beside_any_attention_of_the_other_parts():
     ],
     ids=["name", "name_of_a_part", "part"],
 )
-def test_an_attention_or_a_part_that_does_not_exist_is_named(how, asked, said, tmp_path):
+def test_an_attention_or_a_part_that_does_not_exist_is_named(how, asked, message, tmp_path):
     saved = mm_model()
     saved.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         if how == "pretrained":
             MMForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=asked)
         elif how == "config":

@@ -1,4 +1,4 @@
-"""Sound of any kind becomes one kind of clip, and what cannot is one sentence that names it."""
+"""Audio sources of every kind give the same clip, and one that cannot be read gives a sentence that names it."""
 
 import importlib
 
@@ -26,7 +26,7 @@ def tone(seconds=0.5, rate=RATE, hertz=440.0):
 
 
 def written(path, clip, rate=RATE, **options):
-    """A path where a clip was written."""
+    """Write a clip to a file and return its path."""
     soundfile.write(path, clip, rate, **options)
     return str(path)
 
@@ -88,7 +88,7 @@ def test_integers_are_scaled_to_one():
 
 
 class Decoder:
-    """Stands in for torchcodec's AudioDecoder, which is not installed here: it counts what is asked of it."""
+    """A stand-in for torchcodec's AudioDecoder, which is not installed here; it records the requested range."""
 
     def __init__(self, clip):
         self.clip, self.asked = torch.from_numpy(clip)[None], None
@@ -110,7 +110,7 @@ def test_of_a_decoder_no_more_is_read_than_may_be_cut():
 
 def test_a_clip_a_little_too_long_is_cut_with_a_warning(tmp_path):
     path = written(tmp_path / "long.wav", tone(1.5), subtype="FLOAT")
-    for source, name in ((path, "long.wav"), (tone(1.5), "the sound")):
+    for source, name in ((path, "long.wav"), (tone(1.5), "the audio clip")):
         with pytest.warns(UserWarning, match=rf"{name}.* lasts 1.5 s; only its first 1 s are used"):
             clip = read_audio(source, RATE, max_seconds=1)
         np.testing.assert_array_equal(clip, tone(1.5)[:RATE])
@@ -139,7 +139,7 @@ def test_an_hour_is_refused_without_being_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("rate", [0, -1, None, "16000", float("nan"), float("inf")])
 def test_a_sampling_rate_must_be_a_number_above_zero(rate):
     for source in ((tone(), rate), {"array": tone(), "sampling_rate": rate}):
-        with pytest.raises(ValueError, match=f"sampling rate of an array of sound is {rate}; expected a number"):
+        with pytest.raises(ValueError, match=f"sampling rate of an audio array is {rate}; expected a number"):
             read_audio(source, RATE)
 
 
@@ -147,24 +147,24 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     written(tmp_path / "empty.wav", np.zeros(0, np.float32))
     written(tmp_path / "nan.wav", np.array([0, np.nan, 1], np.float32), subtype="FLOAT")
-    said = {
+    messages = {
         "none.wav": "none.wav' does not exist",
         "text.wav": "text.wav' cannot be read .*expected WAV, FLAC, OGG, MP3",
         "empty.wav": "empty.wav' has no samples",
         "nan.wav": "nan.wav' has samples that are not finite",
     }
-    for name, message in said.items():
+    for name, message in messages.items():
         with pytest.raises(ValueError, match=message):
             read_audio(str(tmp_path / name), RATE)
     with pytest.raises(ValueError, match="embedded bytes cannot be read"):
         read_audio(b"no sound", RATE)
-    with pytest.raises(ValueError, match="the sound in an array has no samples"):
+    with pytest.raises(ValueError, match="the audio clip in an array has no samples"):
         read_audio(np.zeros(0, np.float32), RATE)
 
 
 @pytest.mark.parametrize("source", [None, 3, {}, {"array": None}, (RATE, tone()), [1.0, 2.0], {"path": None}])
 def test_what_is_no_sound_is_said(source):
-    with pytest.raises(ValueError, match="is no sound; expected a path, bytes, an array"):
+    with pytest.raises(ValueError, match="is no audio clip; expected a path, bytes, an array"):
         read_audio(source, RATE)
 
 
@@ -201,7 +201,7 @@ def test_a_missing_library_is_one_sentence(tmp_path, monkeypatch, name):
         return real(wanted, *rest)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(ImportError, match=rf'reading sound needs {name}: pip install "modeling-mm\[audio\]"'):
+    with pytest.raises(ImportError, match=rf'reading audio needs {name}: pip install "modeling-mm\[audio\]"'):
         read_audio(path, RATE)
     np.testing.assert_array_equal(read_audio(tone(), RATE), tone())  # an array at the right rate needs neither
 
@@ -217,8 +217,8 @@ def test_a_clip_s_features_do_not_depend_on_those_beside_it():
     features, mask = audio_features(extractor, clips)
     assert features.shape == (3, 16, 100) and mask.sum(dim=1).tolist() == [30, 90, 10]
     for row, clip in enumerate(clips):
-        alone, own = audio_features(extractor, [clip])
-        assert torch.equal(alone[0], features[row]) and torch.equal(own[0], mask[row])
+        alone, alone_mask = audio_features(extractor, [clip])
+        assert torch.equal(alone[0], features[row]) and torch.equal(alone_mask[0], mask[row])
 
 
 EXTRACTORS = {

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The laws for models that hear: rows with image, sound, both and neither, in one batch.
+"""The laws for models with an audio tower: rows with an image, an audio clip, both and neither, in one batch.
 
 Shapes: B rows, N clips per row, A distinct clips, T text tokens.
 """
@@ -27,8 +27,8 @@ from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification,
 soundfile = pytest.importorskip("soundfile")
 
 
-def own(media, row):
-    """The media of one row of `mixed` alone."""
+def row_media(media, row):
+    """The media of one row of `mixed`, without those of other rows."""
     alone = {}
     for index, names in (
         ("image_index", ["pixel_values"]),
@@ -49,7 +49,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(kind, side):
     rows, media = mixed(kind)
     together = model(**padded(rows, side), **media).logits
     for row, ids in enumerate(rows):
-        alone = model(**padded([ids]), **own(media, row)).logits[0]
+        alone = model(**padded([ids]), **row_media(media, row)).logits[0]
         columns = slice(0, len(ids)) if side == "right" else slice(-len(ids), None)
         torch.testing.assert_close(together[row, columns], alone, atol=1e-5, rtol=1e-5)
     assert torch.equal(together[0], model(**padded(rows, side)).logits[0])
@@ -90,7 +90,7 @@ def test_however_it_generates_the_tokens_are_the_same():
     assert torch.equal(plain, static)
     beams = model.generate(**batch, **media, **GREEDY, num_beams=3)
     for row, ids in enumerate(rows):
-        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **own(media, row)}
+        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **row_media(media, row)}
         assert torch.equal(model.generate(**alone, **GREEDY)[0, len(ids) :], plain[row, -6:])
         assert torch.equal(model.generate(**alone, **GREEDY, num_beams=3)[0, len(ids) :], beams[row, -6:])
 
@@ -138,7 +138,7 @@ def test_late_fusion_takes_sound_and_misses_it_as_if_it_had_none(late_fusion):
     together = model(**padded(rows), **media).logits
     for row, ids in enumerate(rows):
         torch.testing.assert_close(
-            together[row], model(**padded([ids]), **own(media, row)).logits[0], atol=1e-5, rtol=1e-5
+            together[row], model(**padded([ids]), **row_media(media, row)).logits[0], atol=1e-5, rtol=1e-5
         )
     louder = {**media, "input_features": media["input_features"] + 1}
     changed = (model(**padded(rows), **louder).logits - together).abs().amax(-1) > 1e-6
@@ -172,11 +172,11 @@ def test_bad_use_is_one_sentence():
     with pytest.raises(ValueError, match="this model has no audio tower"):
         mm_model()(heard_row(5, (), [1])[None], **clips(1))
     model, row = hearing(), heard_row(5, (), [1, 2])[None]
-    with pytest.raises(ValueError, match="row 0: 1 sounds came with 2 audio markers"):
+    with pytest.raises(ValueError, match="row 0: 1 audio clips came with 2 audio markers"):
         model.generate(row, **clips(1), audio_index=torch.tensor([[0]]), **GREEDY)
     with pytest.raises(ValueError, match=r"the media have 2 rows \(`audio_index`\) and the text 1"):
         model(row, **clips(2), audio_index=torch.tensor([[0], [1]]))
-    with pytest.raises(ValueError, match="3 sounds came without `audio_index`, but the 1 texts hold 2 markers"):
+    with pytest.raises(ValueError, match="3 audio clips came without `audio_index`, but the 1 texts hold 2 markers"):
         model(row, **clips(3))
     with pytest.raises(ValueError, match=r"`audio_index` has shape \(1,\)"):
         model(row, **clips(1), audio_index=torch.tensor([0]))
@@ -187,7 +187,7 @@ def test_bad_use_is_one_sentence():
 
 @pytest.fixture(scope="module")
 def listener():
-    """A processor for a whole file of tests."""
+    """A processor with a feature extractor, shared by the tests of this file."""
     return hearing_processor()
 
 
@@ -204,9 +204,9 @@ def test_a_processor_prepares_sound_and_comes_back(listener, tmp_path):
     again = MMProcessor.from_pretrained(tmp_path)
     second = again(text=texts, audio=[low, None, [high, low]], return_tensors="pt", padding=True, deduplicate=True)
     assert torch.equal(second["input_features"], batch["input_features"]) and again.max_seconds == 1.0
-    with pytest.raises(ValueError, match="row 0: the text has 1 '<audio>' markers but 2 sounds"):
+    with pytest.raises(ValueError, match="row 0: the text has 1 '<audio>' markers but 2 audio clips"):
         listener(text="<audio>hm", audio=[[low, high]])
-    with pytest.raises(ValueError, match="2 sounds or lists of sounds came with 3 texts"):
+    with pytest.raises(ValueError, match="2 audio clips or lists of audio clips came with 3 texts"):
         listener(text=["hm"] * 3, audio=[low, high])
     with pytest.raises(ValueError, match="row 0: truncation left 0 of its 1 '<audio>' markers"):
         listener(text="what do you hear <audio>", audio=low, truncation=True, max_length=3)

@@ -1,4 +1,4 @@
-"""Any audio encoder gives states in one layout, and a clip alone those of the clip in any batch."""
+"""Every audio encoder returns states in one layout, and a clip has the same states alone and in any batch."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_mm.model.audio_mm import audio_features, window_seconds
-from modeling_mm.model.audio_towers_mm import audio_half, audio_states, audio_tower_from_config, audio_width
+from modeling_mm.model.audio_towers_mm import audio_half, audio_tower_from_config, audio_width, run_audio_tower
 
 RATE = 8000
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -81,7 +81,7 @@ TOWERS = {
     "resnet": ("resnet", {"num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
     "resnet rgb": ("resnet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}),
 }
-# What towers of transformers hold and do not use here: CLAP's fusion of long clips, a convolution of the Conformer's.
+# Parameters of towers in transformers that are unused here: CLAP's fusion of long clips, a Conformer convolution.
 UNREACHED = {
     "clap fused": ("mel_conv2d", "fusion_model"),
     "wav2vec2-conformer": ("pos_conv_embed",),
@@ -112,7 +112,7 @@ def extractor_of(name):
 
 
 def clips(*seconds):
-    """Noisy tones of these lengths."""
+    """Noisy tones of these lengths in seconds."""
     generator = np.random.default_rng(0)
     tones = [np.sin(np.arange(int(s * RATE)) * (0.2 + 0.1 * i)) for i, s in enumerate(seconds)]
     return [(0.3 * tone + 0.1 * generator.standard_normal(len(tone))).astype(np.float32) for tone in tones]
@@ -123,13 +123,13 @@ def clips(*seconds):
 def test_a_clip_alone_has_the_states_it_has_in_any_batch(name):
     tower, extractor = tower_of(name), extractor_of(name)
     batch = clips(0.31, 0.9, 0.02, 1.4)
-    heard = audio_states(tower, *audio_features(extractor, batch, max_seconds=1.0))
+    heard = run_audio_tower(tower, *audio_features(extractor, batch, max_seconds=1.0))
     states, present = heard.pooler_output, heard.attention_mask
     assert states.shape[0] == 4 and states.shape[2] == audio_width(tower.config)
-    assert states.std(dim=1).max() > 1e-3  # states differ, so that equality says something
+    assert states.std(dim=1).max() > 1e-3  # the states differ, so that the equality below is not trivial
     for row, clip in enumerate(batch):
-        one = audio_states(tower, *audio_features(extractor, [clip], max_seconds=1.0))
-        alone, there = one.pooler_output, one.attention_mask
+        output = run_audio_tower(tower, *audio_features(extractor, [clip], max_seconds=1.0))
+        alone, there = output.pooler_output, output.attention_mask
         if present is None:
             torch.testing.assert_close(alone[0], states[row])
         else:
@@ -140,7 +140,7 @@ def test_a_clip_alone_has_the_states_it_has_in_any_batch(name):
 @pytest.mark.parametrize("name", TOWERS)
 def test_every_weight_of_a_trained_tower_gets_a_gradient(name):
     tower = tower_of(name).train()
-    heard = audio_states(tower, *audio_features(extractor_of(name), clips(0.5, 1.0), max_seconds=1.0))
+    heard = run_audio_tower(tower, *audio_features(extractor_of(name), clips(0.5, 1.0), max_seconds=1.0))
     (heard.pooler_output**2).sum().backward()
     trained = {n: p for n, p in tower.named_parameters() if p.requires_grad}
     unreached = {n for n, p in trained.items() if p.grad is None}
@@ -152,7 +152,7 @@ def test_every_weight_of_a_trained_tower_gets_a_gradient(name):
 @torch.no_grad()
 def test_states_behind_a_clip_are_not_present(name):
     tower, extractor = tower_of(name), extractor_of(name)
-    present = audio_states(tower, *audio_features(extractor, clips(0.25, 1.0), max_seconds=1.0)).attention_mask
+    present = run_audio_tower(tower, *audio_features(extractor, clips(0.25, 1.0), max_seconds=1.0)).attention_mask
     assert present[1].float().mean() > 0.95 and 0.2 < present[0].float().mean() < 0.4
 
 
@@ -160,7 +160,7 @@ def test_states_behind_a_clip_are_not_present(name):
 def test_a_grid_is_flattened_by_rows_of_mel_bins():
     tower = tower_of("resnet")
     features, mask = audio_features(extractor_of("resnet"), clips(0.5, 1.0))
-    heard = audio_states(tower, features, mask)
+    heard = run_audio_tower(tower, features, mask)
     states, present = heard.pooler_output, heard.attention_mask
     grid = tower(features[:, None]).last_hidden_state  # (A, V, f, t)
     assert torch.equal(states.transpose(1, 2).view_as(grid), grid)
@@ -181,7 +181,7 @@ def test_of_whisper_and_clap_the_audio_half_is_taken():
 
 def test_a_tower_that_hears_nothing_is_refused():
     bert = AutoConfig.for_model("bert", **SMALL, vocab_size=50)
-    with pytest.raises(ValueError, match="type 'bert' takes `input_ids`, not sound; use a Whisper"):
+    with pytest.raises(ValueError, match="type 'bert' takes `input_ids`, not audio; use a Whisper"):
         audio_tower_from_config(bert)
     vit = AutoModel.from_config(AutoConfig.for_model("vit", **TRANSFORMER, num_channels=1))
     assert audio_half(vit) is vit

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""No tower is silently left without images, with another head or with another cache; what works: test_matrix.py."""
+"""Backbones that fusion cannot enter, or with an unsupported head or cache, are refused; others: test_matrix.py."""
 
 import pytest
 import torch
@@ -42,8 +42,8 @@ def test_albert_with_a_layer_of_its_own_at_each_depth_gets_images():
 @pytest.mark.parametrize("text", ["canine", "xlnet"])
 def test_a_backbone_whose_layers_see_no_token_each_is_refused_when_composed(text):
     sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-    own = {"vocab_size": 99, "d_model": 32, "n_layer": 3, "n_head": 4, "d_head": 8, "d_inner": 48}
-    config = AutoConfig.for_model(text, **(own if text == "xlnet" else {**sizes, "intermediate_size": 48}))
+    xlnet_sizes = {"vocab_size": 99, "d_model": 32, "n_layer": 3, "n_head": 4, "d_head": 8, "d_inner": 48}
+    config = AutoConfig.for_model(text, **(xlnet_sizes if text == "xlnet" else {**sizes, "intermediate_size": 48}))
     with pytest.raises(ValueError, match="gives its layers states of shape .* where fusion expects one for each"):
         MMModel.from_towers(vision=vision_config(), text=config)
 
@@ -62,7 +62,7 @@ def test_a_decoder_that_keeps_its_past_elsewhere_cannot_generate_but_sees():
 def test_a_tower_that_gives_other_states_than_one_set_for_each_image_is_refused(vision):
     config = AutoConfig.for_model(vision, **TRANSFORMER)
     model = MMModel.from_towers(vision=config, text=text_config("bert"))
-    with pytest.raises(ValueError, match=rf"'{vision}' gives states of shape .* for 2 images, where fusion expects"):
+    with pytest.raises(ValueError, match=rf"'{vision}' returns states of shape .* for 2 images, where fusion expects"):
         model(token_row(5)[None].expand(2, -1), **pictures(2))
 
 
@@ -95,7 +95,7 @@ def test_a_head_that_does_more_than_ours_is_refused():
         return output
 
     whole.forward = scaled
-    with pytest.raises(ValueError, match="does more to its logits"):
+    with pytest.raises(ValueError, match="transforms its logits"):
         MMForConditionalGeneration.from_towers(vision=vision_model(), text=whole)
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Every way of going on gives what the plain way gives: law 4, for rows with no, one and three images.
+"""Every way to continue a sequence gives the same tokens: law 4, for rows with no, one and three images.
 
-Speculation, beams and samples, later turns from a cache, embeddings, streams, parts of other precision.
+Assisted decoding, beams and samples, later turns from a cache, embeddings, streams, parts in another precision.
 Shapes: B rows, T text tokens, V vocabulary.
 """
 
@@ -21,7 +21,7 @@ from helpers.builders import (
 )
 from transformers import DynamicCache, StaticCache, StoppingCriteriaList, TextIteratorStreamer
 
-# A random model may say the marker itself, which no image came for: not so here.
+# A random model could generate a marker without an image, so markers are suppressed.
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [IMAGE_ID]}
 
 
@@ -37,14 +37,14 @@ def alone(inputs, row):
     """One row of a batch, without padding and with its own images only."""
     real, index = inputs["attention_mask"][row].bool(), inputs["image_index"][row]
     text = {name: inputs[name][row, real][None] for name in ("input_ids", "attention_mask")}
-    if (own := index[index >= 0]).numel() == 0:
+    if (images := index[index >= 0]).numel() == 0:
         return text
-    return {**text, "pixel_values": inputs["pixel_values"][own], "image_index": torch.arange(len(own))[None]}
+    return {**text, "pixel_values": inputs["pixel_values"][images], "image_index": torch.arange(len(images))[None]}
 
 
 @torch.no_grad()
 def forward_logits(model, inputs, sequences):
-    """Logits (B, new, V) of one pass over whole sequences, at the places that the new tokens were chosen from."""
+    """Logits (B, new, V) of one pass over whole sequences, at the positions that predict the new tokens."""
     times, prompt = len(sequences) // len(inputs["input_ids"]), inputs["input_ids"].shape[1]
     new = sequences.shape[1] - prompt
     repeated = {name: inputs[name].repeat_interleave(times, 0) for name in ("attention_mask", "image_index")}
@@ -107,7 +107,7 @@ def test_embeddings_give_the_tokens_of_their_ids(text):
     expected = model.generate(**inputs, **GREEDY)
     embeddings = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
     assert torch.equal(model.generate(**inputs, **embeddings, **GREEDY), expected)
-    ids = inputs.pop("input_ids")  # a marker is known by its embedding
+    ids = inputs.pop("input_ids")  # markers are found by their embedding
     assert torch.equal(model.generate(**inputs, **embeddings, **GREEDY), expected[:, ids.shape[1] :])
     logits = model(input_ids=ids, **inputs).logits
     torch.testing.assert_close(model(**embeddings, **inputs).logits, logits, atol=1e-5, rtol=1e-5)
@@ -116,29 +116,29 @@ def test_embeddings_give_the_tokens_of_their_ids(text):
 def conversation(model):
     """A first turn of three rows, generated; then a second one, in which two rows get another image."""
     first = prompts()
-    said = model.generate(**first, **GREEDY, return_dict_in_generate=True)
+    answer = model.generate(**first, **GREEDY, return_dict_in_generate=True)
     question = torch.stack([token_row(5, [1]), token_row(5, [2]), token_row(5)])
-    ids = torch.cat([said.sequences, question], dim=1)
+    ids = torch.cat([answer.sequences, question], dim=1)
     mask = torch.nn.functional.pad(first["attention_mask"], (0, ids.shape[1] - 11), value=1)
     pixel_values = torch.cat([first["pixel_values"], pictures(1)["pixel_values"]])
     image_index = torch.tensor([[3, -1, -1], [0, 3, -1], [1, 0, 2]])
-    return said, {"input_ids": ids, "attention_mask": mask, "pixel_values": pixel_values, "image_index": image_index}
+    return answer, {"input_ids": ids, "attention_mask": mask, "pixel_values": pixel_values, "image_index": image_index}
 
 
 @pytest.mark.parametrize("text", ["llama", "gpt2", "gemma2"])
 @pytest.mark.parametrize("ids", ["all", "new"])
 def test_a_later_turn_goes_on_from_the_cache(text, ids):
     model = mm_model(text)
-    said, second = conversation(model)
+    answer, second = conversation(model)
     expected = model.generate(**second, **GREEDY)[:, -6:]
     changed = {**second, "pixel_values": torch.cat([second["pixel_values"][:3], pictures(1)["pixel_values"]])}
-    before = said.past_key_values.get_seq_length()
+    before = answer.past_key_values.get_seq_length()
     assert before == 11 + 6 - 1
     if ids == "new":
         second["input_ids"] = second["input_ids"][:, before:]
-    got = model.generate(**second, past_key_values=said.past_key_values, **GREEDY)
+    got = model.generate(**second, past_key_values=answer.past_key_values, **GREEDY)
     assert torch.equal(got[:, -6:], expected)
-    assert not torch.equal(model.generate(**changed, **GREEDY)[:2, -6:], expected[:2])  # what came later is seen
+    assert not torch.equal(model.generate(**changed, **GREEDY)[:2, -6:], expected[:2])  # the new image is seen
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -243,15 +243,15 @@ def test_parts_may_have_another_precision(part, num_latents):
     assert model.generate(**inputs, **GREEDY).shape == (3, 17)
 
 
-@pytest.mark.parametrize("given", ["input_ids", "inputs_embeds"])
-def test_images_without_their_marker_are_refused(given):
+@pytest.mark.parametrize("argument", ["input_ids", "inputs_embeds"])
+def test_images_without_their_marker_are_refused(argument):
     model, images = mm_model(), pictures(2)["pixel_values"]
     for markers in ([1], [1, 3, 4]):
         ids = torch.stack([token_row(7), token_row(7, markers)])
-        text = {"input_ids": ids} if given == "input_ids" else {"inputs_embeds": model.get_input_embeddings()(ids)}
+        text = {"input_ids": ids} if argument == "input_ids" else {"inputs_embeds": model.get_input_embeddings()(ids)}
         with pytest.raises(ValueError, match=f"row 1: 2 images came with {len(markers)} image markers"):
             model.generate(**text, pixel_values=images, image_index=torch.tensor([[0, 1], [0, 1]]))
-    blind = token_row(7, [1, 3])[None]  # a text that has lost its images may still be asked
+    blind = token_row(7, [1, 3])[None]  # a text without its images is still allowed
     expected = model.generate(blind, **GREEDY)
     nothing = torch.tensor([[-1]])
     assert torch.equal(model.generate(blind, pixel_values=images, image_index=nothing, **GREEDY), expected)
@@ -259,7 +259,7 @@ def test_images_without_their_marker_are_refused(given):
 
 def test_a_later_turn_without_the_earlier_pictures_is_refused():
     model = mm_model()
-    said, second = conversation(model)
+    answer, second = conversation(model)
     second["image_index"] = torch.tensor([[3], [3], [-1]])
-    with pytest.raises(ValueError, match="row 1: 1 images came with 2 .* give the images of the earlier turns again"):
-        model.generate(**second, past_key_values=said.past_key_values, **GREEDY)
+    with pytest.raises(ValueError, match="row 1: 1 images came with 2 .* pass the images of the earlier turns again"):
+        model.generate(**second, past_key_values=answer.past_key_values, **GREEDY)

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A row's label depends on the row alone, and the loss is the one that the labels ask for."""
+"""The logits of a row depend on the row alone, and the loss is the one of the problem type."""
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ def test_a_row_alone_equals_the_row_in_a_batch(text, side, pooling):
     images = pictures(2)["pixel_values"]
     together = model(**text_inputs(padded(rows, side), text), pixel_values=images, image_index=image_index).logits
     for row, ids in enumerate(rows):
-        own = image_index[row][image_index[row] >= 0]
-        media = {"pixel_values": images[own], "image_index": torch.arange(len(own))[None]} if len(own) else {}
+        items = image_index[row][image_index[row] >= 0]
+        media = {"pixel_values": images[items], "image_index": torch.arange(len(items))[None]} if len(items) else {}
         alone = model(input_ids=ids[None], **media).logits[0]
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Compiled and exported by torch, every model computes what it computes eagerly, in one graph."""
+"""Compiled or exported by torch, every model is one graph with the same outputs as in eager mode."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """No test sees what another compiled."""
+    """Reset the compiler, so that no test uses a graph of another one."""
     torch._dynamo.reset()
 
 
 def inputs(head, text, media=True, rows=None):
-    """A padded batch of the head, with media or without."""
+    """A padded batch for the head, with or without media."""
     batch = text_inputs(padded(mixed_rows()[0] if rows is None else rows), text)
     if head == "classification":
         batch.pop("position_ids", None)
@@ -51,8 +51,10 @@ def test_one_compiled_graph_equals_eager_and_serves_again(head, text, media):
 def test_a_compiled_graph_with_attentions_equals_eager():
     model, batch = mm_model(attn_implementation="eager"), inputs("generation", "llama")
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    expected, given = (one(**batch, output_attentions=True).cross_attentions for one in (model, compiled))
-    torch.testing.assert_close(given, expected)
+    eager_attentions, compiled_attentions = (
+        variant(**batch, output_attentions=True).cross_attentions for variant in (model, compiled)
+    )
+    torch.testing.assert_close(compiled_attentions, eager_attentions)
 
 
 @pytest.mark.slow
@@ -105,8 +107,8 @@ def test_generation_compiled_by_inductor_gives_the_same_tokens():
 @torch.no_grad()
 def test_an_exported_program_equals_eager_in_other_shapes(head, text, strict):
     model, batch = mm_model(text, head=HEADS[head]), inputs(head, text)
-    model.config.text_config.use_cache = False  # a cache is no output that torch.export knows
-    axis = torch.export.Dim.DYNAMIC  # refuses to fix a size
+    model.config.text_config.use_cache = False  # torch.export does not support a cache as an output
+    axis = torch.export.Dim.DYNAMIC  # raises if a dynamic size becomes constant
     dynamic = {name: {0: axis} if name == "pixel_values" else {0: axis, 1: axis} for name in batch}
     program = torch.export.export(model, (), batch, dynamic_shapes=dynamic, strict=strict).module()
     for rows in ([token_row(5, [1])] * 2, [token_row(13, [0, 4])] * 3):

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A model is composed from folders, configs and loaded models alike, and owns the weights that it was given."""
+"""A model can be composed from folders, configs and loaded models, and holds exactly the weights of its towers."""
 
 import pytest
 import torch
@@ -44,14 +44,14 @@ TEXT_HALF = {
 
 
 def compose(head=MMForConditionalGeneration, vision=None, text=None, **fields):
-    """A model of tiny towers, those left out by their configs, in evaluation mode."""
+    """A model of tiny towers in evaluation mode; towers that are not passed are built from their configs."""
     vision = vision_config() if vision is None else vision
     text = text_config() if text is None else text
     return head.from_towers(vision=vision, text=text, **{"image_token_id": IMAGE_ID, **fields}).eval()
 
 
 def same_weights(left, right):
-    """Whether two modules hold the same weights under the same names."""
+    """True if two modules hold the same weights under the same names."""
     left, right = left.state_dict(), right.state_dict()
     return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
 
@@ -169,8 +169,8 @@ def test_the_marker_comes_from_the_processor(processor):
 def test_how_the_backbone_generates_is_kept():
     text = causal_model()
     text.generation_config = GenerationConfig(eos_token_id=[7, 8], pad_token_id=0, repetition_penalty=1.3)
-    given = compose(text=text).generation_config
-    assert (given.eos_token_id, given.pad_token_id, given.repetition_penalty) == ([7, 8], 0, 1.3)
+    settings = compose(text=text).generation_config
+    assert (settings.eos_token_id, settings.pad_token_id, settings.repetition_penalty) == ([7, 8], 0, 1.3)
 
 
 def test_the_whole_model_takes_the_dtype_of_the_backbone_or_the_one_asked_for():
@@ -237,7 +237,7 @@ def test_an_encoder_cannot_be_composed_to_generate():
 
 
 def test_a_tower_that_does_not_hear_is_refused():
-    with pytest.raises(ValueError, match="takes `input_ids`, not sound"):
+    with pytest.raises(ValueError, match="takes `input_ids`, not audio"):
         compose(audio=text_config("bert"))
     with pytest.raises(ValueError, match="audio tower 'nowhere' is neither a folder with a model nor a known Hub id"):
         compose(audio="nowhere")

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A config says everything, comes back as it was, and refuses what cannot be built."""
+"""A config is complete, survives saving and loading, and refuses models that cannot be built."""
 
 import json
 
@@ -11,8 +11,8 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 from modeling_mm import MMConfig, MMForConditionalGeneration
 from modeling_mm.model.configuration_mm import AUTO_MAP, tower_width
 
-FOLDER = {"_name_or_path": "", "transformers_version": ""}  # where a config came from is no part of it
-# What `@strict` makes of a ValueError in a validator; its text ends in the sentence.
+FOLDER = {"_name_or_path": "", "transformers_version": ""}  # the path that a config was loaded from is not compared
+# The error that `@strict` raises for a ValueError in a validator; its message ends in the original one.
 REFUSED = (ValueError, StrictDataclassError)
 
 
@@ -59,8 +59,8 @@ def test_a_saved_config_names_every_field(tmp_path):
 )
 def test_defaults_follow_the_backbone(text, heads, key_value_heads, head_dim, pooling, tied):
     config = MMConfig(text_config=text_config(text), vision_config=vision_config())
-    given = (config.fusion_num_attention_heads, config.fusion_num_key_value_heads, config.fusion_head_dim)
-    assert given == (heads, key_value_heads, head_dim)
+    defaults = (config.fusion_num_attention_heads, config.fusion_num_key_value_heads, config.fusion_head_dim)
+    assert defaults == (heads, key_value_heads, head_dim)
     assert config.pooling == pooling and config.tie_word_embeddings is tied
     assert config.fusion_intermediate_size == 4 * 32
     assert not config.fusion_mlp and config.num_latents is None and config.image_token_id is None
@@ -126,7 +126,7 @@ def test_widths_are_told_in_many_ways(vision, fields, width):
 
 
 def test_a_tower_without_a_width_is_refused():
-    with pytest.raises(ValueError, match="'timm_wrapper' tells its width by none of hidden_size, neck_hidden_sizes"):
+    with pytest.raises(ValueError, match="'timm_wrapper' holds its width in none of hidden_size, neck_hidden_sizes"):
         tower_width(AutoConfig.for_model("timm_wrapper"))
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Sound that is encoded once: for a second text, for `generate`, and for the loss and the answer of an evaluation."""
+"""Audio clips are encoded once: for a second text, for `generate`, and for the loss and the answer in evaluation."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ soundfile = pytest.importorskip("soundfile")
 
 
 def counted(model):
-    """Lists that grow by the number of items in each call of the vision and of the audio tower."""
+    """Two lists that record the number of items in each call of the vision and of the audio tower."""
     seen, heard = [], []
     for tower, calls in ((model.model.vision_tower, seen), (model.model.audio_tower, heard)):
         name = tower.main_input_name
@@ -26,7 +26,7 @@ def counted(model):
 
 
 def other_rows():
-    """Another text for each row of `mixed`, with as many markers and in other places."""
+    """Another text for each row of `mixed`, with as many markers at other places."""
     return [
         heard_row(5),
         heard_row(9, [0]),
@@ -82,13 +82,13 @@ def test_what_cannot_be_told_apart_is_refused():
     row, index = heard_row(5, (), [1])[None], torch.tensor([[0]])
     model = hearing()
     encoded = model.encode_media(**clips(1))
-    with pytest.raises(ValueError, match="`media_start` .* which `media_starts` gives"):
+    with pytest.raises(ValueError, match="`media_start` .* which `media_starts` returns"):
         model(row, media_key_values=encoded, audio_index=index)
     with pytest.raises(ValueError, match="pass the `image_index` and `audio_index`"):
         model(row, media_key_values=encoded)
     model = hearing(num_latents=3)
     encoded = model.encode_media(**clips(1))
-    with pytest.raises(ValueError, match="3 slots per row, which 2 images or sounds do not share evenly"):
+    with pytest.raises(ValueError, match="3 slots per row, which 2 images or audio clips do not share evenly"):
         model(row, media_key_values=encoded, audio_index=torch.tensor([[0, -1]]))
     with pytest.raises(ValueError, match="the media have 1 rows, `audio_index` 2 and the text 1"):
         model(row, media_key_values=encoded, audio_index=torch.tensor([[0], [0]]))
@@ -96,15 +96,15 @@ def test_what_cannot_be_told_apart_is_refused():
 
 @pytest.fixture
 def questions(tmp_path):
-    """Rows about two images and two clips, which several of them share."""
+    """Rows about two images and two clips, shared among several rows."""
     for number in range(2):
         drawing(90 * number + 40).save(tmp_path / f"{number}.png")
         soundfile.write(tmp_path / f"{number}.wav", *tone(300 + 900 * number))
     image, sound = str(tmp_path / "{}.png"), str(tmp_path / "{}.wav")
-    given = [([0], [0]), ([0], [1]), ([], [1]), ([1], []), ([], []), ([1, 0], [0, 1])]
+    media_of_rows = [([0], [0]), ([0], [1]), ([], [1]), ([1], []), ([], []), ([1, 0], [0, 1])]
     return [
         Row(number, [image.format(i) for i in images], "what do you hear", "a tone", [sound.format(i) for i in sounds])
-        for number, (images, sounds) in enumerate(given, 1)
+        for number, (images, sounds) in enumerate(media_of_rows, 1)
     ]
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""However tokens are generated, they are the same: law 4; and media are encoded once: law 10.
+"""Every generation method gives the same tokens: law 4; and media are encoded once: law 10.
 
 Shapes: B rows, T text tokens, V vocabulary, I distinct images.
 """
@@ -21,7 +21,7 @@ def prompts(side="left"):
 
 
 def one_prompt():
-    """One row with an image, and a pattern that a prompt lookup can find again."""
+    """One row with an image and a repeated pattern for prompt lookup."""
     row = torch.tensor([[5, 6, 98, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
     return {"input_ids": row, "attention_mask": torch.ones_like(row), **pictures(1)}
 
@@ -29,16 +29,16 @@ def one_prompt():
 def alone(inputs, row):
     """One row of `prompts`, without padding and with its own images only."""
     real = inputs["attention_mask"][row].bool()
-    own = inputs["image_index"][row][inputs["image_index"][row] >= 0]
+    images = inputs["image_index"][row][inputs["image_index"][row] >= 0]
     text = {name: inputs[name][row, real][None] for name in ("input_ids", "attention_mask")}
     return (
-        {**text, "pixel_values": inputs["pixel_values"][own]}
-        if len(own) == 1
+        {**text, "pixel_values": inputs["pixel_values"][images]}
+        if len(images) == 1
         else {
             **text,
             **(
-                {"pixel_values": inputs["pixel_values"][own], "image_index": torch.arange(len(own))[None]}
-                if len(own)
+                {"pixel_values": inputs["pixel_values"][images], "image_index": torch.arange(len(images))[None]}
+                if len(images)
                 else {}
             ),
         }
@@ -52,7 +52,7 @@ def new_tokens(model, inputs, **options):
 
 
 class VisionCalls:
-    """Counts calls of a vision tower and the images of each."""
+    """A counter of the calls of a vision tower and their images."""
 
     def __init__(self, model):
         self.images = []
@@ -71,7 +71,7 @@ def test_every_cache_gives_the_same_tokens(text, options):
     assert torch.equal(new_tokens(model, inputs, **options), expected)
     text_only = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     same = (new_tokens(model, text_only) == expected).all(dim=1)
-    assert same.tolist() == [True, False, False]  # images decide what their rows say
+    assert same.tolist() == [True, False, False]  # the images change the tokens of their rows
 
 
 @pytest.mark.parametrize("text", DECODERS)
@@ -112,7 +112,7 @@ def test_a_draft_that_is_the_model_itself_is_always_right():
     calls = []
     model.model.register_forward_hook(lambda *_: calls.append(1))
     assert torch.equal(new_tokens(model, inputs, assistant_model=model), expected)
-    # eight tokens cost the draft about eight calls and the model a few, since every draft is accepted
+    # every draft is accepted, so that eight tokens take about eight calls of the draft and a few of the model
     assert len(calls) < 8 + 8
 
 
@@ -157,7 +157,7 @@ def test_encoded_media_with_their_starts_need_no_index():
     model, inputs = mm_model(), prompts()
     expected = new_tokens(model, inputs)
     media = {name: inputs.pop(name) for name in ("pixel_values", "image_index")}
-    key_values, start = model.model.prepare_media(inputs["input_ids"], **media)
+    key_values, start = model.model.cross_attention_inputs(inputs["input_ids"], **media)
     assert torch.equal(new_tokens(model, {**inputs, "media_key_values": key_values, "media_start": start}), expected)
 
 
@@ -172,7 +172,7 @@ def test_encoded_media_without_an_index_are_one_image_per_marker():
 
 
 def test_generation_starts_from_embeddings():
-    model, ids = mm_model(), token_row(7)[None]  # without a marker: the image is seen by the whole row
+    model, ids = mm_model(), token_row(7)[None]  # without a marker, the whole row sees the image
     embeddings = model.get_input_embeddings()(ids)
     expected = model.generate(ids, **GREEDY, **(images := pictures(1)))
     generated = model.generate(inputs_embeds=embeddings, **GREEDY, **images)
@@ -233,7 +233,7 @@ def test_a_second_question_runs_no_vision_tower():
 
 
 def test_a_draft_that_sees_is_given_no_media_of_another_model():
-    model, draft = mm_model(), mm_model(fusion_layers=[1])  # with other keys and values than the model's
+    model, draft = mm_model(), mm_model(fusion_layers=[1])  # with keys and values of another shape than the model's
     batch = {"input_ids": token_row(6, [1])[None], **pictures(1)}
     plain = model.generate(**batch, max_new_tokens=6, do_sample=False)
     assert torch.equal(model.generate(**batch, max_new_tokens=6, do_sample=False, assistant_model=draft), plain)

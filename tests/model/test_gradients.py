@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What should train gets gradients and what is frozen gets none: law 7; with checkpointing, LoRA and after merging."""
+"""Trained parameters get gradients and frozen ones none: law 7; with checkpointing, LoRA and after merging."""
 
 import re
 
@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
 from modeling_mm.model.fusion_mm import text_layers
 
-# Parts of towers behind the states that fusion and the heads read: poolers, norms of pooled states, mask tokens.
+# Parts of towers that do not reach the states for fusion and heads: poolers, norms of pooled states, mask tokens.
 UNUSED = {
     "clip_vision_model": r"vision_tower\.post_layernorm\.",
     "siglip_vision_model": r"vision_tower\.head\.",
@@ -49,21 +49,21 @@ def training_inputs(model):
 
 
 def gradients(model, inputs):
-    """Gradient by parameter name after one backward pass, None included."""
+    """Gradients by parameter name after one backward pass, including None."""
     model.zero_grad()
     model(**inputs).loss.backward()
     return {name: p.grad if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
 def unused(model):
-    """Names of the parameters that the model's towers have for other uses."""
+    """Names of the parameters of the towers that the model does not use."""
     kinds = (model.config.vision_config.model_type, model.config.text_config.model_type)
     patterns = [UNUSED[kind] for kind in kinds if kind in UNUSED]
     return {name for name, _ in model.named_parameters() if any(re.search(pattern, name) for pattern in patterns)}
 
 
 def assert_all_learn(model, inputs):
-    """In step one each trainable parameter has a gradient; in two AdamW steps each has had one that is not zero."""
+    """Assert that each trainable parameter has a gradient in step one, and a nonzero one in one of two AdamW steps."""
     left_out = unused(model)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad and n not in left_out}
     optimizer = torch.optim.AdamW(trainable.values(), lr=1e-2)
@@ -84,7 +84,7 @@ def test_every_parameter_of_a_generating_model_learns(text, vision):
     gates = [name for name, _ in model.named_parameters() if name.endswith("_gate")]
     first = gradients(model, inputs)
     assert all(first[name].any() for name in gates)
-    assert not first["model.fusion.kv_proj.weight"].any()  # behind a closed gate, in step one only
+    assert not first["model.fusion.kv_proj.weight"].any()  # in step one, layers behind closed gates get none
     assert_all_learn(model, inputs)
 
 
@@ -97,8 +97,8 @@ def test_every_parameter_of_a_classifier_learns(text):
 @pytest.mark.parametrize("vision", VISION)
 def test_only_known_parts_of_towers_are_unused(vision):
     model = MMForConditionalGeneration(mm_config("llama", vision)).train()
-    given = gradients(model, training_inputs(model))
-    assert {name for name, gradient in given.items() if gradient is None} == unused(model)
+    found = gradients(model, training_inputs(model))
+    assert {name for name, gradient in found.items() if gradient is None} == unused(model)
 
 
 def test_a_frozen_part_gets_no_gradient_and_a_frozen_tower_no_graph():
@@ -116,18 +116,18 @@ def test_a_batch_without_images_leaves_fusion_alone():
     model = mm_model().train()
     inputs = training_inputs(model)
     del inputs["pixel_values"], inputs["image_index"]
-    given = gradients(model, inputs)
-    assert all(value is None for name, value in given.items() if ".fusion." in name or ".vision_tower." in name)
-    assert given["model.text_model.embed_tokens.weight"].any()
+    found = gradients(model, inputs)
+    assert all(value is None for name, value in found.items() if ".fusion." in name or ".vision_tower." in name)
+    assert found["model.text_model.embed_tokens.weight"].any()
 
 
 def test_rows_without_images_give_finite_gradients():
     model = mm_model().train()
     inputs = training_inputs(model)
     inputs["image_index"] = torch.full_like(inputs["image_index"], -1)
-    given = gradients(model, inputs)
-    assert all(value.isfinite().all() for value in given.values() if value is not None)
-    assert not any(given[name].any() for name in given if ".fusion." in name)
+    found = gradients(model, inputs)
+    assert all(value.isfinite().all() for value in found.values() if value is not None)
+    assert not any(found[name].any() for name in found if ".fusion." in name)
 
 
 @pytest.mark.parametrize("text", ["llama", "gpt2", "qwen3", "gemma2"])
@@ -147,15 +147,15 @@ def test_gradient_checkpointing_changes_no_gradient(text, reentrant):
     assert len(calls) == 1 + 2  # the second backward pass computed the layer again
 
 
-def assert_equal_gradients(given, expected):
-    assert [name for name in expected if (given[name] is None) != (expected[name] is None)] == []
+def assert_equal_gradients(found, expected):
+    assert [name for name in expected if (found[name] is None) != (expected[name] is None)] == []
     for name, value in expected.items():
         if value is not None:
-            torch.testing.assert_close(given[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def lora_model(checkpointing=False):
-    """LoRA on the text backbone, fusion trained whole, the vision tower frozen."""
+    """A model with LoRA on the text backbone, a fully trained fusion and a frozen vision tower."""
     torch.manual_seed(1)
     model = mm_model(gate=0.0)
     if checkpointing:
@@ -185,7 +185,7 @@ def test_checkpointing_changes_no_gradient_under_lora():
 
 @pytest.fixture
 def adapted():
-    """A LoRA model after some steps, in evaluation mode, its base weights before them, and inputs."""
+    """A LoRA model after a few steps, in evaluation mode; its base weights before them; and inputs."""
     model = lora_model()
     base = {name: value.clone() for name, value in mm_base_state(model).items()}
     inputs = training_inputs(model.base_model.model)
@@ -198,7 +198,7 @@ def adapted():
 
 
 def mm_base_state(model):
-    """The state of the model under the adapter, under the names it had before."""
+    """The state dict of the model under the adapter, with its original names."""
     with model.disable_adapter():
         state = model.base_model.model.state_dict()
     renamed = {name.replace(".base_layer", "").replace(".original_module", ""): v for name, v in state.items()}

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Numbers, several labels and matching: what their columns hold, what is learnt, weighed, calibrated and reported."""
+"""Regression, several labels and matching: label columns, training, class weights, calibration and reports."""
 
 import json
 import re
@@ -29,7 +29,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images of one colour, `t.csv` with a column for every task, and a function to write others."""
+    """A folder with images of one colour and `t.csv`, which has a column for every task."""
     lines = ["image,text,label,price,weight,tags,caption"]
     for i in range(24):
         name = list(COLOURS)[i % 4]
@@ -41,7 +41,7 @@ def folder(tmp_path):
 
 
 def command(capsys, *argv):
-    """The results of a verb that must succeed."""
+    """The results of a command that must succeed."""
     assert cli.main([*map(str, argv)]) == 0
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
@@ -56,7 +56,7 @@ def evaluate(folder, *argv):
 
 
 def refuse(capsys, *argv):
-    """The sentence of a verb that must fail."""
+    """The error message of a command that must fail."""
     assert cli.main([*map(str, argv)]) == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -68,12 +68,12 @@ def test_numbers_are_learnt_scaled_and_said_in_their_unit(folder, capsys):
     assert {"mae", "rmse", "r2", "pearson", "blind_r2"} <= set(report)
     config = read_config(str(folder / "out"))
     assert config.id2label == {0: "price", 1: "weight"} and config.problem_type == "regression"
-    said = command(capsys, "predict", "--model", folder / "out", "--image", folder / "1.png", "--text", "piece 1")
-    numbers = said["results"][0]["numbers"]
+    output = command(capsys, "predict", "--model", folder / "out", "--image", folder / "1.png", "--text", "piece 1")
+    numbers = output["results"][0]["numbers"]
     assert 980 < numbers["price"] < 1050 and -0.2 < numbers["weight"] < 0.5
     again = command(capsys, *evaluate(folder, "--label_column", "price,weight"))
     assert set(again["modalities"]) == {"all", "image alone", "text alone"}
-    assert again["mae"] < 25  # of prices around 1015, so that they are not the scaled ones
+    assert again["mae"] < 25  # for prices around 1015, so that the error is not in scaled units
 
 
 def test_several_labels_are_learnt_together(folder, capsys):
@@ -99,8 +99,8 @@ def test_matching_learns_which_text_belongs_to_a_picture(folder, capsys):
     again = command(capsys, *evaluate(folder, "--text_column", "caption"))
     assert again["rows"] == 48 and again["modalities"]["text alone"] == again["modalities"]["image alone"] == 0.5
     texts = ["a red square", "a blue square"]
-    said = command(capsys, "predict", "--model", folder / "out", "--image", folder / "0.png", "--text", *texts)
-    assert set(said["results"][0]["probabilities"]) == {"match", "mismatch"}
+    output = command(capsys, "predict", "--model", folder / "out", "--image", folder / "0.png", "--text", *texts)
+    assert set(output["results"][0]["probabilities"]) == {"match", "mismatch"}
 
 
 @pytest.mark.parametrize("peft", ["false", "true"])
@@ -109,7 +109,15 @@ def test_the_report_is_one_file_with_all_in_it(folder, capsys, peft):
     report = command(capsys, *train(folder, *argv))
     again = command(capsys, *evaluate(folder))
     page = (folder / "out/evaluation/report.html").read_text()
-    for heading in ("Scores", "Modalities", "Learned weights", "Confusion", "Each label", "Calibration", "Samples"):
+    for heading in (
+        "Scores",
+        "Modalities",
+        "Learned weights",
+        "Confusion",
+        "Scores by label",
+        "Calibration",
+        "Samples",
+    ):
         assert f"<h2>{heading}" in page
     assert page.count('src="data:image/png;base64,') == 5 and "prefers-color-scheme: dark" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -135,7 +143,7 @@ def test_labels_read_from_every_way_to_write_them():
 
 
 @pytest.mark.parametrize(
-    "task, column, cell, said",
+    "task, column, cell, message",
     [
         ("regression", "price", "cheap", "row 25: 'price' is 'cheap'; expected a number"),
         ("regression", "price", "", "row 25: 'price' is empty; expected a value"),
@@ -145,7 +153,7 @@ def test_labels_read_from_every_way_to_write_them():
         ("matching", "caption", "", "row 25: 'caption' is empty; matching needs an image and a text"),
     ],
 )
-def test_a_bad_label_is_named_by_row(folder, capsys, task, column, cell, said):
+def test_a_bad_label_is_named_by_row(folder, capsys, task, column, cell, message):
     names = (folder / "t.csv").read_text().splitlines()[0].split(",")
     values = {
         "image": "0.png",
@@ -159,7 +167,7 @@ def test_a_bad_label_is_named_by_row(folder, capsys, task, column, cell, said):
     with (folder / "t.csv").open("a") as file:
         file.write(",".join(values.get(name, "1") for name in names) + "\n")
     flag = ["--text_column", column] if task == "matching" else ["--label_column", column]
-    assert said in refuse(capsys, *train(folder, "--task", task, *flag))
+    assert message in refuse(capsys, *train(folder, "--task", task, *flag))
 
 
 def test_what_cannot_be_learnt_is_refused(folder, capsys):
@@ -169,11 +177,11 @@ def test_what_cannot_be_learnt_is_refused(folder, capsys):
     lines = (folder / "t.csv").read_text().splitlines()
     (folder / "v.csv").write_text("\n".join([lines[0], "0.png,x,purple,1,1,purple,y"]) + "\n")
     for task, column in (("classification", "label"), ("multilabel", "tags")):
-        said = say(task, "--label_column", column, "--validation_file", folder / "v.csv")
-        assert "v.csv, row 1: the label 'purple' is unknown; expected one of" in said
+        message = say(task, "--label_column", column, "--validation_file", folder / "v.csv")
+        assert "v.csv, row 1: the label 'purple' is unknown; expected one of" in message
     assert "--class_weights balanced is for classification" in say("matching", "--class_weights", "balanced")
-    assert "a regression gives none" in say("regression", "--label_column", "price", "--calibrate", "true")
-    assert "a generation needs cross-attention" in say("generation", "--late_fusion", "sum")
+    assert "--task regression predicts none" in say("regression", "--label_column", "price", "--calibrate", "true")
+    assert "--task generation needs cross-attention" in say("generation", "--late_fusion", "sum")
     assert "has no column 'size'" in say("regression", "--label_column", "price,size")
     same = [",".join([*line.split(",")[:2], "red", "7", "1", "warm", "a square"]) for line in lines[1:]]
     (folder / "t.csv").write_text("\n".join([lines[0], *same]) + "\n")
@@ -186,10 +194,10 @@ def test_what_cannot_be_learnt_is_refused(folder, capsys):
 def test_negatives_are_wrong_and_the_same_for_a_seed():
     rows = [Row(i, [f"{i % 6}.png"], f"text {i % 4}") for i in range(24)]
     chosen = choose_negatives(rows, seed=0)
-    own = {(row.images[0], row.text) for row in rows}
+    positives = {(row.images[0], row.text) for row in rows}
     assert chosen == choose_negatives(rows, seed=0) != choose_negatives(rows, seed=1)
     assert None not in chosen
-    assert not any((row.images[0], rows[other].text) in own for row, other in zip(rows, chosen, strict=True))
+    assert not any((row.images[0], rows[other].text) in positives for row, other in zip(rows, chosen, strict=True))
     pairs = with_negatives(rows, seed=0)
     assert [pair.target for pair in pairs] == [1] * 24 + [0] * 24
     assert [pair.images for pair in pairs[24:]] == [row.images for row in rows]
@@ -278,12 +286,12 @@ def test_calibration_finds_the_temperature_that_labels_were_drawn_with(task):
 def test_metrics_are_scikit_learn_s():
     generator = np.random.default_rng(0)
     truths = generator.normal(size=(50, 1)) * 9
-    said = truths + generator.normal(size=truths.shape)
-    ours = metrics.regression_metrics(said, truths)
-    assert ours["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(truths, said))
-    assert ours["rmse"] == pytest.approx(sklearn_metrics.root_mean_squared_error(truths, said))
-    assert ours["r2"] == pytest.approx(sklearn_metrics.r2_score(truths, said))
-    assert ours["pearson"] == pytest.approx(np.corrcoef(truths[:, 0], said[:, 0])[0, 1])
-    assert np.isnan(metrics.regression_metrics(said[:1], truths[:1])["r2"])
+    predictions = truths + generator.normal(size=truths.shape)
+    ours = metrics.regression_metrics(predictions, truths)
+    assert ours["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(truths, predictions))
+    assert ours["rmse"] == pytest.approx(sklearn_metrics.root_mean_squared_error(truths, predictions))
+    assert ours["r2"] == pytest.approx(sklearn_metrics.r2_score(truths, predictions))
+    assert ours["pearson"] == pytest.approx(np.corrcoef(truths[:, 0], predictions[:, 0])[0, 1])
+    assert np.isnan(metrics.regression_metrics(predictions[:1], truths[:1])["r2"])
     only_one_kind = metrics.head_metrics("matching", np.eye(2), np.array([1, 1]))
     assert only_one_kind["accuracy"] == 0.5 and np.isnan(only_one_kind["auc"])

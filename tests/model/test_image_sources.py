@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A file is the same pixels through every door: table, path, PIL, array, chat, pipelines, search, video, the Space."""
+"""A file has the same pixels everywhere: table, path, PIL, array, chat, pipelines, search, video, the Space."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ SPACE = Path(__file__).parents[2] / "hub_space"
 
 
 def palette_with_clear_ground():
-    """A black square on an entry of the palette that is transparent."""
+    """A black square on a transparent palette colour."""
     image = Image.fromarray((square() == 0).astype(np.uint8))
     image.putpalette([0, 0, 0, 200, 30, 30])
     return image.convert("P") if image.mode != "P" else image
@@ -46,11 +46,11 @@ def black_square(ground=255):
 
 
 def steps():
-    """Bars of black and white."""
+    """Black and white bars."""
     return np.where(np.arange(SIDE) % 4 < 2, 0, 255)[None].repeat(SIDE, 0)
 
 
-# each file, how it is saved, its grey values when opened, and how far a lossy format may be from them
+# each file with its options for saving, its grey values when opened, and the tolerance of a lossy format
 FILES = {
     "grey16.png": (lambda: Image.fromarray((RAMP * 65535).round().astype(np.uint16)), {}, GREY, 0.5),
     "grey16.tif": (lambda: Image.fromarray((RAMP * 65535).round().astype(np.uint16)), {}, GREY, 0.5),
@@ -97,7 +97,7 @@ def processor(tokenizer):
 
 
 def seen(pixels):
-    """The first of pixels (I, C, H, W), which is grey, as values (H, W) up to 255."""
+    """The first image of pixels (I, C, H, W), which is grey, as values (H, W) from 0 to 255."""
     return pixels[0].mul(255).numpy()
 
 
@@ -111,20 +111,20 @@ def chat_pixels(processor, image, key="url"):
 
 
 def array_of(path):
-    """The file's samples as numpy has them, where they are all that the file says."""
+    """The file's samples as a numpy array, or None if they are not the whole image (palette, alpha, rotation)."""
     with Image.open(path) as file:
         plain = file.mode not in ("P", "CMYK") and not file.getexif() and "transparency" not in file.info
         return np.array(file) if plain else None
 
 
 def space_opens(path, processor, monkeypatch):
-    """The image that the Space makes of an uploaded file, without the Space's libraries."""
+    """The image that the Space makes of an uploaded file, run without the Space's libraries."""
     pytest.importorskip("gradio")
     monkeypatch.syspath_prepend(str(SPACE))
     import limits
 
     try:
-        return limits.open_picture(path, processor)
+        return limits.open_image(path, processor)
     finally:
         sys.modules.pop("limits")
 
@@ -164,7 +164,7 @@ def test_a_file_is_the_same_pixels_through_every_door(folder, processor, name, m
         }
         if array.dtype != np.uint16:
             doors["tensor"] = prepared(torch.from_numpy(array))
-    if path.suffix != ".tif":  # which the Space does not take
+    if path.suffix != ".tif":  # the Space does not take these
         doors["Space"] = prepared(space_opens(path, processor, monkeypatch))
     expected, tolerance = FILES[name][2:]
     for door, pixels in doors.items():
@@ -280,7 +280,7 @@ def test_a_processor_saved_before_lays_transparency_on_white(tokenizer, tmp_path
 
 @pytest.fixture
 def served(folder):
-    """The files at an address on loopback."""
+    """Serve the files on loopback and yield the address."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     handler.log_message = lambda *args: None
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -312,12 +312,12 @@ def test_what_cannot_be_opened_is_one_sentence_at_every_door(folder, processor, 
     (tmp_path / "cut.png").write_bytes(content[: len(content) - 30])
     (tmp_path / "text.png").write_text("no image")
     shutil.copy(folder / "plain.png", tmp_path / "large.png")
-    said = {
+    messages = {
         "none.png": "none.png' does not exist$",
         "cut.png": "cut.png' is broken: ",
         "text.png": "text.png' is not in a format that can be read; expected PNG, JPEG",
     }
-    for name, sentence in said.items():
+    for name, sentence in messages.items():
         path = str(tmp_path / name)
         for door in (processor.open_image, open_image, lambda p: chat_pixels(processor, p), images_mm.open_image):
             with pytest.raises(ValueError, match=f"^the image '.*{sentence}"):
@@ -326,7 +326,7 @@ def test_what_cannot_be_opened_is_one_sentence_at_every_door(folder, processor, 
         processor(images=[Image.open(tmp_path / "cut.png")], text=["yes"])
     with pytest.raises(ValueError, match="its embedded bytes is broken"):
         processor(images=[content[:-30]], text=["yes"])
-    with pytest.raises(ValueError, match="^the image 'data:image.* is broken: it is not in base64"):
+    with pytest.raises(ValueError, match="^the image 'data:image.* is broken: it is not valid base64"):
         processor(images=["data:image/png;base64,#"], text=["yes"])
     long = "A" * 5000
     with pytest.raises(ValueError, match="^the image 'A{200}...' "):

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Opening an image: which values, shapes and kinds are taken, and what is refused in one sentence."""
+"""Opening an image: supported values, shapes and sources, and errors of one sentence for all others."""
 
 import io
 import struct
@@ -71,7 +71,7 @@ def test_channels_stand_first_or_last(processor):
         image.astype(int),
     ):
         assert torch.equal(processor.flat_images([[array]])["pixel_values"], expected)
-    narrow = np.random.default_rng(0).integers(0, 255, (3, 5, 3), np.uint8)  # either may be its channels
+    narrow = np.random.default_rng(0).integers(0, 255, (3, 5, 3), np.uint8)  # either axis may be the channels
     last, first = (processor.flat_images([[narrow]], input_data_format=f"channels_{end}") for end in ("last", "first"))
     assert torch.equal(last["pixel_values"], processor.flat_images([[narrow]])["pixel_values"])
     assert torch.equal(first["pixel_values"], processor.flat_images([[torch.from_numpy(narrow)]])["pixel_values"])
@@ -86,7 +86,7 @@ def test_arrays_that_are_not_to_be_rescaled_come_through_as_they_are(processor):
 
 def test_frames_of_one_array_have_one_range():
     faint = np.zeros((2, 4, 4, 3))
-    faint[0], faint[1] = 1, 200  # of 255: alone, the first would be white
+    faint[0], faint[1] = 1, 200  # a peak of 255: alone, the first frame would be white
     assert [frame.getpixel((0, 0)) for frame in read_video(faint, 2)] == [(1, 1, 1), (200, 200, 200)]
 
 
@@ -111,7 +111,7 @@ def test_an_image_given_is_left_as_it_was(tmp_path):
 
 
 def test_a_clear_colour_of_sixteen_bits_is_found_in_eight(tmp_path):
-    """PIL keeps the high bytes of a 16-bit RGB PNG, but its transparent colour in full."""
+    """PIL keeps the high bytes of a 16-bit RGB PNG, but all 16 bits of its transparent colour."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""int8 weights: only the text backbone's, close to full precision, saved and loaded exactly, by the commands too."""
+"""int8 weights, of the text backbone only: close to full precision, and saved and loaded exactly, by commands too."""
 
 import importlib.util
 import json
@@ -47,12 +47,12 @@ def test_int8_is_close_and_saved_exactly(folder, tmp_path, text, head):
     changed = {name for name, p in small.named_parameters() if type(p) is not nn.Parameter}
     layers = {f"{name}.weight" for name, m in full.named_modules() if isinstance(m, nn.Linear)}
     assert changed == {name for name in layers if name.startswith("model.text_model.")}
-    expected, given = logits(full), logits(small)
-    assert 0 < (given - expected).abs().max() < 0.05 * expected.abs().max()
+    expected, found = logits(full), logits(small)
+    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
     small.save_pretrained(tmp_path / "int8")
     processor.save_pretrained(tmp_path / "int8")
     again, _ = load_checkpoint(str(tmp_path / "int8"))
-    assert torch.equal(logits(again), given)
+    assert torch.equal(logits(again), found)
 
 
 def test_the_commands_take_int8_weights_from_either_kind_of_folder(folder, tmp_path, capsys):

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Late fusion: a missing modality is an absent one, a row depends on itself alone, and every part learns."""
+"""Late fusion: a missing modality does not count, a row depends on itself alone, and every part learns."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ NAMES = ("text", "image", "audio")
 
 
 def fusion(kind, width=8):
-    """Late fusion of three modalities whose weights differ."""
+    """Late fusion of three modalities with different weights."""
     module = MMLateFusion(kind, width, NAMES)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter)
@@ -33,11 +33,11 @@ def test_a_missing_modality_is_one_that_is_not_given(kind, dtype):
     module = fusion(kind).to(dtype)
     states = [torch.randn(4, 8, dtype=dtype) for _ in NAMES]
     present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 0, 0]]).bool()
-    states[1][1] = torch.nan  # what stands in a missing place is not looked at
+    states[1][1] = torch.nan  # the embedding of a missing modality is ignored
     whole = module(states, present)
     for row in range(4):
-        given = [own[row : row + 1] if has else None for own, has in zip(states, present[row], strict=True)]
-        torch.testing.assert_close(module(given, present[row : row + 1])[0], whole[row])
+        inputs = [state[row : row + 1] if has else None for state, has in zip(states, present[row], strict=True)]
+        torch.testing.assert_close(module(inputs, present[row : row + 1])[0], whole[row])
     assert whole.dtype is dtype and whole.shape == (4, module.output_width)
     assert whole[3].eq(0).all() and whole[:3].isfinite().all() and whole[2].ne(0).any()
 
@@ -56,8 +56,10 @@ def test_each_kind_computes_what_it_says():
         t, i, a = module.normalised(states, present).unbind(1)
         torch.testing.assert_close(module(states, present), expected(t, i, a))
     module = fusion("weighted")
-    weights, own = module.modality_weights(), module.normalised(states, present).unbind(1)
-    torch.testing.assert_close(module(states, present), sum(weights[n] * h for n, h in zip(NAMES, own, strict=True)))
+    weights, normalised = module.modality_weights(), module.normalised(states, present).unbind(1)
+    torch.testing.assert_close(
+        module(states, present), sum(weights[n] * h for n, h in zip(NAMES, normalised, strict=True))
+    )
     assert list(weights) == list(NAMES) and sum(weights.values()) == pytest.approx(1)
 
 
@@ -95,8 +97,8 @@ def test_a_row_alone_equals_the_row_in_a_batch(kind, cross_attention):
     inputs = {**text_inputs(padded(rows), "bert"), "pixel_values": images, "image_index": image_index}
     together = model(**inputs, text_present=present).logits
     for row, ids in enumerate(rows):
-        own = image_index[row][image_index[row] >= 0]
-        media = {"pixel_values": images[own], "image_index": torch.arange(len(own))[None]} if len(own) else {}
+        items = image_index[row][image_index[row] >= 0]
+        media = {"pixel_values": images[items], "image_index": torch.arange(len(items))[None]} if len(items) else {}
         alone = model(input_ids=ids[None], text_present=present[row : row + 1], **media).logits[0]
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
 
@@ -120,8 +122,8 @@ def test_patches_that_only_pad_a_picture_do_not_count(vision):
     ids = torch.stack([token_row(6), token_row(6)])
     together = model(input_ids=ids, **media, image_index=torch.tensor([[0], [1]])).logits
     for row in range(2):
-        own = {name: value[row : row + 1] for name, value in media.items()}
-        alone = model(input_ids=ids[row : row + 1], **own, image_index=torch.tensor([[0]])).logits[0]
+        row_media = {name: value[row : row + 1] for name, value in media.items()}
+        alone = model(input_ids=ids[row : row + 1], **row_media, image_index=torch.tensor([[0]])).logits[0]
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -130,7 +132,7 @@ def test_patches_that_only_pad_a_picture_do_not_count(vision):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_of_the_fusion_gets_a_gradient(kind, cross_attention, present):
     model = classifier(kind, cross_attention=cross_attention).train()
-    model.model.vision_tower.post_layernorm.requires_grad_(False)  # for its pooler, which nothing uses
+    model.model.vision_tower.post_layernorm.requires_grad_(False)  # for the unused pooler
     ids, labels = torch.stack([token_row(6, [1]), token_row(6, [1])]), torch.tensor([0, 2])
     model(input_ids=ids, labels=labels, **(pictures(2) if present else {})).loss.backward()
     parts = [model.late_fusion, model.classifier] + [model.model.fusion, model.model.vision_tower] * present
@@ -163,7 +165,7 @@ def test_late_fusion_builds_no_cross_attention_unless_asked_to():
 
 
 def test_what_late_fusion_cannot_do_is_refused():
-    with pytest.raises(StrictDataclassError, match="media would reach nothing"):
+    with pytest.raises(StrictDataclassError, match="media would not be used"):
         mm_config(cross_attention=False)
     with pytest.raises(StrictDataclassError):
         mm_config(late_fusion="attention")
@@ -172,7 +174,7 @@ def test_what_late_fusion_cannot_do_is_refused():
         model(input_ids=token_row(6, [1])[None], **pictures(1))
     model = classifier("sum", cross_attention=True)
     media = model.model.encode_media(**pictures(1))
-    with pytest.raises(ValueError, match="pass `pixel_values`, no encoded media"):
+    with pytest.raises(ValueError, match="pass `pixel_values` instead of `media_key_values`"):
         model(input_ids=token_row(6, [1])[None], media_key_values=media)
     with pytest.raises(ValueError, match="got 2 embeddings and a mask for 2; expected one for each of text, image"):
         fusion("sum")([None, None], torch.ones(1, 2).bool())

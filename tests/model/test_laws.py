@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What fusion may and may not do to a backbone: laws 1, 2 and 3 of the design, over many towers.
+"""The effect of fusion on a backbone: laws 1, 2 and 3 of the design, over many towers.
 
 Shapes: B rows, T text tokens, D text width, V vocabulary.
 """
@@ -37,14 +37,14 @@ def head_for(text):
 
 
 def rows_out(model, **inputs):
-    """Logits (B, T, V) of a decoder, hidden states (B, T, D) of an encoder."""
+    """Logits (B, T, V) of a decoder, or hidden states (B, T, D) of an encoder."""
     with torch.no_grad():
         output = model(**inputs)
     return output.logits if "logits" in output else output.last_hidden_state
 
 
 def composed(text, vision, **fields):
-    """A causal model's logits (or an encoder's states) on a batch, and the model composed over it, gates at zero."""
+    """Logits of a causal model (or states of an encoder) on a batch, and the model composed over it, gates at zero."""
     backbone = causal_model(text) if text in DECODERS else AutoModel.from_config(text_config(text)).eval()
     rows, image_index = mixed_rows()
     batch = text_inputs(padded(rows), text)
@@ -132,8 +132,8 @@ def test_a_row_alone_equals_the_row_in_a_batch(text, side):
     batch = text_inputs(padded(rows, side), text)
     together = rows_out(model, **batch, pixel_values=images, image_index=image_index)
     for row, ids in enumerate(rows):
-        own = image_index[row][image_index[row] >= 0]
-        media = {"pixel_values": images[own], "image_index": torch.arange(len(own))[None]} if len(own) else {}
+        items = image_index[row][image_index[row] >= 0]
+        media = {"pixel_values": images[items], "image_index": torch.arange(len(items))[None]} if len(items) else {}
         alone = rows_out(model, **text_inputs(padded([ids]), text), **media)[0]
         columns = slice(0, len(ids)) if side == "right" else slice(-len(ids), None)
         torch.testing.assert_close(together[row, columns], alone, atol=1e-5, rtol=1e-5)
@@ -145,8 +145,8 @@ def test_a_row_alone_equals_the_row_in_a_batch_for_every_vision_tower(vision):
     rows, image_index = mixed_rows()
     images, batch = pictures(2, vision), padded(rows)
     together = rows_out(model, **batch, **images, image_index=image_index)
-    own = {name: value[[1, 0]] for name, value in images.items()}
-    alone = rows_out(model, **padded(rows[2:3]), **own, image_index=torch.tensor([[0, 1]]))
+    row_media = {name: value[[1, 0]] for name, value in images.items()}
+    alone = rows_out(model, **padded(rows[2:3]), **row_media, image_index=torch.tensor([[0, 1]]))
     torch.testing.assert_close(together[2, :11], alone[0], atol=1e-5, rtol=1e-5)
 
 
@@ -211,7 +211,7 @@ def test_padded_patches_are_never_seen():
     model = mm_model(vision="siglip2_vision_model")
     images, row = pictures(2, "siglip2_vision_model"), token_row(6, [1])
     output = model(**padded([row, row]), **images, image_index=torch.tensor([[0], [1]]))
-    # A row of the first image alone, without its five padded patches.
+    # A row with only the first image, without its five padding patches.
     fewer = {**images, **{name: images[name][:1, :4] for name in ("pixel_values", "pixel_attention_mask")}}
     fewer["spatial_shapes"] = images["spatial_shapes"][:1]
     alone = model(**padded([row]), **fewer, image_index=torch.tensor([[0]]))

@@ -52,7 +52,7 @@ def result(model, inputs):
 
 
 def load(auto_class, folder):
-    """A model in which every weight was found, in evaluation mode."""
+    """Load a model in evaluation mode, and assert that no weight was missing."""
     model, info = auto_class.from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
@@ -258,11 +258,11 @@ def test_one_s_own_checkpoint_needs_no_remote_code_no_pickle_and_no_network(proc
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["type"] == "modeling_mm.model.generation_mm" and said["remote"] == []
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["type"] == "modeling_mm.model.generation_mm" and report["remote"] == []
     ids = processor(text="what colour is the circle", return_tensors="pt")["input_ids"]
     logits = result(model, {"input_ids": ids, "pixel_values": torch.ones(1, 3, 16, 16)})
-    assert said["sum"] == pytest.approx(logits.double().sum().item(), abs=1e-3)
+    assert report["sum"] == pytest.approx(logits.double().sum().item(), abs=1e-3)
 
 
 def test_tuples_where_the_config_says_so_or_the_call():

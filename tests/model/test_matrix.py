@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Every text backbone and vision tower that can be built small: laws 1, 4, 6 and 7 for each of them.
+"""Laws 1, 4, 6 and 7 for every text backbone and vision tower of which a small model can be built.
 
-What comes of a type is its row of docs/backbones.md; a test fails where the two differ. To write the tables anew:
+The result for each type is its row in docs/backbones.md; a test fails if the two differ. To rewrite the tables:
 
     python -m pytest tests/model/test_matrix.py --write-tables
 """
@@ -134,7 +134,7 @@ TEXT = {
     "luke": {**COMMON, "entity_vocab_size": 10, "entity_emb_size": 16},
     "squeezebert": {**COMMON, "embedding_size": 32},
     "xmod": {**COMMON, "default_language": "en_XX", "languages": ["en_XX"]},
-    # of another build: recurrent, encoder-decoder, one layer for all, no layers, pooled or padded tokens
+    # other architectures: recurrent, encoder-decoder, one shared layer, no layers, pooled or padded tokens
     **dict.fromkeys(["albert", "canine", "flaubert", "longformer", "xlm"], COMMON),
     **dict.fromkeys(["falcon_mamba", "mamba", "rwkv"], HEADLESS),
     **dict.fromkeys(["bart", "t5"], {}),
@@ -200,25 +200,26 @@ TITLES = {
 }
 INTRODUCTION = """# Which towers work
 
-Written by `python -m pytest tests/model/test_matrix.py --write-tables`; the tests fail where it is not what they
-find. Each type is built small with random weights and composed with CLIP or Llama. *ok* says: with gates at zero the
-output is the text backbone's bit for bit, with and without images; open, every token behind the images sees them;
-every weight of fusion, each text layer and the vision tower get gradients, and nothing frozen does; saved and loaded,
-the output is the same to the bit; a decoder generates the same with and without its cache.
+Written by `python -m pytest tests/model/test_matrix.py --write-tables`; the tests fail if the tables differ from their
+results. Each type is built small, with random weights, and composed with CLIP or Llama. *ok* means: with gates at
+zero, the output is the text backbone's bit for bit, with and without images; with open gates, every token after the
+images attends to them; every fusion weight, each text layer and the vision tower get gradients, and no frozen
+parameter does; the output is the same bit for bit after saving and loading; a decoder generates the same with and
+without its cache.
 
 Fusion enters a backbone by a *keyword* argument that the backbone passes down to its layers, or else by the *context*
-of the forward pass. With the second a model trains and generates as usual, but refuses to be compiled or exported."""
+of the forward pass. With *context*, a model trains and generates as usual, but cannot be compiled or exported."""
 
 
 def output(model, **inputs):
-    """Logits or states; a tower that draws at random draws the same each time."""
+    """Logits or states, with a fixed seed for towers that draw at random."""
     torch.manual_seed(5)
     with torch.no_grad():
         return model(**inputs)[0]
 
 
 def used_to_pictures(tower, kind):
-    """The tower with batch norms that know what images are like; with those of a new one, some see nothing."""
+    """The tower with batch norm statistics of images; with initial statistics, the states of some hardly vary."""
     for module in tower.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
@@ -229,15 +230,15 @@ def used_to_pictures(tower, kind):
 
 
 def gradients(model, inputs):
-    """Gradient by parameter name of a random projection of the output, in training mode."""
+    """Gradients by parameter name of a random projection of the output, in training mode."""
     model.train().zero_grad()
-    given = model(**inputs)[0]
-    (given * torch.randn_like(given)).sum().backward()
+    output = model(**inputs)[0]
+    (output * torch.randn_like(output)).sum().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def assert_laws(head, backbone, vision, kind, folder):
-    """Laws 1, 4, 6 and 7 for one pair of towers, and the model."""
+    """Assert laws 1, 4, 6 and 7 for one pair of towers, and return the model."""
     ids, images = token_row(9, [1, 3])[None], {**pictures(2, kind), "image_index": torch.tensor([[0, 1]])}
     expected = output(backbone, input_ids=ids)
     fields = {"image_token_id": IMAGE_ID, "fusion_layers": [0, 2], "initializer_range": 0.2}
@@ -247,7 +248,7 @@ def assert_laws(head, backbone, vision, kind, folder):
     seen = output(open_gates(model, 0.5), input_ids=ids, **images)
     assert (seen - expected).abs().amax(-1)[0, 3:].min() > 1e-4
     model.save_pretrained(folder)
-    # copied, since some kernels round otherwise where weights lie as they lay in the file
+    # copied, because some kernels round differently for weights in the memory layout of the file
     loaded = deepcopy(head.from_pretrained(folder).eval())
     assert torch.equal(output(loaded, input_ids=ids, **images), seen)
     if head is MMForConditionalGeneration:
@@ -261,7 +262,7 @@ def assert_laws(head, backbone, vision, kind, folder):
 
 
 def assert_gradients(model, inputs):
-    """Every weight of fusion learns, each text layer and the vision tower do; frozen, they get no gradient."""
+    """Assert that all fusion weights, each text layer and the vision tower learn, and get no gradient when frozen."""
     base = model.base_model
     moved = {id(model.get_parameter(name)) for name, gradient in gradients(model, inputs).items() if gradient.any()}
     fusion, vision = ({id(p) for p in part.parameters()} for part in (base.fusion, base.vision_tower))
@@ -274,7 +275,7 @@ def assert_gradients(model, inputs):
 
 
 def enters_by_keyword(model):
-    """Whether the backbone itself hands the call to each fused layer, as compilers and exporters need it."""
+    """True if the backbone passes the context to each fused layer by keyword, as compilers and exporters need."""
     base = model.base_model
     visible = torch.ones(1, 1, 4, 1, dtype=torch.bool)
     memory = torch.zeros(1, 2, 2, model.config.fusion_num_key_value_heads, 1, model.config.fusion_head_dim)
@@ -284,7 +285,7 @@ def enters_by_keyword(model):
 
 
 def sentence(error):
-    """The last line of an error, in one cell of a table."""
+    """The last line of an error, formatted for a table cell."""
     return "refused: " + str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ").replace("|", r"\|")
 
 
@@ -296,7 +297,7 @@ def rows_of(title):
 
 @pytest.fixture(scope="module")
 def found(request):
-    """What the cells found, by title and type; written at the end of a run that was asked to."""
+    """The results by title and type; written to the docs at the end of a run with `--write-tables`."""
     tables = {title: {} for title in TITLES}
     yield tables
     if request.config.getoption("--write-tables"):
@@ -310,7 +311,7 @@ def found(request):
 
 
 def page(tables):
-    """docs/backbones.md: in each table what works in front of what is refused, then by name."""
+    """The text of docs/backbones.md: in each table supported types first, then refused ones, both by name."""
     text = [INTRODUCTION]
     for title, (head, _) in TITLES.items():
         rows = [row for _, row in sorted(tables[title].items(), key=lambda item: ("| refused" in item[1], item[0]))]
@@ -325,13 +326,13 @@ def page(tables):
 
 
 def check_row(request, found, title, kind, *cells):
-    """Keep a row for the writer, or compare it with the committed one."""
+    """Record a row for `--write-tables`, or compare it with the committed one."""
     row = found[title][kind] = " | ".join([f"| `{kind}`", *cells]) + " |"
     if not request.config.getoption("--write-tables"):
         assert row == rows_of(title).get(kind), "docs/backbones.md says otherwise; run with --write-tables"
 
 
-# What transformers lacks before 5.23, or does wrong: there the cache of recurrent_gemma changes what is generated.
+# Types missing from transformers before 5.23, or wrong there: the cache of recurrent_gemma changes the tokens.
 LATER = ("internlm3", "recurrent_gemma")
 
 

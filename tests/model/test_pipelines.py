@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A saved folder serves the library's pipelines and Auto classes, and our own pipeline classifies rows of both kinds.
+"""A saved folder works in transformers' pipelines and Auto classes, and our pipeline classifies multimodal rows.
 
 Without the package: tests/model/test_remote_code.py.
 """
@@ -49,7 +49,7 @@ def saved(folder, processor, head, text="llama", **fields):
 
 @pytest.fixture
 def folder(processor, tmp_path):
-    """A classifier's folder."""
+    """The folder of a classifier."""
     names = {0: "yes", 1: "no", 2: "perhaps"}
     return saved(tmp_path / "classifier", processor, MMForSequenceClassification, "bert", id2label=names)
 
@@ -70,9 +70,9 @@ def test_the_pipeline_gives_the_model_s_probabilities(classify, processor):
     texts = ["<image>is there a red square", "what colour is the circle", "<image>", "<image>" * 3 + ROWS[3]["text"]]
     texts.append(processor.tokenizer.cls_token or processor.tokenizer.bos_token)
     images = [[RED], [], [GREEN], [RED, GREEN, RED], []]
-    for row, text, own in zip(ROWS, texts, images, strict=True):
+    for row, text, row_images in zip(ROWS, texts, images, strict=True):
         with torch.no_grad():
-            logits = classify.model(**processor(images=[own], text=[text], return_tensors="pt")).logits[0]
+            logits = classify.model(**processor(images=[row_images], text=[text], return_tensors="pt")).logits[0]
         expected = dict(zip(["yes", "no", "perhaps"], logits.softmax(-1).tolist(), strict=True))
         got = classify(row, top_k=None)
         assert {entry["label"]: entry["score"] for entry in got} == pytest.approx(expected, abs=1e-5)
@@ -115,12 +115,10 @@ def test_scores_follow_the_kind_of_problem(processor, tmp_path):
     assert sum(entry["score"] for entry in softmax) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "given", ["picture.png", {}, {"image": RED, "question": "what?"}], ids=["text", "none", "key"]
-)
-def test_an_input_of_another_form_is_named(classify, given):
+@pytest.mark.parametrize("row", ["picture.png", {}, {"image": RED, "question": "what?"}], ids=["text", "none", "key"])
+def test_an_input_of_another_form_is_named(classify, row):
     with pytest.raises(ValueError, match="expected a dict with any of 'image', 'text'"):
-        classify(given)
+        classify(row)
 
 
 def test_a_pipeline_saved_is_a_whole_folder(classify, tmp_path):
@@ -167,12 +165,12 @@ def test_a_chat_goes_through_the_pipeline(processor, tmp_path):
     parts = [{"type": "image", "image": RED}, {"type": "text", "text": "what colour is the circle"}]
     chat = [{"role": "user", "content": parts}]
     options = {"max_new_tokens": 4, "do_sample": False}
-    (said,) = ask(text=chat, generate_kwargs=options, return_full_text=False)
+    (answer,) = ask(text=chat, generate_kwargs=options, return_full_text=False)
     inputs = processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     new = ask.model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
-    assert said["generated_text"].strip() == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert answer["generated_text"].strip() == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
 def test_every_auto_class_opens_the_folder(folder, processor, tmp_path):

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What MMProcessor makes of texts and images, and that it comes back from a folder as it was."""
+"""The tensors of MMProcessor for texts and images, and its saving and loading."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 
 def equal(left, right):
-    """Whether two batches hold the same tensors under the same names."""
+    """True if two batches hold the same tensors under the same names."""
     return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
 
 
 def chat(*parts, answer=None):
-    """A conversation of one question, with the answer where given; a part is a text or an image."""
+    """A conversation of one question, and an answer if there is one; a part is a text or an image."""
     content = [
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
     ]
@@ -97,16 +97,16 @@ def test_the_same_path_is_prepared_once(processor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "images,texts,row,markers,given",
+    "images,texts,row,markers,num_images",
     [
         ([[1], [1]], ["<image>a", "<image><image>b"], 1, 2, 1),
         ([None, [1, 1]], ["a", "<image>b"], 1, 1, 2),
         ([None, [1]], ["<image>a", "<image>b"], 0, 1, 0),
     ],
 )
-def test_markers_and_images_that_differ_are_refused(processor, images, texts, row, markers, given):
-    images = [None if own is None else [drawing(RED) for _ in own] for own in images]
-    sentence = f"row {row}: the text has {markers} '<image>' markers but {given} images came with it"
+def test_markers_and_images_that_differ_are_refused(processor, images, texts, row, markers, num_images):
+    images = [None if row_images is None else [drawing(RED) for _ in row_images] for row_images in images]
+    sentence = f"row {row}: the text has {markers} '<image>' markers but {num_images} images came with it"
     with pytest.raises(ValueError, match=sentence):
         processor(images, texts)
 
@@ -162,8 +162,8 @@ def test_a_processor_comes_back_as_it_was(processor, tmp_path):
     assert loaded.to_dict() == processor.to_dict()
     assert loaded.image_token_id == processor.image_token_id and loaded.chat_template == processor.chat_template
     arguments = ([drawing(RED), None], ["<image>is it red", "yes"])
-    given = [one(*arguments, padding=True, return_tensors="pt") for one in (processor, loaded)]
-    assert equal(*given)
+    batches = [each(*arguments, padding=True, return_tensors="pt") for each in (processor, loaded)]
+    assert equal(*batches)
     loaded.save_pretrained(tmp_path / "again")
     assert AutoProcessor.from_pretrained(tmp_path / "again").chat_template == processor.chat_template
 
@@ -196,11 +196,11 @@ def test_a_chat_tokenized_equals_its_text_processed(processor, template, tmp_pat
     tokenized = processor.apply_chat_template(
         conversations, tokenize=True, return_dict=True, padding=True, return_tensors="pt"
     )
-    texts = [processor.apply_chat_template(one) for one in conversations]
+    texts = [processor.apply_chat_template(conversation) for conversation in conversations]
     assert equal(tokenized, processor([[red], [blue, red], []], texts, **options))
     assert len(tokenized["pixel_values"]) == 3 and "image_index" not in tokenized
     alone = processor.apply_chat_template(conversations[2], tokenize=True, return_dict=True, return_tensors="pt")
-    assert alone["pixel_values"].shape == (0, 3, 16, 16)  # so that it can be joined with others
+    assert alone["pixel_values"].shape == (0, 3, 16, 16)  # so that it can be batched with other chats
 
 
 def test_a_processed_chat_can_be_answered(processor):

@@ -1,4 +1,4 @@
-"""An int8 text backbone under a fusion in full precision: what is quantised, LoRA over it, saving. Needs torchao."""
+"""An int8 text backbone with a fusion in full precision: quantised modules, LoRA, saving. Needs torchao."""
 
 import re
 
@@ -68,7 +68,7 @@ def test_lora_over_an_int8_backbone_learns_and_reloads(tmp_path):
     again = PeftModel.from_pretrained(quantized(tmp_path / "base"), tmp_path / "adapter").eval()
     assert torch.equal(logits(again, batch), expected)
     exact = MMForConditionalGeneration.from_pretrained(tmp_path / "base").eval()
-    merged = merge_adapter(exact, str(tmp_path / "adapter"))  # adapters of an int8 backbone serve the exact one
+    merged = merge_adapter(exact, str(tmp_path / "adapter"))  # adapters of an int8 backbone work on the exact one
     assert (logits(merged, batch) - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The laws on pretrained towers. Slow, and only where the towers are: name them by Hub id or folder, for instance
+"""The laws on pretrained towers. Slow, and skipped unless towers are named by Hub id or folder, for instance
 
     MM_VISION=facebook/dinov2-small MM_DECODER=HuggingFaceTB/SmolLM2-135M-Instruct \
         MM_ENCODER=sentence-transformers/all-MiniLM-L6-v2 python -m pytest -m slow tests/model/test_real_towers.py

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A saved folder is a whole model: without the package its own files load it, with equal output and saved again whole.
+"""A saved folder is complete: without the package, its own files load the model, give equal outputs and save it again.
 
-One subprocess, in which the package cannot be imported, loads every folder; the tests look at what it found.
+One subprocess, in which the package cannot be imported, loads every folder; the tests check its report.
 """
 
 import ast
@@ -150,7 +150,7 @@ def files_in(folder):
 
 @pytest.fixture(scope="module")
 def inputs():
-    """Ids with a marker in each row, and an image for each."""
+    """Token ids with a marker in each row, and an image per row."""
     torch.manual_seed(0)
     ids = torch.randint(5, 90, (2, 7))
     ids[:, 2] = IMAGE_ID
@@ -159,7 +159,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, inputs, processor):
-    """A folder with a model saved from each class, a pipeline's, and the inputs of all."""
+    """A folder with a saved model of each class, one for a pipeline, and the inputs of all."""
     work = tmp_path_factory.mktemp("remote")
     torch.manual_seed(0)
     for name, head in CLASSES.items():
@@ -184,7 +184,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def remote(work, processor):
-    """What the subprocess without the package said, and the tensors that it computed."""
+    """The report of the subprocess without the package, and the tensors that it computed."""
     processor.save_pretrained(work / "generation")
     done = subprocess.run(
         [sys.executable, "-c", LOAD_WITHOUT_THE_PACKAGE],
@@ -205,17 +205,17 @@ def remote(work, processor):
 
 
 def test_every_class_loads_without_the_package(remote):
-    said, _ = remote
+    report, _ = remote
     generation = ["transformers_modules", "MMForConditionalGeneration"]
     base = ["transformers_modules", "MMModel"]
-    assert said["package"] == "absent"
-    assert said["generation"] == said["multimodal"] == said["generation_of_base"] == generation
-    assert said["base"] == said["base_of_generation"] == said["base_of_classification"] == base
-    assert said["base_of_retrieval"] == base
-    assert said["retrieval"] == ["transformers_modules", "MMForImageTextRetrieval"]
-    assert said["classification"] == ["transformers_modules", "MMForSequenceClassification"]
-    assert said["config"] == ["transformers_modules", "MMConfig"]
-    assert said["processor"] == ["transformers_modules", "MMProcessor"]
+    assert report["package"] == "absent"
+    assert report["generation"] == report["multimodal"] == report["generation_of_base"] == generation
+    assert report["base"] == report["base_of_generation"] == report["base_of_classification"] == base
+    assert report["base_of_retrieval"] == base
+    assert report["retrieval"] == ["transformers_modules", "MMForImageTextRetrieval"]
+    assert report["classification"] == ["transformers_modules", "MMForSequenceClassification"]
+    assert report["config"] == ["transformers_modules", "MMConfig"]
+    assert report["processor"] == ["transformers_modules", "MMProcessor"]
 
 
 @torch.no_grad()
@@ -235,11 +235,11 @@ def test_remote_code_gives_the_plugin_s_output(remote, work, inputs):
 
 @torch.no_grad()
 def test_an_adapter_trained_on_remote_code_fits_the_plugin(remote, work, inputs):
-    said, results = remote
+    report, results = remote
     model = MMForConditionalGeneration.from_pretrained(work / "generation").eval()
-    assert said["targets"] == model.lora_targets("text", "fusion")
-    assert said["default"] == DEFAULT_LORA_TARGETS
-    assert said["without gradient"] == []
+    assert report["targets"] == model.lora_targets("text", "fusion")
+    assert report["default"] == DEFAULT_LORA_TARGETS
+    assert report["without gradient"] == []
     plain = model(**inputs).logits
     adapted = merge_adapter(model, str(work / "adapter"))(**inputs).logits
     torch.testing.assert_close(adapted, results["adapted"], atol=1e-4, rtol=0)
@@ -284,27 +284,27 @@ def test_saving_again_from_remote_code_keeps_everything(remote, work, name, gene
     assert files_in(work / generation / name) == files_in(work / name)
     for file in files_in(work / name):
         assert (work / generation / name / file).read_text() == (PACKAGE / file).read_text()
-    # A class from a folder may write the folder's name before the file's, as in "repository--file.Class".
+    # A class loaded from a folder may prefix the folder's name, as in "repository--file.Class".
     auto_map = json.loads((work / generation / name / "config.json").read_text())["auto_map"]
     assert {auto: reference.split("--")[-1] for auto, reference in auto_map.items()} == AUTO_MAP
 
 
 def test_the_pipeline_works_without_the_package(remote, work):
-    said, _ = remote
+    report, _ = remote
     classify = pipeline("multimodal-classification", model=str(work / "pipeline"))
     drawn = drawing((200, 30, 30))
     rows = [{"image": drawn, "text": "a red square"}, {"text": "yes"}, {"image": [drawn, drawn], "text": None}]
-    assert said["pipeline"] == ["transformers_modules", classify(rows, top_k=None)]
+    assert report["pipeline"] == ["transformers_modules", classify(rows, top_k=None)]
     assert type(classify).__module__ == "modeling_mm.model.pipeline_mm"
     again = work / "again" / "pipeline"
-    assert pipeline("multimodal-classification", model=str(again))(rows, top_k=None) == said["pipeline"][1]
+    assert pipeline("multimodal-classification", model=str(again))(rows, top_k=None) == report["pipeline"][1]
     assert set(files_in(again)) == set(TRAVELLING) and "custom_pipelines" not in (again / "config.json").read_text()
 
 
 def test_the_zero_shot_pipeline_works_without_the_package(remote, work):
     ask = pipeline("zero-shot-image-classification", model=str(work / "finder"))
-    said = ask(drawing((200, 30, 30)), ["red", "a square"])
-    assert remote[0]["finder"] == ["transformers_modules", said]
+    scores = ask(drawing((200, 30, 30)), ["red", "a square"])
+    assert remote[0]["finder"] == ["transformers_modules", scores]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -328,7 +328,7 @@ def test_a_folder_saved_again_loads_in_the_plugin(remote, work, inputs, generati
 
 
 def imports_of(file):
-    """Import statements of a file: at its top level (where `TYPE_CHECKING` counts), and anywhere."""
+    """Import statements of a file: those at its top level (including `TYPE_CHECKING`), and all of them."""
     tree = ast.parse((PACKAGE / file).read_text())
     kinds = (ast.Import, ast.ImportFrom)
     inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Retrieval: embeddings that depend on nothing beside them, losses in chunks and processes, wrong negatives."""
+"""Retrieval: embeddings independent of the batch, losses in chunks and across processes, hard negatives."""
 
 import math
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ BACKBONES = ["llama", "gpt2", "bert", "modernbert"]
 
 
 def four_texts_of_three_pictures():
-    """Rows of ids padded on the right, the images, and which belongs to which: two texts are about the first."""
+    """Token ids padded on the right, images, and their index: two texts share the first image."""
     batch = text_inputs(padded([token_row(n) for n in (5, 9, 7, 6)]), "bert")
     return {**batch, **pictures(3), "image_index": torch.tensor([[0], [1], [0], [2]])}
 
@@ -38,8 +38,8 @@ def test_a_text_s_embedding_is_its_own(text):
     for row, length in enumerate((5, 9, 7, 6)):
         alone = model.get_text_features(batch["input_ids"][row : row + 1, :length]).pooler_output
         torch.testing.assert_close(alone[0], with_pictures.text_embeds[row], atol=1e-5, rtol=0)
-    one = model.get_image_features(batch["pixel_values"][1:2]).pooler_output
-    torch.testing.assert_close(one[0], with_pictures.image_embeds[1], atol=1e-5, rtol=0)
+    alone = model.get_image_features(batch["pixel_values"][1:2]).pooler_output
+    torch.testing.assert_close(alone[0], with_pictures.image_embeds[1], atol=1e-5, rtol=0)
     torch.testing.assert_close(with_pictures.text_embeds.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(with_pictures.image_embeds.norm(dim=1), torch.ones(3))
 
@@ -80,9 +80,9 @@ def test_pictures_are_pooled_as_the_config_says(vision, how):
 def test_each_picture_given_to_the_processor_has_an_embedding(processor):
     model, shown = retriever(), [drawing((200, 30, 30)), drawing((30, 30, 200))]
     distinct = model.get_image_features(processor(images=shown, return_tensors="pt")["pixel_values"]).pooler_output
-    given = processor(images=[shown[1], shown[0], shown[1]], return_tensors="pt")  # the same object twice
-    torch.testing.assert_close(model.get_image_features(**given).pooler_output, distinct[[1, 0, 1]])
-    with pytest.raises(ValueError, match=r"of one image or sound, but rows have \[2, 0\]"):
+    batch = processor(images=[shown[1], shown[0], shown[1]], return_tensors="pt")  # the same object twice
+    torch.testing.assert_close(model.get_image_features(**batch).pooler_output, distinct[[1, 0, 1]])
+    with pytest.raises(ValueError, match=r"one image or audio clip per row, but the rows have \[2, 0\]"):
         model.get_image_features(**processor(images=[shown, []], return_tensors="pt"))
 
 
@@ -120,8 +120,8 @@ def test_saved_is_loaded_by_the_auto_class(tmp_path, loss):
 @pytest.mark.parametrize("loss, start, bias", [("infonce", 1 / 0.07, None), ("sigmoid", 10, -10)])
 def test_the_temperature_starts_as_its_loss_has_it_and_stays_below_a_hundred(loss, start, bias):
     model, batch = retriever(contrastive_loss=loss), four_texts_of_three_pictures()
-    scale, own = model.temperature()
-    assert scale.item() == pytest.approx(start) and (own is None if bias is None else own.item() == bias)
+    scale, logit_bias = model.temperature()
+    assert scale.item() == pytest.approx(start) and (logit_bias is None if bias is None else logit_bias.item() == bias)
     weight = model.temperature.logit_scale
     with torch.no_grad():
         weight.fill_(9.0)
@@ -146,14 +146,14 @@ def test_losses_in_chunks_equal_the_whole_matrix(kind, chunk):
         lambda t, m, s, b: contrastive_loss(kind, t, m, pairs, s, bias(b), chunk=chunk), *leaves
     )
     theirs = value_and_gradients(lambda t, m, s, b: naive(kind, t, m, true, s, b), *leaves)
-    for one, other in zip(ours, theirs, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    for gradient, expected in zip(ours, theirs, strict=True):
+        assert (gradient is None) == (expected is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_no_matrix_of_all_pairs_is_held():
-    """Neither kept for the backward pass nor ever made: nothing has more numbers than a chunk of logits and groups."""
+    """No tensor, saved for the backward pass or temporary, is larger than a chunk of logits or pair masks."""
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -189,7 +189,7 @@ for kind in ("infonce", "sigmoid"):
     items = torch.arange(len(media))[rank::world]  # the pictures lie on other processes than their texts
     leaves = [texts[rows], media[items], torch.tensor(14.0), torch.tensor(-3.0)]
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    own = Pairs(pairs.texts[rows], pairs.media[items], pairs.own[rows])
+    own = Pairs(pairs.texts[rows], pairs.media[items], pairs.media_of_texts[rows])
     bias = leaves[3] if kind == "sigmoid" else None
     loss = contrastive_loss(kind, *leaves[:2], own, leaves[2], bias, across=True, chunk=4)
     loss.backward()
@@ -203,6 +203,7 @@ for kind in ("infonce", "sigmoid"):
             dist.all_reduce(ours.grad)
             torch.testing.assert_close(ours.grad / world, theirs.grad, atol=1e-6, rtol=1e-5)
 print("equal")
+dist.destroy_process_group()
 """
 
 
@@ -227,7 +228,7 @@ def test_a_text_s_key_tells_its_tokens_and_no_padding():
 def test_negatives_are_never_true_pairs(sample):
     texts, media, _, true = embeddings_and_pairs()
     true[3] = True
-    logits = 100 * texts @ media.T + 1000 * true  # the true ones are the most similar by far
+    logits = 100 * texts @ media.T + 1000 * true  # the positives are the most similar by far
     for _ in range(20):
         chosen = hard_negatives(logits, true, sample)
         assert chosen[3] == -1
@@ -250,7 +251,7 @@ def test_the_matching_head_learns_from_true_pairs_and_hard_negatives(monkeypatch
     for _ in range(10):
         model(**batch, return_loss=True)
     encoded = model.encode_media(batch["pixel_values"])
-    same = {0: [0], 1: [1, 2], 2: [0], 3: [1, 2]}  # the texts 1 and 3 are one text, so both images are theirs
+    same = {0: [0], 1: [1, 2], 2: [0], 3: [1, 2]}  # the texts 1 and 3 are equal, so both images are their positives
     right = []
     for inputs in seen:
         for ids, mask, held in zip(
@@ -282,7 +283,7 @@ def test_the_matching_head_learns_which_text_is_whose_before_any_gate_opens():
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.1  # the share of true pairs alone leaves 0.56
+    assert losses[-1] < 0.1  # a constant prediction of the share of true pairs has a loss of 0.56
     assert all(gate["cross_attention"] == 0 for gate in model.fusion_gates())
 
 
@@ -320,8 +321,8 @@ def test_pairs_read_in_buckets_teach_what_they_teach_at_once(text, texts, monkey
     once, *others = gradients.values()
     assert sum(bool(gradient.detach().any()) for gradient in once) > 10
     for other in others:
-        for one, same in zip(once, other, strict=True):
-            torch.testing.assert_close(same, one, atol=1e-5, rtol=1e-4)
+        for gradient, same in zip(once, other, strict=True):
+            torch.testing.assert_close(same, gradient, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", [MMForConditionalGeneration, MMForSequenceClassification, MMModel])
@@ -354,26 +355,26 @@ def test_one_pass_gives_the_weighted_sum_and_its_parts():
     torch.testing.assert_close(parts[2], decoder(**batch, labels=labels).loss)
     output.loss.backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None]
-    assert all("post_layernorm" in name for name in silent)  # CLIP's pooled output, which the mean passes by
+    assert all("post_layernorm" in name for name in silent)  # CLIP's pooled output, which mean pooling does not use
 
 
 def test_matching_learns_from_as_many_rows_as_asked_for_and_is_scored_on_all():
-    model, some = retriever(), retriever(matching_rows=1)
-    some.load_state_dict(model.state_dict())
+    model, few = retriever(), retriever(matching_rows=1)
+    few.load_state_dict(model.state_dict())
     batch = four_texts_of_three_pictures()
-    assert torch.equal(model(**batch, return_loss=True).matching_loss, some(**batch, return_loss=True).matching_loss)
+    assert torch.equal(model(**batch, return_loss=True).matching_loss, few(**batch, return_loss=True).matching_loss)
     seen = []
-    some.matching_logits = lambda input_ids, **rest: (
-        seen.append(len(input_ids)) or MMForImageTextRetrieval.matching_logits(some, input_ids, **rest)
+    few.matching_logits = lambda input_ids, **rest: (
+        seen.append(len(input_ids)) or MMForImageTextRetrieval.matching_logits(few, input_ids, **rest)
     )
-    some.train()(**batch, return_loss=True).loss.backward()
+    few.train()(**batch, return_loss=True).loss.backward()
     with pytest.raises(StrictDataclassError, match="`matching_rows` is 0; expected 1 or more"):
         retriever(matching_rows=0)
-    assert sum(seen) == 3  # a true pair, its text with a wrong image, an image with a wrong text
+    assert sum(seen) == 3  # a true pair, its text with a negative image, an image with a negative text
 
 
 def test_what_a_model_cannot_learn_is_refused():
-    with pytest.raises(ValueError, match="captions are learnt by a decoder"):
+    with pytest.raises(ValueError, match="captioning needs a decoder"):
         retriever("bert", language_weight=1.0)
     with pytest.raises(ValueError, match="`matching_weight` needs `cross_attention`"):
         MMForImageTextRetrieval(mm_config(late_fusion="sum", fusion_layers=[]))
@@ -409,7 +410,7 @@ def test_a_text_without_a_picture_belongs_to_none():
 
 
 def contrastive_of(model, texts, media):
-    """The softmax loss of four texts of three images or sounds, the first and third text about the first."""
+    """The softmax loss of four texts and three images or clips; the first and third text belong to the first."""
     true = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.bool)
     return naive("infonce", texts, media, true, model.temperature()[0], None)
 
@@ -440,9 +441,10 @@ def test_the_zero_shot_pipeline_says_what_the_embeddings_say(tmp_path, processor
     ask = pipeline("zero-shot-image-classification", model=str(tmp_path))
     assert type(ask.model) is MMForImageTextRetrieval and "not supported" not in caplog.text
     names = ["a small green triangle", "yes", "is there a red square"]
-    said = {one["label"]: one["score"] for one in ask(drawing((200, 30, 30)), names, hypothesis_template="{}")}
+    results = ask(drawing((200, 30, 30)), names, hypothesis_template="{}")
+    scores = {result["label"]: result["score"] for result in results}
     with torch.no_grad():
         texts = model.get_text_features(**processor.tokenizer(names, padding=True, return_tensors="pt")).pooler_output
         shown = processor(images=drawing((200, 30, 30)), return_tensors="pt")["pixel_values"]
         expected = model.similarities(model.get_image_features(shown).pooler_output, texts)[0].softmax(dim=0)
-    assert [said[name] for name in names] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert [scores[name] for name in names] == pytest.approx(expected.tolist(), abs=1e-5)

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The laws for retrieval, over text backbones and vision towers: a row alone is the row in any batch (3), saved is
-loaded (6), every part learns (7), what is distinct is encoded once (10).
+"""The laws for retrieval, over text backbones and vision towers: a row alone equals the row in any batch (3), saved
+equals loaded (6), every part learns (7), distinct media are encoded once (10).
 
-That large batches in parts and processes are one batch (8) is in test_retrieval_training.py and test_grad_cache.py.
+Large batches in parts and across processes (8) are tested in test_retrieval_training.py and test_grad_cache.py.
 """
 
 import pytest
@@ -36,8 +36,8 @@ def hearing(**fields):
     return retriever(audio_config=AutoConfig.for_model("whisper", **EARS), audio_token_id=97, **fields)
 
 
-def own(media, name, row):
-    """Of one modality's tensors, those that a row shows or plays, and their index."""
+def row_media(media, name, row):
+    """The tensors of one modality for the items of one row, and their index."""
     chosen = media[f"{name}_index"][row]
     chosen = chosen[chosen >= 0]
     tensors = {"image": ("pixel_values", "pixel_attention_mask", "spatial_shapes"), "audio": ("input_features",)}
@@ -49,12 +49,13 @@ def own(media, name, row):
 @pytest.mark.parametrize("text, side", [(t, s) for t in ("llama", "qwen3") for s in SIDES] + [("bert", "right")])
 @over_towers
 def test_a_row_alone_equals_the_row_in_any_batch(text, vision, side):
-    """BERT counts positions from the first column, so its tokenizers pad on the right."""
+    """Holds on both padding sides, but for BERT: it counts positions from the first column, so it is padded right."""
     model = retriever(text, vision=vision)
     rows, batch, media = batch_of(vision, side)
     together, matched = model(**batch, **media), model.match(**batch, **media)
     for row, ids in enumerate(rows):
-        alone, shown = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}, own(media, "image", row)
+        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
+        shown = row_media(media, "image", row)
         torch.testing.assert_close(model.match(**alone, **shown)[0], matched[row], **CLOSE)
         torch.testing.assert_close(
             model.get_text_features(**alone).pooler_output[0], together.text_embeds[row], **CLOSE
@@ -77,7 +78,7 @@ def test_a_row_alone_equals_the_row_among_pictures_and_sounds():
     media |= {"input_features": torch.randn(2, 8, 16), "audio_index": sounds}
     together, matched = model(**batch, **media), model.match(**batch, **media)
     for row, ids in enumerate(rows):
-        alone = {**own(media, "image", row), **own(media, "audio", row)}
+        alone = {**row_media(media, "image", row), **row_media(media, "audio", row)}
         torch.testing.assert_close(model.match(ids[None], **alone)[0], matched[row], **CLOSE)
         if sounds[row] >= 0:
             embeds = model(ids[None], **alone).audio_embeds
@@ -105,7 +106,7 @@ def test_saved_and_loaded_is_bit_equal(text, vision, tmp_path):
     assert torch.equal(model.match(**batch, **media), loaded.match(**batch, **media))
     base = AutoModel.from_pretrained(tmp_path).eval()
     assert type(base) is MMModel
-    states = [one(**batch, **media).last_hidden_state for one in (base, model.model)]
+    states = [variant(**batch, **media).last_hidden_state for variant in (base, model.model)]
     assert torch.equal(*states)
     assert not [path.name for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
@@ -113,15 +114,15 @@ def test_saved_and_loaded_is_bit_equal(text, vision, tmp_path):
 @over_towers
 @over_texts
 def test_every_weight_that_can_reach_the_loss_learns(text, vision):
-    """Pooled outputs of towers, which the mean passes by, cannot; bert's pooler reads what stands behind."""
+    """Poolers of towers cannot reach it: mean pooling does not use the vision tower's, and nothing uses BERT's."""
     model = hearing(text=text, vision=vision).train()
     _, batch, media = batch_of(vision)
     media["image_index"] = torch.tensor([[0], [1], [1], [0]])
     media |= {"input_features": torch.randn(2, 8, 16), "audio_index": torch.tensor([[1], [0], [0], [1]])}
     model(**batch, **media, return_loss=True).loss.backward()
     silent = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
-    beside = ("pooler", "post_layernorm", ".head.", "k_proj.bias", "key.bias")  # a key's bias moves no softmax
-    assert not [name for name in silent if not any(part in name for part in beside)]
+    unreached = ("pooler", "post_layernorm", ".head.", "k_proj.bias", "key.bias")  # softmax ignores key biases
+    assert not [name for name in silent if not any(part in name for part in unreached)]
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def dataset(tmp_path):
 
 
 def encoded(model):
-    """How many images each call of the vision tower gets."""
+    """A list that records the number of images in each call of the vision tower."""
     seen = []
     tower = model.model.vision_tower
     tower.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True)
@@ -146,7 +147,7 @@ def encoded(model):
 
 @over_texts
 def test_rows_about_one_picture_cost_one_encoding(text, dataset, processor, tmp_path):
-    """In each pass of training, in evaluation, and where candidates are ranked again with every text."""
+    """Holds in each pass of training, in evaluation, and in reranking of every text's candidates."""
     model, collator = retriever(text), RetrievalCollator(processor, "retrieval")
     model.resize_token_embeddings(len(processor.tokenizer))
     seen = encoded(model)
@@ -164,9 +165,9 @@ def test_rows_about_one_picture_cost_one_encoding(text, dataset, processor, tmp_
     seen.clear()
     predicted = trainer.predict(Subset(dataset, range(12)))
     assert seen == [3]
-    of = distinct_embeddings(*predicted.predictions, predicted.label_ids)
+    embeddings = distinct_embeddings(*predicted.predictions, predicted.label_ids)
     seen.clear()
-    rerank(model.eval(), of, dataset, collator, 12, batch_size=2)
+    rerank(model.eval(), embeddings, dataset, collator, 12, batch_size=2)
     assert seen == [2, 1]
 
 

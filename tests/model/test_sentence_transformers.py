@@ -20,7 +20,7 @@ from modeling_mm.checkpoint import load_checkpoint
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
 FILES = ["config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"]
-WIDTH = 12  # of the embeddings, unlike any other width here
+WIDTH = 12  # width of the embeddings, unlike any other width here
 
 WITHOUT_THE_PACKAGE = (
     ABSENT
@@ -38,13 +38,13 @@ np.savez("found.npz", texts=encoder.encode(sys.argv[1:]), pictures=encoder.encod
 
 
 def some_pictures():
-    """Three images of different sizes, the third the very same object as the first."""
+    """Three images: two of different sizes, and the first object again."""
     first, second = drawing((200, 30, 30)), drawing((20, 60, 220), 31)
     return [first, second, first]
 
 
 def save(folder, processor, model):
-    """A folder with a retrieval model and its processor."""
+    """Save a retrieval model and its processor to a folder, and return the model."""
     model.resize_token_embeddings(len(processor.tokenizer))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -52,13 +52,13 @@ def save(folder, processor, model):
 
 
 def features(model, processor, texts, pictures):
-    """Embeddings of texts and images by the model itself."""
+    """Embeddings of texts and images, computed by the model directly."""
     tokens = processor.tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        said = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
-        pixels = [dict(processor.image_processor(images=[one], return_tensors="pt")) for one in pictures]
-        seen = torch.cat([model.get_image_features(**one).pooler_output for one in pixels])
-    return said.numpy(), seen.numpy()
+        text_embeds = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+        pixels = [dict(processor.image_processor(images=[image], return_tensors="pt")) for image in pictures]
+        image_embeds = torch.cat([model.get_image_features(**batch).pooler_output for batch in pixels])
+    return text_embeds.numpy(), image_embeds.numpy()
 
 
 @pytest.mark.parametrize("text", ["llama", "bert"])
@@ -71,12 +71,12 @@ def test_texts_and_pictures_are_encoded_as_by_the_model(tmp_path, processor, tex
     encoder = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
     assert type(encoder[0].model) is MMForImageTextRetrieval
     assert encoder.get_embedding_dimension() == WIDTH
-    said, seen = features(model, processor, SENTENCES, some_pictures())
-    np.testing.assert_allclose(encoder.encode(SENTENCES, batch_size=4), said, atol=1e-6)
-    np.testing.assert_allclose(encoder.encode(some_pictures()), seen, atol=1e-6)
-    assert np.abs(seen[0] - seen[1]).max() > 1e-3
+    text_embeds, image_embeds = features(model, processor, SENTENCES, some_pictures())
+    np.testing.assert_allclose(encoder.encode(SENTENCES, batch_size=4), text_embeds, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(some_pictures()), image_embeds, atol=1e-6)
+    assert np.abs(image_embeds[0] - image_embeds[1]).max() > 1e-3
     similar = encoder.similarity(encoder.encode_query(SENTENCES), encoder.encode_document(some_pictures()))
-    np.testing.assert_allclose(similar.numpy(), said @ seen.T, atol=1e-6)
+    np.testing.assert_allclose(similar.numpy(), text_embeds @ image_embeds.T, atol=1e-6)
 
 
 def test_sounds_are_encoded_as_by_the_model(tmp_path):
@@ -86,8 +86,8 @@ def test_sounds_are_encoded_as_by_the_model(tmp_path):
     sounds = [tone(300), tone(900, 0.8), tone(500)]
     with torch.no_grad():
         heard = model.get_audio_features(**processor(audio=sounds, return_tensors="pt")).pooler_output
-    given = [{"array": array, "sampling_rate": rate} for array, rate in sounds]
-    np.testing.assert_allclose(encoder.encode(given), heard.numpy(), atol=1e-6)
+    clips = [{"array": array, "sampling_rate": rate} for array, rate in sounds]
+    np.testing.assert_allclose(encoder.encode(clips), heard.numpy(), atol=1e-6)
 
 
 def test_a_trained_adapter_encodes_over_its_base(tmp_path, capsys):
@@ -102,9 +102,9 @@ def test_a_trained_adapter_encodes_over_its_base(tmp_path, capsys):
     encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
     texts, pictures = ["number 1", "3"], some_pictures()
     merged, plain = features(model, processor, texts, pictures), features(base, processor, texts, pictures)
-    for found, own, other in zip((encoder.encode(texts), encoder.encode(pictures)), merged, plain, strict=True):
-        np.testing.assert_allclose(found, own, atol=1e-6)
-        assert np.abs(own - other).max() > 1e-2
+    for found, expected, other in zip((encoder.encode(texts), encoder.encode(pictures)), merged, plain, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert np.abs(expected - other).max() > 1e-2
 
 
 @pytest.mark.slow
@@ -113,10 +113,10 @@ def test_without_the_package_the_folder_encodes_the_same(tmp_path, processor):
     pictures = some_pictures()
     for name, picture in zip(("a", "b"), pictures, strict=False):
         picture.save(tmp_path / f"{name}.png")
-    own = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    env = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_THE_PACKAGE, *SENTENCES],
-        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **own}, timeout=180,
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **env}, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found, expected = np.load(tmp_path / "found.npz"), features(model, processor, SENTENCES, pictures)
@@ -127,12 +127,14 @@ def test_without_the_package_the_folder_encodes_the_same(tmp_path, processor):
 def test_saved_by_sentence_transformers_it_is_still_a_model_of_ours(tmp_path, processor):
     model = save(tmp_path / "first", processor, mm_model("bert", head=MMForImageTextRetrieval))
     sentence_transformers.SentenceTransformer(str(tmp_path / "first"), device="cpu").save(str(tmp_path / "second"))
-    said, seen = features(model, processor, SENTENCES, some_pictures())
+    text_embeds, image_embeds = features(model, processor, SENTENCES, some_pictures())
     again = MMForImageTextRetrieval.from_pretrained(tmp_path / "second").eval()
-    for own, other in zip((said, seen), features(again, processor, SENTENCES, some_pictures()), strict=True):
-        np.testing.assert_allclose(own, other, atol=1e-6)
+    for expected, other in zip(
+        (text_embeds, image_embeds), features(again, processor, SENTENCES, some_pictures()), strict=True
+    ):
+        np.testing.assert_allclose(expected, other, atol=1e-6)
     encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "second"), device="cpu")
-    np.testing.assert_allclose(encoder.encode(SENTENCES), said, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(SENTENCES), text_embeds, atol=1e-6)
 
 
 def test_other_heads_are_saved_without_its_files(tmp_path):

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Sound in conversations: `apply_chat_template` gives what the direct call gives."""
+"""Audio in conversations: `apply_chat_template` returns the same tensors as the direct call."""
 
 import numpy as np
 import pytest
@@ -15,21 +15,21 @@ soundfile = pytest.importorskip("soundfile")
 
 @pytest.fixture(scope="module")
 def listener():
-    """A processor for a whole file of tests."""
+    """A processor with a feature extractor, shared by the tests of this file."""
     return hearing_processor()
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Two sound files at other rates than the feature extractor's, one of them longer than what is heard."""
+    """Two audio files at other rates than the feature extractor's, one of them longer than `max_seconds`."""
     low, high = str(tmp_path / "low.wav"), str(tmp_path / "high.flac")
     soundfile.write(low, *tone(220, 0.5, 44100))
     soundfile.write(high, *tone(880, 1.3, 11025))
     return low, high
 
 
-def said(role, *parts):
-    """A message; parts are texts, images, and dicts with a source of sound."""
+def message(role, *parts):
+    """A message; parts are texts, images, and dicts with an audio source."""
     content = []
     for part in parts:
         if isinstance(part, str):
@@ -42,7 +42,7 @@ def said(role, *parts):
 
 
 def tokens(listener, conversations, **options):
-    """What the template makes of conversations."""
+    """The tensors of conversations by the chat template."""
     options = {"return_tensors": "pt", "processor_kwargs": {"padding": True}, **options}
     return listener.apply_chat_template(
         conversations, add_generation_prompt=True, tokenize=True, return_dict=True, **options
@@ -50,19 +50,19 @@ def tokens(listener, conversations, **options):
 
 
 def equal(left, right):
-    """Whether two batches hold the same tensors under the same names."""
+    """True if two batches hold the same tensors under the same names."""
     return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
 
 
-@pytest.mark.filterwarnings("ignore:the sound .* lasts")
+@pytest.mark.filterwarnings("ignore:the audio clip .* lasts")
 def test_conversations_of_several_turns_give_the_tensors_of_the_direct_call(listener, files):
     low, high = files
     picture = drawing(90)
     conversations = [
-        [said("user", {"path": low}, "what do you hear"), said("assistant", "a tone"),
-         said("user", picture, {"audio": high}, "what do you hear", {"url": low})],
-        [said("user", picture, "what do you hear")],
-        [said("user", {"path": high}, "a tone", picture)],
+        [message("user", {"path": low}, "what do you hear"), message("assistant", "a tone"),
+         message("user", picture, {"audio": high}, "what do you hear", {"url": low})],
+        [message("user", picture, "what do you hear")],
+        [message("user", {"path": high}, "a tone", picture)],
         [{"role": "user", "content": "what do you hear"}],
     ]  # fmt: skip
     once = {"processor_kwargs": {"padding": True, "deduplicate": True}}
@@ -72,12 +72,12 @@ def test_conversations_of_several_turns_give_the_tensors_of_the_direct_call(list
     texts = listener.apply_chat_template(conversations, add_generation_prompt=True)
     sounds, pictures = [[low, high, low], None, high, None], [picture, picture, picture, None]
     assert equal(batch, listener(pictures, texts, audio=sounds, return_tensors="pt", padding=True, deduplicate=True))
-    for row, one in enumerate(conversations):
-        alone = tokens(listener, one, **once)
+    for row, conversation in enumerate(conversations):
+        alone = tokens(listener, conversation, **once)
         index = batch["audio_index"][row][batch["audio_index"][row] >= 0]
         if len(index):
-            own = alone["input_features"][alone["audio_index"][0]]
-            assert torch.equal(own, batch["input_features"][index])
+            row_features = alone["input_features"][alone["audio_index"][0]]
+            assert torch.equal(row_features, batch["input_features"][index])
         else:
             assert "input_features" not in alone
 
@@ -90,17 +90,17 @@ def test_every_kind_of_source_is_heard(listener, files):
     with open(low, "rb") as file:
         sources = [clip, (clip, rate), cell, torch.tensor(clip), {"bytes": file.read(), "path": None}]
     for source in sources[:4]:
-        assert torch.equal(tokens(listener, [said("user", {"audio": source})])["input_features"], expected)
-    by_path = tokens(listener, [said("user", {"path": low, "audio": None})])["input_features"]
-    assert torch.equal(tokens(listener, [said("user", {"audio": sources[4]})])["input_features"], by_path)
+        assert torch.equal(tokens(listener, [message("user", {"audio": source})])["input_features"], expected)
+    by_path = tokens(listener, [message("user", {"path": low, "audio": None})])["input_features"]
+    assert torch.equal(tokens(listener, [message("user", {"audio": sources[4]})])["input_features"], by_path)
 
 
-@pytest.mark.parametrize("given", [{"sampling_rate": 8000}, {"audio_kwargs": {"sampling_rate": 8000}}])
-def test_a_sampling_rate_is_that_of_arrays_without_one(listener, given):
+@pytest.mark.parametrize("rate_arguments", [{"sampling_rate": 8000}, {"audio_kwargs": {"sampling_rate": 8000}}])
+def test_a_sampling_rate_is_that_of_arrays_without_one(listener, rate_arguments):
     clip, rate = tone(220, 0.5, 8000)
     expected = listener(text="<audio>\n", audio=[(clip, rate)], return_tensors="pt")
-    assert equal(listener(text="<audio>\n", audio=[clip], return_tensors="pt", **given), expected)
-    batch = tokens(listener, [said("user", {"audio": clip})], processor_kwargs=given)
+    assert equal(listener(text="<audio>\n", audio=[clip], return_tensors="pt", **rate_arguments), expected)
+    batch = tokens(listener, [message("user", {"audio": clip})], processor_kwargs=rate_arguments)
     assert torch.equal(batch["input_features"], expected["input_features"])
 
 
@@ -112,15 +112,17 @@ def test_a_flat_list_is_dealt_out_to_the_markers(listener):
 
 
 def test_tensors_are_of_the_kind_asked_for(listener, files):
-    batch = tokens(listener, [said("user", {"path": files[0]}, drawing(9))], return_tensors="np", processor_kwargs={})
+    batch = tokens(
+        listener, [message("user", {"path": files[0]}, drawing(9))], return_tensors="np", processor_kwargs={}
+    )
     assert set(batch) == {name for name in listener.model_input_names if not name.endswith("_index")}
     assert all(isinstance(value, np.ndarray) for value in batch.values())
 
 
 def test_without_tokens_no_sound_is_read(listener):
-    assert "<audio>" in listener.apply_chat_template([said("user", {"path": "nowhere.wav"})])
-    with pytest.raises(ValueError, match="the sound 'nowhere.wav' does not exist"):
-        tokens(listener, [said("user", {"path": "nowhere.wav"})])
+    assert "<audio>" in listener.apply_chat_template([message("user", {"path": "nowhere.wav"})])
+    with pytest.raises(ValueError, match="the audio clip 'nowhere.wav' does not exist"):
+        tokens(listener, [message("user", {"path": "nowhere.wav"})])
 
 
 def test_the_library_s_pipeline_hears_what_generate_hears(listener, files):
@@ -130,7 +132,7 @@ def test_the_library_s_pipeline_hears_what_generate_hears(listener, files):
     model.config.image_token_id, model.config.audio_token_id = ids
     ask = pipeline("image-text-to-text", model=model, processor=listener)
     for parts in ([{"path": files[0]}], [drawing(90), {"audio": files[0]}]):
-        chat = [said("user", *parts, "what do you hear")]
+        chat = [message("user", *parts, "what do you hear")]
         answer = ask(text=chat, max_new_tokens=4, generate_kwargs={"do_sample": False})[0]["generated_text"][-1]
         batch = tokens(listener, chat)
         expected = model.generate(**batch, max_new_tokens=4, do_sample=False)[0, batch["input_ids"].shape[1] :]
@@ -140,10 +142,10 @@ def test_the_library_s_pipeline_hears_what_generate_hears(listener, files):
 def test_a_processor_without_ears_says_so(processor):
     assert not hasattr(processor, "feature_extractor")
     with pytest.raises(ValueError, match="without a feature extractor"):
-        tokens(processor, [said("user", {"audio": tone(220)[0]})])
+        tokens(processor, [message("user", {"audio": tone(220)[0]})])
 
 
-@pytest.mark.filterwarnings("ignore:the sound .* lasts")
+@pytest.mark.filterwarnings("ignore:the audio clip .* lasts")
 def test_our_pipeline_takes_sound_in_any_row(listener, files):
     model = hearing(head=MMForSequenceClassification, text="bert")
     model.resize_token_embeddings(len(listener.tokenizer))

@@ -1,4 +1,4 @@
-"""Law: rows prepared alone and stacked by anyone are the same rows prepared together, and see their own media."""
+"""Law: rows prepared alone and then stacked equal the rows prepared together, and see their own media."""
 
 import copy
 
@@ -26,7 +26,7 @@ def clip(shade):
 
 
 def fitted(model, processor):
-    """The model with the processor's vocabulary and markers."""
+    """Resize the model to the processor's vocabulary and set its markers."""
     model.resize_token_embeddings(len(processor.tokenizer))
     for modality in MODALITIES.values():
         marker = processor.tokenizer.convert_tokens_to_ids(getattr(processor, modality.marker))
@@ -54,7 +54,7 @@ def prepared(processor, name, rows, **options):
 
 
 def stacked(batches):
-    """What a collator that knows nothing of media makes of rows prepared alone: each tensor joined along dim 0."""
+    """Rows prepared alone, as a collator that ignores media joins them: each tensor concatenated along dim 0."""
     names = dict.fromkeys(name for batch in batches for name in batch)
     return {name: torch.cat([batch[name] for batch in batches if name in batch]) for name in names}
 
@@ -103,7 +103,7 @@ def test_one_image_per_row_needs_no_marker(processor):
     rows = [processor(drawing(30 * i), TEXTS[i], **options) for i in range(4)]
     expected = torch.cat([model(**row).logits for row in rows])
     torch.testing.assert_close(model(**stacked(rows)).logits, expected, atol=1e-5, rtol=1e-5)
-    default = {name: torch.stack([row[name][0] for row in rows]) for name in rows[0]}  # as `datasets.map` keeps rows
+    default = {name: torch.stack([row[name][0] for row in rows]) for name in rows[0]}  # as `datasets.map` stores rows
     torch.testing.assert_close(model(**default).logits, expected, atol=1e-5, rtol=1e-5)
 
 

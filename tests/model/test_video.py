@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The laws for models that take video: rows with text, image, sound, video and several of them, in one batch.
+"""The laws for models with video: rows with text, an image, an audio clip, a video or several of them, in one batch.
 
 Shapes: B rows, N videos per row, V distinct videos, F frames, T text tokens.
 """
@@ -29,7 +29,7 @@ KINDS = [{}, {"num_latents": 2}, {"vision": "resnet"}]
 
 
 def seeing(head=MMForConditionalGeneration, text="llama", gate=1.0, **fields):
-    """A model of video, images and sound, its gates open and its embedding of frames not zero."""
+    """A model for video, images and audio, with open gates and a nonzero frame embedding."""
     fields = {"num_frames": FRAMES, "video_token_id": VIDEO_ID, "audio_token_id": AUDIO_ID, **fields}
     model = mm_model(text, head=head, gate=gate, audio_config=AutoConfig.for_model("resnet", **EARS), **fields)
     if model.config.num_frames is not None:
@@ -38,21 +38,21 @@ def seeing(head=MMForConditionalGeneration, text="llama", gate=1.0, **fields):
 
 
 def videos(count):
-    """`count` different videos; the second has two frames, and noise where its third would be."""
+    """`count` different videos; the second has two frames, and noise in place of its third."""
     mask = torch.ones(count, FRAMES).long()
     mask[1:2, 2] = 0
     return {"pixel_values_videos": torch.randn(count, FRAMES, 3, 16, 16), "video_mask": mask}
 
 
 def watched_row(length, images=(), sounds=(), clips=()):
-    """A row of words with markers at the given columns."""
+    """A row of token ids with markers at the given columns."""
     row = token_row(length, images)
     row[list(sounds)], row[list(clips)] = AUDIO_ID, VIDEO_ID
     return row
 
 
 def mixed():
-    """Text, image, sound, video, all three, and two videos: rows of ids and the media of the batch."""
+    """Token ids and media of rows with text only, an image, a clip, a video, all three, and two videos."""
     rows = [watched_row(9), watched_row(7, [2]), watched_row(8, (), [1]), watched_row(8, (), (), [2])]
     rows += [watched_row(10, [1], [4], [6]), watched_row(6, (), (), [0, 3])]
     index = {
@@ -70,8 +70,8 @@ OWN = {
 }
 
 
-def own(media, row):
-    """The media of one row of `mixed` alone."""
+def row_media(media, row):
+    """The media of one row of `mixed`, without those of other rows."""
     alone = {}
     for index, names in OWN.items():
         chosen = media[index][row][media[index][row] >= 0]
@@ -81,7 +81,7 @@ def own(media, row):
     return alone
 
 
-def one(length=8, at=3):
+def one_video(length=8, at=3):
     """A row with one video of three frames."""
     return watched_row(length, (), (), [at])[None], {"pixel_values_videos": torch.randn(1, FRAMES, 3, 16, 16)}
 
@@ -94,7 +94,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(fields, side):
     rows, media = mixed()
     together = model(**padded(rows, side), **media).logits
     for row, ids in enumerate(rows):
-        alone = model(**padded([ids]), **own(media, row)).logits[0]
+        alone = model(**padded([ids]), **row_media(media, row)).logits[0]
         columns = slice(0, len(ids)) if side == "right" else slice(-len(ids), None)
         torch.testing.assert_close(together[row, columns], alone, atol=1e-5, rtol=1e-5)
     assert torch.equal(together[0], model(**padded(rows, side)).logits[0])
@@ -103,7 +103,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(fields, side):
 @torch.no_grad()
 @pytest.mark.parametrize("fields", KINDS, ids=str)
 def test_a_video_is_seen_from_its_marker_on(fields):
-    model, (row, media) = seeing(**fields), one()
+    model, (row, media) = seeing(**fields), one_video()
     before = model(row, **media).logits
     after = model(row, pixel_values_videos=torch.randn_like(media["pixel_values_videos"])).logits
     assert torch.equal(before[:, :3], after[:, :3])
@@ -128,7 +128,7 @@ def test_closed_gates_give_the_backbone_s_output():
 @torch.no_grad()
 @pytest.mark.parametrize("fields", KINDS, ids=str)
 def test_a_video_of_one_frame_is_a_picture_until_its_embedding_is_learnt(fields):
-    model, (row, media) = seeing(**fields), one()
+    model, (row, media) = seeing(**fields), one_video()
     frame = media["pixel_values_videos"][:, :1]
     pictured = torch.where(row == VIDEO_ID, IMAGE_ID, row)
     embeddings = model.get_input_embeddings().weight
@@ -142,7 +142,7 @@ def test_a_video_of_one_frame_is_a_picture_until_its_embedding_is_learnt(fields)
 @torch.no_grad()
 @pytest.mark.parametrize("fields", KINDS, ids=str)
 def test_the_order_of_frames_is_seen_only_through_their_embedding(fields):
-    model, (row, media) = seeing(**fields), one()
+    model, (row, media) = seeing(**fields), one_video()
     backwards = {"pixel_values_videos": media["pixel_values_videos"].flip(1)}
     assert not torch.allclose(model(row, **media).logits, model(row, **backwards).logits, atol=1e-3)
     model.model.fusion.frame_embedding.zero_()
@@ -164,8 +164,8 @@ def test_a_video_s_features_are_its_frames_one_after_another(vision):
 
 @pytest.mark.parametrize("fields", [*KINDS, {"late_fusion": "gated", "cross_attention": True}], ids=str)
 def test_frames_that_are_not_real_never_matter(fields):
-    model = seeing(MMForSequenceClassification, **fields).train()  # also in the statistics of batch norms
-    row, media = one()
+    model = seeing(MMForSequenceClassification, **fields).train()  # not even in the statistics of batch norms
+    row, media = one_video()
     media["video_mask"] = torch.tensor([[1, 1, 0]])
     outputs, pixels = [], media["pixel_values_videos"]
     for last in (pixels[:, 2], torch.full_like(pixels[:, 2], torch.nan)):
@@ -192,7 +192,7 @@ def test_however_it_generates_the_tokens_are_the_same():
     assert torch.equal(plain, static)
     beams = model.generate(**batch, **media, **GREEDY, num_beams=3)
     for row, ids in enumerate(rows):
-        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **own(media, row)}
+        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **row_media(media, row)}
         assert torch.equal(model.generate(**alone, **GREEDY)[0, len(ids) :], plain[row, -6:])
         assert torch.equal(model.generate(**alone, **GREEDY, num_beams=3)[0, len(ids) :], beams[row, -6:])
 
@@ -204,7 +204,7 @@ def test_encoded_videos_are_the_videos(fields):
     rows, media = mixed()
     batch = padded(rows, "left")
     expected = model(**batch, **media)
-    encoded, start = model.model.prepare_media(batch["input_ids"], **media)
+    encoded, start = model.model.cross_attention_inputs(batch["input_ids"], **media)
     assert torch.equal(model.encode_media(**media), encoded) and torch.equal(encoded, expected.media_key_values)
     again = model(**batch, media_key_values=encoded, media_start=start)
     assert torch.equal(again.logits, expected.logits)
@@ -253,7 +253,7 @@ def test_a_picture_model_that_gets_video_starts_where_it_was(tmp_path):
     pictured.save_pretrained(tmp_path)
     model = MMForConditionalGeneration.from_pretrained(tmp_path, num_frames=FRAMES, video_token_id=VIDEO_ID).eval()
     assert torch.equal(model(row, **image).logits, expected) and not model.model.fusion.frame_embedding.any()
-    watched, media = one()
+    watched, media = one_video()
     assert model(watched, **media).logits.isfinite().all()
 
 
@@ -276,7 +276,7 @@ def test_late_fusion_takes_video_and_misses_it_as_if_it_had_none(late_fusion):
     rows, media = mixed()
     together = model(**padded(rows), **media).logits
     for row, ids in enumerate(rows):
-        alone = model(**padded([ids]), **own(media, row)).logits[0]
+        alone = model(**padded([ids]), **row_media(media, row)).logits[0]
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=1e-5)
     other = {**media, "pixel_values_videos": media["pixel_values_videos"] + 1}
     changed = (model(**padded(rows), **other).logits - together).abs().amax(-1) > 1e-6
@@ -284,7 +284,7 @@ def test_late_fusion_takes_video_and_misses_it_as_if_it_had_none(late_fusion):
 
 
 def test_a_compiled_model_takes_video():
-    model, (row, media) = seeing(), one()
+    model, (row, media) = seeing(), one_video()
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)(row, **media).logits
         torch.testing.assert_close(compiled, model(row, **media).logits)
@@ -292,7 +292,7 @@ def test_a_compiled_model_takes_video():
 
 @torch.no_grad()
 def test_bad_use_is_one_sentence():
-    row, media = one()
+    row, media = one_video()
     with pytest.raises(ValueError, match="this model takes none; compose it with `num_frames`"):
         mm_model()(row, **media)
     model = seeing()

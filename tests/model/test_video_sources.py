@@ -10,7 +10,7 @@ from helpers.video import av, bar, folder, places, write_video  # noqa: F401
 from PIL import Image
 
 from modeling_mm.model import video_mm
-from modeling_mm.model.video_mm import evenly, read_video
+from modeling_mm.model.video_mm import read_video, sample_evenly
 
 CODECS = {
     "mpeg4.mp4": {"codec": "mpeg4"},
@@ -29,13 +29,14 @@ def test_frames_are_those_of_the_whole_video_at_even_places(tmp_path, name, num_
         path = write_video(tmp_path / name, bar(32), **CODECS[name])
     except (ValueError, av.FFmpegError) as error:
         pytest.skip(f"this FFmpeg does not write it: {error}")
-    assert places(read_video(path, num_frames), 32) == evenly(32, num_frames)
-    assert places(read_video(path.read_bytes(), num_frames), 32) == evenly(32, num_frames)
+    assert places(read_video(path, num_frames), 32) == sample_evenly(32, num_frames)
+    assert places(read_video(path.read_bytes(), num_frames), 32) == sample_evenly(32, num_frames)
 
 
 def test_even_places_are_the_middles_of_equal_parts():
-    assert [evenly(8, count) for count in (1, 2, 4, 8, 9)] == [[4], [2, 6], [1, 3, 5, 7], [*range(8)], [*range(8)]]
-    assert evenly(3, 2) == [0, 2] and evenly(0, 2) == []
+    found = [sample_evenly(8, count) for count in (1, 2, 4, 8, 9)]
+    assert found == [[4], [2, 6], [1, 3, 5, 7], [*range(8)], [*range(8)]]
+    assert sample_evenly(3, 2) == [0, 2] and sample_evenly(0, 2) == []
 
 
 def test_of_a_long_video_only_the_neighbourhood_of_the_wanted_frames_is_decoded(tmp_path):
@@ -58,8 +59,8 @@ def test_of_a_long_video_only_the_neighbourhood_of_the_wanted_frames_is_decoded(
     with av.open(str(path)) as container:
         stamps, keys = video_mm.time_stamps(container)
         assert (len(stamps), len(keys)) == (300, 30)
-        sampled = [stamps[place] for place in evenly(300, 4)]
-        frames = list(video_mm.stamped_frames(Counted(container), sampled, keys))
+        sampled = [stamps[place] for place in sample_evenly(300, 4)]
+        frames = list(video_mm.frames_at(Counted(container), sampled, keys))
     assert len(frames) == 4 and len(decoded) <= 4 * 10
 
 
@@ -101,7 +102,7 @@ def test_what_is_no_video_is_said(folder):
         "none.mp4": "none.mp4' does not exist",
         "text.mp4": "text.mp4' cannot be read .*; expected MP4",
         "sound.mp4": "sound.mp4' (has no frames|cannot be read)",
-        "empty": "the folder '.*empty' of a video holds no images",
+        "empty": "the video folder '.*empty' holds no images",
     }.items():
         with pytest.raises(ValueError, match=message):
             read_video(str(folder / source), 4)
@@ -111,7 +112,7 @@ def test_what_is_no_video_is_said(folder):
         (bar(0), "a video has no frames"),
         (bar(2)[0], r"an array of shape \(64, 64, 3\) is no video"),
         (np.zeros((2, 64, 64, 5), np.uint8), r"an array of uint8 of shape \(64, 64, 5\); expected"),
-        (bar(2).astype(int) - 1, "the video holds values from -1 to .*; expected integers up to 255"),
+        (bar(2).astype(int) - 1, "the video holds values from -1 to .*; expected integers from 0 to 255"),
         ([str(folder / "none.png")], "the video's frame '.*none.png' does not exist"),
         ([str(folder / "text.mp4")], "the video's frame '.*text.mp4' is not in a format"),
         (b"no video", "in its embedded bytes cannot be read"),

@@ -193,7 +193,7 @@ def test_pages_escape_every_text_of_the_data(tmp_path):
     assert report.texts.count(hostile) == 7  # title twice, subtitle; heading, text, column and cell of the section
     assert report.texts.count("–") == 4 and {"0.1235", "a b"} <= set(report.texts)
     assert search.texts.count(hostile) == 4 and ("title", hostile) in search.attributes
-    assert search.texts.count("cannot be read now") == 1 and not {"absent", "matching"} & set(search.texts)
+    assert search.texts.count("image cannot be read") == 1 and not {"absent", "matching"} & set(search.texts)
 
 
 def test_an_evaluation_tells_rows_intervals_weights_and_gates(tmp_path, capsys):
@@ -220,7 +220,7 @@ def test_an_evaluation_tells_rows_intervals_weights_and_gates(tmp_path, capsys):
     for words in (
         "16 rows of",
         "1 bad ones left out",
-        "at a level of 95 %",
+        "The 95 % interval of",
         "Gates of cross-attention",
         "Rows left out",
     ):

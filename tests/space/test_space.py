@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The Space shows any model without the package, answers on every endpoint, and refuses in one sentence."""
+"""The Space serves any model without the package, answers on every endpoint, and refuses with one sentence."""
 
 import ast
 import io
@@ -22,20 +22,20 @@ soundfile = pytest.importorskip("soundfile")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 from helpers.hostile_inputs import SECRET, cases  # noqa: E402
-from helpers.space import SPACE, folders, given, serve, server, stop  # noqa: E402, F401
+from helpers.space import SPACE, folders, serve, server, stop  # noqa: E402, F401
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
 from modeling_mm import MMForSequenceClassification, cli  # noqa: E402
 from modeling_mm.checkpoint import load_checkpoint  # noqa: E402
 from modeling_mm.report import figures  # noqa: E402
 
-SENTENCE = r"[A-Z][^\n<>/\\]{10,200}\."  # one, without paths and markup
+SENTENCE = r"[A-Z][^\n<>/\\]{10,200}\."  # one sentence, without paths and markup
 ENDPOINTS = {"asked": ["/ask", "/look"], "classified": ["/classify", "/look"], "found": ["/search"]}
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """Paths of two images and a sound."""
+    """Paths of two images and an audio clip."""
     folder = tmp_path_factory.mktemp("media")
     for name, colour in (("red", (220, 30, 30)), ("blue", (30, 30, 220))):
         drawing(colour).save(folder / f"{name}.png")
@@ -45,7 +45,7 @@ def media(tmp_path_factory):
 
 @pytest.fixture
 def modules(monkeypatch):
-    """The Space's own modules, in this process."""
+    """The modules of the Space, imported into this process."""
     monkeypatch.syspath_prepend(str(SPACE))
     import asking
     import attention
@@ -59,7 +59,7 @@ def modules(monkeypatch):
 
 @pytest.fixture
 def client(server):
-    """A client of a Space by its name."""
+    """A function that returns a client of the Space with a name."""
     return lambda name: Client(server.urls[name], verbose=False)
 
 
@@ -69,19 +69,19 @@ def as_files(media, *names):
 
 def test_the_page_offers_what_the_model_can_do(client):
     for name, endpoints in ENDPOINTS.items():
-        told = client(name).view_api(return_format="dict", print_info=False)["named_endpoints"]
-        assert sorted(told) == sorted(endpoints)
-        for endpoint in told.values():
-            assert len(endpoint["description"]) > 30  # from the docstring: what MCP calls a tool by
+        described = client(name).view_api(return_format="dict", print_info=False)["named_endpoints"]
+        assert sorted(described) == sorted(endpoints)
+        for endpoint in described.values():
+            assert len(endpoint["description"]) > 30  # from the docstring, by which MCP clients choose a tool
 
 
 def test_answers_come_word_by_word_about_one_picture_or_several(client, media):
-    one = client("asked")
-    job = one.submit({"text": "what is it", "files": as_files(media, "red")}, False, 24, api_name="/chat")
+    space = client("asked")
+    job = space.submit({"text": "what is it", "files": as_files(media, "red")}, False, 24, api_name="/chat")
     job.result()
     pieces = job.outputs()
     assert len(pieces) > 1 and all(later.startswith(sooner) for sooner, later in zip(pieces, pieces[1:], strict=False))
-    asked = one.predict("what is it", *as_files(media, "red"), None, 24, api_name="/ask")
+    asked = space.predict("what is it", *as_files(media, "red"), None, 24, api_name="/ask")
     assert asked == pieces[-1]
     for names in (("red", "blue"), ("red", "tone")):
         message = {"text": "what is it", "files": as_files(media, *names)}
@@ -89,11 +89,13 @@ def test_answers_come_word_by_word_about_one_picture_or_several(client, media):
 
 
 def test_a_question_without_files_is_about_the_latest_ones(client, media):
-    talk, other = client("asked"), client("asked")
-    talk.predict({"text": "yes", "files": as_files(media, "blue")}, False, 4, api_name="/chat")
-    again = talk.predict({"text": "what is it", "files": []}, False, 4, api_name="/chat")
-    assert again == other.predict({"text": "what is it", "files": as_files(media, "blue")}, False, 4, api_name="/chat")
-    assert talk.predict({"text": "is it", "files": []}, True, 4, api_name="/chat")
+    first, second = client("asked"), client("asked")
+    first.predict({"text": "yes", "files": as_files(media, "blue")}, False, 4, api_name="/chat")
+    again = first.predict({"text": "what is it", "files": []}, False, 4, api_name="/chat")
+    assert again == second.predict(
+        {"text": "what is it", "files": as_files(media, "blue")}, False, 4, api_name="/chat"
+    )
+    assert first.predict({"text": "is it", "files": []}, True, 4, api_name="/chat")
 
 
 def test_following_up_sends_all_turns_and_otherwise_the_question_stands_alone(modules, folders, media, monkeypatch):
@@ -116,14 +118,14 @@ def test_following_up_sends_all_turns_and_otherwise_the_question_stands_alone(mo
 
 
 def test_the_answer_is_the_model_s_own_and_a_picture_is_encoded_once(modules, folders, media):
-    shown = modules["loading"].load(str(folders[0]))
-    asker, runs = modules["asking"].Asker(shown), []
-    shown.model.model.vision_tower.register_forward_hook(lambda *_: runs.append("seen"))
+    loaded = modules["loading"].load(str(folders[0]))
+    asker, runs = modules["asking"].Asker(loaded), []
+    loaded.model.model.vision_tower.register_forward_hook(lambda *_: runs.append("image"))
     files = [media["red"], media["tone"]]
     answers = [
         list(asker.answer([{"role": "user", "text": text, "files": files}], 12))[-1] for text in ("what", "is it red")
     ]
-    assert runs == ["seen"]
+    assert runs == ["image"]
     model, processor = load_checkpoint(str(folders[0]))
     for text, answer in zip(("what", "is it red"), answers, strict=True):
         content = [{"type": "image", "path": str(media["red"])}, {"type": "audio", "path": str(media["tone"])}]
@@ -138,26 +140,26 @@ def test_the_answer_is_the_model_s_own_and_a_picture_is_encoded_once(modules, fo
 def test_an_answer_that_nobody_reads_any_more_ends(modules, folders, media):
     asker = modules["asking"].Asker(modules["loading"].load(str(folders[0])))
     steps = []
-    asker.shown.model.lm_head.register_forward_hook(lambda *_: steps.append(time.sleep(0.05)))
+    asker.loaded.model.lm_head.register_forward_hook(lambda *_: steps.append(time.sleep(0.05)))
     reader = asker.answer([{"role": "user", "text": "what", "files": [media["red"]]}], 40)
     next(reader)
     reader.close()
     time.sleep(0.2)
-    left = len(steps)
+    steps_then = len(steps)
     time.sleep(0.3)
-    assert len(steps) == left < 40
+    assert len(steps) == steps_then < 40
 
 
 def test_any_subset_is_classified_and_what_each_brought_adds_up(client, media, folders):
-    one = client("classified")
+    space = client("classified")
     model, processor = load_checkpoint(str(folders[1]))
     for names in (["red"], ["text"], ["tone"], ["red", "text", "tone"]):
-        picture = handle_file(str(media["red"])) if "red" in names else None
-        sound = handle_file(str(media["tone"])) if "tone" in names else None
+        image = handle_file(str(media["red"])) if "red" in names else None
+        audio = handle_file(str(media["tone"])) if "tone" in names else None
         text = "is it red" if "text" in names else ""
-        label, found = one.predict(picture, text, sound, api_name="/classify")
+        label, found = space.predict(image, text, audio, api_name="/classify")
         assert set(found["brought"]) == {{"red": "image", "tone": "audio"}.get(name, name) for name in names}
-        assert sum(one["confidence"] for one in label["confidences"]) == pytest.approx(1, abs=1e-3)
+        assert sum(score["confidence"] for score in label["confidences"]) == pytest.approx(1, abs=1e-3)
         if names == ["red", "text", "tone"]:
             batch = processor(
                 images=[[str(media["red"])], []],
@@ -189,9 +191,9 @@ def test_a_gallery_is_searched_by_text_and_by_picture(client, server, media, fol
     assert [hit["similarity"] for hit in plain] == sorted((hit["similarity"] for hit in plain), reverse=True)
     model, processor = load_checkpoint(str(folders[2]))
     tokens = processor.tokenizer(["a small green triangle"] * 5, return_tensors="pt")
-    shown = processor.image_processor(drawn, return_tensors="pt")
+    pixels = processor.image_processor(drawn, return_tensors="pt")
     with torch.no_grad():
-        similar, matches = model(**tokens, **shown).logits_per_text[0], model.match(**tokens, **shown)
+        similar, matches = model(**tokens, **pixels).logits_per_text[0], model.match(**tokens, **pixels)
     order = model.ranking_scores(similar, matches).argsort(descending=True).tolist()
     assert [hit["picture"] for hit in again] == order
     chances = matches.softmax(dim=1)[order, 1].tolist()
@@ -202,7 +204,7 @@ def test_a_gallery_is_searched_by_text_and_by_picture(client, server, media, fol
 def test_there_is_a_map_for_each_word(client, media, name):
     answer, found = client(name).predict(handle_file(str(media["red"])), "is it red", api_name="/look")
     assert 1 <= len(found) <= 12
-    assert [one["caption"] for one in found] == answer.split()[:12]
+    assert [image["caption"] for image in found] == answer.split()[:12]
     if name == "classified":
         assert answer == "is it red"
     with Image.open(found[0]["image"]) as drawn:
@@ -210,36 +212,36 @@ def test_there_is_a_map_for_each_word(client, media, name):
 
 
 def hostile(server, every):
-    """Put every so-manieth hostile input to the Spaces; how many there are, were refused, and answered."""
-    told, wrong = {"refused": 0, "answered": 0}, []
+    """Send every `every`-th hostile input; return the number of all inputs, and counts of refusals and answers."""
+    counts, wrong = {"refused": 0, "answered": 0}, []
     all_cases = cases(server)
     for title, name, data in all_cases[::every]:
         value, error = server.call(name, *data())
-        if value and re.fullmatch(SENTENCE, str(value[0])):  # a conversation goes on: it is said in the answer's place
+        if value and re.fullmatch(SENTENCE, str(value[0])):  # in a conversation, the refusal is the answer
             value, error = None, value[0]
-        told["answered" if error is None else "refused"] += 1
-        if error is None:  # texts are harmless where nothing renders them, and so are a few sounds and numbers
-            well = value is not None and title.startswith(("text", "length", "most", "sound", "message"))
+        counts["answered" if error is None else "refused"] += 1
+        if error is None:  # texts are harmless if nothing renders them, and so are some clips and numbers
+            passed = value is not None and title.startswith(("text", "length", "most", "audio", "message"))
         else:
-            well = re.fullmatch(SENTENCE, error) and "Something went wrong" not in error  # it was foreseen
-        if not well or SECRET in f"{value} {error}":
+            passed = re.fullmatch(SENTENCE, error) and "Something went wrong" not in error  # an expected error
+        if not passed or SECRET in f"{value} {error}":
             wrong.append((title, value, error))
     assert wrong == []
-    value, error = server.call("classified", "classify", None, "is it red", None)  # and goes on as if nothing was
+    value, error = server.call("classified", "classify", None, "is it red", None)  # the Space still works
     assert error is None and value[1]["answer"] and server.process.poll() is None
-    return len(all_cases), told
+    return len(all_cases), counts
 
 
 def test_hostile_inputs_get_a_sentence_each(server):
-    _, told = hostile(server, every=10)
-    assert told["refused"] > 20 and told["answered"]
+    _, counts = hostile(server, every=10)
+    assert counts["refused"] > 20 and counts["answered"]
 
 
 @pytest.mark.slow
 def test_all_hostile_inputs_get_a_sentence_each(server):
-    count, told = hostile(server, every=1)
-    print(f"{count} hostile inputs: {told}")
-    assert count >= 200 and told["refused"] > 200 and told["answered"] > 20
+    count, counts = hostile(server, every=1)
+    print(f"{count} hostile inputs: {counts}")
+    assert count >= 200 and counts["refused"] > 200 and counts["answered"] > 20
 
 
 def test_nothing_but_uploads_can_be_fetched(server):
@@ -256,17 +258,17 @@ def test_each_session_has_its_share_of_a_minute(modules):
         session_hash = "a"
         client = None
 
-    visits, refused = modules["limits"].Visits(3), modules["limits"].Refused
+    limiter, refused = modules["limits"].RateLimiter(3), modules["limits"].Refused
     for _ in range(3):
-        visits.admit(Request())
+        limiter.admit(Request())
     with pytest.raises(refused, match="more than 3 requests in a minute"):
-        visits.admit(Request())
-    for number in range(27):  # of many sessions of one address, ten shares are heard
+        limiter.admit(Request())
+    for number in range(27):  # many sessions of one address share ten times the limit
         Request.session_hash = f"other {number}"
-        visits.admit(Request())
+        limiter.admit(Request())
     Request.session_hash = "one more"
     with pytest.raises(refused, match="more than 30 requests in a minute"):
-        visits.admit(Request())
+        limiter.admit(Request())
 
 
 @pytest.mark.slow
@@ -309,17 +311,17 @@ def test_a_hub_model_stays_at_one_commit_and_without_pickles(modules, monkeypatc
 def test_a_model_without_places_offers_no_look(modules, tmp_path):
     from helpers.space import MMForConditionalGeneration, save_tiny
 
-    shown = modules["loading"].load(str(save_tiny(tmp_path / "m", MMForConditionalGeneration, num_latents=4)))
-    assert not modules["attention"].can_look(shown)
+    loaded = modules["loading"].load(str(save_tiny(tmp_path / "m", MMForConditionalGeneration, num_latents=4)))
+    assert not modules["attention"].has_attention_maps(loaded)
 
 
 def test_a_checkpoint_with_older_code_offers_no_look_and_opens_pictures(modules, folders, tmp_path):
-    shown = modules["loading"].load(str(folders[0]))
-    assert modules["attention"].can_look(shown)
-    shown.model, shown.processor = SimpleNamespace(config=shown.model.config), SimpleNamespace()
-    assert not modules["attention"].can_look(shown)
+    loaded = modules["loading"].load(str(folders[0]))
+    assert modules["attention"].has_attention_maps(loaded)
+    loaded.model, loaded.processor = SimpleNamespace(config=loaded.model.config), SimpleNamespace()
+    assert not modules["attention"].has_attention_maps(loaded)
     Image.new("I;16", (4, 4), 30000).save(tmp_path / "a.png")
-    opened = modules["limits"].open_picture(tmp_path / "a.png", shown.processor)
+    opened = modules["limits"].open_image(tmp_path / "a.png", loaded.processor)
     assert opened.mode == "RGB" and opened.getpixel((0, 0)) == (117, 117, 117)
 
 
@@ -327,8 +329,8 @@ def test_the_space_draws_the_maps_of_the_command(modules, folders, media, tmp_pa
     drawn = []
     monkeypatch.setattr(figures, "draw_attention", lambda *call: drawn.append(call))
     for folder in folders[:2]:
-        shown, text = modules["loading"].load(str(folder)), "is there a red square"
-        answer, found = modules["attention"].maps(shown, Image.open(media["red"]), text, 4)
+        loaded, text = modules["loading"].load(str(folder)), "is there a red square"
+        answer, found = modules["attention"].draw_maps(loaded, Image.open(media["red"]), text, 4)
         flags = ["--text", text, "--max_new_tokens", "4", "--explain", str(tmp_path / "look.png")]
         assert cli.main(["predict", "--model", str(folder), "--image", str(media["red"]), *flags]) == 0
         image, maps, _, _ = drawn.pop()
@@ -345,9 +347,9 @@ def test_an_adapter_is_shown_as_trained_or_not_at_all(modules, folders, tmp_path
     adapted = get_peft_model(model, LoraConfig(target_modules=["query"], init_lora_weights=False))
     adapted.save_pretrained(folder)
     loading = modules["loading"]
-    shown = dict(loading.load(str(folder)).model.named_parameters())
-    name = next(name for name in shown if "lora_B" in name)
-    assert shown[name].abs().sum() > 0
+    loaded = dict(loading.load(str(folder)).model.named_parameters())
+    name = next(name for name in loaded if "lora_B" in name)
+    assert loaded[name].abs().sum() > 0
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="is an adapter; add `peft` to requirements.txt"):
         loading.load(str(folder))
@@ -370,9 +372,9 @@ def test_the_front_matter_is_what_the_hub_takes():
 
 
 def test_the_space_imports_neither_the_package_nor_anything_it_does_not_require():
-    own = {path.stem for path in SPACE.glob("*.py")}
+    modules = {path.stem for path in SPACE.glob("*.py")}
     required = {re.split(r"[<>=]", line)[0] for line in (SPACE / "requirements.txt").read_text().split()}
-    known = {*own, *required, "gradio", "huggingface_hub", "PIL", *sys.stdlib_module_names}
+    known = {*modules, *required, "gradio", "huggingface_hub", "PIL", *sys.stdlib_module_names}
     for path in SPACE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""A person's test: every tab used in a browser with real images, at a desk and on a phone, by day and by night.
+"""Tests of every tab in a browser with real images, on desktop and phone screens, in light and dark mode.
 
-Screenshots are written to SPACE_SCREENSHOTS, to be looked at. MM_SPACE_MODELS shows trained models in place of the
-tiny random ones: folders, in the order of `spaces.save_all`, separated by ":".
+Screenshots for review are written to SPACE_SCREENSHOTS. MM_SPACE_MODELS gives trained models in place of the tiny
+random ones: folders separated by ":", in the order of `helpers.space.save_all`.
 """
 
 import os
@@ -48,17 +48,17 @@ def chromium():
 
 @pytest.fixture(params=[(view, scheme) for view in VIEWS for scheme in ("light", "dark")], ids="-".join)
 def visit(request, chromium, tmp_path):
-    """Opens an address; afterwards nothing may have gone wrong, nor anything been asked of another host."""
+    """A function that opens a URL; afterwards there must be no errors and no requests to other hosts."""
     view, scheme = request.param
     context = chromium.new_context(viewport=VIEWS[view], color_scheme=scheme, has_touch=view == "phone")
-    complaints, hosts = [], set()
+    errors, hosts = [], set()
 
     def opened(url):
         page = context.new_page()
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("response", lambda got: complaints.append(f"{got.status} {got.url}") if got.status >= 400 else None)
-        page.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("response", lambda got: errors.append(f"{got.status} {got.url}") if got.status >= 400 else None)
+        page.on("request", lambda sent: hosts.add(urlsplit(sent.url).hostname))
         page.goto(url)
         page.get_by_role("heading", level=1).wait_for(timeout=LONG)
         return page
@@ -66,23 +66,23 @@ def visit(request, chromium, tmp_path):
     opened.name, opened.folder = f"{view}-{scheme}", Path(os.environ.get("SPACE_SCREENSHOTS", tmp_path))
     yield opened
     context.close()
-    assert complaints == []
+    assert errors == []
     assert hosts - {None, ""} <= {"127.0.0.1"}
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Paths of two images, and of one that is cut off."""
+    """Paths of two images, and of a truncated one."""
     for name, place in (("red", (8, 12, 34, 38)), ("blue", (30, 20, 50, 40))):
-        picture = Image.new("RGB", (64, 64), (240, 244, 248))
-        ImageDraw.Draw(picture).ellipse(place, name)
-        picture.save(tmp_path / f"{name}.png")
+        image = Image.new("RGB", (64, 64), (240, 244, 248))
+        ImageDraw.Draw(image).ellipse(place, name)
+        image.save(tmp_path / f"{name}.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
     return {path.stem: str(path) for path in tmp_path.iterdir()}
 
 
 def keep(visit, page, name):
-    """A screenshot of the whole page, once all is loaded; it must not be wider than the window."""
+    """Save a screenshot of the whole page when it is loaded; the page must not be wider than the window."""
     page.get_by_text("Loading...").first.wait_for(state="hidden", timeout=LONG)
     page.wait_for_function("[...document.images].every(image => image.complete)", timeout=LONG)
     visit.folder.mkdir(parents=True, exist_ok=True)
@@ -93,30 +93,30 @@ def keep(visit, page, name):
 
 
 def toast(page):
-    """What an error message says."""
-    said = page.locator("[data-testid=toast-body]").first
-    said.wait_for(timeout=LONG)
-    return said.inner_text()
+    """The text of an error message."""
+    message = page.locator("[data-testid=toast-body]").first
+    message.wait_for(timeout=LONG)
+    return message.inner_text()
 
 
 def put(page, label, path):
-    """Upload to the component with this label, in the tab that is open."""
-    box = page.locator(".block").filter(has_text=label).filter(has=page.locator("input[type=file]")).first
+    """Upload a file to the component with this label in the open tab."""
+    box = page.locator(".block:visible").filter(has_text=label).filter(has=page.locator("input[type=file]")).first
     box.locator("input[type=file]").first.set_input_files(path)
 
 
-# what stands in the answer with this number whenever the page changes
+# collects the text of the answer with this number whenever the page changes
 WATCH = """number => {
-    window.seen = new Set();
+    window.texts = new Set();
     new MutationObserver(() => {
         const answer = document.querySelectorAll("[data-testid=bot]")[number];
-        if (answer) window.seen.add(answer.innerText.trim());
+        if (answer) window.texts.add(answer.innerText.trim());
     }).observe(document.body, {subtree: true, childList: true, characterData: true});
 }"""
 
 
 def ask(page, text, *paths):
-    """Ask about images; returns what the answer was while it grew."""
+    """Ask about images; return all texts of the growing answer."""
     before = page.locator("[data-testid=bot]").count()
     if paths:
         page.locator("input[type=file]").first.set_input_files(list(paths))
@@ -126,16 +126,16 @@ def ask(page, text, *paths):
     page.keyboard.press("Enter")
     page.locator("[data-testid=bot]").nth(before).wait_for(timeout=LONG)
     page.wait_for_timeout(2000)
-    return set(page.evaluate("[...window.seen]")) - {""}
+    return set(page.evaluate("[...window.texts]")) - {""}
 
 
 def test_ask(visit, spaces, files):
     page = visit(spaces["ask"])
     page.locator("textarea").first.wait_for(timeout=LONG)
     keep(visit, page, "ask-empty")
-    seen = ask(page, "what shape is in the image?", files["red"])
+    texts = ask(page, "what shape is in the image?", files["red"])
     if not os.environ.get("MM_SPACE_MODELS"):  # a trained model may say one word
-        assert len(seen) > 1, "the answer did not grow"
+        assert len(texts) > 1, "the answer did not grow"
     ask(page, "what is the color of the shape?", files["blue"])
     keep(visit, page, "ask")
     page.locator("input[type=file]").first.set_input_files(files["broken"])
@@ -144,7 +144,9 @@ def test_ask(visit, spaces, files):
     page.keyboard.press("Enter")
     assert "The image cannot be read" in toast(page)
     keep(visit, page, "ask-error")
-    ask(page, "and this <img src=x onerror=alert(1)> **bold**?", files["red"], files["blue"])  # it goes on
+    ask(
+        page, "and this <img src=x onerror=alert(1)> **bold**?", files["red"], files["blue"]
+    )  # the conversation continues
     assert "<img src=x onerror=alert(1)> **bold**" in page.locator("[data-testid=user]").last.inner_text()
     assert page.locator("img[src=x]").count() == 0
 
@@ -152,7 +154,7 @@ def test_ask(visit, spaces, files):
 def test_look(visit, spaces, files):
     page = visit(spaces["ask"])
     page.get_by_role("tab", name="Look").click()
-    put(page, "Picture", files["red"])
+    put(page, "Image", files["red"])
     page.get_by_role("textbox", name="Question").fill("what shape is in the image?")
     page.get_by_role("button", name="Look").click()
     page.locator(
@@ -163,7 +165,7 @@ def test_look(visit, spaces, files):
 
 def test_classify(visit, spaces, files):
     page = visit(spaces["classify"])
-    put(page, "Picture", files["blue"])
+    put(page, "Image", files["blue"])
     page.get_by_label("Text").first.fill("i think it is <b>an odd number</b>")
     page.get_by_role("button", name="Classify").click()
     page.locator(".brought").wait_for(timeout=LONG)
@@ -180,10 +182,10 @@ def test_search(visit, spaces, files):
     keep(visit, page, "search")
     right = "[...document.querySelectorAll('.grid-container img')].map(one => one.getBoundingClientRect().right)"
     assert max(page.evaluate(right)) <= page.viewport_size["width"], "an image is cut off"
-    page.get_by_label("Look again").click()
+    page.get_by_label("Rerank").click()
     page.get_by_role("button", name="Search").click()
     page.get_by_text(re.compile(r"1\. match")).first.wait_for(timeout=LONG)
-    put(page, "Like this image", files["broken"])
+    put(page, "Similar to image", files["broken"])
     page.get_by_role("button", name="Search").click()
     assert "The image cannot be read" in toast(page)
 

@@ -69,9 +69,9 @@ def test_smoothed_labels_keep_class_weights(weights):
 @pytest.mark.parametrize(
     "flags,sentence",
     [
-        (["--task", "regression", "--label_smoothing_factor", "0.1"], "which a regression does not have"),
-        (["--task", "multilabel", "--label_smoothing_factor", "0.1"], "which a multilabel does not have"),
-        (["--task", "retrieval", "--label_smoothing_factor", "0.1"], "which a retrieval does not have"),
+        (["--task", "regression", "--label_smoothing_factor", "0.1"], "which --task regression does not have"),
+        (["--task", "multilabel", "--label_smoothing_factor", "0.1"], "which --task multilabel does not have"),
+        (["--task", "retrieval", "--label_smoothing_factor", "0.1"], "which --task retrieval does not have"),
         (["--label_smoothing_factor", "1.5"], "expected at least 0 and less than 1"),
         (["--push_to_hub", "true"], "modeling-mm push --model .* --repo_id USER/NAME"),
         (["--early_stopping_patience", "2"], "give --load_best_model_at_end true"),

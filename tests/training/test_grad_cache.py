@@ -145,6 +145,7 @@ for run in here.RUNS:
     assert torch.distributed.get_world_size() == 2
 if torch.distributed.get_rank() == 0:
     torch.save(found, folder / "found.pt")
+torch.distributed.destroy_process_group()
 """
 
 

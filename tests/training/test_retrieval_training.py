@@ -100,6 +100,7 @@ moved, loss = trained(folder, 8 // count // 2, 8, rows=rows)
 assert torch.distributed.get_world_size() == count
 if torch.distributed.get_rank() == 0:
     torch.save((moved, loss), folder / "step.pt")
+torch.distributed.destroy_process_group()
 """
 
 
@@ -117,8 +118,8 @@ def test_cached_gradients_on_several_processes_are_those_of_one(tmp_path, count)
 def test_scores_in_chunks_are_the_definitions(chunk):
     texts, media, pairs, true = embeddings_and_pairs()
     ways = [
-        (texts, media, (pairs.texts, pairs.media, pairs.texts, pairs.own), true),
-        (media, texts, (pairs.media, pairs.texts, pairs.own, pairs.texts), true.T),
+        (texts, media, (pairs.texts, pairs.media, pairs.texts, pairs.media_of_texts), true),
+        (media, texts, (pairs.media, pairs.texts, pairs.media_of_texts, pairs.texts), true.T),
     ]
     for queries, candidates, keys, right in ways:
         said = directed_scores(queries, candidates, keys, chunk=chunk)
@@ -216,7 +217,7 @@ def test_the_matching_head_counts_as_much_as_it_should():
         (["--rerank", 5, "--matching_weight", 0], "need a matching head"),
         (["--group_size", 2], "needs --group_by_image true"),
         (["--concept_column", "which"], "has no column 'which'"),
-        (["--task", "matching", "--concept_column", "caption"], "matching has no use for it"),
+        (["--task", "matching", "--concept_column", "caption"], "--task matching does not use it"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -350,4 +351,4 @@ def test_what_retrieval_does_not_learn_from_is_named(folder, capsys):
     ):
         assert cli.main([*map(str, train(folder, *flags))]) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert said.endswith(f"--task retrieval learns from images and texts alone; leave out {named}")
+        assert said.endswith(f"--task retrieval uses images and texts only; leave out {named}")

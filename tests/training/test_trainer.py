@@ -167,7 +167,7 @@ def test_a_parameter_without_a_gradient_is_named(processor, rows, tmp_path, capl
         trainer_for(model, processor, tmp_path, dataset, max_steps=5, per_device_train_batch_size=4).train()
     said = warnings_of(caplog)
     if forgotten:
-        assert len(said) == 1 and said[0].startswith("1 parameters") and "model.fusion.forgotten" in said[0]
+        assert len(said) == 1 and said[0].startswith("1 trainable parameters") and "model.fusion.forgotten" in said[0]
     else:
         assert said == []
 
@@ -204,6 +204,26 @@ def test_small_batches_accumulated_are_one_large_batch(processor, rows, tmp_path
     worst = max(float((large[name] - small[name]).abs().max()) for name in large)
     assert moved > 1e-2 and worst < 1e-4 * moved
     assert small_loss == pytest.approx(large_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "vision, trained, accumulated, count",
+    [("resnet", True, 2, 1), ("resnet", True, 1, 0), ("resnet", False, 2, 0), ("vit", True, 2, 0)],
+)
+def test_one_warning_where_batch_norms_make_accumulation_inexact(
+    processor, rows, tmp_path, caplog, vision, trained, accumulated, count
+):
+    model = model_for(processor, vision=vision)
+    set_trainable(model, vision=trained, fusion=True, text=True)
+    with caplog.at_level(logging.WARNING, logger="modeling_mm.training.callbacks"):
+        trainer_for(
+            model, processor, tmp_path, rows(8), max_steps=2, per_device_train_batch_size=2,
+            gradient_accumulation_steps=accumulated,
+        ).train()  # fmt: skip
+    messages = [record.getMessage() for record in caplog.records if "batch norm" in record.getMessage()]
+    assert len(messages) == count
+    if messages:
+        assert "2 batches of 2 rows will not equal a batch of 4 rows" in messages[0] and "vision_tower" in messages[0]
 
 
 @pytest.mark.parametrize("trained", [False, True])

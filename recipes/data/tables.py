@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What the makers of data share: a folder with one CSV per split, files written whole or not at all, several at once.
+"""Shared code of `make_*.py`: a folder with one CSV per split, files written atomically and in parallel.
 
-Every script `recipes/make_*.py` has a function `make(folder, seed, ...)` and, as a command, ends with one JSON line.
+Every `make_*.py` has a function `make(folder, seed, ...)`; run as a command, it prints one line of JSON at the end.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def save(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Call `write` with a new file that becomes `path` when it is complete, so that no half file is ever kept."""
+    """Call `write` with a new file that is renamed to `path` when complete, so that no partial file remains."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
@@ -29,7 +29,7 @@ def save(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_table(folder: Path, split: str, columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
-    """`folder/split.csv`; paths in the rows are relative to it."""
+    """Write `folder/split.csv`; paths in the rows are relative to the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -37,12 +37,12 @@ def write_table(folder: Path, split: str, columns: list[str], rows: Iterable[tup
         writer.writerows(rows)
 
 
-def side_by_side(write: Callable[[Any], None], what: Iterable[Any], description: str) -> int:
-    """Call `write` once with each distinct thing, one on each core, with progress; returns how many.
+def write_in_parallel(write: Callable[[Any], None], items: Iterable[Any], description: str) -> int:
+    """Call `write` once for each distinct item, on all cores, with a progress bar; return the number of calls.
 
-    Threads are enough: the work is done by an espeak-ng of its own for each sentence.
+    Threads are sufficient, because each sentence is spoken by a separate espeak-ng process.
     """
-    distinct = list(dict.fromkeys(what))
+    distinct = list(dict.fromkeys(items))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in tqdm(pool.map(write, distinct), total=len(distinct), desc=description):
             pass
@@ -50,7 +50,7 @@ def side_by_side(write: Callable[[Any], None], what: Iterable[Any], description:
 
 
 def command(make: Callable[..., dict[str, Any]], description: str, **rows: int) -> None:
-    """Run `make` from the command line, with `rows` as options and their defaults, and print what it returns."""
+    """Run `make` from the command line and print its result; `rows` are the numeric options with their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = Path("runs/data") / Path(sys.argv[0]).stem.removeprefix("make_")
     parser.add_argument("--output_dir", type=Path, default=folder, help="default: %(default)s")

@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Sentences spoken by espeak-ng (Debian: `apt install espeak-ng`), in voices that no two splits share.
+"""Speech synthesis by espeak-ng (Debian: `apt install espeak-ng`), in voices that no two splits share.
 
-A voice is one of espeak-ng's variants: its formants, timbre and breath. Accent, speed and pitch vary within a voice.
-What a file holds follows from its name alone, so the same seed gives the same bytes and an interrupted run goes on.
-Sounds are mono at 16,000 samples per second, without the pause that ends a sentence.
+A voice is one of espeak-ng's variants, with its formants, timbre and breath. Accent, speed and pitch vary within a
+voice. The content of a file follows from its name alone, so the same seed gives the same bytes and an interrupted run
+can be continued. Audio is mono at 16 kHz, without the pause at the end of a sentence.
 """
 
 import io
@@ -21,13 +21,13 @@ from .tables import save
 
 RATE = 16000
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-029")
-SPEEDS = range(140, 201, 10)  # words per minute; 175 is espeak-ng's own
-PITCHES = range(35, 66, 5)  # of 0 to 99 within the voice's own range; 50 is espeak-ng's own
-WIDE_SPEEDS, WIDE_PITCHES = range(120, 221, 10), range(10, 91, 5)  # to train on: they stand in for voices not heard
-LOUDNESS = 40  # of 0 to 200; at espeak-ng's own 100 the loudest voices run into the limit
-# Many voices to train on, because what carries over to a new voice is learnt from their variety. Left out are robots,
-# whispers and what cannot be told apart by ear or by machine; variants that nearly repeat another (klatt and adam, m3
-# and croak, ...) are in one split.
+SPEEDS = range(140, 201, 10)  # words per minute; espeak-ng's default is 175
+PITCHES = range(35, 66, 5)  # from 0 to 99 within the range of the voice; espeak-ng's default is 50
+WIDE_SPEEDS, WIDE_PITCHES = range(120, 221, 10), range(10, 91, 5)  # for training, in place of unseen voices
+LOUDNESS = 40  # from 0 to 200; at espeak-ng's default of 100 the loudest voices clip
+# Many voices for training, because generalisation to a new voice is learnt from their variety. Left out are robots,
+# whispers and unintelligible voices; variants that are nearly the same (klatt and adam, m3 and croak, ...) are in one
+# split.
 VOICES = {
     "train": (
         *("adam", "benjamin", "edward", "klatt2", "klatt4", "steph", "steph2", "Gene", "aunty", "linda", "grandma"),
@@ -44,7 +44,7 @@ VOICES = {
 
 @dataclass(frozen=True)
 class Utterance:
-    """One sentence as one voice says it once."""
+    """One recording of a sentence by a voice."""
 
     text: str
     voice: str
@@ -59,22 +59,22 @@ class Utterance:
 
 
 def utterance(text: str, split: str, take: int, seed: int, wide: bool = False) -> Utterance:
-    """Take `take` (0, 1, ...) of a sentence: the split's voices in turn, at random accents, speeds and pitches.
+    """Recording number `take` (0, 1, ...) of a sentence: the split's voices in turn, other settings random.
 
     Args:
-        wide: from the wide ranges of speed and pitch.
+        wide: draws speed and pitch from the wide ranges.
     """
-    chance = random.Random(f"{seed} {split} {text} {take}")
+    rng = random.Random(f"{seed} {split} {text} {take}")
     voice = VOICES[split][take % len(VOICES[split])]
     speeds, pitches = (WIDE_SPEEDS, WIDE_PITCHES) if wide else (SPEEDS, PITCHES)
-    return Utterance(text, voice, chance.choice(ACCENTS), chance.choice(speeds), chance.choice(pitches))
+    return Utterance(text, voice, rng.choice(ACCENTS), rng.choice(speeds), rng.choice(pitches))
 
 
 def require_espeak() -> None:
-    """See that espeak-ng is there with every voice; it would say an unknown one in its standard voice.
+    """Check that espeak-ng is installed with all voices; it silently replaces unknown ones by its default voice.
 
     Raises:
-        ValueError: it is not installed or lacks a voice.
+        ValueError: espeak-ng is not installed or lacks a voice.
     """
     if shutil.which("espeak-ng") is None:
         raise ValueError("the program espeak-ng, which speaks the sentences, is missing: apt install espeak-ng")
@@ -86,21 +86,21 @@ def require_espeak() -> None:
 
 
 def speak(utterance: Utterance) -> np.ndarray:
-    """The sound (samples,) between -1 and 1, at `RATE`."""
+    """Audio samples (samples,) between -1 and 1, at `RATE`."""
     voice = f"{utterance.accent}+{utterance.voice}"
-    how = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "-a", str(LOUDNESS), "-z"]
-    said = subprocess.run(["espeak-ng", *how, "--stdout", utterance.text], capture_output=True, check=True).stdout
-    sound, rate = soundfile.read(io.BytesIO(said))
-    return resample_poly(sound, RATE, rate)
+    options = ["-v", voice, "-s", str(utterance.speed), "-p", str(utterance.pitch), "-a", str(LOUDNESS), "-z"]
+    wav = subprocess.run(["espeak-ng", *options, "--stdout", utterance.text], capture_output=True, check=True).stdout
+    samples, rate = soundfile.read(io.BytesIO(wav))
+    return resample_poly(samples, RATE, rate)
 
 
-def write_sound(path: Path, sound: np.ndarray) -> None:
-    """A FLAC file, 16 bits."""
-    save(path, lambda file: soundfile.write(file, sound.clip(-1, 1), RATE, format="FLAC", subtype="PCM_16"))
+def write_audio(path: Path, samples: np.ndarray) -> None:
+    """Write a FLAC file with 16 bits per sample."""
+    save(path, lambda file: soundfile.write(file, samples.clip(-1, 1), RATE, format="FLAC", subtype="PCM_16"))
 
 
 def write_utterance(folder: Path, utterance: Utterance) -> None:
-    """Speak into `folder`, unless that was done before."""
+    """Write the audio file of an utterance to `folder`, unless it exists."""
     path = folder / utterance.file_name
     if not path.exists():
-        write_sound(path, speak(utterance))
+        write_audio(path, speak(utterance))
