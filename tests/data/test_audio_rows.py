@@ -197,7 +197,7 @@ def test_skipped_rows_are_listed_and_counted_and_a_trained_model_knows_what_it_h
     assert command(*evaluate, *sound, "--on_bad_row", "skip") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["skipped_rows"] == 1
     page = (out / "evaluation" / "report.html").read_text()
-    assert "1 rows of" in page and "1 bad ones left out" in page and "long.wav" in page
+    assert "1 rows of" in page and "1 bad rows left out" in page and "long.wav" in page
     caplog.clear()
     assert command(*evaluate, "--audio_column", "", "--modality_report", "false") == 0
     assert "without --audio_column it is evaluated without sound" in caplog.text

@@ -40,8 +40,8 @@ from modeling_mm.training.trainer import MMTrainer
 @pytest.fixture
 def rows(files):
     """Rows of a classification with one image, text and audio clip each; images and clips repeat."""
-    pictures, sounds = files
-    return [Row(n + 1, [pictures[n % 3]], "is there a red square in it", n % 2, [sounds[n % 2]]) for n in range(6)]
+    images, clips = files
+    return [Row(n + 1, [images[n % 3]], "is there a red square in it", n % 2, [clips[n % 2]]) for n in range(6)]
 
 
 def everything(seed=0):
@@ -83,10 +83,10 @@ def test_workers_that_live_on_see_each_epoch(listener, rows):
 
 def trainer_for(processor, folder, files, **options):
     """A trainer, with augmentation, of a tiny classifier on twelve rows, three steps per epoch."""
-    pictures, _ = files
+    images, _ = files
     labels = ["no", "yes"]
     cells = {
-        "image": [pictures[n % 3] for n in range(12)],
+        "image": [images[n % 3] for n in range(12)],
         "text": ["is there a red square"] * 12,
         "label": [labels[n % 2] for n in range(12)],
     }
@@ -151,8 +151,8 @@ def test_a_flip_is_the_mirror_picture_or_none():
 def test_a_crop_keeps_most_of_the_picture_and_its_proportions(size):
     width, height = size
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    picture = Image.fromarray(np.stack([across, down, across], axis=-1).astype(np.uint8))
-    for view in Augmentation(["crop"]).image_views({str(n): picture for n in range(10)}).values():
+    image = Image.fromarray(np.stack([across, down, across], axis=-1).astype(np.uint8))
+    for view in Augmentation(["crop"]).image_views({str(n): image for n in range(10)}).values():
         pixels = np.asarray(view).astype(float)
         wide, high = np.ptp(pixels[..., 0]) / 255, np.ptp(pixels[..., 1]) / 255
         assert 0.65 < wide * high <= 1 and 0.8 < wide / high < 1.25
@@ -198,8 +198,8 @@ def test_a_distinct_picture_and_a_distinct_sound_have_one_view_in_a_batch(listen
 
 
 def test_noise_is_as_loud_as_said_and_silence_stays_silent(listener, files):
-    _, sounds = files
-    clip = read_audio(sounds[0], RATE)
+    _, clips = files
+    clip = read_audio(clips[0], RATE)
     loud = []
     for seed in range(20):
         view = Augmentation(audio=["noise"]).waveform(clip, listener, np.random.default_rng(seed))
@@ -211,8 +211,8 @@ def test_noise_is_as_loud_as_said_and_silence_stays_silent(listener, files):
 
 
 def test_a_shift_puts_silence_in_front_and_stays_in_bounds(listener, files):
-    _, sounds = files
-    clip = read_audio(sounds[0], RATE)
+    _, clips = files
+    clip = read_audio(clips[0], RATE)
     for seed in range(5):
         view = Augmentation(audio=["shift"]).waveform(clip, listener, np.random.default_rng(seed))
         silence = len(view) - len(clip)
@@ -234,9 +234,9 @@ EXTRACTORS = {
 def test_specaugment_masks_frames_and_bins_of_the_clip_only(processor, files, kind):
     make, bins = EXTRACTORS[kind]
     hearing = MMProcessor(processor.image_processor, processor.tokenizer, audio=make(), max_seconds=1.0)
-    _, sounds = files
-    plain = hearing.flat_audio([sounds])
-    batch = Augmentation(audio=["specaugment"]).audio_views(hearing, [list(map(MediaRef, sounds))])
+    _, clips = files
+    plain = hearing.flat_audio([clips])
+    batch = Augmentation(audio=["specaugment"]).audio_views(hearing, [list(map(MediaRef, clips))])
     assert torch.equal(plain["audio_index"], batch["audio_index"]) and plain.keys() == batch.keys()
     before, after = (log_mel_frames(b["input_features"], hearing.feature_extractor) for b in (plain, batch))
     assert before.shape[2] == bins and after.data_ptr() == batch["input_features"].data_ptr()
@@ -322,8 +322,8 @@ def command(folder, *more):
 
 
 def test_the_command_augments_and_shows_it(files, tmp_path):
-    pictures, sounds = files
-    cells = [f"{pictures[n % 3]},a red one,{sounds[n % 2]},{'ab'[n % 2]}" for n in range(12)]
+    images, clips = files
+    cells = [f"{images[n % 3]},a red one,{clips[n % 2]},{'ab'[n % 2]}" for n in range(12)]
     (tmp_path / "t.csv").write_text("\n".join(["image,text,audio,label", *cells]))
     flags = ["--augment_images", "crop,color", "--augment_audio", "noise", "specaugment", "--word_dropout", 0.2]
     assert cli.main(command(tmp_path, *flags, "--modality_dropout", 0.2)) == 0
@@ -336,7 +336,7 @@ def test_the_command_augments_and_shows_it(files, tmp_path):
     "flags, message",
     [
         (["--augment_images", "crop,blur"], "knows no 'blur'; choose from"),
-        (["--task", "matching", "--modality_dropout", "0.1"], "matching needs an image and a text in each row"),
+        (["--task", "matching", "--modality_dropout", "0.1"], "--task matching needs both in each row"),
     ],
 )
 def test_the_command_refuses_before_it_reads(tmp_path, capsys, flags, message):

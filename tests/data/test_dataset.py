@@ -77,8 +77,8 @@ def test_cells_stay_as_written_and_an_empty_one_is_a_missing_modality(folder, ki
         (3, "None", "null"),
         (4, "", "1"),
     ]
-    pictures = [[open_image(image.source).getpixel((0, 0)) for image in row.images] for row in rows_of(dataset)]
-    assert pictures == [[RED], [BLUE], [], [RED]]
+    pixels = [[open_image(image.source).getpixel((0, 0)) for image in row.images] for row in rows_of(dataset)]
+    assert pixels == [[RED], [BLUE], [], [RED]]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(folder):
@@ -176,15 +176,15 @@ def test_an_unknown_source_is_one_sentence(folder):
             read_table(source)
 
 
-def questions(folder, pictures=8, each=3):
+def questions(folder, num_images=8, each=3):
     """`each` questions about each of many images, and two without an image."""
-    for p in range(pictures):
+    for p in range(num_images):
         drawing((p * 20, 0, 0)).save(folder / f"p{p}.png")
-    rows = [(f"p{p}.png", f"q{q}", "a") for q in range(each) for p in range(pictures)]
+    rows = [(f"p{p}.png", f"q{q}", "a") for q in range(each) for p in range(num_images)]
     return read(write(folder, "csv", [*rows, ("", "alone", "a"), ("", "alone", "a")]))
 
 
-def first_pictures(dataset):
+def first_images(dataset):
     return {image for row in rows_of(dataset) for image in row.images[:1]}
 
 
@@ -192,7 +192,7 @@ def test_held_out_rows_are_disjoint_and_the_same_for_a_seed(folder):
     dataset = questions(folder)
     rest, held = dataset.hold_out(0.3, seed=1)
     assert sorted(rest.kept + held.kept) == dataset.kept
-    assert first_pictures(rest).isdisjoint(first_pictures(held)) and first_pictures(held)
+    assert first_images(rest).isdisjoint(first_images(held)) and first_images(held)
     assert len(held.groups()) == round(0.3 * 10)
     again = dataset.hold_out(0.3, seed=1)
     assert (rest.kept, held.kept) == (again[0].kept, again[1].kept)
@@ -217,7 +217,7 @@ def test_one_picture_cannot_be_held_out_of_itself(folder):
 
 
 def test_a_group_is_one_picture_or_one_row_without(folder):
-    groups = questions(folder, pictures=3, each=2).groups()
+    groups = questions(folder, num_images=3, each=2).groups()
     assert sorted(groups) == [[0, 3], [1, 4], [2, 5], [6], [7]]
 
 
@@ -238,10 +238,10 @@ def test_the_sampler_gives_each_row_once_with_rows_of_a_picture_side_by_side(fol
     assert list(again) == epochs[1]
 
 
-@pytest.mark.parametrize("split, rows, pictures", [("train", 38575, 4000), ("test", 9673, 1000)])
-def test_easy_vqa_has_its_official_size(split, rows, pictures):
+@pytest.mark.parametrize("split, rows, num_images", [("train", 38575, 4000), ("test", 9673, 1000)])
+def test_easy_vqa_has_its_official_size(split, rows, num_images):
     table = read_easy_vqa(split)
-    assert len(table) == rows and len(set(table["image"])) == pictures
+    assert len(table) == rows and len(set(table["image"])) == num_images
     assert set(table.column_names) == set(HEADER)
     dataset = MMDataset("easy-vqa", *read_table("easy-vqa", split), COLUMNS)
     assert open_image(dataset[rows - 1].images[0].source).size == (64, 64)

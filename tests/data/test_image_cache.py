@@ -63,13 +63,13 @@ def test_what_augmentation_shrank_is_not_what_evaluation_sees(processor, rows, o
 
 def test_room_for_three_pictures_keeps_three(opened, tmp_path):
     memory = ImageCache(1)
-    pictures = [Image.new("RGB", (256, 300)) for _ in range(4)]  # 0.29 MiB each
+    images = [Image.new("RGB", (256, 300)) for _ in range(4)]  # 0.29 MiB each
     for _ in range(2):
-        for number, picture in enumerate(pictures):
-            assert memory.get(number, lambda picture=picture: picture) is picture
+        for number, image in enumerate(images):
+            assert memory.get(number, lambda image=image: image) is image
     assert list(memory.images) == [0, 1, 2] and memory.room == 2**20 - 3 * 256 * 300 * 4
     nothing = ImageCache()
-    nothing.get(0, lambda: pictures[0])
+    nothing.get(0, lambda: images[0])
     assert not nothing.images
 
 
@@ -83,4 +83,4 @@ def test_the_former_name_of_an_argument_is_answered_with_the_new_one(tmp_path, c
     (tmp_path / "old.yaml").write_text("keep_pictures: 64\n")
     for former in (["--keep_pictures", "64"], ["--keep_pictures=64"], ["--config", str(tmp_path / "old.yaml")]):
         assert cli.main(["train", "--train_file", "no.csv", "--output_dir", str(tmp_path), *former]) == 2
-        assert "--keep_pictures is called --image_cache_mb now" in capsys.readouterr().err
+        assert "--keep_pictures was renamed to --image_cache_mb" in capsys.readouterr().err

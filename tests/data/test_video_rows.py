@@ -102,10 +102,10 @@ def test_lists_of_frames_and_embedded_videos_are_read(folder):
     assert [[np.size(video.source) for video in row.videos] for row in checked(folder / "l.jsonl")] == [[2], [1, 1]]
     (folder / "n.jsonl").write_text(json.dumps({"video": frame_lists, "label": "a"}))
     assert [len(video.source) for video in checked(folder / "n.jsonl")[0].videos] == [1, 2]
-    pictures = [[{"bytes": (folder / "frames" / f"{n}.png").read_bytes(), "path": None} for n in range(3)]]
+    encoded_frames = [[{"bytes": (folder / "frames" / f"{n}.png").read_bytes(), "path": None} for n in range(3)]]
     for kind, column, frames in (
         (datasets.Video(), [{"bytes": (folder / "long.mp4").read_bytes(), "path": None}], 4),
-        (datasets.List(datasets.Image()), pictures, 3),
+        (datasets.List(datasets.Image()), encoded_frames, 3),
     ):
         table = datasets.Dataset.from_dict({"video": column, "label": ["a"]}).cast_column("video", kind)
         table.to_parquet(folder / "e.parquet")
@@ -288,7 +288,7 @@ def test_a_trained_picture_model_is_given_video(processor):
 def test_video_needs_a_column_and_frames(folder, capsys):
     command = ["train", "--train_file", "t.csv", "--output_dir", str(folder), "--vision_tower", "scratch-tiny"]
     assert cli.main([*command, "--video_column", "video"]) == 2
-    assert "--video_column for where it is and --num_frames" in capsys.readouterr().err
+    assert "video needs both --video_column, the column with the videos, and --num_frames" in capsys.readouterr().err
 
 
 def write_motions(folder, count, seed):

@@ -146,4 +146,4 @@ def test_templates_are_for_retrieval_with_classes(finder, table, tmp_path, proce
     for model, argv in ((classifier, ["--label_column", "label"]), (finder, [])):
         asked = ["evaluate", "--model", model, "--test_file", table, "--prompt_templates", "a {}", *argv]
         assert cli.main([*map(str, asked)]) == 2
-        assert "--prompt_templates is for a retrieval model with a --label_column" in capsys.readouterr().err
+        assert "--prompt_templates is for retrieval models with a --label_column" in capsys.readouterr().err
