@@ -200,7 +200,7 @@ def test_skipped_rows_are_listed_and_counted_and_a_trained_model_knows_what_it_h
     assert "1 rows of" in page and "1 bad rows left out" in page and "long.wav" in page
     caplog.clear()
     assert command(*evaluate, "--audio_column", "", "--modality_report", "false") == 0
-    assert "without --audio_column it is evaluated without sound" in caplog.text
+    assert "without --audio_column it is evaluated without" in caplog.text
     further = ["train", "--task", "classification", "--model", out, "--train_file", bad / "long.csv", *sound, *QUIET]
     assert command(*further, "--output_dir", bad / "further") == 2
     assert "long.csv, row 2: the audio clip" in capsys.readouterr().err.splitlines()[-1]

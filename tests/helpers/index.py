@@ -90,6 +90,6 @@ def table(image_folder, tmp_path):
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "caption", "price", "code"])
-        for number, path in enumerate(sorted(image_folder.rglob("*.png"))):
-            writer.writerow([path.relative_to(tmp_path), f"<b>no. {number}</b>", number, f"{number:03}"])
+        for number, image in enumerate(sorted(image_folder.rglob("*.png"))):
+            writer.writerow([image.relative_to(tmp_path), f"<b>no. {number}</b>", number, f"{number:03}"])
     return path
