@@ -31,7 +31,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from modeling_mm.data.media import open_image
 from modeling_mm.search.ann import build_ann
 from modeling_mm.search.dual_encoder import DualEncoder
-from modeling_mm.search.gallery import OWN, Gallery
+from modeling_mm.search.gallery import INDEX_COLUMNS, Gallery
 from modeling_mm.training.scratch import train_tokenizer
 
 WIDTH, LATENT, CLUSTERS, QUERIES = 256, 32, 2000, 100
@@ -95,7 +95,7 @@ def survive(folder: Path, count: int) -> list[str]:
         len(set(table["id"].to_pylist())),
         table.slice(0, table.num_rows).take(list(range(0, count, 97))),
     )
-    embedded_again = DualEncoder.load(model).embed_pictures([open_image(path) for path in chosen["image"].to_pylist()])
+    embedded_again = DualEncoder.load(model).embed_images([open_image(path) for path in chosen["image"].to_pylist()])
     difference = np.abs(embedded_again - np.array(chosen["vector"].to_pylist(), np.float32)).max()
     assert table.num_rows == distinct == count == json.loads(output.splitlines()[-1])["rows"]
     return [
@@ -136,7 +136,7 @@ def measure(folder: Path, count: int) -> list[str]:
     gallery = Gallery.create(str(folder / str(count)), made_by, {})
     for start in range(0, count, 50_000):
         ids = [str(number) for number in range(start, min(start + 50_000, count))]
-        gallery.put({name: ids for name in OWN}, vectors_of(rng, centres, mixing, len(ids)), {})
+        gallery.put({name: ids for name in INDEX_COLUMNS}, vectors_of(rng, centres, mixing, len(ids)), {})
     gallery.compact()
     queries = vectors_of(rng, centres, mixing, QUERIES)
     spent, truth = latencies(gallery, queries, exact=True)

@@ -39,7 +39,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from modeling_mm.data.augmentation import picture_transform
+from modeling_mm.data.augmentation import image_transform
 from modeling_mm.training.scratch import text_config, train_tokenizer
 
 SIDE = 32  # pixels: half the size of the images, at a quarter of the time
@@ -109,7 +109,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
     encoded = tokenizer(data.texts)
     names = options.augment_images
-    augment = picture_transform(names, (SIDE, SIDE)) if names else torch.nn.Identity()
+    augment = image_transform(names, (SIDE, SIDE)) if names else torch.nn.Identity()
     generator = torch.Generator().manual_seed(options.seed)
     model.train()
     rows_trained, start = 0, time.process_time()

@@ -32,7 +32,7 @@ from ..evaluation.predictions import (
     write_predictions,
 )
 from ..evaluation.retrieval import evaluate_retrieval
-from ..evaluation.zero_shot import TEMPLATE, check_templates, evaluate_zero_shot, labelled_pictures
+from ..evaluation.zero_shot import TEMPLATE, check_templates, evaluate_zero_shot, labelled_images
 from ..model.processing_mm import MMProcessor
 from ..report.html import write_report
 from ..report.sections import draw_examples, report_sections, skipped_section, zero_shot_sections
@@ -94,7 +94,7 @@ def zero_shot_results(
     if arguments.process_index:
         return None
     source = args.test_file or str(args.dataset)
-    rows = labelled_pictures(source, args.split, args.image_column, str(args.label_column), args.on_bad_row == "skip")
+    rows = labelled_images(source, args.split, args.image_column, str(args.label_column), args.on_bad_row == "skip")
     collator = RetrievalCollator(processor, "retrieval", args.max_length)
     evaluation = evaluate_zero_shot(model.to(arguments.device), collator, rows, templates, args.batch_size)
     write_predictions(rows, evaluation, output / "predictions.jsonl")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..search.ann import build_ann
-from ..search.builder import add_pictures, open_inputs, remove
+from ..search.builder import add_images, open_inputs, remove
 from ..search.gallery import Gallery, only_writer
 from .arguments import MMParser
 from .verbs import IndexArguments
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     with only_writer(args.index):
         if inputs is not None:
             sizes = (args.batch_size, args.commit_rows, args.num_workers)
-            result |= add_pictures(args.index, *inputs, args.prune, *sizes)
+            result |= add_images(args.index, *inputs, args.prune, *sizes)
         gallery = Gallery.open(args.index)
         if args.remove:
             result["removed"] = remove(gallery, args.remove)

@@ -15,7 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from ..checkpoint import load_checkpoint, quantized
 from ..data.collator import MMCollator, RetrievalCollator
-from ..data.media import open_image
+from ..data.media import MediaRef, open_image
 from ..data.rows import Row
 from ..model.processing_mm import MMProcessor
 from ..report import figures
@@ -117,8 +117,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"--explain: {error}") from None
     clips, videos = list(args.audio), list(args.video)
+    media = [[MediaRef(path) for path in paths] for paths in (args.image, clips, videos)]
     rows = [
-        Row(number + 1, list(args.image), text, None, clips, videos) for number, text in enumerate(args.text or [""])
+        Row(number, media[0], text, None, media[1], media[2]) for number, text in enumerate(args.text or [""], start=1)
     ]
     for row in rows:
         processor.check_markers([row.text], [row.images])

@@ -23,7 +23,7 @@ def query_vector(encoder: DualEncoder, text: str | None, image: str | None, imag
     """The normalised embedding (E,) of a text, of an image, or their weighted mean."""
     if not image:
         return encoder.embed_texts([text or ""])[0]
-    embedding = encoder.embed_pictures([image])[0]
+    embedding = encoder.embed_images([image])[0]
     if not text:
         return embedding
     mean = image_weight * embedding + (1 - image_weight) * encoder.embed_texts([text])[0]

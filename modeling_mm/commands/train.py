@@ -212,7 +212,7 @@ def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     rows = max(dataset.groups(), key=len)
     row = dataset.row(dataset.kept[rows[0]])
     kind, media = ("Video", row.videos) if row.videos and not row.images else ("Image", row.images)
-    print(f"\n{kind}:", media[0] if media and isinstance(media[0], str) else "(embedded)")
+    print(f"\n{kind}:", (media[0].path if media else None) or "(embedded)")
     by_truth = {format_answer(line["truth"]): line for line in (json.loads(lines[i]) for i in rows)}
     for line in list(by_truth.values())[:count]:
         print(f"  {line['text']}  ->  {format_answer(line['prediction'])}  (truth: {format_answer(line['truth'])})")

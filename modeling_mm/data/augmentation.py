@@ -1,14 +1,14 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Augmentation: what training sees of its rows for once, and differently in the next epoch.
+"""Augmentation: random changes of training rows, drawn anew in each epoch.
 
-- A distinct image or sound has one view in a batch, however many rows ask about it, and is encoded once.
-- What is drawn depends on seed, epoch and the rows at hand, on no state: neither workers nor an interruption change
-  it. A row's words and modalities depend on its number, the view of a sound on its file, that of an image on the
-  images of its size in the batch, which are turned together.
-- Images are changed by kornia; nothing else needs it. Hue stays, by which red would become orange. An image larger
-  than its tower sees it is shrunk first, which saves time and changes little.
+- A distinct image or audio clip has one view in a batch, however many rows have it, and is encoded once.
+- Draws depend on seed, epoch and the rows of the batch, on no state: neither workers nor an interruption change
+  them. Those of words and modalities depend on the row's number, those of an audio clip on its file, those of an
+  image on the images of its size in the batch, which are transformed together.
+- kornia, which nothing else needs, changes the images. Hue is left alone, as red would become orange. An image larger
+  than the tower's input is shrunk first, which saves time and changes little.
 
-Shapes: A clips, F frames, M mel bins.
+Shapes: A clips, S samples, F frames, M mel bins.
 """
 
 import math
@@ -26,31 +26,31 @@ from transformers import ClapFeatureExtractor, Wav2Vec2FeatureExtractor, Whisper
 from ..model.audio_mm import read_audio
 from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
-from .media import image_key
+from .media import MediaRef
 from .rows import Row, present_modalities, without
 
 IMAGES = ("crop", "rotate", "flip", "color")
 AUDIO = ("noise", "shift", "specaugment")
-SHORT_SIDE = 512  # of a larger image, which is shrunk first where the tower's size is not known
+SHORT_SIDE = 512  # pixels to which larger images are shrunk if the tower's input size is not known
 DEGREES = 10.0
 CROP = (0.7, 1.0)  # share of the image's area that a crop keeps
-COLOR = 0.2  # brightness, contrast and saturation change by this much at most
-DECIBELS = (10.0, 30.0)  # of a clip above the noise that is added to it
-SHIFT = 0.1  # seconds of silence in front of a clip, at most
-BANDS, FRAMES = 0.125, 0.1  # widest mask of mel bins and of frames, in parts of all; there are MASKS of each
+COLOR = 0.2  # largest relative change of brightness, contrast and saturation
+DECIBELS = (10.0, 30.0)  # signal-to-noise ratio of added noise
+SHIFT = 0.1  # maximum seconds of silence in front of a clip
+BANDS, FRAMES = 0.125, 0.1  # widest mask as a share of all mel bins and of all frames; there are MASKS of each
 MASKS = 2
 
 
 @dataclass
 class Augmentation:
-    """How training rows are changed.
+    """The changes of training rows.
 
     Args:
         images: any of `crop`, `rotate`, `flip` (left and right; not for digits, letters or sides), `color`.
         audio: any of `noise`, `shift` (silence in front), `specaugment` (masks in log-mel features; Park et al. 2019).
         word_dropout: probability with which a word leaves its text.
         modality_dropout: probability with which a modality leaves its row.
-        seed: another one draws everything anew.
+        seed: of all draws.
 
     Raises:
         ValueError: an unknown name, a probability not in [0, 1), or kornia is needed and not installed.
@@ -71,53 +71,54 @@ class Augmentation:
                 raise ValueError(f"--{flag} is {share}; expected a probability, at least 0 and below 1")
         if self.images:
             kornia_augmentation()
-        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers that live on see it change
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # persistent workers see it change
 
     def check(self, processor: MMProcessor) -> None:
-        """Refuse what this processor's sounds cannot have.
+        """Check that this processor's audio can be augmented as asked.
 
         Raises:
-            ValueError: there is no audio tower, or one that takes no log-mel features, which SpecAugment masks.
+            ValueError: there is no audio tower, or SpecAugment has no log-mel features to mask.
         """
         if self.audio and not hasattr(processor, "feature_extractor"):
-            raise ValueError("--augment_audio needs a model that hears (--audio_tower)")
+            raise ValueError("--augment_audio needs a model with an audio tower (--audio_tower)")
         if "specaugment" in self.audio and isinstance(processor.feature_extractor, Wav2Vec2FeatureExtractor):
             raise ValueError(
                 "--augment_audio specaugment masks log-mel features, but this audio tower takes waveforms; expected "
                 "noise or shift"
             )
 
-    def number(self, *what: Any) -> int:
-        """A seed for this epoch's draws about something."""
-        return zlib.crc32(repr((self.seed, int(self.epoch), *what)).encode())
+    def derived_seed(self, *parts: Any) -> int:
+        """The seed of one random decision of this epoch."""
+        return zlib.crc32(repr((self.seed, int(self.epoch), *parts)).encode())
 
     def rows(self, rows: list[Row], markers: Mapping[str, str]) -> list[Row]:
-        """The rows with some modalities and words left out; `markers` are those of media, by modality.
+        """The rows with random modalities and words left out; the argument itself if nothing can be left out.
 
-        Where nothing is left out, the very rows that were given.
+        Args:
+            markers: the marker of each modality beside the text, by its name.
         """
         if not (self.word_dropout or self.modality_dropout):
             return rows
         changed = []
         for row in rows:
-            generator = np.random.default_rng(self.number("row", row.number))
+            generator = np.random.default_rng(self.derived_seed("row", row.number))
             row = drop_modalities(row, self.modality_dropout, markers, generator)
             words = drop_words(row.text, self.word_dropout, markers.values(), generator)
             changed.append(replace(row, text=words))
         return changed
 
     def short_side(self, image_processor: Any) -> int:
-        """Pixels of an image's shorter side that are changed: what the tower will see of it, or `SHORT_SIDE`."""
+        """Pixels of the shorter side of an image to augment: the tower's, before a crop, or `SHORT_SIDE`."""
         size = getattr(image_processor, "size", None)
         if not size or not getattr(image_processor, "do_resize", False):
             return SHORT_SIDE
-        seen = max((size.get(name) or 0 for name in ("height", "width", "shortest_edge")), default=0)
-        share = getattr(image_processor, "crop_pct", None) or 1  # of the side, which is left of a resized image
+        target = max((size.get(name) or 0 for name in ("height", "width", "shortest_edge")), default=0)
+        share = getattr(image_processor, "crop_pct", None) or 1  # of a resized image's side that the crop keeps
         share *= math.sqrt(CROP[0]) if "crop" in self.images else 1
-        return min(math.ceil(seen / share) or SHORT_SIDE, SHORT_SIDE)
+        return min(math.ceil(target / share) or SHORT_SIDE, SHORT_SIDE)
 
-    def pictures(self, images: Mapping[str, Image.Image], image_processor: Any = None) -> dict[str, Image.Image]:
-        """A view of each image, by the same keys, in its size, or as large as the tower will see it, if smaller."""
+    def image_views(self, images: Mapping[str, Image.Image], image_processor: Any = None) -> dict[str, Image.Image]:
+        """A view of each image, by the same keys, of the same size or shrunk to `short_side`."""
         if not self.images:
             return dict(images)
         side = self.short_side(image_processor)
@@ -126,30 +127,30 @@ class Augmentation:
             keys = [key for key, view in views.items() if view.size == size]
             pixels = np.stack([np.asarray(views[key]) for key in keys])
             with torch.random.fork_rng(devices=[]):  # kornia draws from torch's global state
-                torch.default_generator.manual_seed(self.number("pictures", keys))
-                views |= zip(keys, transformed(pixels, picture_transform(self.images, size)), strict=True)
+                torch.default_generator.manual_seed(self.derived_seed("pictures", keys))
+                views |= zip(keys, transformed(pixels, image_transform(self.images, size)), strict=True)
         return views
 
-    def sounds(self, processor: MMProcessor, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
-        """What `processor.flat_audio` gives, of one view of each distinct clip."""
-        heard: dict[str, Any] = {}
-        for source in (source for own in clips for source in own):
-            if (key := image_key(source)) not in heard:
-                clip = read_audio(source, processor.feature_extractor.sampling_rate, processor.max_seconds)
-                generator = np.random.default_rng(self.number("sound", key))
-                heard[key] = (self.waveform(clip, processor, generator), processor.feature_extractor.sampling_rate)
-        batch = processor.flat_audio([[heard[image_key(source)] for source in own] for own in clips])
+    def audio_views(self, processor: MMProcessor, clips: list[list[MediaRef]]) -> dict[str, torch.Tensor]:
+        """The tensors of `processor.flat_audio` for one view of each distinct clip."""
+        rate, views = processor.feature_extractor.sampling_rate, dict[str, Any]()
+        for clip in (clip for row_clips in clips for clip in row_clips):
+            if (key := clip.key) not in views:
+                samples = read_audio(clip.source, rate, processor.max_seconds)
+                generator = np.random.default_rng(self.derived_seed("sound", key))
+                views[key] = (self.waveform(samples, processor, generator), rate)
+        batch = processor.flat_audio([[views[clip.key] for clip in row_clips] for row_clips in clips])
         if "specaugment" in self.audio:
             mask = batch.get("input_features_mask")
             clips_of_frames = log_mel_frames(batch["input_features"], processor.feature_extractor)
-            for index, (key, frames) in enumerate(zip(heard, clips_of_frames, strict=True)):
+            for index, (key, frames) in enumerate(zip(views, clips_of_frames, strict=True)):
                 real = 1.0 if mask is None else float(mask[index].float().mean())
-                generator = np.random.default_rng(self.number("masks", key))
+                generator = np.random.default_rng(self.derived_seed("masks", key))
                 spec_augment(frames[: max(1, round(real * len(frames)))], generator)
         return batch
 
     def waveform(self, clip: np.ndarray, processor: MMProcessor, generator: np.random.Generator) -> np.ndarray:
-        """(samples,) with silence in front and noise over it, where these are asked for."""
+        """Samples (S,) with silence in front and noise added, as `audio` asks."""
         if "shift" in self.audio:
             silence = int(generator.integers(0, int(SHIFT * processor.feature_extractor.sampling_rate) + 1))
             clip = np.pad(clip, (silence, 0))[: int(processor.max_seconds * processor.feature_extractor.sampling_rate)]
@@ -161,10 +162,10 @@ class Augmentation:
 
 
 def kornia_augmentation() -> Any:
-    """kornia's module, which is not needed until images are changed.
+    """kornia's module of augmentations, imported only when images are augmented.
 
     Raises:
-        ValueError: says what to install.
+        ValueError: kornia is not installed.
     """
     try:
         import kornia.augmentation
@@ -173,8 +174,8 @@ def kornia_augmentation() -> Any:
     return kornia.augmentation
 
 
-def picture_transform(names: Collection[str], size: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What the names stand for, for images (I, 3, H, W) in [0, 1] of one size (W, H), each drawn for itself."""
+def image_transform(names: Collection[str], size: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The transform of these names, for images (I, 3, H, W) in [0, 1] of one size (W, H), drawn for each image."""
     augmentation = kornia_augmentation()
     width, height = size
     ratio = (0.9 * width / height, 1.1 * width / height)
@@ -211,11 +212,11 @@ def log_mel_frames(features: torch.Tensor, feature_extractor: Any) -> torch.Tens
         return features.transpose(1, 2)
     clap = isinstance(feature_extractor, ClapFeatureExtractor)
     bins = feature_extractor.feature_size if clap else feature_extractor.num_mel_bins
-    return features.view(len(features), -1, bins)  # of SeamlessM4T two frames stand in one row
+    return features.view(len(features), -1, bins)  # SeamlessM4T puts two frames into one row
 
 
 def spec_augment(frames: torch.Tensor, generator: np.random.Generator) -> None:
-    """Masks in place some frames and some mel bins of a clip (F, M) by its mean (Park et al. 2019).
+    """Mask random frames and mel bins of a clip (F, M) by its mean, in place (Park et al. 2019).
 
     transformers has such masks too, but private, of one width, and drawn from NumPy's global state.
     """
@@ -228,9 +229,9 @@ def spec_augment(frames: torch.Tensor, generator: np.random.Generator) -> None:
 
 
 def drop_modalities(row: Row, share: float, markers: Mapping[str, str], generator: np.random.Generator) -> Row:
-    """The row without some of its modalities, each left out with probability `share`, but never all of them.
+    """The row with each of its modalities left out with probability `share`, but never all of them.
 
-    Where every one would go, each is equally likely to stay.
+    If all would be left out, each is equally likely to stay.
     """
     draws = {modality: generator.random() for modality in ("text", *MODALITIES)}
     present = present_modalities(row, markers)
@@ -239,7 +240,7 @@ def drop_modalities(row: Row, share: float, markers: Mapping[str, str], generato
 
 
 def drop_words(text: str, share: float, markers: Collection[str], generator: np.random.Generator) -> str:
-    """A text without some of its words, each left out with probability `share`, but never all; markers stay."""
+    """The text with each of its words left out with probability `share`, but never all; markers stay."""
     marker = "|".join(map(re.escape, markers))
     pieces = re.findall(rf"(?:{marker})\s*|(?:(?!{marker})\S)+\s*|\s+", text)  # each with the space behind it
     words = [i for i, piece in enumerate(pieces) if piece.strip() and piece.strip() not in markers]

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """MMCollator: rows to a batch for training and evaluation.
 
-- Only with an `augmentation` does a batch differ from its rows; evaluation has none.
-- Each distinct image of the batch is opened and prepared once; `image_index` says which rows it belongs to.
+- A batch differs from its rows only with an `augmentation`, which evaluation does not have.
+- Each distinct image of the batch is opened and prepared once; `image_index` maps rows to images.
 - For generation, labels are masked by position: the prompt and padding are -100, the answer and its end token are
-  trained. Prompt and answer are tokenised apart, so that training sees the very prompt that `generate` will see.
+  trained. Prompt and answer are tokenised apart, so that the prompt in training is the one that `generate` will get.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
 from .dataset import CHUNK, MMDataset
 from .feature_cache import CachedMedia
-from .media import ImageCache, image_key, open_image
+from .media import ImageCache, MediaRef, open_image
 from .negatives import with_negatives
 from .rows import Row, media_markers, without
 
@@ -35,14 +35,14 @@ class MMCollator:
 
     Args:
         processor: the model's processor.
-        task: `generation` (targets are text) or `classification` (targets are class ids).
-        max_length: tokens per row at most.
-        with_prompts: also give the prompts alone, padded on the left, for `generate` in evaluation.
-        negatives_seed: in a matching, also pair each image with a wrong text of the batch, chosen by this seed.
-        blind: leave all images, sounds and videos out, to measure how much the text alone tells.
-        augmentation: how rows are changed; for training only.
-        cached: what frozen towers gave before, by modality; its media are not opened.
-        kept: memory for opened images; default: none.
+        task: `generation` (targets are text) or a task with a head, as `classification` (targets are class ids).
+        max_length: maximum number of tokens per row.
+        with_prompts: also return the prompts alone, padded on the left, for `generate` in evaluation.
+        negatives_seed: seed of a matching, by which each image is also paired with a wrong text of the batch.
+        blind: leave all images, audio clips and videos out, to measure how much the text alone tells.
+        augmentation: changes of the rows, for training only.
+        cached: features of frozen towers by modality, in place of whose media they are used.
+        image_cache: keeps decoded images in memory; default: keeps none.
 
     Raises:
         ValueError: a row is longer than `max_length`, or the augmentation is not for this processor.
@@ -56,7 +56,7 @@ class MMCollator:
     negatives_seed: int | None = None
     augmentation: Augmentation | None = None
     cached: Mapping[str, CachedMedia] = field(default_factory=dict)
-    kept: ImageCache = field(default_factory=ImageCache)
+    image_cache: ImageCache = field(default_factory=ImageCache)
 
     def __post_init__(self):
         if self.augmentation is not None:
@@ -67,28 +67,28 @@ class MMCollator:
             rows = with_negatives(rows, self.negatives_seed)
         if self.augmentation is not None:
             rows = self.augmentation.rows(rows, self.media_markers)
-        rows = self.shown(rows)
+        rows = self.blinded(rows)
         batch = self.generation(rows) if TASKS[self.task].generates else self.classification(rows)
         batch |= self.flat_images(rows)
         if any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
         if any(row.videos for row in rows):
-            distinct = {image_key(video): video for row in rows for video in row.videos}
-            batch |= self.processor.flat_videos([[distinct[image_key(video)] for video in row.videos] for row in rows])
+            distinct = {video: video.source for row in rows for video in row.videos}
+            batch |= self.processor.flat_videos([[distinct[video] for video in row.videos] for row in rows])
         if TASKS[self.task].has_labels:
             self.processor.drop_cut_media(batch)
         return batch
 
-    def flat_audio(self, clips: list[list[str | bytes]]) -> dict[str, torch.Tensor]:
-        """The tensors of the distinct sounds, as the processor gives them, or as their tower heard them."""
+    def flat_audio(self, clips: list[list[MediaRef]]) -> dict[str, torch.Tensor]:
+        """The tensors of the distinct audio clips from the processor, or their cached features."""
         if "audio" in self.cached:
             return self.cached["audio"].batch(clips)
         if self.augmentation is not None and self.augmentation.audio:
-            return self.augmentation.sounds(self.processor, clips)
-        return self.processor.flat_audio(clips)
+            return self.augmentation.audio_views(self.processor, clips)
+        return self.processor.flat_audio([[clip.source for clip in row_clips] for row_clips in clips])
 
     def flat_images(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """The tensors of the distinct images, as the processor gives them, or as their tower saw them."""
+        """The tensors of the distinct images from the processor, or their cached features."""
         if not any(row.images for row in rows):
             return {}
         if "image" in self.cached:
@@ -96,26 +96,26 @@ class MMCollator:
         return self.processor.flat_images(self.open_images(rows))
 
     def open_images(self, rows: list[Row]) -> list[list[Image.Image]]:
-        """The images of each row; one that stands in several rows is the same object in all of them."""
+        """The images of each row; an image of several rows is the same object in all of them."""
         opened: dict[str, Image.Image] = {}
         decoded = {key: image for row in rows for key, image in row.opened.items()}
         for image in (image for row in rows for image in row.images):
-            if (key := image_key(image)) not in opened:
-                opened[key] = decoded[key] if key in decoded else self.cached_image(image, key)
+            if image.key not in opened:
+                opened[image.key] = decoded[image.key] if image.key in decoded else self.cached_image(image)
         if self.augmentation is not None:
-            opened = self.augmentation.pictures(opened, self.processor.image_processor)
-        return [[opened[image_key(image)] for image in row.images] for row in rows]
+            opened = self.augmentation.image_views(opened, self.processor.image_processor)
+        return [[opened[image.key] for image in row.images] for row in rows]
 
-    def cached_image(self, image: str | bytes, key: str) -> Image.Image:
-        """An image from memory, or else from its file; one to be augmented is no larger than its tower sees it."""
+    def cached_image(self, image: MediaRef) -> Image.Image:
+        """An image from the cache, or else from its source; one to be augmented is shrunk to what its tower sees."""
         background = self.processor.image_background
         if self.augmentation is None or not self.augmentation.images:
-            return self.kept.get(key, lambda: open_image(image, background))
+            return self.image_cache.get(image.key, lambda: open_image(image.source, background))
         side = self.augmentation.short_side(self.processor.image_processor)
-        return self.kept.get((key, side), lambda: shrunk(open_image(image, background), side))
+        return self.image_cache.get((image.key, side), lambda: shrunk(open_image(image.source, background), side))
 
     def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; prompts too where asked for."""
+        """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; with `with_prompts` the prompts too."""
         prompts, answers = self.prompts_and_answers(rows)
         if reasons := self.too_long(rows, prompts, answers):
             number, reason = next(iter(reasons.items()))
@@ -131,17 +131,17 @@ class MMCollator:
         return batch
 
     def prompts_and_answers(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of what the user says and of the answers with their end token (none without targets)."""
+        """Token ids of the prompts, and of the answers with their end token; empty answers if there are no targets."""
         tokenizer = self.processor.tokenizer
-        images, sounds, videos = (list(counts) for counts in zip(*map(media_counts, rows), strict=True))
-        prompts = self.processor.encode_prompts([row.text for row in rows], images, sounds, videos)
+        images, clips, videos = (list(counts) for counts in zip(*map(media_counts, rows), strict=True))
+        prompts = self.processor.encode_prompts([row.text for row in rows], images, clips, videos)
         if rows[0].target is None:
             return prompts, [[] for _ in rows]
         answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
         return prompts, [[*answer, tokenizer.eos_token_id] for answer in answers]
 
     def too_long(self, rows: list[Row], prompts: list[list[int]], answers: list[list[int]]) -> dict[int, str]:
-        """By row, counted from 0, what is wrong with those that have more than `max_length` tokens."""
+        """The reasons why rows are bad that have more than `max_length` tokens, by row number from 0."""
         lengths = {row.number - 1: len(p) + len(a) for row, p, a in zip(rows, prompts, answers, strict=True)}
         return {
             number: f"prompt and answer have {length} tokens; expected at most {self.max_length} (--max_length)"
@@ -150,7 +150,7 @@ class MMCollator:
         }
 
     def lengths(self, dataset: MMDataset) -> list[int]:
-        """Tokens of the text of each row, the answer with it in a generation."""
+        """Number of text tokens of each row; for a generation, the answer is included."""
         lengths = list[int]()
         for rows in self.chunks(dataset):
             if TASKS[self.task].generates:
@@ -161,15 +161,15 @@ class MMCollator:
         return lengths
 
     def length_complaint(self, row: Row) -> str | None:
-        """What is wrong with the length of a row of a generation; a classification truncates."""
-        rows = self.shown([row])
+        """The reason why a row of a generation is too long, None if it is not; a classification truncates."""
+        rows = self.blinded([row])
         return next(iter(self.too_long(rows, *self.prompts_and_answers(rows)).values()), None)
 
     def check_lengths(self, dataset: MMDataset, skip: bool) -> None:
-        """Look at the length of every row of a generation before it is trained on; a classification truncates.
+        """Check the length of every row of a generation before training; a classification truncates.
 
         Raises:
-            BadRow: names source and row, when not skipping.
+            BadRow: names source and row, unless `skip`.
         """
         if not TASKS[self.task].generates:
             return
@@ -178,7 +178,7 @@ class MMCollator:
         dataset.without_bad_rows()
 
     def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), `text_present` (B,) where any text is missing."""
+        """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), and `text_present` (B,) if any text is missing."""
         texts, counts = [row.text for row in rows], [media_counts(row) for row in rows]
         batch = self.processor.encode_rows(texts, counts, self.max_length)
         if rows[0].target is not None:
@@ -186,21 +186,21 @@ class MMCollator:
         return batch
 
     def chunks(self, dataset: MMDataset) -> Iterator[list[Row]]:
-        """All rows as the model is shown them, some at a time; nothing is opened."""
+        """All rows as the model gets them, in chunks; nothing is opened."""
         for start in range(0, len(dataset), CHUNK):
-            yield self.shown([dataset.row(number) for number in dataset.kept[start : start + CHUNK]])
+            yield self.blinded([dataset.row(number) for number in dataset.kept[start : start + CHUNK]])
 
-    def shown(self, rows: list[Row]) -> list[Row]:
-        """The rows as the model is shown them: `blind`, without media."""
+    def blinded(self, rows: list[Row]) -> list[Row]:
+        """The rows as the model gets them: without media if `blind`."""
         return [self.without_media(row) for row in rows] if self.blind else rows
 
     def without_media(self, row: Row) -> Row:
-        """A row of text alone."""
+        """The row with its text alone."""
         return without(row, MODALITIES, self.media_markers)
 
     @property
     def media_markers(self) -> dict[str, str]:
-        """The marker of each modality beside the text."""
+        """The marker of each modality beside the text, by its name."""
         return media_markers(self.processor)
 
     def pad(self, ids: list[list[int]], side: str) -> dict[str, torch.Tensor]:
@@ -209,7 +209,7 @@ class MMCollator:
 
 
 def media_counts(row: Row) -> tuple[int, int, int]:
-    """How many images, audio clips and videos a row has."""
+    """The numbers of images, audio clips and videos of a row."""
     return len(row.images), len(row.audio), len(row.videos)
 
 
@@ -220,24 +220,24 @@ def pad_right(sequences: list[list[int]], value: int) -> torch.Tensor:
 
 @dataclass
 class RetrievalCollator(MMCollator):
-    """Rows of an image and its text to a batch; an image in several rows is there once.
+    """Rows of an image and its text to a batch; an image of several rows is encoded once.
 
     Args:
-        captions: also give each text as the answer to its image, as `MMForConditionalGeneration` learns it.
+        captions: also return each text as the answer to its image, as `MMForConditionalGeneration` learns it.
     """
 
     captions: bool = False
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        whole = self.texts(rows)
+        unchanged = self.texts(rows)
         changed = rows if self.augmentation is None else self.augmentation.rows(rows, self.media_markers)
-        said = whole if changed is rows else self.texts(changed)
-        batch: dict[str, Any] = {**said, **self.flat_images(rows)}
+        tokens = unchanged if changed is rows else self.texts(changed)
+        batch: dict[str, Any] = {**tokens, **self.flat_images(rows)}
         batch["image_keys"] = torch.zeros(int(batch["image_index"].max()) + 1, dtype=torch.long)
         for row, places in zip(rows, batch["image_index"], strict=True):
-            batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image_key(i)) for i in row.images])
-        if said is not whole or any(row.concept for row in rows):
-            batch["text_keys"] = text_keys(**whole)
+            batch["image_keys"][places[places >= 0]] = torch.tensor([content_key(image.key) for image in row.images])
+        if tokens is not unchanged or any(row.concept for row in rows):
+            batch["text_keys"] = text_keys(**unchanged)
             for place, row in enumerate(rows):
                 if row.concept:
                     batch["text_keys"][place] = content_key(f"concept {row.concept}")
@@ -248,20 +248,20 @@ class RetrievalCollator(MMCollator):
     def texts(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` (B, T), padded on the right, where padding can be left out."""
         tokenizer = self.processor.tokenizer
-        longest = min(self.max_length, tokenizer.model_max_length)
+        max_length = min(self.max_length, tokenizer.model_max_length)
         texts = [self.without_media(row).text for row in rows]
-        options = {"padding": True, "padding_side": "right", "truncation": True, "max_length": longest}
+        options = {"padding": True, "padding_side": "right", "truncation": True, "max_length": max_length}
         batch = tokenizer(texts, **options, return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def as_captions(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`caption_ids`, `caption_mask` and `labels` (B, T): the image's marker, then the text and its end."""
-        asked = [replace(row, text="", target=self.without_media(row).text) for row in rows]
-        prompts, answers = self.prompts_and_answers(asked)
+        captioned = [replace(row, text="", target=self.without_media(row).text) for row in rows]
+        prompts, answers = self.prompts_and_answers(captioned)
         room = [self.max_length - len(prompt) for prompt in prompts]
         answers = [
-            answer if len(answer) <= own else [*answer[: own - 1], answer[-1]]
-            for own, answer in zip(room, answers, strict=True)
+            answer if len(answer) <= limit else [*answer[: limit - 1], answer[-1]]
+            for limit, answer in zip(room, answers, strict=True)
         ]
         batch = self.pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], "right")
         labels = pad_right([[IGNORED] * len(p) + answer for p, answer in zip(prompts, answers, strict=True)], IGNORED)
@@ -269,5 +269,5 @@ class RetrievalCollator(MMCollator):
 
 
 def content_key(name: str) -> int:
-    """A key from 0, equal on every process, of what makes two images the same."""
+    """A non-negative integer key of a name, the same on every process."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Rows of image, text, sound and video from a table, checked before any work is done.
+"""Rows of image, text, audio and video from a table, checked before any work is done.
 
-- Every row is looked at first, each distinct medium opened and decoded once: bad input is one sentence that names
-  file, row and what was expected.
+- Every row is checked first, each distinct medium opened and decoded once: bad input gets one sentence that names
+  the file, the row and what was expected.
 """
 
 import json
@@ -22,13 +22,13 @@ from tqdm.auto import tqdm
 from ..model.audio_mm import MAX_SECONDS
 from ..model.media_mm import MODALITIES
 from ..tasks import TASKS
-from .media import BadRow, MediaCheck, image_key
+from .media import BadRow, MediaCheck
 from .rows import Columns, Row, RowReader, media_markers, undecoded
 from .targets import encode_target
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # rows that are checked at a time
-FEW = 5  # rows, below which a class is named
+FEW = 5  # a warning names classes with fewer rows
 
 
 @dataclass
@@ -36,11 +36,11 @@ class MMDataset(torch.utils.data.Dataset):
     """Rows of a table that passed `check`, in order.
 
     Args:
-        source: the file or name it was read from, for messages.
+        source: the file or name of the dataset, for messages.
         table, folder: as `tables.read_table` returns them.
-        columns: which column holds what.
-        labels: the class names; rows of a classification become class ids. None: targets are text.
-        task: what the targets are, see `targets.py`; by default of a classification where labels are given.
+        columns: the columns' names.
+        labels: the class names; targets of a classification become class ids. None: targets are text.
+        task: determines what the targets are, see `targets.py`; default: classification if there are labels.
 
     Raises:
         ValueError: a column is missing.
@@ -74,7 +74,7 @@ class MMDataset(torch.utils.data.Dataset):
         return row
 
     def row(self, number: int) -> Row:
-        """Row `number` (from 0) of the table, with its target as it stands there; nothing is opened yet."""
+        """Row `number` (from 0) of the table, its target not yet encoded; nothing is opened yet."""
         return self.reader.row(self.table[number], number + 1)
 
     def check(
@@ -84,15 +84,19 @@ class MMDataset(torch.utils.data.Dataset):
         max_seconds: float = MAX_SECONDS,
         num_frames: int | None = None,
     ) -> "MMDataset":
-        """Look at every row before any work is done, with progress; bad rows stop it or, with `skip`, are left out.
+        """Check every row before any work is done, with a progress bar; returns the dataset of the good rows.
 
-        `markers` are those of the processor that will prepare the rows, by modality (see `rows.media_markers`); the
-        default is those of a new one. Sounds a little longer than `max_seconds`, which will be cut, and silent ones
-        are counted in a warning. Videos are bad without `num_frames`, the frames that will be taken of each.
+        A warning counts silent audio clips, and those a little longer than `max_seconds`, which will be cut.
+
+        Args:
+            skip: leave bad rows out, where the first would raise an error.
+            markers: the markers of the processor that will prepare the rows, by modality (see
+                `rows.media_markers`); default: those of a new processor.
+            num_frames: the frames that will be sampled from each video; None: rows with a video are bad.
 
         Raises:
-            BadRow: names source and row, when not skipping; or no row is left.
-            ValueError: there is sound or video, and the libraries that read it are not installed.
+            BadRow: names source and row of the first bad row, unless `skip`; or no row is left.
+            ValueError: there is audio or video, and the libraries that read it are not installed.
         """
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(self), desc=f"Checking {self.source}") as bar:
             media = MediaCheck(pool, max_seconds, num_frames)
@@ -106,7 +110,7 @@ class MMDataset(torch.utils.data.Dataset):
         return self.without_bad_rows()
 
     def complaints(self, numbers: list[int], markers: Mapping[str, str], media: MediaCheck) -> dict[int, str]:
-        """What is wrong with the bad ones among these rows; `markers` are those of media, by modality."""
+        """The reasons why rows cannot be used, by the numbers of these rows; `markers` are by modality."""
         rows, reasons = {}, {}
         for number in numbers:
             try:
@@ -120,10 +124,10 @@ class MMDataset(torch.utils.data.Dataset):
         return {number: reason for number, reason in reasons.items() if reason is not None}
 
     def note_bad_rows(self, reasons: dict[int, str], skip: bool) -> None:
-        """Keep bad rows for the list of what was skipped.
+        """Add bad rows to the list of skipped ones.
 
         Raises:
-            BadRow: names source and row of the first, when not skipping.
+            BadRow: names source and row of the first, unless `skip`.
         """
         for number, reason in sorted(reasons.items()):
             if not skip:
@@ -131,10 +135,10 @@ class MMDataset(torch.utils.data.Dataset):
             self.bad_rows.append({"source": self.source, "row": number + 1, "reason": reason})
 
     def without_bad_rows(self) -> "MMDataset":
-        """This data set with the rows that were noted left out.
+        """This dataset without the bad rows that were noted.
 
         Raises:
-            BadRow: none is left.
+            BadRow: no row is left.
         """
         left_out = {bad["row"] - 1 for bad in self.bad_rows}
         self.kept = [number for number in self.kept if number not in left_out]
@@ -143,7 +147,7 @@ class MMDataset(torch.utils.data.Dataset):
         return self
 
     def hold_out(self, share: float, seed: int) -> tuple["MMDataset", "MMDataset"]:
-        """Split off a share of the rows at random; rows about one image, or of one concept, stay together.
+        """Split off a share of the rows at random; rows about the same image or of the same concept stay together.
 
         Raises:
             ValueError: all rows are about one image, or the share is not between 0 and 1.
@@ -163,7 +167,7 @@ class MMDataset(torch.utils.data.Dataset):
         return self.subset(rest), self.subset(held)
 
     def choose_groups(self, groups: list[list[int]], count: int) -> list[list[int]]:
-        """The first `count` groups without which every class still has rows, as far as there are that many."""
+        """The first `count` groups whose removal leaves every class with rows; fewer if there are not so many."""
         if not TASKS[self.task].has_classes:
             return groups[:count]
         targets = self.targets()
@@ -180,7 +184,7 @@ class MMDataset(torch.utils.data.Dataset):
         return chosen or groups[:1]
 
     def targets(self) -> list[Any]:
-        """The targets of all kept rows, as they stand in the table; nothing is opened."""
+        """The targets of all kept rows, not encoded; nothing is opened."""
         return [self.row(number).target for number in self.kept]
 
     def subset(self, kept: list[int]) -> "MMDataset":
@@ -188,15 +192,15 @@ class MMDataset(torch.utils.data.Dataset):
         return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)
 
     def groups(self, by_concept: bool = False) -> list[list[int]]:
-        """Indices of rows with the same first image, video or sound, in this order, together.
+        """Indices of the rows grouped by their first image, else video, else audio clip.
 
-        A row without any is a group of its own. With `by_concept`, rows that have a concept are grouped by that.
+        A row without media is a group by itself. With `by_concept`, rows that have a concept are grouped by it.
         """
         groups: dict[str, list[int]] = {}
         for index, number in enumerate(self.kept):
             row = self.row(number)
             media = row.images or row.videos or row.audio
-            name = image_key(media[0]) if media else f"row {number}"
+            name = media[0].key if media else f"row {number}"
             groups.setdefault(row.concept if by_concept and row.concept else name, []).append(index)
         return list(groups.values())
 
@@ -205,7 +209,7 @@ LISTED = 20  # bad rows that a warning lists; the file has all
 
 
 def write_bad_rows(bad_rows: list[dict[str, Any]], output: Path) -> None:
-    """bad_rows.jsonl: source, row and reason of what was skipped."""
+    """Write source, row and reason of each skipped row to bad_rows.jsonl, and warn; no file if there is none."""
     path = output / "bad_rows.jsonl"
     path.unlink(missing_ok=True)
     if bad_rows:

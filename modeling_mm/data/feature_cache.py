@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What frozen towers give for images and sounds, computed once and kept on disk for all epochs, runs and processes.
+"""Features of frozen towers for images and audio, computed once and cached on disk for all epochs, runs and processes.
 
-- Entries are found by the medium's content, in a folder for this tower, its weights, its processor and the precision:
-  anything else looks into another folder, so that nothing stale is ever used.
-- A batch then brings `image_states` in place of `pixel_values`, `audio_states` in place of `input_features`. All that
-  comes after the tower trains as ever, and the saved model knows nothing of this.
+- Entries are keyed by the medium's content, in a folder for this tower, its weights, its processor and the precision;
+  a change of any of them leads to another folder, so that stale entries are never used.
+- A batch then has `image_states` in place of `pixel_values`, `audio_states` in place of `input_features`. All that
+  comes after the tower trains as usual, and the saved model does not depend on the cache.
 
 Shapes: I distinct images or clips, P states each, V tower width.
 """
@@ -34,49 +34,49 @@ from .augmentation import Augmentation
 from .dataset import MMDataset
 from .feature_store import FeatureStore, buckets_of
 from .fingerprint import NAMES, digest_of_weights
-from .media import image_key, open_image
+from .media import MediaRef, open_image
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2  # 2: transparency on the processor's background, 16-bit greys by 65535
-MADE_BY = "made_by.json"  # the fingerprint, for people
+MADE_BY = "made_by.json"  # the fingerprint, for people to read
 CACHED = ("image", "audio")  # modalities whose towers' states can be kept
 SHARD_BYTES = 128 * 2**20
-SHARD_SECONDS = 30  # of work, at most, are lost with a kill
-HASHED = 512  # media at a time, so that an interruption waits for no more
-TOLERANCE = 0.05  # of the states' spread, by which they may differ beside another medium; rounding is far below
+SHARD_SECONDS = 30  # of work are lost at most if the process is killed
+HASHED = 512  # media that are hashed at a time; an interruption waits for these
+TOLERANCE = 0.05  # largest difference beside another medium, in standard deviations; rounding is far below
 
 
 @dataclass
 class CachedMedia:
-    """One modality: the entries of its media, `keys` by what `image_key` says of them."""
+    """The entries of one modality; `keys` are those of the store, by `MediaRef.key`."""
 
     modality: str
     store: FeatureStore
     keys: dict[str, str]
 
-    def batch(self, rows: Sequence[Sequence[str | bytes]]) -> dict[str, torch.Tensor]:
-        """What the tower gave for the distinct media of the rows, as the model takes it, and their index (B, N).
+    def batch(self, rows: Sequence[Sequence[MediaRef]]) -> dict[str, torch.Tensor]:
+        """The features of the rows' distinct media, by the names of model inputs, and their index (B, N).
 
         Raises:
-            ValueError: a medium is not there.
+            ValueError: a medium is not in the cache.
         """
-        media, index = distinct_items([[image_key(medium) for medium in own] for own in rows])
-        if unknown := [medium for medium in media if medium not in self.keys]:
+        names, index = distinct_items([[medium.key for medium in row_media] for row_media in rows])
+        if unknown := [name for name in names if name not in self.keys]:
             raise ValueError(f"'{unknown[0]}' is not in the cache '{self.store.folder}', which was made without it")
-        return {**self.store.read([self.keys[medium] for medium in media]), f"{self.modality}_index": index}
+        return {**self.store.read([self.keys[name] for name in names]), f"{self.modality}_index": index}
 
 
 @dataclass
 class FrozenTower:
-    """A tower and what prepares its media.
+    """A frozen tower and the processor that prepares its media.
 
     Args:
-        model: the `MMModel` that it is part of.
-        dtype: of the states that are kept.
+        model: the `MMModel` that the tower is part of.
+        dtype: dtype of the cached states.
         autocast: makes the context in which training will run the model.
         precision: the name of that context.
-        pooled: keep the tower's own pooled output too.
+        pooled: also cache the tower's pooled output.
     """
 
     modality: str
@@ -86,10 +86,10 @@ class FrozenTower:
     autocast: Any
     precision: str
     pooled: bool = False
-    sizes: list[tuple[int, ...]] | None = None  # of the tensors of the first medium
+    sizes: list[tuple[int, ...]] | None = None  # shapes of the first medium's tensors
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that entries depend on beside the media, as JSON can hold it."""
+        """Everything that entries depend on besides the media, as JSON can hold it."""
         tower = getattr(self.model, MODALITIES[self.modality].tower)
         settings = self.processor.image_processor
         if self.modality == "audio":
@@ -108,22 +108,22 @@ class FrozenTower:
             "kept": [str(self.dtype), self.precision, self.pooled],
         }
 
-    def prepare(self, medium: str | bytes) -> dict[str, torch.Tensor]:
-        """What the tower takes of one medium, exactly as a batch would bring it."""
+    def prepare(self, medium: MediaRef) -> dict[str, torch.Tensor]:
+        """The tower's inputs for one medium, exactly as a batch would have them."""
         if self.modality == "image":
-            given = self.processor.flat_images([[open_image(medium, self.processor.image_background)]])
+            inputs = self.processor.flat_images([[open_image(medium.source, self.processor.image_background)]])
         else:
-            given = self.processor.flat_audio([[medium]])
-        return {name: tensor for name, tensor in given.items() if name != f"{self.modality}_index"}
+            inputs = self.processor.flat_audio([[medium.source]])
+        return {name: tensor for name, tensor in inputs.items() if name != f"{self.modality}_index"}
 
     @torch.no_grad()
     def run(self, prepared: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """What is kept of several media, by the names under which the model takes it.
+        """The entries of several media, by the names of model inputs.
 
         Raises:
-            ValueError: they are prepared in different sizes.
+            ValueError: the media are prepared in different sizes.
         """
-        for sizes in ([tuple(tensor.shape) for tensor in one.values()] for one in prepared):
+        for sizes in ([tuple(tensor.shape) for tensor in tensors.values()] for tensors in prepared):
             self.sizes = self.sizes or sizes
             if sizes != self.sizes:
                 raise ValueError(
@@ -131,26 +131,27 @@ class FrozenTower:
                     f"this processor gives {self.sizes[0]} and {sizes[0]}"
                 )
         device = getattr(self.model, MODALITIES[self.modality].tower).device
-        inputs = {name: torch.cat([one[name] for one in prepared]).to(device) for name in prepared[0]}
+        inputs = {name: torch.cat([tensors[name] for tensors in prepared]).to(device) for name in prepared[0]}
         with self.autocast():
             if self.modality == "image":
-                seen = self.model.get_image_features(**inputs, return_dict=True)
-                kept = {"image_states": seen.pooler_output, "pixel_attention_mask": inputs.get("pixel_attention_mask")}
-                kept["image_pooled"] = seen.pooled.flatten(1) if self.pooled else None
+                output = self.model.get_image_features(**inputs, return_dict=True)
+                mask = inputs.get("pixel_attention_mask")
+                entries = {"image_states": output.pooler_output, "pixel_attention_mask": mask}
+                entries["image_pooled"] = output.pooled.flatten(1) if self.pooled else None
             else:
-                heard = self.model.get_audio_features(**inputs, return_dict=True)
-                kept = {"audio_states": heard.pooler_output, "input_features_mask": heard.attention_mask}
+                output = self.model.get_audio_features(**inputs, return_dict=True)
+                entries = {"audio_states": output.pooler_output, "input_features_mask": output.attention_mask}
         return {
             name: (tensor.to(self.dtype) if tensor.is_floating_point() else tensor).cpu()
-            for name, tensor in kept.items()
+            for name, tensor in entries.items()
             if tensor is not None
         }
 
     def check(self, prepared: Sequence[Mapping[str, torch.Tensor]]) -> int:
-        """Bytes per medium, of one or two that are tried.
+        """Bytes per entry, from one or two media as a trial.
 
         Raises:
-            ValueError: the tower does not say the same of a medium each time, and beside another one.
+            ValueError: the tower's output for a medium differs the second time or beside another medium.
         """
         alone, beside = self.run(prepared[:1]), self.run(prepared)
         name = f"{self.modality}_states"
@@ -160,36 +161,39 @@ class FrozenTower:
             kind = getattr(self.model, tower).config.model_type
             raise ValueError(
                 f"the {tower.removesuffix('_tower')} tower '{kind}' gives other states for the same medium beside "
-                "another or at another time, though it is frozen, so they cannot be kept; leave out --cache_features"
+                "another or at another time, though it is frozen, so they cannot be cached; leave out --cache_features"
             )
         return sum(tensor.nbytes for tensor in alone.values())
 
 
 @dataclass
 class Source:
-    """Where a medium stands, so that embedded ones are not all held in memory."""
+    """The place of a medium in its dataset, so that embedded media need not all be held in memory."""
 
     dataset: MMDataset
     number: int
     modality: str
     place: int
+    key: str  # of its `MediaRef`: the path, or the digest of embedded bytes
+    embedded: bool
 
-    def medium(self) -> str | bytes:
+    def medium(self) -> MediaRef:
+        """The medium, read from its row."""
         return self.dataset.row(self.number).media[self.modality][self.place]
 
     def content_key(self) -> str:
         """A digest of the medium's bytes."""
-        medium = self.medium()
-        return hashlib.sha256(Path(medium).read_bytes() if isinstance(medium, str) else medium).hexdigest()
+        return self.key if self.embedded else hashlib.sha256(Path(self.key).read_bytes()).hexdigest()
 
 
 def sources_of(datasets: Sequence[MMDataset], modality: str) -> dict[str, Source]:
-    """Where the distinct media of a modality stand, by what `image_key` says of them."""
+    """The places of the distinct media of a modality, by `MediaRef.key`."""
     sources: dict[str, Source] = {}
     for dataset in datasets:
         for number in dataset.kept:
             for place, medium in enumerate(dataset.row(number).media[modality]):
-                sources.setdefault(image_key(medium), Source(dataset, number, modality, place))
+                source = Source(dataset, number, modality, place, medium.key, medium.path is None)
+                sources.setdefault(medium.key, source)
     return sources
 
 
@@ -198,36 +202,38 @@ def content_keys(sources: Mapping[str, Source], pool: ThreadPoolExecutor, bar: t
     names, keys = list(sources), dict[str, str]()
     with bar:
         for start in range(0, len(names), HASHED):
-            some = names[start : start + HASHED]
-            keys.update(zip(some, pool.map(lambda name: sources[name].content_key(), some), strict=True))
-            bar.update(len(some))
+            chunk = names[start : start + HASHED]
+            keys.update(zip(chunk, pool.map(lambda name: sources[name].content_key(), chunk), strict=True))
+            bar.update(len(chunk))
     return keys
 
 
 def check_cacheable(
     model: PreTrainedModel, sources: Mapping[str, dict[str, Source]], videos: bool, augmentation: Augmentation | None
 ) -> list[str]:
-    """The modalities whose towers are frozen and whose media stay as they are; says why others cannot be kept.
+    """The modalities that can be cached: their towers are frozen; a warning gives the reasons for the others.
 
     Raises:
-        ValueError: there is none, or training would change their media.
+        ValueError: there is no such modality, or training would augment its media.
     """
     cached, reasons = list[str](), list[str]()
-    for modality, own in sources.items():
+    for modality, media in sources.items():
         tower, items = getattr(model, MODALITIES[modality].tower), MODALITIES[modality].items
         part = MODALITIES[modality].tower.removesuffix("_tower")
-        if own and any(parameter.requires_grad for parameter in tower.parameters()):
+        if media and any(parameter.requires_grad for parameter in tower.parameters()):
             reasons.append(f"the {part} tower trains (--{part}_trainable, or LoRA in it)")
-        elif own:
+        elif media:
             cached.append(modality)
         changed = augmentation is not None and {"image": augmentation.images, "audio": augmentation.audio}[modality]
         if modality in cached and changed:
             flag = {"image": "--augment_images", "audio": "--augment_audio"}[modality]
-            raise ValueError(f"--cache_features keeps one view of the {items}, but {flag} wants others; give one")
+            raise ValueError(
+                f"--cache_features keeps one view of the {items}, but {flag} draws others; give only one of the two"
+            )
     if videos:
-        reasons.append("what is seen in videos is not kept")
+        reasons.append("the features of videos are not cached")
     if not cached:
-        raise ValueError(f"--cache_features has nothing to keep: {'; '.join(reasons) or 'the rows have no media'}")
+        raise ValueError(f"--cache_features has nothing to cache: {'; '.join(reasons) or 'the rows have no media'}")
     for reason in reasons:
         logger.warning(f"not in the feature cache: {reason}")
     return cached
@@ -236,59 +242,60 @@ def check_cacheable(
 def build_cache(
     tower: FrozenTower, sources: Mapping[str, Source], folder: Path, batch_size: int, quiet: bool
 ) -> CachedMedia:
-    """Compute what is missing in the folder for these media, together with other processes that do the same.
+    """Compute the missing entries of these media, together with other processes that do the same.
 
     Raises:
-        ValueError: the disk is or will be full, or what the tower says of a medium cannot be kept.
+        ValueError: the disk is or will be full, or the tower's output cannot be cached.
     """
     getattr(tower.model, MODALITIES[tower.modality].tower).eval()
     made_by = json.dumps(tower.fingerprint(), sort_keys=True, indent=1, default=str).encode()
     store = FeatureStore(folder / f"{tower.modality}-{hashlib.sha256(made_by).hexdigest()[:16]}")
     if not (store.folder / MADE_BY).exists():
         store.put(MADE_BY, made_by)
-    words = MODALITIES[tower.modality].items
+    items = MODALITIES[tower.modality].items
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        keys = content_keys(sources, pool, tqdm(desc=f"Hashing {words}", total=len(sources), disable=quiet))
+        keys = content_keys(sources, pool, tqdm(desc=f"Hashing {items}", total=len(sources), disable=quiet))
         by_key = {key: sources[name] for name, key in keys.items()}
         store.look()
         missing = [key for key in by_key if key not in store.places]
         if missing:
-            tried = [tower.prepare(by_key[key].medium()) for key in (missing * 2)[:2]]
-            announce(store, len(by_key), len(missing), tower.check(tried), words, quiet)
+            trial = [tower.prepare(by_key[key].medium()) for key in (missing * 2)[:2]]
+            announce(store, len(by_key), len(missing), tower.check(trial), items, quiet)
         waiting = buckets_of(missing, len(by_key))
-        with tqdm(desc=f"Caching {words}", total=len(missing), disable=quiet or not missing) as bar:
+        with tqdm(desc=f"Caching {items}", total=len(missing), disable=quiet or not missing) as bar:
             for wait in (False, True):
                 for bucket in list(waiting):
-                    with store.claimed(bucket, wait) as mine:
-                        if mine:
-                            own = waiting.pop(bucket)
-                            todo = [key for key in own if key not in store.places]
-                            bar.update(len(own) - len(todo))
+                    with store.claimed(bucket, wait) as claimed:
+                        if claimed:
+                            bucket_keys = waiting.pop(bucket)
+                            todo = [key for key in bucket_keys if key not in store.places]
+                            bar.update(len(bucket_keys) - len(todo))
                             fill(store, bucket, todo, tower, by_key, batch_size, pool, bar)
     store.look()
     return CachedMedia(tower.modality, store, keys)
 
 
-def announce(store: FeatureStore, total: int, missing: int, size: int, words: str, quiet: bool) -> None:
-    """Say how much will be written.
+def announce(store: FeatureStore, total: int, missing: int, size: int, items: str, quiet: bool) -> None:
+    """Log how much will be written.
 
     Raises:
-        ValueError: it is more than the disk has.
+        ValueError: the disk has not enough room.
     """
     free = shutil.disk_usage(store.folder).free
     if not quiet:
         logger.warning(
-            f"feature cache: {missing} of {total} {words} are to be computed, {in_bytes(size)} each, "
+            f"feature cache: {missing} of {total} {items} are to be computed, {in_bytes(size)} each, "
             f"{in_bytes(missing * size)} together, in '{store.folder}', where {in_bytes(free)} are free"
         )
     if missing * size > free:
         raise ValueError(
-            f"the feature cache of {missing} {words} takes {in_bytes(missing * size)} in '{store.folder}', where "
+            f"the feature cache of {missing} {items} takes {in_bytes(missing * size)} in '{store.folder}', where "
             f"{in_bytes(free)} are free; make room, or halve it by --cache_dtype bfloat16"
         )
 
 
 def in_bytes(count: float) -> str:
+    """A number of bytes with its unit, to three digits."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -306,20 +313,21 @@ def fill(
     pool: ThreadPoolExecutor,
     bar: tqdm,
 ) -> None:
-    """Compute the entries of these keys and write them, shard by shard; when interrupted, those that are computed."""
+    """Compute the entries of these keys and write them in shards; an interruption still writes what is computed."""
     held: list[tuple[Sequence[str], dict[str, torch.Tensor]]] = []
     started = time.monotonic()
 
     def write() -> None:
-        some, held[:] = list(held), []
-        names = [key for own, _ in some for key in own]
-        store.write(bucket, names, {name: torch.cat([kept[name] for _, kept in some]) for name in some[0][1]})
+        batches, held[:] = list(held), []
+        names = [key for batch_keys, _ in batches for key in batch_keys]
+        tensors = {name: torch.cat([entries[name] for _, entries in batches]) for name in batches[0][1]}
+        store.write(bucket, names, tensors)
 
     try:
-        for own, prepared in read_ahead(keys, tower, sources, batch_size, pool):
-            held.append((own, tower.run(prepared)))
-            bar.update(len(own))
-            size = sum(tensor.nbytes for _, kept in held for tensor in kept.values())
+        for batch_keys, prepared in prefetched(keys, tower, sources, batch_size, pool):
+            held.append((batch_keys, tower.run(prepared)))
+            bar.update(len(batch_keys))
+            size = sum(tensor.nbytes for _, entries in held for tensor in entries.values())
             if size > SHARD_BYTES or time.monotonic() - started > SHARD_SECONDS:
                 write()
                 started = time.monotonic()
@@ -328,20 +336,20 @@ def fill(
             write()
 
 
-def read_ahead(
+def prefetched(
     keys: Sequence[str],
     tower: FrozenTower,
     sources: Mapping[str, Source],
     batch_size: int,
     pool: ThreadPoolExecutor,
 ) -> Iterator[tuple[Sequence[str], list[dict[str, torch.Tensor]]]]:
-    """Batches of keys and what the tower takes of their media; the next is prepared while one is used."""
+    """Batches of keys and the tower's inputs for them; the next batch is prepared while one is used."""
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
-    def begin(own: Sequence[str]) -> list[Any]:
-        return [pool.submit(lambda key: tower.prepare(sources[key].medium()), key) for key in own]
+    def begin(batch_keys: Sequence[str]) -> list[Any]:
+        return [pool.submit(lambda key: tower.prepare(sources[key].medium()), key) for key in batch_keys]
 
     ahead = begin(batches[0]) if batches else []
-    for place, own in enumerate(batches):
+    for place, batch_keys in enumerate(batches):
         current, ahead = ahead, begin(batches[place + 1]) if place + 1 < len(batches) else []
-        yield own, [future.result() for future in current]
+        yield batch_keys, [future.result() for future in current]

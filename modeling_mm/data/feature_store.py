@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Tensors by key in the safetensors shards of one folder, memory-mapped: all processes that read it share its pages.
 
-- A shard is written under another name and then renamed: it is whole or not there, however the process ends.
-- Keys, which are hexadecimal digests, fall into buckets. Whoever fills a bucket holds its lock, which ends with the
-  process, so that several processes fill one folder together and make nothing twice.
+- A shard is written under another name and then renamed: it is complete or absent, however the process ends.
+- Keys, which are hexadecimal digests, fall into buckets. The process that fills a bucket holds its lock, which ends
+  with the process, so that several processes fill one folder together and compute nothing twice.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from safetensors.torch import save
 
 logger = logging.getLogger(__name__)
 
-BUCKET_KEYS = 256  # about as many in a bucket, so that several processes find work
-MOST_BITS = 10  # of a key that say its bucket
+BUCKET_KEYS = 256  # keys in a bucket, roughly, so that several processes find work
+MOST_BITS = 10  # leading bits of a key that determine its bucket, at most
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def buckets_of(keys: Sequence[str], total: int) -> dict[str, list[str]]:
-    """Keys by the bucket that each falls into, of as many buckets as `total` keys fill."""
+    """Keys by their bucket; the number of buckets follows from `total`, the number of all keys."""
     bits = min(MOST_BITS, max(0, (total // BUCKET_KEYS).bit_length() - 1))
     buckets: dict[str, list[str]] = {}
     for key in keys:
@@ -37,7 +37,7 @@ def buckets_of(keys: Sequence[str], total: int) -> dict[str, list[str]]:
 
 
 class FeatureStore:
-    """A folder of tensors, several by their names under each key; made where it is missing.
+    """A folder that maps keys to named tensors; it is created if missing.
 
     Raises:
         OSError: the folder cannot be made.
@@ -46,15 +46,15 @@ class FeatureStore:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.places: dict[str, tuple[str, int]] = {}  # by key, its shard and its row there
+        self.places: dict[str, tuple[str, int]] = {}  # shard and row by key
         self.known: set[str] = set()
-        self.mapped: dict[str, dict[str, torch.Tensor]] = {}  # by shard, once one of its keys was read
+        self.mapped: dict[str, dict[str, torch.Tensor]] = {}  # tensors by shard, once one of its keys was read
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "mapped": {}}  # a process of its own maps the files itself
+        return {**self.__dict__, "mapped": {}}  # another process maps the files itself
 
     def look(self, bucket: str = "") -> None:
-        """Learn what was written meanwhile, by other processes too; a broken shard counts as not there."""
+        """Find the shards written meanwhile, by other processes too; a broken shard counts as absent."""
         for path in sorted(self.folder.glob(f"{bucket}*.safetensors")):
             if path.name in self.known:
                 continue
@@ -69,7 +69,7 @@ class FeatureStore:
 
     @contextlib.contextmanager
     def claimed(self, bucket: str, wait: bool) -> Iterator[bool]:
-        """Whether this process may fill a bucket now; with `wait`, as soon as no other one does."""
+        """A context in which this process fills a bucket; it yields False if another does and `wait` is False."""
         lock = FileLock(self.folder / f"{bucket}.lock")
         try:
             lock.acquire(blocking=wait)
@@ -77,7 +77,7 @@ class FeatureStore:
             yield False
             return
         try:
-            for left in self.folder.glob(f"{bucket}-*.part"):  # by a process that was killed
+            for left in self.folder.glob(f"{bucket}-*.part"):  # of a process that was killed
                 left.unlink(missing_ok=True)
             self.look(f"{bucket}-")
             yield True
@@ -85,7 +85,7 @@ class FeatureStore:
             lock.release()
 
     def write(self, bucket: str, keys: Sequence[str], tensors: dict[str, torch.Tensor]) -> None:
-        """Keep tensors (n, ...) of n keys, in a bucket that this process has claimed.
+        """Write tensors (n, ...) of n keys into a bucket that this process has claimed.
 
         Raises:
             ValueError: the disk is full.
@@ -97,7 +97,7 @@ class FeatureStore:
         self.places.update((key, (name, row)) for row, key in enumerate(keys))
 
     def put(self, name: str, content: bytes) -> None:
-        """Write a file whole.
+        """Write a file atomically.
 
         Raises:
             ValueError: the disk is full.
@@ -120,7 +120,7 @@ class FeatureStore:
             part.unlink(missing_ok=True)
 
     def read(self, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The tensors (n, ...) of n keys, in memory of their own."""
+        """The tensors (n, ...) of n keys, copied out of the mapped files."""
         rows = []
         for shard, row in (self.places[key] for key in keys):
             if shard not in self.mapped:

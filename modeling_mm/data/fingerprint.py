@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What embeddings and cached features depend on: digests of weights, settings that say something of pixels."""
+"""Fingerprints of what embeddings and cached features depend on: digests of weights, and settings of processors."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ NAMES = (
     "_processor_class",
     "auto_map",
     "name_or_path",
-)  # say nothing of pixels
+)  # settings without influence on pixels
 
 
 def digest_of_weights(model: torch.nn.Module) -> str:

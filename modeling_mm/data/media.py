@@ -1,9 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Images, sounds and videos of a table: told apart, opened with care, kept in memory, and what is wrong with each."""
+"""Images, audio clips and videos of a table: references, careful opening, checks, and a cache of decoded images."""
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from PIL import Image
@@ -15,58 +17,90 @@ from ..model.media_mm import MODALITIES
 from ..model.video_mm import read_video
 
 MediaSource: TypeAlias = str | bytes | list  # a list holds the frames of a video
-Media: TypeAlias = Mapping[str, Sequence[MediaSource]]  # by the name of their modality
 
-LISTED = 20  # sounds that a remark names
+
+@dataclass(frozen=True, eq=False)
+class MediaRef:
+    """An image, audio clip or video of a row, and the key by which equal ones are recognised.
+
+    The key is computed once, however often it is asked for; two references are equal if their keys are.
+
+    Args:
+        source: a path, encoded bytes, or a list of paths and bytes, the frames of a video.
+    """
+
+    source: MediaSource
+
+    @property
+    def path(self) -> str | None:
+        """The path; None for embedded bytes and for frames."""
+        return self.source if isinstance(self.source, str) else None
+
+    @cached_property
+    def key(self) -> str:
+        """The path, the SHA-256 digest of the bytes, or the keys of all frames of a video."""
+        if isinstance(self.source, list):
+            return "\n".join(MediaRef(frame).key for frame in self.source)
+        return self.source if isinstance(self.source, str) else hashlib.sha256(self.source).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MediaRef) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+Media: TypeAlias = Mapping[str, Sequence[MediaRef]]  # by the name of their modality
+
+LISTED = 20  # audio clips that a remark names
 
 
 class MediaCheck:
-    """What was found out about the media looked at so far.
+    """Findings about the media that were checked so far.
 
     Args:
-        pool: where they are opened.
-        max_seconds: of a sound that will be used.
-        num_frames: of a video that will be used; None where the model takes no video.
+        pool: runs the checks.
+        max_seconds: seconds of an audio clip that will be used.
+        num_frames: frames of a video that will be used; None if the model takes no video.
     """
 
     def __init__(self, pool: Executor, max_seconds: float, num_frames: int | None = None):
         self.pool, self.max_seconds, self.num_frames = pool, max_seconds, num_frames
         self.known: dict[str, dict[str, str | None]] = {name: {} for name in MODALITIES}
-        self.cut: list[str | bytes] = []
-        self.silent: list[str | bytes] = []
+        self.cut: list[MediaRef] = []
+        self.silent: list[MediaRef] = []
 
     def look(self, media: Media) -> None:
-        """Open those that were not opened before.
+        """Open the media that were not opened before.
 
         Raises:
-            ValueError: there is sound or video, and the libraries that read it are not installed.
+            ValueError: there is audio or video, and the libraries that read it are not installed.
         """
-        complaints = {"image": image_complaint, "audio": self.sound_complaint, "video": self.video_complaint}
+        complaints = {"image": image_complaint, "audio": self.audio_complaint, "video": self.video_complaint}
         for name, items in media.items():
-            new = {image_key(item): item for item in items}
-            new = {key: item for key, item in new.items() if key not in self.known[name]}
+            new = {item.key: item for item in items if item.key not in self.known[name]}
             self.known[name].update(zip(new, self.pool.map(complaints[name], new.values()), strict=True))
 
-    def sound_complaint(self, source: str | bytes) -> str | None:
-        """What is wrong with a sound, None where it can be used."""
+    def audio_complaint(self, medium: MediaRef) -> str | None:
+        """The reason why an audio clip cannot be used; None if it can."""
         try:
-            clip, _, seconds = open_audio(source, self.max_seconds)
+            clip, _, seconds = open_audio(medium.source, self.max_seconds)
         except ImportError as error:
             raise ValueError(str(error)) from None
         except ValueError as error:
             return str(error)
         if seconds > self.max_seconds:
-            self.cut.append(source)
+            self.cut.append(medium)
         if is_silent(clip):
-            self.silent.append(source)
+            self.silent.append(medium)
         return None
 
-    def video_complaint(self, source: MediaSource) -> str | None:
-        """What is wrong with a video, None where it can be used."""
+    def video_complaint(self, medium: MediaRef) -> str | None:
+        """The reason why a video cannot be used; None if it can."""
         if self.num_frames is None:
-            return "there is a video, but this model takes none (a new one takes it by --num_frames)"
+            return "the row has a video, but this model takes none (--num_frames makes a new model that does)"
         try:
-            read_video(source, self.num_frames)
+            read_video(medium.source, self.num_frames)
         except ImportError as error:
             raise ValueError(str(error)) from None
         except ValueError as error:
@@ -74,34 +108,34 @@ class MediaCheck:
         return None
 
     def complaint(self, media: Media) -> str | None:
-        """The first thing that is wrong with media which were looked at."""
-        found = [self.known[name][image_key(item)] for name, items in media.items() for item in items]
+        """The first reason why one of these media, all checked before, cannot be used; None if all can."""
+        found = [self.known[name][item.key] for name, items in media.items() for item in items]
         return next(filter(None, found), None)
 
     def remarks(self) -> list[str]:
-        """What to know of the sounds that can be used."""
-        said = []
-        for sources, what in (
+        """Warnings about audio clips that can be used, but not as they are."""
+        remarks = []
+        for media, finding in (
             (self.cut, f"longer than {self.max_seconds:g} s and will be cut"),
             (self.silent, "silent"),
         ):
-            if sources:
-                names = sorted(f"'{source}'" for source in sources if isinstance(source, str))
-                more = [f"{len(sources) - len(names[:LISTED])} more"] if len(sources) > len(names[:LISTED]) else []
+            if media:
+                names = sorted(f"'{medium.path}'" for medium in media if medium.path is not None)
+                more = [f"{len(media) - len(names[:LISTED])} more"] if len(media) > len(names[:LISTED]) else []
                 listed = f": {', '.join([*names[:LISTED], *more])}" if names else ""
-                said.append(f"{len(sources)} of {len(self.known['audio'])} sounds are {what}{listed}")
-        return said
+                remarks.append(f"{len(media)} of {len(self.known['audio'])} audio clips are {finding}{listed}")
+        return remarks
 
 
 class BadRow(ValueError):
     """A row that cannot be used; the message says what was found and what was expected."""
 
 
-def open_image(source: str | bytes | Image.Image, background: str = BACKGROUND) -> Image.Image:
+def open_image(source: MediaSource | Image.Image, background: str = BACKGROUND) -> Image.Image:
     """The RGB image of a cell, a file or an object; see `images_mm.open_image`.
 
     Raises:
-        BadRow: it is missing, no image, truncated, or so large that it may be a decompression bomb.
+        BadRow: the image is missing, not an image, truncated, or so large that it may be a decompression bomb.
     """
     try:
         return images_mm.open_image(source, background)
@@ -109,17 +143,10 @@ def open_image(source: str | bytes | Image.Image, background: str = BACKGROUND) 
         raise BadRow(str(error)) from None
 
 
-def image_key(source: str | bytes | list) -> str:
-    """What makes two cells the same medium: the path, or a digest of the bytes; those of all frames."""
-    if isinstance(source, list):
-        return "\n".join(map(image_key, source))
-    return source if isinstance(source, str) else hashlib.sha256(source).hexdigest()
-
-
-def image_complaint(source: str | bytes) -> str | None:
-    """What is wrong with an image, None where it opens."""
+def image_complaint(image: MediaRef) -> str | None:
+    """The reason why an image cannot be opened; None if it can."""
     try:
-        open_image(source)
+        open_image(image.source)
     except BadRow as error:
         return str(error)
     return None
@@ -129,24 +156,24 @@ BYTES_PER_PIXEL = 4  # of Pillow's RGB
 
 
 class ImageCache:
-    """Images by a key. Once the room is taken, others are opened each time: in a random order every image is as
-    likely to be the next, so that nothing is gained by making room.
+    """Decoded images by a key. Once the cache is full, other images are opened each time: in a random order every
+    image is as likely to be the next, so that nothing is gained by evicting one.
 
     Args:
-        megabytes: of images that are kept at most, in each process that opens any.
+        megabytes: size of the cache, in each process that opens images.
     """
 
     def __init__(self, megabytes: int = 0):
         self.room = megabytes * 2**20
-        self.pictures: dict[Hashable, Image.Image] = {}
+        self.images: dict[Hashable, Image.Image] = {}
 
-    def get(self, key: Hashable, opened: Callable[[], Image.Image]) -> Image.Image:
-        """The image of this key, `opened` where it is not in memory."""
-        if key in self.pictures:
-            return self.pictures[key]
-        picture = opened()
-        size = picture.width * picture.height * BYTES_PER_PIXEL
+    def get(self, key: Hashable, open_image: Callable[[], Image.Image]) -> Image.Image:
+        """The cached image with this key, or the one that `open_image` returns, which is cached if there is room."""
+        if key in self.images:
+            return self.images[key]
+        image = open_image()
+        size = image.width * image.height * BYTES_PER_PIXEL
         if size <= self.room:
             self.room -= size
-            self.pictures[key] = picture
-        return picture
+            self.images[key] = image
+        return image

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""One row: what its cells hold, and what is wrong with it beside the contents of its media.
+"""Rows: reading the cells, and checking all but the contents of the media.
 
-Paths in a file are relative to it; an empty cell is a missing modality; several images, sounds or videos are a list,
-or paths joined by `;` in a CSV cell. Images in the column of videos are the frames of one.
+Paths in a file are relative to it; an empty cell is a missing modality; several images, audio clips or videos are a
+list, or paths joined by `;` in a CSV cell. Images in the column of videos are the frames of one video.
 
-A table in memory (`dataset.py`) and a stream of shards (`stream.py`) both read their rows by this.
+A table in memory (`dataset.py`) and a stream of shards (`stream.py`) both read their rows here.
 """
 
 import os
@@ -23,14 +23,14 @@ from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from ..model.video_mm import is_video
 from ..tasks import TASKS
-from .media import BadRow
+from .media import BadRow, MediaRef
 from .targets import label_columns, read_target, target_complaint
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what, "" where none does; `target` is the answer, the label or numbers (`a,b`), or None;
-    rows alike in `concept` match each other."""
+    """Names of the columns, "" for one that is missing. `target` is the answer, the label or numbers (`a,b`), or None;
+    rows with equal values of `concept` match each other."""
 
     image: str = "image"
     text: str = "text"
@@ -42,37 +42,47 @@ class Columns:
 
 @dataclass
 class Row:
-    """One example: `images`, `audio` and `videos` are paths or encoded bytes, or a list of them for the frames of a
-    video; `number` counts from 1 within the source. `opened` holds images, by their keys, that a check has decoded
-    already."""
+    """One example: its images, text, audio clips, videos and target.
+
+    `images`, `audio` and `videos` hold a `MediaRef` each; a source given in place of one is wrapped. `number` counts
+    from 1 within the source. `opened` holds images, by their keys, that a check has decoded already.
+    """
 
     number: int
-    images: list[str | bytes]
+    images: list[MediaRef]
     text: str
     target: Any = None
-    audio: list[str | bytes] = field(default_factory=list)
-    videos: list[str | bytes | list] = field(default_factory=list)
+    audio: list[MediaRef] = field(default_factory=list)
+    videos: list[MediaRef] = field(default_factory=list)
     opened: dict[str, Image.Image] = field(default_factory=dict)
     concept: str | None = None
 
+    def __post_init__(self):
+        for modality in MODALITIES.values():
+            items = getattr(self, modality.argument)
+            refs = [item if isinstance(item, MediaRef) else MediaRef(item) for item in items]
+            setattr(self, modality.argument, refs)
+
     @property
-    def media(self) -> dict[str, list]:
+    def media(self) -> dict[str, list[MediaRef]]:
         """Images, audio clips and videos by the name of their modality."""
         return {name: getattr(self, modality.argument) for name, modality in MODALITIES.items()}
 
 
 def undecoded(feature: Any) -> Any:
-    """A column's feature with its images, sounds and videos, alone or in lists, left encoded."""
+    """A column's feature with its images, audio clips and videos, alone or in lists, left encoded."""
     if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
         return type(feature)(decode=False)
     return datasets.List(undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
 
 
 def as_text(cell: Any, feature: Any, column: str) -> Any:
-    """A cell whose Python value would read otherwise than it stands in its column: a decimal, a 32-bit number, bytes.
+    """The text of a cell whose Python value would print differently: a decimal, a 32-bit number, bytes.
+
+    Other cells are returned as they are.
 
     Raises:
-        BadRow: the bytes are no text.
+        BadRow: the bytes are not UTF-8.
     """
     if isinstance(cell, list):
         inner = feature.feature if isinstance(feature, datasets.List) else None
@@ -85,7 +95,7 @@ def as_text(cell: Any, feature: Any, column: str) -> Any:
         try:
             return cell.decode("utf-8")
         except UnicodeDecodeError:
-            raise BadRow(f"'{column}' holds bytes that are no UTF-8 text; expected a text") from None
+            raise BadRow(f"'{column}' holds bytes that are not UTF-8 text; expected text") from None
     return cell
 
 
@@ -94,11 +104,11 @@ class RowReader:
     """Reads the rows of one source.
 
     Args:
-        source: the file or name it was read from, for messages.
-        folder: where relative paths start.
-        columns: which column holds what.
-        task: what the targets are, see `targets.py`.
-        features: of the columns by their names.
+        source: the file or name of the dataset, for messages.
+        folder: the folder that relative paths start from.
+        columns: the columns' names.
+        task: determines what the targets are, see `targets.py`.
+        features: the columns' features by name.
 
     Raises:
         ValueError: a column is missing.
@@ -113,29 +123,29 @@ class RowReader:
     def __post_init__(self):
         names, columns = list(self.features), self.columns
         targets = label_columns(self.task, columns.target)
-        wanted = [*targets, columns.audio, columns.video, columns.concept]
+        required = [*targets, columns.audio, columns.video, columns.concept]
         others = set(names) - {columns.image, columns.audio, columns.video, *targets}
-        # one of them may be the image, or it is all there is
+        # one of the other columns may be the image, or there is nothing but the image
         if others - {columns.text} or not (columns.audio or columns.video):
-            wanted.append(columns.image)
+            required.append(columns.image)
         if others:
-            wanted.append(columns.text)
-        for name in filter(None, wanted):
+            required.append(columns.text)
+        for name in filter(None, required):
             if name not in names:
                 raise ValueError(
                     f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
                     "--image_column, --text_column, --audio_column, --video_column, --label_column or "
-                    '--concept_column; "" where there is no image, text, sound or video)'
+                    '--concept_column; "" if there is no image, text, audio or video)'
                 )
 
     def row(self, cells: dict[str, Any], number: int) -> Row:
-        """A row from its cells, with its target as it stands there; nothing is opened yet.
+        """A row from its cells, its target not yet encoded; nothing is opened yet.
 
         Raises:
-            BadRow: a cell is of another kind.
+            BadRow: a cell has an unexpected type.
         """
-        written = (self.columns.text, self.columns.concept, *label_columns(self.task, self.columns.target))
-        cells |= {name: as_text(cells[name], self.features[name], name) for name in written if name in cells}
+        text_like = (self.columns.text, self.columns.concept, *label_columns(self.task, self.columns.target))
+        cells |= {name: as_text(cells[name], self.features[name], name) for name in text_like if name in cells}
         text, target = cells.get(self.columns.text), None
         if isinstance(text, (list, dict)):
             raise BadRow(f"'{self.columns.text}' holds a list or structure; expected one plain value")
@@ -152,10 +162,10 @@ class RowReader:
         return Row(number, images, "" if text is None else str(text), target, audio, videos, concept=concept)
 
     def media(self, cell: Any, column: str) -> list[Any]:
-        """The images, sounds or videos that a cell names or holds.
+        """The images, audio clips or videos that a cell names or embeds.
 
         Raises:
-            BadRow: it is of another kind.
+            BadRow: the cell has an unexpected type.
         """
         if cell is None or cell == "":
             return []
@@ -166,14 +176,19 @@ class RowReader:
         if isinstance(cell, dict) and "path" in cell:
             return [cell["bytes"] if cell.get("bytes") is not None else os.path.join(self.folder, cell["path"])]
         if not isinstance(cell, list):
-            kind = {self.columns.audio: "sound", self.columns.video: "video"}.get(column, "picture")
-            raise BadRow(f"'{column}' holds {cell!r:.60}; expected a path, a {kind} or a list of them")
+            kind = {self.columns.audio: "an audio clip", self.columns.video: "a video"}.get(column, "an image")
+            raise BadRow(f"'{column}' holds {cell!r:.60}; expected a path, {kind} or a list of them")
         if column == self.columns.video and any(isinstance(part, list) for part in cell):  # each a list of frames
             return [self.media(part, column) for part in cell]
         return [medium for part in cell for medium in self.media(part, column)]
 
     def complaint(self, row: Row, markers: Mapping[str, str], labels: Sequence[str] | None) -> str | None:
-        """What is wrong with a row, the contents of its media apart; `markers` are those of media, by modality."""
+        """The reason why a row cannot be used, apart from the contents of its media; None if it can.
+
+        Args:
+            markers: the marker of each modality beside the text, by its name.
+            labels: the known labels; None before training.
+        """
         columns = self.columns
         if not row.text.strip() and not any(row.media.values()):
             names = [f"'{name}'" for name in (columns.image, columns.text, columns.audio, columns.video) if name]
@@ -185,8 +200,8 @@ class RowReader:
         for name, items in row.media.items():
             count = row.text.count(markers[name]) if name == "image" or getattr(columns, name) else 0
             if count and count != len(items):
-                what = f"{len(items)} {MODALITIES[name].items}"
-                return f"the text has {count} '{markers[name]}' markers but the row has {what}"
+                media = f"{len(items)} {MODALITIES[name].items}"
+                return f"the text has {count} '{markers[name]}' markers but the row has {media}"
         if TASKS[self.task].needs_image_and_text:
             missing = columns.text if row.images else columns.image
             return None if row.images and row.text else f"'{missing}' is empty; {self.task} needs an image and a text"
@@ -196,7 +211,7 @@ class RowReader:
 
 
 def media_markers(processor: MMProcessor | None = None) -> dict[str, str]:
-    """The marker of each modality beside the text, by its name; without a processor, those that a new one has."""
+    """The marker of each modality beside the text, by its name; the default markers if there is no processor."""
     names = {name: modality.marker for name, modality in MODALITIES.items()}
     if processor is not None:
         return {name: getattr(processor, marker) for name, marker in names.items()}
@@ -205,17 +220,17 @@ def media_markers(processor: MMProcessor | None = None) -> dict[str, str]:
 
 
 def present_modalities(row: Row, markers: Mapping[str, str]) -> list[str]:
-    """Which modalities a row has; a text of markers alone is none.
+    """The modalities that a row has; a text that consists of markers does not count.
 
     Args:
-        markers: of each modality beside the text, by its name.
+        markers: the marker of each modality beside the text, by its name.
     """
     text = without(row, markers, markers).text
     return [*(["text"] if text.strip() else []), *(name for name, items in row.media.items() if items)]
 
 
 def without(row: Row, left_out: Collection[str], markers: Mapping[str, str]) -> Row:
-    """The row as if the cells of these modalities were empty; the markers of what is left out leave the text."""
+    """The row with the cells of these modalities emptied; their markers are removed from the text."""
     changed: dict[str, Any] = {"text": row.text}
     for modality in set(left_out) - {"text"}:
         changed[MODALITIES[modality].argument] = []

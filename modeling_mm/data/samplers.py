@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""In which order an epoch sees the rows. It depends on seed and epoch alone, so that all processes and a training that
-is resumed draw the same."""
+"""The order of the rows in an epoch. It depends on seed and epoch alone, so that all processes, and a training that is
+resumed, draw the same."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class EpochSampler(Sampler[int]):
-    """Draws by its seed and by the epoch that the loader tells it."""
+    """A sampler whose draws depend on its seed and on the epoch that the loader sets."""
 
     def __init__(self, seed: int):
         self.seed, self.epoch = seed, 0
@@ -29,8 +29,8 @@ class ImageGroupSampler(EpochSampler):
 
     Args:
         groups: indices of the rows about each image.
-        seed: of the order.
-        size: rows about one image side by side at most, others drawn each epoch; default: all of them.
+        seed: seed of the order.
+        size: maximum number of rows about one image side by side, drawn anew in each epoch; default: all of them.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]], seed: int, size: int | None = None):
@@ -54,9 +54,9 @@ class LengthSampler(EpochSampler):
     """A new random order in each epoch, rows of about the same length side by side, so that little is padded.
 
     Args:
-        lengths: of the rows, in tokens.
-        together: rows of a step; the longest are in the first, where memory that is too small shows at once.
-        seed: of the order.
+        lengths: the rows' lengths in tokens.
+        together: rows of a step; the first step has the longest rows, so that a lack of memory shows at once.
+        seed: seed of the order.
     """
 
     def __init__(self, lengths: Sequence[int], together: int, seed: int):

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Shards: a data set in many Parquet or tar (WebDataset) files, on a disk or behind a URL, read one file at a time.
+"""Shards: a dataset in many Parquet or tar (WebDataset) files, on a disk or behind a URL, read one file at a time.
 
-Files are found by fsspec and read by `datasets`, both as they come: nothing is downloaded before it is needed.
+fsspec finds the files and `datasets` reads them, both lazily: nothing is downloaded before it is needed.
 """
 
 import itertools
@@ -26,8 +26,8 @@ from .text_files import as_written, parse_json
 
 ENDINGS = (".parquet", ".tar")
 AT_ONCE = 64  # rows of a Parquet file that become Python objects together
-MEDIUM = {"bytes", "path"}  # what a structure holds that is an image, a sound or a video
-# what broken files raise; a network that is down raises others, and stops the training
+MEDIUM = {"bytes", "path"}  # fields of a structure that is an image, audio clip or video
+# errors of broken files; a network that is down raises others, which stop the training
 BROKEN = (tarfile.TarError, ValueError, EOFError)
 
 
@@ -36,11 +36,11 @@ class Shards:
     """The shards of a source.
 
     Args:
-        source: what was asked for, for messages.
-        table: their rows as `datasets` streams them, media left encoded.
-        kinds: what their cells hold.
-        folder: where relative paths in cells start.
-        files: one for each shard, or none where `datasets` knows them only.
+        source: the name of the dataset, for messages.
+        table: the rows as `datasets` streams them, media left encoded.
+        kinds: the columns' features.
+        folder: the folder that relative paths in cells start from.
+        files: one for each shard; empty if only `datasets` knows them.
     """
 
     source: str
@@ -53,22 +53,22 @@ class Shards:
         return self.table.num_shards
 
     def name(self, shard: int) -> str:
-        """What to call a shard in messages."""
+        """The name of a shard in messages."""
         return self.files[shard] if self.files else f"{self.source}, shard {shard + 1} of {len(self)}"
 
     @property
     def features(self) -> dict[str, Any]:
-        """By column, what its cells are; parts of a structure, as of WebDataset's `json`, are columns `json.part`."""
+        """The columns' features; parts of a structure, such as WebDataset's `json`, are columns `json.part`."""
         flat: dict[str, Any] = {}
         for name, feature in self.kinds.items():
             inner = is_structure(feature)
-            flat |= {f"{name}.{part}": own for part, own in feature.items()} if inner else {name: feature}
+            flat |= {f"{name}.{part}": value for part, value in feature.items()} if inner else {name: feature}
         return flat
 
     def read(self, shard: int, start: int = 0) -> Iterator[dict[str, Any] | BadRow]:
-        """The cells of a shard's rows from row `start` on; where the file is broken, a last one says so."""
-        # `iter` of one shard does not ask which worker it is in: whose shard this is was settled before
-        at_once = 1 if self.in_tar else AT_ONCE  # what precedes a break is kept
+        """The cells of a shard's rows from row `start` on; if the file breaks off, the last item is the reason."""
+        # `iter` of one shard does not ask which worker it is in: shards were dealt to readers before
+        at_once = 1 if self.in_tar else AT_ONCE  # in a tar file, the rows before a break are kept
         rows = self.table.shard(num_shards=len(self), index=shard).iter(at_once)
         number = 0
         try:
@@ -80,15 +80,15 @@ class Shards:
         except (OSError, *BROKEN) as error:
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
                 raise  # of the network or the disk; Arrow raises a bare one for broken pages
-            said = " ".join(str(error).split()) or type(error).__name__
-            yield BadRow(f"the rest of the file cannot be read: {said}")
+            reason = " ".join(str(error).split()) or type(error).__name__
+            yield BadRow(f"the rest of the file cannot be read: {reason}")
 
     @property
     def in_tar(self) -> bool:
         return bool(self.files) and suffix(self.files[0]) == ".tar"
 
     def flat(self, cells: dict[str, Any]) -> dict[str, Any] | BadRow:
-        """Cells under the names of `features`, or what is wrong with one."""
+        """The cells by the names of `features`, or the reason why one is bad."""
         flat: dict[str, Any] = {}
         if self.in_tar:
             try:
@@ -103,10 +103,10 @@ class Shards:
         return flat
 
     def enough_for(self, readers: int) -> "Shards":
-        """These, or smaller ones (row groups of Parquet files), at least one for each reader.
+        """These shards, or smaller ones (row groups of Parquet files): at least one for each reader.
 
         Raises:
-            ValueError: there are fewer.
+            ValueError: there are fewer shards.
         """
         if len(self) >= readers:
             return self
@@ -123,7 +123,7 @@ class Shards:
         return bool(self.files) and "://" not in self.files[0]
 
     def count_rows(self) -> int | None:
-        """How many rows there are, from the footers of Parquet files; None where nobody knows."""
+        """The number of rows, from the footers of Parquet files; None if unknown."""
         if not self.files or suffix(self.files[0]) != ".parquet":
             return None
         count = 0
@@ -153,15 +153,15 @@ class Shards:
 
 
 def is_structure(feature: Any) -> bool:
-    """Whether a column holds named parts, other than the two of a medium."""
+    """True if a column holds named parts, other than the two of a medium."""
     return isinstance(feature, dict) and set(feature) != MEDIUM
 
 
 def open_shards(source: str, split: str | None = None) -> Shards:
-    """The shards that a file, a glob, a folder or a URL names; with `split`, those of a data set by its name.
+    """The shards that a file, a glob, a folder or a URL names; with `split`, those of a dataset by its name.
 
     Raises:
-        ValueError: there are none, they are of another kind, or cannot be read.
+        ValueError: there are no shards, they are of another kind, or cannot be read.
     """
     files = shard_files(source) if split is None else []
     try:
@@ -182,12 +182,13 @@ def open_shards(source: str, split: str | None = None) -> Shards:
 
 
 def open_parquet(files: list[str]) -> tuple[datasets.IterableDataset, datasets.Features]:
+    """The rows of Parquet files, and the columns' features."""
     table = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     return table, table.features
 
 
 def is_shards(source: str) -> bool:
-    """Whether `read_table` has no use for it: a tar file, a glob or a URL."""
+    """True if a source is one that `read_table` cannot read: a tar file, a glob or a URL."""
     return suffix(source) == ".tar" or "*" in source or "://" in source
 
 
@@ -217,22 +218,22 @@ def shard_files(source: str) -> list[str]:
 
 
 def suffix(name: str) -> str:
-    """How a file's name ends, in small letters; what follows a `?` of a URL is not its name."""
+    """The suffix of a file's name in lower case; a URL's query, after `?`, is not part of the name."""
     return Path(name.split("?")[0]).suffix.lower()
 
 
 TEXTUAL = ("txt", "text", "transcript", "cls", "cls2", "index", "inx", "id", "json")
-LOOKED_AT = 5  # rows that tell what a member holds, as many as `datasets` takes
+LOOKED_AT = 5  # rows from which the members' features are inferred, as in `datasets`
 
 
 class Members(WebDataset):
-    """The rows of tar files, their members of text as bytes."""
+    """The rows of tar files, with textual members left as bytes."""
 
     DECODERS = {name: decode for name, decode in WebDataset.DECODERS.items() if name not in TEXTUAL}
 
 
 def open_members(files: Sequence[str]) -> tuple[datasets.IterableDataset, datasets.Features]:
-    """The rows of tar files, and what their cells hold once `decoded`.
+    """The rows of tar files, and the features of their cells once `decoded`.
 
     Raises:
         BadRow: none of the first rows can be read.
@@ -246,30 +247,32 @@ def open_members(files: Sequence[str]) -> tuple[datasets.IterableDataset, datase
             reason = str(error)
     if not rows:
         raise BadRow(f"none of the first rows can be read: {reason}")
-    own = [{name: cell for name, cell in row.items() if is_textual(name)} for row in rows]
-    schema = pyarrow.concat_tables([pyarrow.Table.from_pylist([row]) for row in own], promote_options="default").schema
+    texts = [{name: cell for name, cell in row.items() if is_textual(name)} for row in rows]
+    tables = [pyarrow.Table.from_pylist([row]) for row in texts]
+    schema = pyarrow.concat_tables(tables, promote_options="default").schema
     return table, datasets.Features({**table.features, **datasets.Features.from_arrow_schema(schema)})
 
 
 def is_textual(name: str) -> bool:
+    """True if the member of this name holds text."""
     return name.rpartition(".")[2].lower() in TEXTUAL
 
 
 def textual_decoder(name: str) -> Callable[[bytes], Any]:
-    """What turns a member's bytes into its text, or into structures of texts; 007 stays 007, and 1e5 1e5."""
+    """The decoder of a member's bytes to text, or to structures of texts; 007 stays 007, and 1e5 1e5."""
     ending = name.rpartition(".")[2].lower()
     if ending == "json":
         return lambda cell: as_written(parse_json(cell.decode("utf-8-sig")))
     if ending in ("txt", "text", "transcript"):
         return lambda cell: cell.decode("utf-8")
-    return lambda cell: cell.decode("utf-8").strip()  # a class or a number, where a last newline is no part of it
+    return lambda cell: cell.decode("utf-8").strip()  # a class or a number, without a last newline
 
 
 def decoded(cells: dict[str, Any], features: datasets.Features | None = None) -> dict[str, Any]:
-    """A row with its members of text decoded, and as these features have them.
+    """A row with its textual members decoded, and encoded by these features.
 
     Raises:
-        BadRow: names the member that cannot be.
+        BadRow: names the member that cannot be decoded.
     """
     made = dict(cells)
     for name, cell in cells.items():

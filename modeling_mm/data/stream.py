@@ -1,11 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""MMStream: rows from shards without end, shuffled in blocks, whose place is a few integers.
+"""MMStream: an endless stream of rows from shards, shuffled in blocks, whose position is a few integers.
 
-- Readers are processes times workers. In each pass over the data, reader r of R takes every R-th shard of a new random
-  order; when its shards end it begins the next pass, so that no process runs out before another.
-- A reader permutes `shuffle_buffer` rows, hands them out and reads the next ones (as MosaicML's Streaming does). What
-  it draws depends on the seed and on where the block begins, on no state: to go on, it reads one block again.
-- Media stay encoded until their row is handed out. It is checked then, and its images go along decoded.
+- The readers are processes times workers. In each pass over the data, reader r of R takes every R-th shard of a new
+  random order; after its last shard it begins the next pass, so that no process runs out before another.
+- A reader permutes `shuffle_buffer` rows, yields them and reads the next ones (as MosaicML's Streaming does). Draws
+  depend on the seed and on the beginning of the block, on no state: to resume, a reader reads one block again.
+- Media stay encoded until their row is yielded. It is checked then, and carries its images decoded.
 """
 
 import logging
@@ -23,19 +23,19 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..model.audio_mm import MAX_SECONDS
 from ..model.images_mm import BACKGROUND
 from .dataset import MMDataset
-from .media import BadRow, MediaCheck, image_key, open_image
+from .media import BadRow, MediaCheck, open_image
 from .rows import Columns, Row, RowReader, media_markers
 from .shards import Shards
 from .targets import encode_target
 
 logger = logging.getLogger(__name__)
-FIRST_ROWS, FIRST_BYTES = 2_000, 2**26  # that are looked at before training
-LOGGED = 20  # bad rows of a reader
+FIRST_ROWS, FIRST_BYTES = 2_000, 2**26  # read before training, at most
+LOGGED = 20  # bad rows that each reader names
 
 
 class Position(NamedTuple):
-    """How far a reader has come: `used` rows of the block that begins at `row` of the shard at `place` in its order,
-    in this `epoch` over the data. Bad rows are among the used ones; `skipped` counts those of all turns."""
+    """The progress of a reader: `used` rows of the block that begins at `row` of the shard at `place` in its order,
+    in this `epoch`. Bad rows are among the used ones; `skipped` counts those of all epochs."""
 
     reader: int
     epoch: int = 0
@@ -46,7 +46,7 @@ class Position(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A row as it was read, or why it could not be."""
+    """The cells of a row, or the reason why they could not be read."""
 
     shard: int
     row: int
@@ -55,33 +55,33 @@ class Sample(NamedTuple):
 
 @dataclass
 class StreamedRow(Row):
-    """A row, and how far its reader has come with it."""
+    """A row, with the position of its reader after it."""
 
     position: Position = Position(0)
 
 
 @dataclass
 class MMStream(IterableDataset):
-    """Rows of shards, without end.
+    """An endless stream of the rows of shards.
 
     Args:
         shards: as `open_shards` gives them.
-        columns: which column holds what.
+        columns: the columns' names.
         task, labels: as those of `MMDataset`.
-        shuffle_buffer: rows that are permuted at a time; with 0 or 1 all come in their order.
-        seed: another one draws another order.
+        shuffle_buffer: rows that are permuted at a time; with 0 or 1 all rows keep their order.
+        seed: of the order.
         skip: leave bad rows out and count them.
-        markers: of media, by modality, as the processor has them.
-        max_seconds, num_frames: of a sound and of a video that will be used.
-        too_long: what is wrong with a row's length, None where nothing is.
-        background: the colour below transparent images.
-        known_rows: how many there are in a pass, where known.
-        process, processes: which part of the shards is read here.
-        batches, positions: how many batches this process has used before, and how far its readers have come.
+        markers: the processor's markers of media, by modality.
+        max_seconds, num_frames: seconds of an audio clip and frames of a video that will be used.
+        too_long: returns the reason why a row is too long, None if it is not.
+        background: the colour behind transparent images.
+        known_rows: the number of rows in a pass, if known.
+        process, processes: determine the part of the shards that is read here.
+        batches, positions: the batches that this process has used before, and the positions of its readers.
 
     Raises:
         ValueError: a column is missing.
-        BadRow: while reading, names shard and row; or a reader has found no good row in a whole pass.
+        BadRow: while reading, names shard and row; or a reader finds no good row in a whole pass.
     """
 
     shards: Shards
@@ -103,8 +103,8 @@ class MMStream(IterableDataset):
     positions: dict[int, Position] = field(default_factory=dict)
 
     def __post_init__(self):
-        own = (self.shards.source, self.shards.folder, self.columns, self.task, self.shards.features)
-        self.reader = RowReader(*own)
+        shards = self.shards
+        self.reader = RowReader(shards.source, shards.folder, self.columns, self.task, shards.features)
 
     def __iter__(self) -> Iterator[StreamedRow]:
         worker, workers, number = get_worker_info(), 1, 0
@@ -112,16 +112,16 @@ class MMStream(IterableDataset):
             workers, number = worker.num_workers, worker.id
             fsspec.asyn.reset_lock()  # the lock of a forked process may be held by a thread that it lacks
         self.shards = self.shards.enough_for(self.processes * workers)
-        # a loader asks its workers in turns, beginning with the first: it plays the reader whose turn it is
+        # a loader asks its workers in turn, beginning with the first, which therefore acts as the reader that is next
         reader = self.process * workers + (number + self.batches) % workers
         yield from self.rows(self.positions.get(reader, Position(reader)), self.processes * workers)
 
     def rows(self, at: Position, readers: int) -> Iterator[StreamedRow]:
-        """What a reader hands out from a position on."""
+        """The rows that a reader yields from a position on."""
         skipped, good = at.skipped, at.place + at.row + at.used
         while True:
             for begin, block in self.blocks(at, readers):
-                again = at.used if begin[:4] == at[:4] else 0  # rows that were handed out before
+                again = at.used if begin[:4] == at[:4] else 0  # rows that were yielded before
                 for used in range(1, len(block) + 1):
                     sample = block.pop()
                     if used <= again:
@@ -143,8 +143,8 @@ class MMStream(IterableDataset):
         return self.shards.source
 
     def blocks(self, at: Position, readers: int) -> Iterator[tuple[Position, list[Sample]]]:
-        """The blocks of one turn over a reader's shards, from where one begins, last rows first; whoever takes one
-        may empty it, so that no other is held beside it."""
+        """The blocks of one epoch over a reader's shards, from the position of one on, last rows first. The consumer
+        may empty a block, so that no other is held beside it."""
         order = self.order(at.epoch)[at.reader :: readers]
         begin, block = at, list[Sample]()
         for place in range(at.place, len(order)):
@@ -160,32 +160,34 @@ class MMStream(IterableDataset):
             yield begin, self.shuffle(block, begin)
 
     def order(self, epoch: int) -> list[int]:
-        """All shards in the order of this turn."""
+        """All shards in the order of this epoch."""
         return self.permutation(len(self.shards), "shards", epoch)
 
     def shuffle(self, block: list[Sample], begin: Position) -> list[Sample]:
-        """The same list, in another order."""
+        """Permute a block in place and return it."""
         block[:] = [block[i] for i in reversed(self.permutation(len(block), *begin[:4]))]
         return block
 
-    def permutation(self, count: int, *what: Any) -> list[int]:
+    def permutation(self, count: int, *parts: Any) -> list[int]:
+        """A permutation of `count` indices, drawn by the seed and these parts; the identity without shuffling."""
         if self.shuffle_buffer <= 1:
             return list(range(count))
-        number = zlib.crc32(repr((self.seed, *what)).encode())
+        number = zlib.crc32(repr((self.seed, *parts)).encode())
         return torch.randperm(count, generator=torch.Generator().manual_seed(number)).tolist()
 
     def checked(self, sample: Sample) -> Row:
-        """A row, its images decoded and its target as the collator takes it.
+        """The row of a sample, its images decoded and its target encoded for the collator.
 
         Raises:
-            BadRow: it cannot be used.
+            BadRow: the row cannot be used.
         """
         if isinstance(sample.cells, BadRow):
             raise sample.cells
         number = 1 + sample.row * len(self.shards) + sample.shard  # no other row has it
         row = self.reader.row(dict(sample.cells), number)
         reason = self.reader.complaint(row, self.markers, self.labels) or self.media_complaint(row)
-        row.opened = {image_key(image): open_image(image, self.background) for image in row.images if reason is None}
+        if reason is None:
+            row.opened = {image.key: open_image(image.source, self.background) for image in row.images}
         if reason is None and self.too_long is not None:
             reason = self.too_long(row)
         if reason is not None:
@@ -195,7 +197,7 @@ class MMStream(IterableDataset):
         return row
 
     def media_complaint(self, row: Row) -> str | None:
-        """What is wrong with a row's sounds and videos."""
+        """The reason why a row's audio clips and videos cannot be used; None if they can."""
         media = {name: items for name, items in row.media.items() if name != "image"}
         if not any(media.values()):
             return None
@@ -205,22 +207,22 @@ class MMStream(IterableDataset):
         return check.complaint(media)
 
     def note_bad_rows(self, sample: Sample, error: BadRow, count: int) -> None:
-        """Say what is wrong with one of the first bad rows.
+        """Log why a bad row is skipped, if it is one of the first.
 
         Raises:
-            BadRow: when not skipping.
+            BadRow: unless `skip`.
         """
-        said = f"{self.shards.name(sample.shard)}, row {sample.row + 1}: {error}"
+        reason = f"{self.shards.name(sample.shard)}, row {sample.row + 1}: {error}"
         if not self.skip:
-            raise BadRow(said) from None
+            raise BadRow(reason) from None
         if count <= LOGGED:
-            logger.warning(f"skipped: {said}" + ("; no more will be named" if count == LOGGED else ""))
+            logger.warning(f"skipped: {reason}" + ("; further bad rows will not be named" if count == LOGGED else ""))
 
     def first_rows(self) -> MMDataset:
-        """The first good rows in the order of the shards, for what has to be known before training.
+        """The first good rows in the order of the shards, for what must be known before training.
 
         Raises:
-            BadRow: one is bad, when not skipping; or all are.
+            BadRow: a row is bad, unless `skip`; or all are.
         """
         kept: list[dict[str, Any]] = []
         size, reason = 0, "it has no rows"
@@ -233,7 +235,7 @@ class MMStream(IterableDataset):
                 self.note_bad_rows(sample, error, LOGGED + 1)
                 continue
             kept.append(sample.cells)  # type: ignore[arg-type]  # not bad
-            size += sum(len(medium) for items in row.media.values() for medium in items if isinstance(medium, bytes))
+            size += sum(len(m.source) for items in row.media.values() for m in items if isinstance(m.source, bytes))
             if len(kept) == FIRST_ROWS or size > FIRST_BYTES:
                 break
         if not kept:

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""StreamLoader: batches of a stream, and how far it has come with those that were used.
+"""StreamLoader: batches of a stream, and the position after those that were used.
 
-Workers read ahead, so each batch brings the position of its reader along; only what was taken out here counts. A
-checkpoint holds it as `stream_{process}.json`.
+Workers prefetch, so each batch carries the position of its reader; only batches taken from the loader count. A
+checkpoint holds the position as `stream_{process}.json`.
 """
 
 import json
@@ -25,13 +25,13 @@ POSITION = "stream_position"
 
 @dataclass
 class StreamCollator:
-    """A collator, whose batches say where their last row stood."""
+    """A collator whose batches carry the position of their last row."""
 
     collator: Callable[[list[Any]], dict[str, Any]]
 
     def __call__(self, rows: list[StreamedRow]) -> dict[str, Any]:
         if isinstance(self.collator, MMCollator) and self.collator.augmentation is not None:
-            # not filled in: workers share that memory, and may be in different turns
+            # a new tensor: workers share the memory of the old one and may be in different epochs
             self.collator.augmentation.epoch = torch.tensor(rows[0].position.epoch)
         return {**self.collator(rows), POSITION: torch.tensor(rows[-1].position)}
 
@@ -40,9 +40,9 @@ class StreamLoader(DataLoader):
     """A `DataLoader` of one process's part of a stream.
 
     Args:
-        stream: its part, see `MMStream`.
+        stream: this process's part, see `MMStream`.
         batch_size, collator: as those of a `DataLoader`.
-        options: more of them.
+        options: further arguments of a `DataLoader`.
 
     Raises:
         ValueError: there are more readers than shards.
@@ -50,14 +50,14 @@ class StreamLoader(DataLoader):
     """
 
     def __init__(self, stream: MMStream, batch_size: int, collator: Callable, **options: Any):
-        own = torch.Generator()  # so that the random state of the model is left alone
-        super().__init__(stream, batch_size, collate_fn=StreamCollator(collator), generator=own, **options)
+        generator = torch.Generator()  # leaves the global random state alone
+        super().__init__(stream, batch_size, collate_fn=StreamCollator(collator), generator=generator, **options)
         self.stream, self.rows = stream, batch_size
         stream.shards = stream.shards.enough_for(stream.processes * max(1, self.num_workers))
         self.positions, self.batches, self.before, self.started = dict(stream.positions), stream.batches, 0, 0.0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        self.started, self.before, said = time.perf_counter(), self.batches, ""
+        self.started, self.before, reason = time.perf_counter(), self.batches, ""
         try:
             for batch in super().__iter__():
                 position = Position(*batch.pop(POSITION).tolist())
@@ -65,8 +65,8 @@ class StreamLoader(DataLoader):
                 self.batches += 1
                 yield batch
         except BadRow as error:  # from a worker, the sentence stands below its traceback
-            said = str(error).rpartition("BadRow: ")[2].strip()
-        raise BadRow(said)  # here, so that it does not keep the workers alive
+            reason = str(error).rpartition("BadRow: ")[2].strip()
+        raise BadRow(reason)  # here, so that it does not keep the workers alive
 
     @property
     def skipped(self) -> int:
@@ -74,12 +74,12 @@ class StreamLoader(DataLoader):
         return sum(position.skipped for position in self.positions.values())
 
     def rows_per_second(self) -> float:
-        """Of all processes, since this began."""
+        """Rows per second of all processes, since the iteration began."""
         rows = (self.batches - self.before) * self.rows * self.stream.processes
         return round(rows / max(1e-9, time.perf_counter() - self.started), 1)
 
     def made_for(self) -> dict[str, int]:
-        """What has to be the same when it goes on."""
+        """The settings that must be the same when a run is resumed."""
         stream = self.stream
         names = [PurePosixPath(stream.shards.name(shard)).name for shard in range(len(stream.shards))]
         return {
@@ -92,25 +92,25 @@ class StreamLoader(DataLoader):
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write how far this process has come."""
+        """Write the position of this process."""
         state = {**self.made_for(), "batches": self.batches, "positions": list(self.positions.values())}
         (Path(folder) / f"stream_{self.stream.process}.json").write_text(json.dumps(state), encoding="utf-8")
 
     def resume(self, folder: str | Path) -> None:
-        """Go on where a checkpoint was written.
+        """Resume from the position in a checkpoint.
 
         Raises:
-            ValueError: it was written by another kind of run, or by none that streams.
+            ValueError: the checkpoint is of a run with other settings, or of one that does not stream.
         """
         path = Path(folder) / f"stream_{self.stream.process}.json"
         if not path.is_file():
             raise ValueError(f"there is no '{path}'; expected a checkpoint of a run that streams in as many processes")
         state = json.loads(path.read_text(encoding="utf-8"))
-        for name, own in self.made_for().items():
-            if state[name] != own:
+        for name, value in self.made_for().items():
+            if state[name] != value:
                 raise ValueError(
-                    f"'{path}' was written with {name} {state[name]}; this run has {own}, expected the same"
+                    f"'{path}' was written with {name} {state[name]}; this run has {value}, expected the same"
                 )
         self.batches = self.stream.batches = state["batches"]
-        self.positions = {own[0]: Position(*own) for own in state["positions"]}
+        self.positions = {position[0]: Position(*position) for position in state["positions"]}
         self.stream.positions = dict(self.positions)

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Tables from files, folders and data sets, their cells as they were written.
+"""Tables from files, folders and datasets, their cells as they were written.
 
-CSV, TSV, JSON, Parquet, a folder of images or of sounds, any name the `datasets` library knows, and `easy-vqa` (the
+CSV, TSV, JSON, Parquet, a folder of images or of audio, any name the `datasets` library knows, and `easy-vqa` (the
 PyPI package).
 """
 
@@ -26,7 +26,7 @@ def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Pat
     """A table from a file, folder or name, and the folder that relative paths in it start from.
 
     Raises:
-        ValueError: it cannot be found or read, or holds no rows.
+        ValueError: the table cannot be found or read, or holds no rows.
     """
     path = Path(source)
     try:
@@ -45,30 +45,32 @@ def read_table(source: str, split: str = "train") -> tuple[datasets.Dataset, Pat
         raise ValueError(f"'{source}' cannot be read as a table: {reason}") from error
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"'{source}' is neither a file, a folder nor a known data set: {reason}") from error
+        raise ValueError(f"'{source}' is neither a file, a folder nor a known dataset: {reason}") from error
     if len(table) == 0:
         raise ValueError(f"'{source}' holds no rows; expected at least one")
     return table, path.parent
 
 
 def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
-    """A folder of images or sounds, with metadata or one folder per class; `split` matters where it holds several.
+    """A folder of images or audio, with metadata or one folder per class; `split` selects one of several.
 
     Raises:
-        ValueError: it holds several splits, and not this one.
+        ValueError: the folder holds several splits, but not this one.
     """
     for folder in (path / split, path):
-        # read by `imagefolder`, 007 would become 7.0, None be missing, and 2024-01-01 a time
+        # `imagefolder` would read 007 as 7.0, None as missing, and 2024-01-01 as a time
         for metadata in (folder / "metadata.csv", folder / "metadata.jsonl"):
             if metadata.is_file():
                 table = read_file(metadata)
                 if "file_name" in table.column_names:
-                    table = table.rename_column("file_name", "audio" if is_sound(table[0]["file_name"]) else "image")
+                    table = table.rename_column(
+                        "file_name", "audio" if is_audio_file(table[0]["file_name"]) else "image"
+                    )
                 elif metadata.suffix == ".jsonl":
                     table = table.rename_columns({name: modality_of_folder(name) for name in table.column_names})
                 return table, folder
-    if any(is_sound(file.name) for file in path.rglob("*")):
-        return read_sounds(path, split)
+    if any(is_audio_file(file.name) for file in path.rglob("*")):
+        return read_audio_folder(path, split)
     splits = datasets.load_dataset("imagefolder", data_dir=str(path))
     if split not in splits and len(splits) > 1:
         raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
@@ -76,41 +78,41 @@ def read_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
 
 
 def modality_of_folder(name: str) -> str:
-    """The column that `imagefolder` makes of one with file names: `image` of `image_file_name`, `images` of
+    """The name that `imagefolder` gives to a column of file names: `image` for `image_file_name`, `images` for
     `file_names`."""
     return "images" if name == "file_names" else re.sub("_file_names?$", "", name)
 
 
-def read_sounds(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
-    """A folder of sounds, with one folder per class where there are several; `audiofolder` would need torchcodec.
+def read_audio_folder(path: Path, split: str) -> tuple[datasets.Dataset, Path]:
+    """A folder of audio files, or of one folder per class; `audiofolder` would need torchcodec.
 
     Raises:
-        ValueError: it holds several splits, and not this one.
+        ValueError: the folder holds several splits, but not this one.
     """
     splits = sorted(folder.name for folder in path.iterdir() if folder.name in SPLITS)
     if splits and split not in splits:
         raise ValueError(f"'{path}' has the splits {', '.join(splits)}, not '{split}'")
     folder = path / split if splits else path
-    files = sorted(file for file in folder.rglob("*") if is_sound(file.name))
+    files = sorted(file for file in folder.rglob("*") if is_audio_file(file.name))
     columns = {"audio": [str(file.relative_to(folder)) for file in files]}
     if len({file.parent for file in files}) > 1:
         columns["label"] = [file.parent.name for file in files]
     return datasets.Dataset.from_dict(columns), folder
 
 
-def is_sound(name: str | None) -> bool:
-    """Whether a file is a sound by its name."""
+def is_audio_file(name: str | None) -> bool:
+    """True if a file's suffix is that of audio."""
     return name is not None and Path(name).suffix.lower() in AudioFolder.EXTENSIONS
 
 
 def read_file(path: Path, text_columns: Collection[str] | None = None) -> datasets.Dataset:
-    """One CSV, TSV, JSON or Parquet file; see `text_files` for the first three, Parquet keeps its types.
+    """The table of a CSV, TSV, JSON or Parquet file; see `text_files` for the first three; Parquet keeps its types.
 
     Args:
-        text_columns: of JSON, those that hold text; the others keep numbers and truth values. None: all hold text.
+        text_columns: columns of JSON that hold text; the others keep numbers and booleans. None: all hold text.
 
     Raises:
-        ValueError: the file is no table, or empty.
+        ValueError: the file is not a table, or empty.
     """
     reader, table = FILE_READERS[path.suffix.lower()], None
     if reader == "csv":
@@ -125,14 +127,14 @@ def read_file(path: Path, text_columns: Collection[str] | None = None) -> datase
 
 
 def read_parquet(path: Path) -> datasets.Dataset:
-    """One Parquet file.
+    """The table of a Parquet file.
 
     Raises:
         ValueError: two of its columns have the same name.
     """
     log = logging.getLogger("datasets.packaged_modules")
     level = log.level
-    log.setLevel(logging.CRITICAL)  # it would log the traceback of what we say in one sentence
+    log.setLevel(logging.CRITICAL)  # it would log the traceback of what the error says in one sentence
     try:
         names = pyarrow.parquet.read_schema(path).names
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -148,12 +150,12 @@ def read_easy_vqa(split: str) -> datasets.Dataset:
     """The easy-VQA questions (Zhou 2019) of the installed PyPI package: split `train` or `test`.
 
     Raises:
-        ValueError: the package is not installed, or another split is asked for.
+        ValueError: the package is not installed, or there is no such split.
     """
     try:
         import easy_vqa
     except ImportError:
-        raise ValueError("the data set 'easy-vqa' needs the package: pip install easy-vqa") from None
+        raise ValueError("the dataset 'easy-vqa' needs the package: pip install easy-vqa") from None
     if split not in ("train", "test"):
         raise ValueError(f"'easy-vqa' has the splits 'train' and 'test', not '{split}'")
     questions, images = {

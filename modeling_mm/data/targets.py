@@ -1,13 +1,13 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""What the label column of each task holds, how it is read, and what the head has to know of it.
+"""Targets: the label column of each task, how it is read, and the settings of the head that follow from it.
 
 | task           | a cell                                             | in a batch                     |
 | generation     | the answer                                         | tokens                         |
 | classification | a label                                            | its id                         |
 | multilabel     | `a|b|c` or a list; an empty list is no label       | 0 or 1 for each label          |
 | regression     | a number, in one or several columns                | the numbers                    |
-| matching       | no column; or a group, whose rows match each other | 0 or 1, made by `matching.py`  |
-| retrieval      | no column; the text is what an image is found by  | no labels                      |
+| matching       | no column; or a group, whose rows match each other | 0 or 1, made by `negatives.py` |
+| retrieval      | no column; the text is the query for its image     | no labels                      |
 """
 
 import math
@@ -22,17 +22,17 @@ from .text_files import as_written, parse_json
 
 
 def label_columns(task: str, name: str | None) -> list[str]:
-    """The columns of a target; only a regression has several, joined by commas."""
+    """The columns of a target; only a regression has several, separated by commas."""
     if name is None:
         return []
     return [part.strip() for part in name.split(",")] if TASKS[task].numbers else [name]
 
 
 def read_target(task: str, name: str, cells: dict[str, Any]) -> Any:
-    """A row's target as it stands: a text, a list of labels, or a list of numbers; None where the cell is empty.
+    """A row's target before encoding: a text, a list of labels, or a list of numbers; None if the cell is empty.
 
     Raises:
-        BadRow: the cell is of another kind.
+        BadRow: the cell has an unexpected type.
     """
     if TASKS[task].numbers:
         return read_numbers(cells, label_columns(task, name))
@@ -45,10 +45,10 @@ def read_target(task: str, name: str, cells: dict[str, Any]) -> Any:
 
 
 def read_numbers(cells: dict[str, Any], names: Sequence[str]) -> list[float] | None:
-    """The number in each column; None where all are empty.
+    """The number in each column; None if all are empty.
 
     Raises:
-        BadRow: names the column that holds no finite number.
+        BadRow: names the column without a finite number.
     """
     if all(cells[name] is None or str(cells[name]).strip() == "" for name in names):
         return None
@@ -64,10 +64,10 @@ def read_numbers(cells: dict[str, Any], names: Sequence[str]) -> list[float] | N
 
 
 def read_labels(cell: Any, name: str) -> list[str] | None:
-    """The labels of a cell: a list, the JSON text of one, or `a|b|c`; None where it is empty.
+    """The labels of a cell: a list, the JSON text of a list, or `a|b|c`; None if it is empty.
 
     Raises:
-        BadRow: a list holds more than plain values.
+        BadRow: the list holds nested or empty values.
     """
     if isinstance(cell, str) and cell.strip().startswith("["):
         try:
@@ -83,7 +83,7 @@ def read_labels(cell: Any, name: str) -> list[str] | None:
 
 
 def target_complaint(name: str, target: Any, labels: Sequence[str] | None) -> str | None:
-    """What is wrong with a target, None where nothing is; `labels` are the known ones, None before training."""
+    """The reason why a target cannot be used, None if it can; `labels` are the known ones, None before training."""
     if target is None:
         return f"'{name}' is empty; expected a value"
     for label in [target] if isinstance(target, str) else target:
@@ -93,18 +93,17 @@ def target_complaint(name: str, target: Any, labels: Sequence[str] | None) -> st
 
 
 def encode_target(task: str, target: Any, labels: Sequence[str] | None) -> Any:
-    """A target as the collator takes it."""
+    """A target as the collator expects it."""
     if TASKS[task].several_labels and labels is not None:
         return [float(label in target) for label in labels]
     return labels.index(target) if TASKS[task].has_classes and labels is not None else target
 
 
 def known_names(task: str, targets: Sequence[Any], column: str | None, source: str) -> list[str] | None:
-    """What the outputs of a head are called, from the targets of the training rows; None for a generation or
-    retrieval.
+    """The names of a head's outputs, from the targets of the training rows; None for a generation or retrieval.
 
     Raises:
-        ValueError: there is nothing to tell apart.
+        ValueError: there are fewer than two labels.
     """
     if not TASKS[task].has_labels:
         return None
@@ -122,10 +121,10 @@ def known_names(task: str, targets: Sequence[Any], column: str | None, source: s
 def head_options(
     task: str, names: Sequence[str] | None, targets: Sequence[Any], balanced: bool, source: str
 ) -> dict[str, Any]:
-    """Fields of `MMConfig` that make the head: names, loss, scale of numbers, weights of classes.
+    """The fields of `MMConfig` for the head: names, loss, scale of numbers, class weights.
 
     Raises:
-        ValueError: numbers that never differ, or weights for a task that has no classes.
+        ValueError: a column holds one number only, or class weights are asked of a task without classes.
     """
     if balanced and not TASKS[task].has_classes:
         known = " and ".join(name for name in TASKS if TASKS[name].has_classes)
@@ -150,9 +149,9 @@ def head_options(
 
 
 def balanced_weights(task: str, names: Sequence[str], targets: Sequence[Any]) -> list[float]:
-    """Weights under which all classes count the same; of several labels, as many negatives for each positive.
+    """Class weights under which all classes count the same; for several labels, negatives per positive.
 
-    A class that never occurs counts as much as one that occurs once.
+    A class that never occurs is weighted like one that occurs once.
     """
     counts = np.array([encode_target("multilabel", [t] if isinstance(t, str) else t, names) for t in targets])
     occurs = counts.sum(axis=0).clip(min=1)
@@ -162,5 +161,5 @@ def balanced_weights(task: str, names: Sequence[str], targets: Sequence[Any]) ->
 
 
 def normalize(answer: str) -> str:
-    """Case and white space do not make an answer wrong."""
+    """An answer in lower case with single spaces, so that case and white space do not make it wrong."""
     return " ".join(answer.lower().split())

@@ -1,12 +1,12 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""CSV, TSV and JSON files as tables of text: each cell as it was written, in the column where it stands.
+"""CSV, TSV and JSON files as tables of text: each cell as it is written, in its column.
 
 - CSV is read strictly: a quotation mark that would swallow lines and a line with more or fewer cells than the header
-  are refused by their line. TSV knows no quotation marks. Only an empty cell is a missing one.
-- JSON holds one object a line, or an array of objects. Numbers, dates, `true` and `false` become the text that stands
-  there, also inside lists.
+  are errors that name the line. TSV has no quoting. Only an empty cell is a missing one.
+- JSON holds one object per line, or an array of objects. Numbers, dates, `true` and `false` become the text in the
+  file, also inside lists.
 
-Neither pandas nor Arrow guesses what a cell means. Large tables go to a file that is mapped into memory.
+Neither pandas nor Arrow guesses the type of a cell. Large tables go to a file that is mapped into memory.
 """
 
 import atexit
@@ -33,7 +33,7 @@ LONGEST_CELL = 2**24  # characters; the csv module would refuse more than 131,07
 
 
 def refuse(path: Path, reason: str) -> NoReturn:
-    """Say in one sentence why a file is no table.
+    """Raise the error for a file that is not a table.
 
     Raises:
         ValueError: always.
@@ -42,23 +42,23 @@ def refuse(path: Path, reason: str) -> NoReturn:
 
 
 def read_delimited(path: Path, delimiter: str) -> datasets.Dataset:
-    """A CSV, or with a tab as delimiter a TSV file; all columns are strings, and an empty cell is None.
+    """The table of a CSV file, or of a TSV file if the delimiter is a tab; columns are strings, empty cells None.
 
     Raises:
-        ValueError: it is no table; names the line.
+        ValueError: the file is not a table; names the line.
     """
     with decoding(path):
         return gather(delimited_chunks(path, delimiter))
 
 
 def read_json(path: Path, text_columns: Collection[str] | None = None) -> datasets.Dataset:
-    """A file of JSON lines, or of one array; values are strings, or lists and structures of them.
+    """The table of a file of JSON lines, or of one array; values are strings, or lists and structures of them.
 
     Args:
-        text_columns: those that hold text; the numbers and truth values of all others stay what they are. None: all.
+        text_columns: columns that hold text; the others keep numbers and booleans. None: all hold text.
 
     Raises:
-        ValueError: it is no table; names the line, or the item of an array.
+        ValueError: the file is not a table; names the line, or the item of an array.
     """
     with decoding(path):
         return gather(json_chunks(path, text_columns))
@@ -66,7 +66,7 @@ def read_json(path: Path, text_columns: Collection[str] | None = None) -> datase
 
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
-    """Turns what the codec raises into a sentence.
+    """A context that turns errors of decoding into a sentence.
 
     Raises:
         ValueError: the file is not UTF-8; names the line.
@@ -85,7 +85,7 @@ def decoding(path: Path) -> Iterator[None]:
 
 
 def delimited_chunks(path: Path, delimiter: str) -> Iterator[pa.Table]:
-    """The rows below the header, some at a time; columns without a name are left out."""
+    """The rows below the header in chunks; columns without a name are left out."""
     rows = records(path, delimiter)
     names = next((cells for _, _, cells in rows), [])
     places = named_columns(path, names)
@@ -104,10 +104,10 @@ def delimited_chunks(path: Path, delimiter: str) -> Iterator[pa.Table]:
 
 
 def named_columns(path: Path, names: list[str]) -> list[int]:
-    """The places of columns that have a name; what is left out is said.
+    """The positions of columns that have a name; a warning lists the others.
 
     Raises:
-        ValueError: there are none, or two have the same.
+        ValueError: no column has a name, or two have the same.
     """
     places = [place for place, name in enumerate(names) if name.strip()]
     if names and not places:
@@ -120,10 +120,10 @@ def named_columns(path: Path, names: list[str]) -> list[int]:
 
 
 def records(path: Path, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
-    """The first and the last line of each record, and its cells; an empty line is none.
+    """The first line, the last line and the cells of each record; empty lines are skipped.
 
     Raises:
-        ValueError: a quotation mark is not closed, or text stands behind the closing one.
+        ValueError: a quotation mark is not closed, or text follows the closing one.
     """
     quoting, begin = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL, 1
     limit = csv.field_size_limit(LONGEST_CELL)
@@ -148,12 +148,15 @@ def records(path: Path, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
 
 
 def opening_line(path: Path, begin: int, delimiter: str) -> int:
-    """The line in which the quotation mark stands that a record, from line `begin` on, does not close."""
-    opened, state = begin, "start"  # of a cell; or within an open one, or a quoted one, or behind its mark
+    """The line of the quotation mark that a record, from line `begin` on, does not close."""
+    opened, state = begin, "start"  # the start of a cell, or "open", "quoted" or "behind" the closing mark
     with path.open(encoding="utf-8-sig", newline="") as file:
         for number, line in itertools.islice(enumerate(file, 1), begin - 1, None):
             for character in line:
-                if character == '"' and state in ("start", "behind"):  # the second of two is one that is meant
+                if character == '"' and state in (
+                    "start",
+                    "behind",
+                ):  # the second of two is text
                     opened, state = number if state == "start" else opened, "quoted"
                 elif character == '"' and state == "quoted":
                     state = "behind"
@@ -167,12 +170,13 @@ def opening_line(path: Path, begin: int, delimiter: str) -> int:
 def whole_rows(
     path: Path, delimiter: str, width: int, rows: Iterator[tuple[int, int, list[str]]]
 ) -> Iterator[list[str]]:
-    """The cells of each record, as many as the header names.
+    """The cells of each record, as many as the header has.
 
-    A surplus is ignored only where every record has it and it is always empty, as from a comma that ends each line.
+    Surplus cells are ignored only if every record has them and they are always empty, as after a comma that ends each
+    line.
 
     Raises:
-        ValueError: a record has more cells, or fewer, or seems to hold others.
+        ValueError: a record has more or fewer cells, or seems to contain other records.
     """
     first = next(rows, None)
     if first is None:
@@ -184,10 +188,10 @@ def whole_rows(
     for begin, end, cells in itertools.chain([first], rows):
         if len(cells) != width + surplus or (surplus and any(cells[width:])):
             where = f"line {begin}" if begin == end else f"the row in lines {begin} to {end}"
-            wanted = f"{width}, as the header names" + (
-                f", or {width + surplus} as line {first[0]}" if surplus else ""
+            expected = f"{width}, as in the header" + (
+                f", or {width + surplus} as in line {first[0]}" if surplus else ""
             )
-            refuse(path, f"{where} has {len(cells)} cells; expected {wanted} ({hint})")
+            refuse(path, f"{where} has {len(cells)} cells; expected {expected} ({hint})")
         if begin != end and swallows(cells, delimiter):
             refuse(
                 path,
@@ -198,7 +202,7 @@ def whole_rows(
 
 
 def swallows(cells: list[str], delimiter: str) -> bool:
-    """Whether each of the lines that a record spans would be a row by itself; a comma before a space is prose."""
+    """True if each of the lines of a record would be a row by itself; a comma before a space is prose."""
     if len(cells) == 1:
         return False
     lines = re.split("\r\n|\r|\n", delimiter.join(cells))
@@ -206,23 +210,24 @@ def swallows(cells: list[str], delimiter: str) -> bool:
 
 
 def count_quoted(column: pa.ChunkedArray) -> int:
-    """How many cells begin and end with a quotation mark."""
+    """The number of cells that begin and end with a quotation mark."""
     both = pc.and_(pc.starts_with(column, '"'), pc.ends_with(column, '"'))
     return pc.sum(pc.and_(both, pc.greater(pc.utf8_length(column), 1))).as_py() or 0
 
 
 class Number(str):
-    """A number of JSON, as it is written."""
+    """A JSON number as text, as it is written."""
 
     def value(self) -> int | float:
+        """The number itself."""
         return float(self) if re.search("[.eENI]", self) else int(self)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object.
+    """A JSON object from its pairs.
 
     Raises:
-        KeyError: it holds a key twice, of which `json` would take the last.
+        KeyError: a key occurs twice; `json` would keep the last.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -235,7 +240,7 @@ DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=
 
 
 def as_written(value: Any) -> Any:
-    """A value of JSON as the text that stands there; lists and structures hold such texts."""
+    """A JSON value as the text in the file; lists and structures hold such texts."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -246,7 +251,7 @@ def as_written(value: Any) -> Any:
 
 
 def as_meant(value: Any) -> Any:
-    """A value of JSON as what it is in Python."""
+    """A JSON value as a Python value, with numbers as int or float."""
     if isinstance(value, Number):
         return value.value()
     if isinstance(value, list):
@@ -255,10 +260,10 @@ def as_meant(value: Any) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """The value that a JSON text holds, its numbers as `Number`.
+    """The value of a JSON text, its numbers as `Number`.
 
     Raises:
-        ValueError: it is none, or an object in it has a key twice.
+        ValueError: the text is not JSON, or an object in it has a key twice.
     """
     try:
         return DECODER.decode(text)
@@ -269,10 +274,10 @@ def parse_json(text: str) -> Any:
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Where each object stands, "line" 1 or "item" 1, and the object.
+    """The position of each object, such as ("line", 1) or ("item", 1), and the object.
 
     Raises:
-        ValueError: something else stands there.
+        ValueError: a line or an item is not an object.
     """
     with path.open(encoding="utf-8-sig") as file:
         begin = next((line for line in file if line.strip()), "")
@@ -284,15 +289,20 @@ def json_rows(path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
                 items = parse_json(text)
             except ValueError as error:
                 refuse(path, f"expected one array of objects: {error}")
-        what = "line" if items is None else "item"
+        unit = "line" if items is None else "item"
         for number, row in json_lines(path, file) if items is None else enumerate(items, 1):
             if not isinstance(row, dict):
-                shown = json.dumps(as_meant(row))
-                refuse(path, f'{what} {number} is {shown:.60}; expected an object like {{"text": ...}}')
-            yield what, number, row
+                found = json.dumps(as_meant(row))
+                refuse(path, f'{unit} {number} is {found:.60}; expected an object like {{"text": ...}}')
+            yield unit, number, row
 
 
 def json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
+    """The number and the value of each line that is not empty.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -303,36 +313,37 @@ def json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
 
 
 def kind_of(value: Any) -> str:
+    """The kind of a JSON value, with its article."""
     return "a list" if isinstance(value, list) else "a structure" if isinstance(value, dict) else "a plain value"
 
 
 def json_chunks(path: Path, text_columns: Collection[str] | None) -> Iterator[pa.Table]:
-    """The rows, some at a time; a key that an object lacks is an empty cell."""
-    seen: dict[str, tuple[str, int]] = {}  # the kind of each column, and where it stands first
+    """The rows in chunks; a key that an object lacks is an empty cell."""
+    kinds: dict[str, tuple[str, int]] = {}  # the kind of each column, and its first row
     for chunk in batched(json_rows(path)):
         columns: dict[str, list[Any]] = {}
-        for row, (what, number, cells) in enumerate(chunk):
+        for row, (unit, number, cells) in enumerate(chunk):
             for name, value in cells.items():
                 if name not in columns:
                     columns[name] = [None] * len(chunk)
                 if value is None:
                     continue
                 kind = kind_of(value)
-                first, at = seen.setdefault(name, (kind, number))
+                first, at = kinds.setdefault(name, (kind, number))
                 if kind != first:
-                    where = f"{what} {number} and {first} in {what} {at}"
+                    where = f"{unit} {number} and {first} in {unit} {at}"
                     refuse(path, f"'{name}' is {kind} in {where}; expected the same in all rows")
-                to_keep = as_written if text_columns is None or name in text_columns else as_meant
-                columns[name][row] = to_keep(value)
+                convert = as_written if text_columns is None or name in text_columns else as_meant
+                columns[name][row] = convert(value)
         span = f"{chunk[0][0]} {chunk[0][1]}" + (f" to {chunk[-1][1]}" if len(chunk) > 1 else "")
         yield pa.table({name: json_column(path, name, column, span) for name, column in columns.items()})
 
 
 def json_column(path: Path, name: str, values: list[Any], span: str) -> pa.Array:
-    """Values as Arrow has them.
+    """The values of a column as an Arrow array.
 
     Raises:
-        ValueError: they are of several kinds.
+        ValueError: the values have several types.
     """
     try:
         return pa.array(values)
@@ -347,11 +358,11 @@ def batched(rows: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def gather(chunks: Iterator[pa.Table]) -> datasets.Dataset:
-    """All chunks as one table, in memory or, where it is large, in a file of the data sets' cache that is removed at
-    the end of the program.
+    """All chunks as one table, in memory or, if it is large, in a file of the datasets' cache that is removed at the
+    end of the program.
 
     Raises:
-        ValueError: a column changes its kind from one chunk to another.
+        ValueError: a column changes its type from one chunk to another.
     """
     kept, size = [], 0
     for chunk in chunks:
@@ -363,10 +374,10 @@ def gather(chunks: Iterator[pa.Table]) -> datasets.Dataset:
 
 
 def joined(tables: list[pa.Table]) -> pa.Table:
-    """Tables below each other; a column that some lack, or that holds nothing there, is empty in their rows.
+    """The concatenation of tables; a column that a table lacks, or has without values, is empty in its rows.
 
     Raises:
-        ValueError: a column is of another kind in one.
+        ValueError: a column has different types.
     """
     try:
         return pa.concat_tables(tables, promote_options="permissive")
@@ -375,7 +386,7 @@ def joined(tables: list[pa.Table]) -> pa.Table:
 
 
 def spill(chunks: Iterator[pa.Table]) -> Path:
-    """An Arrow file of all chunks. A chunk with other columns begins another part, and all are joined at the end."""
+    """Write all chunks to an Arrow file. Chunks with other columns go to other parts, which are joined at the end."""
     folder = Path(datasets.config.HF_DATASETS_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[Path] = []
@@ -391,7 +402,7 @@ def spill(chunks: Iterator[pa.Table]) -> Path:
 
 
 def written(tables: Iterator[pa.Table], folder: Path) -> Path:
-    """A file of its own with these tables, which have the same columns."""
+    """Write these tables, which have the same columns, to a temporary file."""
     handle, name = tempfile.mkstemp(prefix="modeling_mm-", suffix=".arrow", dir=folder)
     os.close(handle)
     forget: Callable[..., None] = Path(name).unlink

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Metrics of each task over whole data sets, and predictions in words.
+"""Metrics of each task over whole datasets, and predictions as text.
 
 Shapes: R rows, C outputs of the head.
 """
@@ -30,7 +30,7 @@ def accuracy(predictions: Sequence[str], truths: Sequence[str]) -> float:
 
 
 def macro_f1(predictions: Any, truths: Any) -> float:
-    """F1 of each class that occurs, averaged without weights; of names or of ids."""
+    """Unweighted mean of the F1 of each class that occurs; classes are names or ids."""
     return float(sklearn_metrics.f1_score(truths, predictions, average="macro", zero_division=0))
 
 
@@ -43,7 +43,7 @@ def decode(token_ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[st
 def format_predictions(
     task: str, predictions: np.ndarray, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None
 ) -> list[Any]:
-    """For each row an answer, a label, a list of labels, or a number for each label column."""
+    """The prediction of each row: an answer, a label, a list of labels, or a number for each label column."""
     if labels is None or TASKS[task].generates:
         return decode(predictions, tokenizer)
     if TASKS[task].numbers:
@@ -54,16 +54,16 @@ def format_predictions(
 
 
 def format_answer(value: Any) -> str:
-    """A prediction or a truth as it is shown."""
+    """A prediction or a truth as text."""
     if isinstance(value, list):
         return ", ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in value)
     return str(value)
 
 
 def r2(predictions: np.ndarray, truths: np.ndarray) -> float:
-    """R2 of (R, C) numbers, the mean over their columns; NaN where it says nothing, of one row or of equal truths.
+    """R2 of (R, C) numbers, the mean over columns; NaN where it is undefined, for one row or equal truths.
 
-    It and `micro_f1` equal scikit-learn's, whose checks of each call would take most of the time of resampling.
+    This function and `micro_f1` equal scikit-learn's, whose checks in each call would dominate the time of resampling.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         variation = ((truths - truths.mean(axis=0)) ** 2).sum(axis=0)
@@ -72,7 +72,7 @@ def r2(predictions: np.ndarray, truths: np.ndarray) -> float:
 
 
 def pearson(predictions: np.ndarray, truths: np.ndarray) -> float:
-    """Pearson's r of (R, C) numbers, the mean over their columns; NaN where it says nothing, as above."""
+    """Pearson's r of (R, C) numbers, the mean over columns; NaN where it is undefined, like `r2`."""
     if len(truths) < 2:
         return float("nan")
     with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def pearson(predictions: np.ndarray, truths: np.ndarray) -> float:
 
 
 def micro_f1(logits: np.ndarray, truths: np.ndarray) -> float:
-    """F1 over all labels of all rows together (R, C), at a probability of one half; 0 where there is no label."""
+    """F1 over all labels of all rows (R, C) together, at a probability of one half; 0 if there is no label."""
     predicted, true = logits > 0, truths > 0
     return float(2 * (predicted & true).sum() / max(1, predicted.sum() + true.sum()))
 
@@ -98,7 +98,7 @@ def regression_metrics(predictions: np.ndarray, truths: np.ndarray) -> dict[str,
 
 
 def multilabel_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    """Micro and macro F1 at a probability of one half, and the mean over labels that occur of average precision."""
+    """Micro and macro F1 at a probability of one half, and mean average precision over the labels that occur."""
     true = truths > 0
     occurs = true.any(axis=0)
     scores = [sklearn_metrics.average_precision_score(true[:, i], logits[:, i]) for i in np.flatnonzero(occurs)]
@@ -110,13 +110,13 @@ def multilabel_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, floa
 
 
 def classification_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    """Accuracy, and F1 as a mean over classes."""
+    """Accuracy and macro F1."""
     chosen = logits.argmax(axis=-1)
     return {"accuracy": float(np.mean(chosen == truths)), "macro_f1": macro_f1(chosen, truths)}
 
 
 def matching_metrics(logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    """Accuracy, and the area under the ROC curve, NaN where all pairs match or none does."""
+    """Accuracy and area under the ROC curve, which is NaN if all pairs match or none does."""
     both = 0 < truths.sum() < len(truths)
     auc = float(sklearn_metrics.roc_auc_score(truths, logits[:, 1] - logits[:, 0])) if both else float("nan")
     return {"accuracy": float(np.mean(logits.argmax(axis=-1) == truths)), "auc": auc}
@@ -131,14 +131,14 @@ HEAD_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = 
 
 
 def head_metrics(task: str, logits: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    """Metrics of a head from its output (R, C) and its labels."""
+    """Metrics of a head from its logits (R, C) and the true labels."""
     return HEAD_METRICS[task](logits, truths)
 
 
 def compute_metrics_for(
     tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None, task: str | None = None
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """`compute_metrics` for the Trainer; the task is by default that of a classification where labels are given."""
+    """`compute_metrics` for the Trainer; the default task is classification if there are labels, else generation."""
     kind = task or ("generation" if labels is None else "classification")
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
@@ -151,10 +151,12 @@ def compute_metrics_for(
 
 
 def per_class(task: str, logits: np.ndarray, truths: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and rows of each class; the average precision too where there are several labels."""
-    said = logits > 0 if TASKS[task].several_labels else logits.argmax(axis=-1)
+    """Precision, recall, F1 and rows of each class; for several labels also the average precision."""
+    predicted = logits > 0 if TASKS[task].several_labels else logits.argmax(axis=-1)
     truths = truths > 0 if TASKS[task].several_labels else truths
-    columns = sklearn_metrics.precision_recall_fscore_support(truths, said, labels=range(len(labels)), zero_division=0)
+    columns = sklearn_metrics.precision_recall_fscore_support(
+        truths, predicted, labels=range(len(labels)), zero_division=0
+    )
     names = ("precision", "recall", "f1", "rows")
     table = []
     for i, (name, *values) in enumerate(zip(labels, *columns, strict=True)):
@@ -170,25 +172,25 @@ RESAMPLES = 500
 
 
 def wilson(right: int, rows: int) -> tuple[float, float]:
-    """The interval of a share of `right` among `rows`."""
+    """Wilson's confidence interval of the share of `right` among `rows`."""
     found = binomtest(right, rows).proportion_ci(LEVEL, method="wilson")
     return float(found.low), float(found.high)
 
 
 def bootstrap_interval(score: Callable[[np.ndarray], float], rows: int) -> tuple[float, float] | None:
-    """The interval that holds the middle 95 % of the scores of resampled rows; None where too many say nothing.
+    """The bootstrap interval of the middle 95 % of scores of resampled rows; None if too many are undefined.
 
     Args:
-        score: of the rows with these indices, some of them several times. What compares two models scores both on the
+        score: the score of the rows with these indices, which may repeat. To compare two models, it scores both on the
             same rows.
-        rows: how many there are; every call with as many draws the same.
+        rows: the number of rows; every call with the same number draws the same.
     """
     if rows < 2:
         return None
-    batch = max(1, 2**20 // rows)  # indices that are drawn at a time, 8 MB
+    batch = max(1, 2**20 // rows)  # resamples drawn at a time; their indices take 8 MB
     options: dict[str, Any] = {"n_resamples": RESAMPLES, "batch": batch, "vectorized": False, "rng": 0}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # of scores that are not numbers, which are left out
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # about undefined scores, which are left out
         resampled = bootstrap((np.arange(rows),), score, method="percentile", **options)
     scores = resampled.bootstrap_distribution
     scores = scores[np.isfinite(scores)]

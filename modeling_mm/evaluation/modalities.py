@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Which modalities a model leans on: its score with each one left out, and with each one alone."""
+"""The contribution of each modality: a model's score without it, and with it alone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ..tasks import TASKS, task_of
 
 
 class WithoutModality(torch.utils.data.Dataset):
-    """The rows of a data set with some modalities left out, as if their cells were empty."""
+    """The rows of a dataset without some modalities, as if their cells were empty."""
 
     def __init__(self, dataset: Any, left_out: tuple[str, ...], markers: dict[str, str]):
         self.dataset, self.left_out, self.markers = dataset, left_out, markers
@@ -32,10 +32,10 @@ def modality_report(
     """The metrics of `score` on all modalities, without each, and with each alone; each subset is scored once.
 
     Args:
-        markers: of each modality beside the text, by its name.
+        markers: the marker of each modality beside the text, by its name.
 
     Returns:
-        one row per subset, `modalities` its name.
+        One row per subset of modalities, named by its field `modalities`.
     """
     modalities = (*markers, "text")
     subsets: list[tuple[str, ...]] = [modalities]
@@ -53,9 +53,10 @@ def modality_report(
 
 @contextmanager
 def weights_of_rows(trainer: Trainer) -> Iterator[list[torch.Tensor]]:
-    """A list that gets, from each batch predicted meanwhile, late fusion's weights (R, M), NaN where a row lacks one.
+    """A context that collects the late fusion weights (R, M) of each batch predicted within it, NaN where a row lacks
+    a modality.
 
-    It stays empty for a model that does not weigh its modalities.
+    The list stays empty for a model that does not weight its modalities.
     """
     collected: list[torch.Tensor] = []
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -64,8 +65,8 @@ def weights_of_rows(trainer: Trainer) -> Iterator[list[torch.Tensor]]:
         yield collected
         return
 
-    def collect(own, given, output):
-        weights = own.row_weights(*given).float().masked_fill(~given[1], torch.nan)
+    def collect(module, args, output):
+        weights = module.row_weights(*args).float().masked_fill(~args[1], torch.nan)
         collected.append(trainer.accelerator.gather_for_metrics(weights).cpu())
 
     hook = fusion.register_forward_hook(collect)
@@ -76,25 +77,27 @@ def weights_of_rows(trainer: Trainer) -> Iterator[list[torch.Tensor]]:
 
 
 def weight_table(model: PreTrainedModel, collected: list[torch.Tensor]) -> list[dict[str, Any]]:
-    """One row per modality: the learned weight where all are there (`weighted` only), and over the rows that have the
-    modality its mean weight, the standard deviation, and how many they are."""
+    """One row per modality: the learned weight if all are present (`weighted` only), and the mean weight, its standard
+    deviation and the number of the rows that have the modality."""
     if not collected:
         return []
     learned = model.late_fusion.modality_weights() or {}
     weights, table = torch.cat(collected), []
     for name, column in zip(model.late_fusion.modalities, weights.unbind(dim=1), strict=True):
-        own = column[~column.isnan()]
+        present = column[~column.isnan()]
         row: dict[str, Any] = {"modality": name}
         if learned:
             row["learned_weight"] = round(learned[name], 6)
-        mean, deviation = (own.mean().item(), own.std(correction=0).item()) if len(own) else (None, None)
+        mean = deviation = None
+        if len(present):
+            mean, deviation = present.mean().item(), present.std(correction=0).item()
         row |= {"mean": mean and round(mean, 6), "standard_deviation": deviation and round(deviation, 6)}
-        table.append({**row, "rows": len(own)})
+        table.append({**row, "rows": len(present)})
     return table
 
 
 def modality_weights_results(model: PreTrainedModel, table: list[dict[str, Any]]) -> dict[str, Any]:
-    """For the JSON: the table, one weight per modality, and the gates of cross-attention."""
+    """Results for the JSON: the table, one weight per modality, and the gates of cross-attention."""
     results: dict[str, Any] = {}
     if table:
         results["modality_weights"] = {row["modality"]: row.get("learned_weight", row["mean"]) for row in table}

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Rows predicted and scored, and how far the scores of other such rows may lie from these.
+"""Predictions and metrics of rows, with confidence intervals of the scores.
 
 Shapes: R rows, C classes or labels.
 """
@@ -21,7 +21,7 @@ from .metrics import bootstrap_interval, format_predictions, micro_f1, r2, wilso
 
 @dataclass
 class Evaluation:
-    """Metrics of a data set, and for each row prediction and truth in words; of a head also what it gave and should.
+    """Metrics of a dataset, with each row's decoded prediction and label, and for a head its logits and label ids.
 
     logits: (R, C). label_ids: (R,) class ids or (R, C). Both are empty for a generation.
     """
@@ -34,17 +34,17 @@ class Evaluation:
 
 
 def rounded(metrics: dict[str, float]) -> dict[str, float | None]:
-    """For JSON, which has no NaN: a metric that says nothing is None."""
+    """Metrics rounded for JSON, which has no NaN: an undefined metric is None."""
     return {name: round(float(value), 6) if np.isfinite(value) else None for name, value in metrics.items()}
 
 
 def label_names(model: PreTrainedModel, task: str) -> list[str] | None:
-    """What the head's outputs are called, in their order; None of a head without labels."""
+    """The names of the head's outputs, in order; None for a head without labels."""
     return [model.config.id2label[i] for i in range(model.config.num_labels)] if TASKS[task].has_labels else None
 
 
 def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
-    """Predict all rows of a data set (or of matching pairs), and score them."""
+    """Predict and score all rows of a dataset (or of matching pairs)."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     output = trainer.predict(dataset, metric_key_prefix="test")
     timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -69,14 +69,14 @@ def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
 
 
 def is_right(prediction: Any, truth: Any) -> bool | None:
-    """Whether a prediction equals the truth; None for numbers."""
+    """True if a prediction equals the truth; None for numbers."""
     if isinstance(truth, list):
         return None if any(isinstance(part, float) for part in truth) else prediction == truth
     return normalize(prediction) == normalize(truth)
 
 
 def main_score(task: str, evaluation: Evaluation) -> Callable[[np.ndarray], float]:
-    """The task's main metric of the rows with these indices, some of them several times."""
+    """A function of row indices, which may repeat, that returns the task's main metric of these rows."""
     score = {"r2": r2, "micro_f1": micro_f1}.get(TASKS[task].main_metric)
     if score is None:
         right = right_rows(evaluation)
@@ -86,7 +86,7 @@ def main_score(task: str, evaluation: Evaluation) -> Callable[[np.ndarray], floa
 
 
 def right_rows(evaluation: Evaluation) -> np.ndarray:
-    """(R,) 1 where a label or an answer is right, 0 where it is wrong."""
+    """1 for each row whose label or answer is right, 0 for others (R,)."""
     if len(evaluation.logits):
         return (evaluation.logits.argmax(axis=-1) == evaluation.label_ids).astype(float)
     pairs = zip(evaluation.predictions, evaluation.truths, strict=True)
@@ -94,14 +94,14 @@ def right_rows(evaluation: Evaluation) -> np.ndarray:
 
 
 def interval(task: str, evaluation: Evaluation) -> tuple[float, float] | None:
-    """Where the main score of all such rows is likely to be; None where it says nothing."""
+    """The confidence interval of the main score; None where it is undefined."""
     if TASKS[task].main_metric == "accuracy":
         return wilson(int(right_rows(evaluation).sum()), len(evaluation.predictions))
     return bootstrap_interval(main_score(task, evaluation), len(evaluation.predictions))
 
 
 def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict[str, Any]:
-    """A row of the modality table: main score, its interval, what it is above the `whole` and how far that may be."""
+    """A row of the modality table: the main score and its change from `whole`, with their confidence intervals."""
     metric = TASKS[task].main_metric
     main = evaluation.metrics[metric]
     row: dict[str, Any] = {
@@ -118,9 +118,9 @@ def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict
 
 
 def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:
-    """One JSON line per row: number, text, truth, prediction, and whether it is correct."""
+    """Write one JSON line per row: number, text, truth, prediction, and its correctness."""
     with path.open("w", encoding="utf-8") as file:
         for i, (prediction, truth) in enumerate(zip(evaluation.predictions, evaluation.truths, strict=True)):
             row, right = dataset[i], is_right(prediction, truth)
-            shown = {"row": row.number, "text": row.text, "truth": truth, "prediction": prediction}
-            file.write(json.dumps(shown if right is None else {**shown, "correct": right}) + "\n")
+            result = {"row": row.number, "text": row.text, "truth": truth, "prediction": prediction}
+            file.write(json.dumps(result if right is None else {**result, "correct": right}) + "\n")

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Zero-shot classification in `modeling-mm evaluate`: a retrieval model tells images apart by the names of classes.
+"""Zero-shot classification in `modeling-mm evaluate`: a retrieval model classifies images by the names of classes.
 
-Each name is put into sentences. A class is the normalised mean of their embeddings (Radford et al. 2021, "CLIP"), and
+Each name is put into templates. A class is the normalised mean of their embeddings (Radford et al. 2021, "CLIP"), and
 an image is of the class that it is most similar to.
 
 modeling-mm evaluate --model runs/find --test_file t.csv --label_column label \
@@ -33,18 +33,18 @@ TOP = 5
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Refuse a sentence that has no place for a class's name.
+    """Check that every template has a place for a class's name.
 
     Raises:
-        ValueError: names the sentence.
+        ValueError: names the template without one.
     """
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"--prompt_templates has '{template}'; expected a sentence with {{}} for a class's name")
 
 
-def labelled_pictures(source: str, split: str, image_column: str, label_column: str, skip: bool) -> MMDataset:
-    """Rows of an image and its class, each looked at; the classes are the labels that occur.
+def labelled_images(source: str, split: str, image_column: str, label_column: str, skip: bool) -> MMDataset:
+    """Rows of an image and its class, each checked; the classes are the labels that occur.
 
     Raises:
         ValueError: a missing column, a bad row, fewer than two classes.
@@ -60,7 +60,7 @@ def labelled_pictures(source: str, split: str, image_column: str, label_column: 
 def class_embeddings(
     model: PreTrainedModel, collator: RetrievalCollator, names: Sequence[str], templates: Sequence[str], size: int
 ) -> torch.Tensor:
-    """(C, E), of length one; `size` sentences are embedded at a time."""
+    """Normalised embeddings (C, E) of classes; `size` sentences are embedded at a time."""
     rows = [Row(0, [], template.replace("{}", name)) for name in names for template in templates]
     embeds = []
     for start in range(0, len(rows), size):
@@ -73,23 +73,24 @@ def class_embeddings(
 def evaluate_zero_shot(
     model: PreTrainedModel, collator: RetrievalCollator, dataset: MMDataset, templates: Sequence[str], size: int
 ) -> Evaluation:
-    """Each row's first image compared with every class, `size` rows at a time; the logits are (R, C)."""
+    """Compare each row's first image with every class, `size` rows at a time; the logits are (R, C)."""
     names = dataset.labels or []
     classes = class_embeddings(model, collator, names, templates, size)
     logits: list[np.ndarray] = []
     truths: list[int] = []
     for start in tqdm(range(0, len(dataset), size), desc="Zero-shot"):
         rows = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
-        pictures = [own[:1] for own in collator.open_images(rows)]
-        seen = model.get_image_features(**BatchFeature(collator.processor.flat_images(pictures)).to(model.device))
-        logits += model.similarities(seen.pooler_output, classes).double().cpu().numpy().tolist()
+        images = [row_images[:1] for row_images in collator.open_images(rows)]
+        batch = BatchFeature(collator.processor.flat_images(images)).to(model.device)
+        embeds = model.get_image_features(**batch).pooler_output
+        logits += model.similarities(embeds, classes).double().cpu().numpy().tolist()
         truths += [row.target for row in rows]
     scores, label_ids = np.array(logits), np.array(truths)
     metrics = head_metrics("classification", scores, label_ids)
-    metrics[f"top{TOP}_accuracy"] = float("nan")  # among no more than five classes it would say nothing
+    metrics[f"top{TOP}_accuracy"] = float("nan")  # meaningless for no more than five classes
     if len(names) > TOP:
         metrics[f"top{TOP}_accuracy"] = float(
             top_k_accuracy_score(label_ids, scores, k=TOP, labels=np.arange(len(names)))
         )
-    said = [names[place] for place in scores.argmax(axis=1)]
-    return Evaluation(rounded(metrics), said, [names[truth] for truth in truths], scores, label_ids)
+    predictions = [names[place] for place in scores.argmax(axis=1)]
+    return Evaluation(rounded(metrics), predictions, [names[truth] for truth in truths], scores, label_ids)

@@ -14,7 +14,7 @@ from PIL import Image
 from ..data.augmentation import log_mel_frames
 from ..data.collator import MMCollator
 from ..data.dataset import MMDataset
-from ..data.media import image_key, open_image
+from ..data.media import MediaRef, open_image
 from ..data.rows import Row, present_modalities
 from ..model.processing_mm import MMProcessor
 from .figures import save, shorten
@@ -37,13 +37,13 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
     parts: list[tuple[float, Any]] = []
     images = distinct((image for row in rows for image in row.images), IMAGES) if augmentation.images else {}
     if images:
-        before = {key: open_image(image, processor.image_background) for key, image in images.items()}
-        views = augmentation.pictures(before, processor.image_processor)
+        before = {key: open_image(image.source, processor.image_background) for key, image in images.items()}
+        views = augmentation.image_views(before, processor.image_processor)
         pairs = list(zip(before.values(), views.values(), strict=True))
         parts.append((1.5 * -(-len(pairs) // PAIRS), lambda part: show_images(part, pairs)))
     audio = distinct((clip for row in rows for clip in row.audio), CLIPS) if augmentation.audio else {}
     if clips := list(audio.values()):
-        both = (processor.flat_audio([clips]), augmentation.sounds(processor, [clips]))
+        both = (processor.flat_audio([[clip.source for clip in clips]]), augmentation.audio_views(processor, [clips]))
         strips = list(zip(*(spectrograms(batch, processor) for batch in both), strict=True))
         parts.append((1.3 * len(strips), lambda part: show_clips(part, strips)))
     original = [row for row in rows if row.text][:: max(1, len(rows) // TEXTS)][:TEXTS] or rows[:TEXTS]
@@ -62,12 +62,12 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
     logger.warning(f"augmented training rows are shown in {path}")
 
 
-def distinct(media: Iterable[str | bytes], most: int) -> dict[str, str | bytes]:
+def distinct(media: Iterable[MediaRef], most: int) -> dict[str, MediaRef]:
     """The first `most` different media by their keys."""
-    found: dict[str, str | bytes] = {}
+    found: dict[str, MediaRef] = {}
     for medium in media:
         if len(found) < most:
-            found.setdefault(image_key(medium), medium)
+            found.setdefault(medium.key, medium)
     return found
 
 

@@ -25,8 +25,12 @@ def draw_examples(dataset: Any, evaluation: Evaluation, path: Path, count: int =
     samples = []
     for index in range(0, len(dataset), step)[:count]:
         row, prediction, truth = dataset[index], evaluation.predictions[index], evaluation.truths[index]
-        image = open_image(row.images[0]) if row.images else read_video(row.videos[0], 1)[0] if row.videos else None
-        clips = [os.path.basename(clip) if isinstance(clip, str) else "an audio clip" for clip in row.audio]
+        image = None
+        if row.images:
+            image = open_image(row.images[0].source)
+        elif row.videos:
+            image = read_video(row.videos[0].source, 1)[0]
+        clips = ["an audio clip" if clip.path is None else os.path.basename(clip.path) for clip in row.audio]
         words = {
             "audio": f"♪ {', '.join(clips)}" if clips else "",
             "prediction": format_answer(prediction),

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The embeddings of a folder's or a table's images in a LanceDB table on disk, brought up to date.
 
-What is there is not embedded again, after a kill neither; files that changed are.
+Images in the index are not embedded again, not even after a kill; files that changed are.
 """
 
 import json
@@ -20,36 +20,36 @@ from transformers.feature_extraction_utils import BatchFeature
 from ..data.media import BadRow
 from .dual_encoder import DualEncoder
 from .gallery import Gallery, is_local
-from .pictures import PictureRows, read_pictures
+from .images import ImageRows, read_images
 
 logger = logging.getLogger(__name__)
 
-COMMIT_SECONDS = 30  # of work, at most, are lost with a kill
-TIDY_AFTER = 100  # commits; each adds a small file
-SHOWN = 20  # skipped images in the result; the file lists all
+COMMIT_SECONDS = 30  # of work are lost at most if the process is killed
+COMPACT_AFTER = 100  # commits; each adds a small file
+LISTED = 20  # skipped images in the result; the file lists all
 
 
 @dataclass
 class Plan:
-    """Positions of rows by what they need, and the ids of rows to prune."""
+    """Positions of rows to embed and to rewrite, and ids of rows to prune."""
 
     embed: list[int] = field(default_factory=list)
     rewrite: list[int] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
 
 
-def make_plan(rows: PictureRows, known: dict[str, dict[str, str]]) -> Plan:
-    """New and changed images are embedded; where only the row changed, or the path, the embedding is kept.
+def make_plan(rows: ImageRows, known: dict[str, dict[str, str]]) -> Plan:
+    """Plan to embed new and changed images; if only the row or the path changed, the embedding is kept.
 
     Raises:
         ValueError: an id stands for another image that still exists.
     """
     plan = Plan()
-    for position, own in enumerate(rows.ids):
-        old, path = known.get(own), rows.paths[position]
+    for position, row_id in enumerate(rows.ids):
+        old, path = known.get(row_id), rows.paths[position]
         if old and old["image"] != path and Path(old["image"]).exists() and not Path(path).samefile(old["image"]):
             raise ValueError(
-                f"the id '{own}' stands for '{old['image']}' in the index, so '{path}' cannot have it too; give "
+                f"the id '{row_id}' stands for '{old['image']}' in the index, so '{path}' cannot have it too; give "
                 "ids with --id_column, or another --index"
             )
         if old is None or old["_stamp"] != rows.stamps[position]:
@@ -57,31 +57,31 @@ def make_plan(rows: PictureRows, known: dict[str, dict[str, str]]) -> Plan:
         elif old["_details"] != rows.details[position]:
             plan.rewrite.append(position)
     listed = set(rows.ids)
-    plan.pruned = [own for own, old in known.items() if old["_source"] == rows.source and own not in listed]
+    plan.pruned = [row_id for row_id, old in known.items() if old["_source"] == rows.source and row_id not in listed]
     return plan
 
 
 class Writer:
-    """Writes rows of `rows` to the gallery, and tidies up now and then."""
+    """Writes rows of `rows` to the gallery, which it compacts from time to time."""
 
-    def __init__(self, gallery: Gallery, rows: PictureRows):
+    def __init__(self, gallery: Gallery, rows: ImageRows):
         self.gallery, self.rows, self.commits = gallery, rows, 0
         self.metadata = gallery.fit_columns(rows.metadata, len(rows))
 
     def write(self, positions: Sequence[int], vectors: np.ndarray) -> None:
-        """One commit of rows and their embeddings (B, E)."""
+        """Write rows and their embeddings (B, E) in one commit."""
         rows = self.rows
         columns = {"id": rows.ids, "image": rows.paths, "_stamp": rows.stamps, "_details": rows.details}
-        own = {name: [values[i] for i in positions] for name, values in columns.items()}
-        own["_source"] = [rows.source] * len(positions)
-        self.gallery.put(own, vectors, {name: column.take(positions) for name, column in self.metadata.items()})
+        fixed = {name: [values[i] for i in positions] for name, values in columns.items()}
+        fixed["_source"] = [rows.source] * len(positions)
+        self.gallery.put(fixed, vectors, {name: column.take(positions) for name, column in self.metadata.items()})
         self.commits += 1
-        if self.commits % TIDY_AFTER == 0:
+        if self.commits % COMPACT_AFTER == 0:
             self.gallery.compact()
 
 
 def read_batches(encoder: DualEncoder, paths: Sequence[str], batch_size: int, threads: int) -> Iterator[list[Any]]:
-    """Batches of what the model takes, or the BadRow that an image gave; the next is read while one is used."""
+    """Batches of prepared images, or a BadRow for an unreadable one; the next batch is read while one is used."""
 
     def read(path: str) -> BatchFeature | BadRow:
         try:
@@ -106,23 +106,22 @@ def embed(
     commit_rows: int = 1024,
     num_workers: int = 4,
 ) -> list[dict[str, str]]:
-    """Embed the rows at these positions and write them; returns the images that cannot be read, with the reason."""
+    """Embed the rows at these positions and write them; returns the unreadable images with the reasons."""
     rows, skipped = writer.rows, list[dict[str, str]]()
     held: list[int] = []
     vectors: list[np.ndarray] = []
     last = time.monotonic()
     batches = read_batches(encoder, [rows.paths[i] for i in positions], batch_size, num_workers)
-    with tqdm(total=len(positions), unit="picture", desc="embedding") as bar:
+    with tqdm(total=len(positions), unit="image", desc="embedding") as bar:
         for number, batch in enumerate(batches):
-            own = positions[number * batch_size :][: len(batch)]
             readable = []
-            for position, given in zip(own, batch, strict=True):
-                if isinstance(given, BadRow):
-                    picture = {"id": rows.ids[position], "image": rows.paths[position]}
-                    skipped.append({**picture, "reason": str(given)})
+            for position, prepared in zip(positions[number * batch_size :][: len(batch)], batch, strict=True):
+                if isinstance(prepared, BadRow):
+                    image = {"id": rows.ids[position], "image": rows.paths[position]}
+                    skipped.append({**image, "reason": str(prepared)})
                 else:
                     held.append(position)
-                    readable.append(given)
+                    readable.append(prepared)
             if readable:
                 vectors.append(encoder.embed_prepared(readable))
             if held and (len(held) >= commit_rows or time.monotonic() - last > COMMIT_SECONDS):
@@ -136,30 +135,30 @@ def embed(
 
 def open_inputs(
     index: str, images: str, model: str | None, image_column: str, id_column: str | None, device: str | None
-) -> tuple[PictureRows, DualEncoder]:
-    """The images and the model, before anything is written.
+) -> tuple[ImageRows, DualEncoder]:
+    """The images and the encoder, opened before anything is written.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no images, or no model is known.
     """
     gallery = Gallery.find(index)
     source = model or (None if gallery is None else gallery.made_by["model"])
     if source is None:
         raise ValueError(f"'{index}' is no index yet; give the --model that should make it")
-    rows = read_pictures(images, image_column, id_column).stamped()
+    rows = read_images(images, image_column, id_column).stamped()
     return rows, DualEncoder.load(source, device)
 
 
-def add_pictures(
+def add_images(
     index: str,
-    rows: PictureRows,
+    rows: ImageRows,
     encoder: DualEncoder,
     prune: bool = False,
     batch_size: int = 32,
     commit_rows: int = 1024,
     num_workers: int = 4,
 ) -> dict[str, Any]:
-    """Bring the index up to what `--images` holds now; returns what was done.
+    """Bring the index up to date with `--images`; returns counts of what was done.
 
     Raises:
         ValueError: another model made the index.
@@ -172,8 +171,8 @@ def add_pictures(
     plan, before = make_plan(rows, gallery.known()), len(gallery)
     writer = Writer(gallery, rows)
     for start in range(0, len(plan.rewrite), commit_rows):
-        some = plan.rewrite[start : start + commit_rows]
-        writer.write(some, gallery.vectors([rows.ids[i] for i in some]))
+        positions = plan.rewrite[start : start + commit_rows]
+        writer.write(positions, gallery.vectors([rows.ids[i] for i in positions]))
     unreadable = embed(encoder, writer, plan.embed, batch_size, commit_rows, num_workers)
     added = len(gallery) - before
     pruned = list[str]()
@@ -185,31 +184,31 @@ def add_pictures(
         gallery.compact()
     skipped = rows.skipped + unreadable
     done = {"added": added, "embedded": len(plan.embed) - len(unreadable), "rewritten": len(plan.rewrite)}
-    return {**done, "pruned": len(pruned), **listed(skipped, index)}
+    return {**done, "pruned": len(pruned), **skipped_results(skipped, index)}
 
 
-def listed(skipped: list[dict[str, str]], index: str) -> dict[str, Any]:
-    """What was skipped, for the result; all of it goes to skipped.jsonl in the index."""
-    said: dict[str, Any] = {"skipped": len(skipped), "skipped_pictures": skipped[:SHOWN]}
+def skipped_results(skipped: list[dict[str, str]], index: str) -> dict[str, Any]:
+    """The count and the first of the skipped images; skipped.jsonl in a local index lists all of them."""
+    results: dict[str, Any] = {"skipped": len(skipped), "skipped_pictures": skipped[:LISTED]}
     if not is_local(index):
-        return said
+        return results
     path = Path(index) / "skipped.jsonl"
     path.unlink(missing_ok=True)
     if skipped:
-        path.write_text("".join(json.dumps(picture) + "\n" for picture in skipped), encoding="utf-8")
+        path.write_text("".join(json.dumps(image) + "\n" for image in skipped), encoding="utf-8")
         logger.warning(f"{len(skipped)} images were skipped; they are listed in {path}")
-        said["skipped_file"] = str(path)
-    return said
+        results["skipped_file"] = str(path)
+    return results
 
 
 def remove(gallery: Gallery, ids: Sequence[str]) -> int:
     """Remove rows by id.
 
     Raises:
-        ValueError: an id is not there; then none is removed.
+        ValueError: an id is not in the index; then no row is removed.
     """
     known = gallery.known()
-    if missing := [own for own in ids if own not in known]:
+    if missing := [row_id for row_id in ids if row_id not in known]:
         raise ValueError(f"the index '{gallery.index}' has no row with the id '{missing[0]}'; nothing was removed")
     gallery.remove(list(dict.fromkeys(ids)))
     return len(set(ids))

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Any dual encoder of transformers (CLIP, SigLIP, ours): images and texts as embeddings that can be compared.
 
-What made an index is told by a fingerprint: digests of the weights and of the vocabulary, and how images are
-prepared.
+A fingerprint identifies the model that made an index: digests of the weights and of the vocabulary, and settings of
+the image processor.
 
 Shapes: B images or texts, E embedding width.
 """
@@ -31,7 +31,7 @@ class DualEncoder:
     """A model with `get_image_features` and `get_text_features`, and its processor.
 
     Args:
-        source: what it was loaded from, for messages and for the index to find it again.
+        source: the folder or Hub id that it was loaded from, for messages and for the index to find it again.
     """
 
     def __init__(self, source: str, model: PreTrainedModel, processor: Any):
@@ -42,7 +42,7 @@ class DualEncoder:
         """The dual encoder of a folder or Hub id.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no dual encoder.
         """
         try:
             model = AutoModelForZeroShotImageClassification.from_pretrained(source)
@@ -58,56 +58,56 @@ class DualEncoder:
 
     @property
     def background(self) -> str:
-        """The colour below transparent images; processors other than ours name none."""
+        """The colour behind transparent images; the default for processors other than ours."""
         return getattr(self.processor, "image_background", BACKGROUND)
 
-    def prepare(self, picture: str | bytes | Image.Image) -> BatchFeature:
-        """The tensors of one image, opened as everywhere.
+    def prepare(self, image: str | bytes | Image.Image) -> BatchFeature:
+        """The tensors of one image, opened as in training.
 
         Raises:
-            BadRow: it cannot be read.
+            BadRow: the image cannot be read.
         """
-        picture = open_image(picture, self.background)
-        return self.processor.image_processor(images=[picture], return_tensors="pt")
+        image = open_image(image, self.background)
+        return self.processor.image_processor(images=[image], return_tensors="pt")
 
     def batch(self, prepared: Sequence[BatchFeature]) -> BatchFeature:
-        """The tensors of images that `prepare` has seen, as the model takes them."""
-        tensors = {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
+        """A batch of prepared images as model inputs."""
+        tensors = {name: torch.cat([image[name] for image in prepared]) for name in prepared[0]}
         return BatchFeature(tensors).to(self.model.device, self.model.dtype)
 
     def tokens(self, texts: Sequence[str]) -> BatchFeature:
-        """The tensors of texts, as the model takes them."""
-        # SigLIP was trained on texts of 64 tokens, padding and all, and has no mask to leave it out
+        """A batch of texts as model inputs."""
+        # SigLIP was trained on texts padded to 64 tokens, and has no mask to leave the padding out
         fixed = {"padding": "max_length", "max_length": 64} if "siglip" in self.model.config.model_type else {}
         options = {"padding": True, "truncation": True, "return_tensors": "pt", **fixed}
         return self.processor.tokenizer(list(texts), **options).to(self.model.device)
 
     @torch.no_grad()
     def embed_prepared(self, prepared: Sequence[BatchFeature]) -> np.ndarray:
-        """Normalised embeddings (B, E) of images that `prepare` has seen."""
+        """Normalised embeddings (B, E) of prepared images."""
         return self.normalised(self.model.get_image_features(**self.batch(prepared)).pooler_output)
 
-    def embed_pictures(self, pictures: Sequence[str | bytes | Image.Image]) -> np.ndarray:
-        """Normalised embeddings (B, E)."""
-        return self.embed_prepared([self.prepare(picture) for picture in pictures])
+    def embed_images(self, images: Sequence[str | bytes | Image.Image]) -> np.ndarray:
+        """Normalised embeddings (B, E) of images."""
+        return self.embed_prepared([self.prepare(image) for image in images])
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Normalised embeddings (B, E)."""
+        """Normalised embeddings (B, E) of texts."""
         return self.normalised(self.model.get_text_features(**self.tokens(texts)).pooler_output)
 
     def normalised(self, embeddings: torch.Tensor) -> np.ndarray:
         """Embeddings (B, E) of length one, on the CPU.
 
         Raises:
-            ValueError: the model gave something that is no number.
+            ValueError: an embedding is NaN or infinite.
         """
         if not embeddings.isfinite().all():
             raise ValueError(f"'{self.source}' gave embeddings with NaN or infinity; are its weights intact?")
         return functional.normalize(embeddings.float(), dim=-1).cpu().numpy()
 
     def check_matching(self) -> None:
-        """Refuse a model that cannot rerank.
+        """Check that the model can rerank.
 
         Raises:
             ValueError: it has no matching head.
@@ -117,29 +117,29 @@ class DualEncoder:
             raise ValueError(f"'{self.source}' ({kind}) has no matching head, which --rerank needs; leave it out")
 
     @torch.no_grad()
-    def matching_scores(self, text: str, pictures: Sequence[Image.Image], batch_size: int = 16) -> list[float]:
-        """How well each image goes with the text, by the matching head, which sees both at once.
+    def matching_scores(self, text: str, images: Sequence[Image.Image], batch_size: int = 16) -> list[float]:
+        """Reranking scores of images for a text, by the matching head, which attends to both at once.
 
-        It is the logit of the similarity and the log-odds of a match together, as `evaluate --rerank` has it.
+        They are the model's `ranking_scores` (similarity logit plus weighted match log-odds), as in `evaluate`.
         """
         text_embeds, scores = self.model.get_text_features(**self.tokens([text])).pooler_output, list[float]()
-        for start in range(0, len(pictures), batch_size):
-            batch = self.batch([self.prepare(picture) for picture in pictures[start : start + batch_size]])
+        for start in range(0, len(images), batch_size):
+            batch = self.batch([self.prepare(image) for image in images[start : start + batch_size]])
             tokens = self.tokens([text] * len(batch["pixel_values"]))
-            logits = self.model.match(**tokens, **batch)  # (B, 2): apart, together
+            logits = self.model.match(**tokens, **batch)  # (B, 2): no match, match
             image_embeds = self.model.get_image_features(**batch).pooler_output
             similar = self.model.similarities(text_embeds, image_embeds)[0]
             scores += self.model.ranking_scores(similar, logits).float().tolist()
         return scores
 
     def fingerprint(self) -> Fingerprint:
-        """What embeddings depend on, as JSON can hold it."""
+        """Everything that embeddings depend on, as JSON can hold it."""
         vocabulary = json.dumps(self.processor.tokenizer.get_vocab(), sort_keys=True).encode()
         settings = self.processor.image_processor.to_dict()
         return {
             "model": self.source,
             "weights": digest_of_weights(self.model),
-            "width": self.embed_pictures([Image.new("RGB", (32, 32))]).shape[1],
+            "width": self.embed_images([Image.new("RGB", (32, 32))]).shape[1],
             "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
             "image_processor": {
                 **{name: value for name, value in settings.items() if name not in NAMES},
@@ -148,18 +148,18 @@ class DualEncoder:
         }
 
 
-def explain_mismatch(made: Fingerprint, given: Fingerprint) -> str | None:
-    """How two fingerprints differ, in words; None where their embeddings can be compared.
+def explain_mismatch(made: Fingerprint, other: Fingerprint) -> str | None:
+    """The difference between two fingerprints in words; None if their embeddings can be compared.
 
-    Settings that only one of them knows are passed over: a newer library may know more.
+    Settings that only one of them has are ignored: a newer library may have more.
     """
-    if made["width"] != given["width"]:
-        return f"embeddings {made['width']} wide, not {given['width']}"
-    if made["weights"] != given["weights"]:
-        return f"weights {made['weights'][:8]}, not {given['weights'][:8]}"
-    if made["vocabulary"] != given["vocabulary"]:
+    if made["width"] != other["width"]:
+        return f"embeddings {made['width']} wide, not {other['width']}"
+    if made["weights"] != other["weights"]:
+        return f"weights {made['weights'][:8]}, not {other['weights'][:8]}"
+    if made["vocabulary"] != other["vocabulary"]:
         return "another tokenizer vocabulary"
-    settings = json.loads(json.dumps(given["image_processor"]))  # tuples become lists, as they did in the index
+    settings = json.loads(json.dumps(other["image_processor"]))  # tuples become lists, as they did in the index
     for name, value in made["image_processor"].items():
         if name in settings and settings[name] != value:
             return f"images prepared with {name} {value}, not {settings[name]}"

@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """A gallery: one LanceDB table of image embeddings on disk, with the columns of the images' rows.
 
-- Every write is one commit of LanceDB, whole or not there at all, however the process ends; rows are written by id, so
-  that writing them twice changes nothing.
-- What model made the table, and how its ANN index is to be searched, are metadata of the column `vector`.
+- Every write is one commit of LanceDB, complete or absent, however the process ends; rows are written by id, so that
+  writing them twice changes nothing.
+- The model that made the table and the search parameters of its ANN index are metadata of the column `vector`.
 """
 
 import contextlib
@@ -26,23 +26,23 @@ except ImportError as error:
 
 TABLE = "pictures"
 MADE_BY, ANN = "modeling_mm:made_by", "modeling_mm:ann"  # keys of the metadata
-OWN = ["id", "image", "_source", "_stamp", "_details"]  # besides the vector; the others are the rows' own
-SOME = 1000  # ids in one filter
+INDEX_COLUMNS = ["id", "image", "_source", "_stamp", "_details"]  # besides the vector; all others come from the rows
+FILTER_IDS = 1000  # ids in one filter
 LOCK_SECONDS = 10
-OLD = timedelta(hours=1)  # versions that no search can still be reading
+OLD = timedelta(hours=1)  # age of versions that no search can still be reading
 
 
 def is_local(index: str) -> bool:
-    """Whether an index is a folder, not an address of object storage such as s3://bucket/images."""
+    """True if an index is a folder, and not an address of object storage such as s3://bucket/images."""
     return "://" not in index
 
 
 @contextlib.contextmanager
 def only_writer(index: str) -> Iterator[None]:
-    """Keep other writers out of a local index; the lock ends with the process, even a killed one.
+    """Lock a local index against other writers; the lock ends with the process, even if it is killed.
 
     Raises:
-        ValueError: there is another writer.
+        ValueError: another process is writing.
     """
     if not is_local(index):
         yield
@@ -56,7 +56,7 @@ def only_writer(index: str) -> Iterator[None]:
 
 
 def quoted(values: Sequence[str]) -> str:
-    """Strings as an SQL list."""
+    """Strings as a list in SQL."""
     return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
 
 
@@ -73,10 +73,10 @@ class Gallery:
 
     @classmethod
     def find(cls, index: str) -> "Gallery | None":
-        """The gallery of an index; None where there is none, or only what a kill left before its first commit.
+        """The gallery of an index; None if there is none, or if a process was killed before its first commit.
 
         Raises:
-            ValueError: its table was not made by this command.
+            ValueError: the table was not made by this command.
         """
         if is_local(index) and not Path(index).is_dir():
             return None  # connecting would make the folder
@@ -92,10 +92,10 @@ class Gallery:
 
     @classmethod
     def open(cls, index: str) -> "Gallery":
-        """The gallery of an index that has been written to.
+        """The gallery of an index that must exist.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no index.
         """
         gallery = cls.find(index)
         if gallery is None:
@@ -106,53 +106,54 @@ class Gallery:
     def create(cls, index: str, made_by: Fingerprint, metadata: dict[str, pa.ChunkedArray]) -> "Gallery":
         """A new gallery without rows, with columns for the images' metadata."""
         kind, made = pa.list_(pa.float32(), made_by["width"]), {MADE_BY: json.dumps(made_by)}
-        own = [pa.field(name, pa.string(), nullable=name != "id") for name in OWN]
+        fixed = [pa.field(name, pa.string(), nullable=name != "id") for name in INDEX_COLUMNS]
         others = [pa.field(name, column.type) for name, column in metadata.items()]
-        schema = pa.schema([*own, pa.field("vector", kind, metadata=made), *others])
+        schema = pa.schema([*fixed, pa.field("vector", kind, metadata=made), *others])
         return cls(index, lancedb.connect(index).create_table(TABLE, schema=schema))
 
     def __len__(self) -> int:
         return self.table.count_rows()
 
     def get_metadata(self, key: str) -> Any:
-        """Metadata of the column `vector`, None where there is none under this key."""
+        """Metadata of the column `vector`; None if there is none under this key."""
         found = (self.table.schema.field("vector").metadata or {}).get(key.encode())
         return None if found is None else json.loads(found)
 
     def set_metadata(self, key: str, value: Any) -> None:
-        """Keep `value` as metadata; None forgets it."""
+        """Write `value` to the metadata of the column `vector`; None deletes it."""
         text = None if value is None else json.dumps(value)
         self.table.update_field_metadata({"path": "vector", "metadata": {key: text}})
 
     @property
     def made_by(self) -> Fingerprint:
-        """The fingerprint of the model whose embeddings are here."""
+        """The fingerprint of the model that made the embeddings."""
         return self.get_metadata(MADE_BY)
 
     @property
     def metadata_columns(self) -> list[str]:
-        return [name for name in self.table.schema.names if name not in (*OWN, "vector")]
+        """The names of the columns that come from the images' rows."""
+        return [name for name in self.table.schema.names if name not in (*INDEX_COLUMNS, "vector")]
 
-    def check(self, given: Fingerprint) -> None:
-        """Refuse a model whose embeddings cannot be compared with those here.
+    def check(self, fingerprint: Fingerprint) -> None:
+        """Check that a model's embeddings can be compared with those of the gallery.
 
         Raises:
-            ValueError: says how they differ.
+            ValueError: names the difference.
         """
-        if difference := explain_mismatch(self.made_by, given):
+        if difference := explain_mismatch(self.made_by, fingerprint):
             raise ValueError(
                 f"the index '{self.index}' was made by '{self.made_by['model']}', which differs from "
-                f"'{given['model']}': {difference}; give the model that made it, or index into another folder"
+                f"'{fingerprint['model']}': {difference}; give the model that made it, or index into another folder"
             )
 
     def fit_columns(self, metadata: dict[str, pa.ChunkedArray], rows: int) -> dict[str, pa.Array]:
-        """The metadata of so many rows with the table's columns and types; the table gains columns it does not have.
+        """The metadata of `rows` rows with the table's columns and types; the table gains columns that it lacks.
 
         Raises:
-            ValueError: a column holds what the table's column of this name cannot.
+            ValueError: a column has another type than the table's column of this name.
         """
-        own = set(self.table.schema.names)
-        if new := [pa.field(name, column.type) for name, column in metadata.items() if name not in own]:
+        names = set(self.table.schema.names)
+        if new := [pa.field(name, column.type) for name, column in metadata.items() if name not in names]:
             self.table.add_columns(new)
         columns = dict[str, pa.Array]()
         for name in self.metadata_columns:
@@ -166,34 +167,44 @@ class Gallery:
         return columns
 
     def known(self) -> dict[str, dict[str, str]]:
-        """The index's own columns of every row, by id."""
-        return {row["id"]: row for row in self.table.search().select(OWN).to_arrow().to_pylist()}
+        """The index columns of every row, by id."""
+        return {row["id"]: row for row in self.table.search().select(INDEX_COLUMNS).to_arrow().to_pylist()}
 
-    def put(self, own: dict[str, list[str]], vectors: np.ndarray, metadata: dict[str, pa.Array]) -> None:
-        """Write rows, in the place of those with the same ids, in one commit."""
+    def put(self, fixed: dict[str, list[str]], vectors: np.ndarray, metadata: dict[str, pa.Array]) -> None:
+        """Write rows in one commit; they replace those with the same ids.
+
+        Args:
+            fixed: the index columns.
+            vectors: (B, E).
+            metadata: the columns of the images' rows.
+        """
         kind = pa.float32()
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), kind), vectors.shape[1])
-        table = pa.table({**own, "vector": column, **metadata})
+        table = pa.table({**fixed, "vector": column, **metadata})
         writer = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         writer.execute(table.select(self.table.schema.names))
 
     def vectors(self, ids: Sequence[str]) -> np.ndarray:
-        """The embeddings (B, E) of rows that are there."""
+        """The embeddings (B, E) of rows of the gallery by id."""
         found: dict[str, np.ndarray] = {}
-        for start in range(0, len(ids), SOME):
-            rows = self.table.search().where(f"id IN ({quoted(ids[start : start + SOME])})").select(["id", "vector"])
+        for start in range(0, len(ids), FILTER_IDS):
+            rows = (
+                self.table.search()
+                .where(f"id IN ({quoted(ids[start : start + FILTER_IDS])})")
+                .select(["id", "vector"])
+            )
             rows = rows.to_arrow()
             vectors = rows["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
             found.update(zip(rows["id"].to_pylist(), vectors, strict=True))
-        return np.stack([found[own] for own in ids])
+        return np.stack([found[row_id] for row_id in ids])
 
     def remove(self, ids: Sequence[str]) -> None:
         """Delete rows by id."""
-        for start in range(0, len(ids), SOME):
-            self.table.delete(f"id IN ({quoted(ids[start : start + SOME])})")
+        for start in range(0, len(ids), FILTER_IDS):
+            self.table.delete(f"id IN ({quoted(ids[start : start + FILTER_IDS])})")
 
     def compact(self) -> None:
-        """Join small files, take new rows into an ANN index, and delete versions that no one reads any more."""
+        """Join small files, add new rows to the ANN index, and delete old versions that no search reads any more."""
         self.table.optimize(cleanup_older_than=OLD)
 
     def nearest(
@@ -208,8 +219,8 @@ class Gallery:
 
         Args:
             where: an SQL condition on the columns that rows must fulfil.
-            exact: compare with every row, even where there is an ANN index.
-            effort: how hard to search the ANN index, by default as was found when it was built.
+            exact: compare with every row, even if there is an ANN index.
+            search_params: parameters of the ANN search; default: those chosen when the index was built.
 
         Raises:
             ValueError: the condition cannot be used.
@@ -229,6 +240,6 @@ class Gallery:
         except (ValueError, RuntimeError) as error:
             if where is None:
                 raise
-            said, names = str(error).strip().splitlines()[0], ", ".join(columns[:-1])
-            raise ValueError(f'the filter "{where}" cannot be used: {said} (the columns are {names})') from None
+            reason, names = str(error).strip().splitlines()[0], ", ".join(columns[:-1])
+            raise ValueError(f'the filter "{where}" cannot be used: {reason} (the columns are {names})') from None
         return [{"score": 1 - row.pop("_distance"), **row} for row in rows]

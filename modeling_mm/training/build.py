@@ -123,7 +123,7 @@ def build_trainer(
         "eval_dataset": MatchingPairs(splits.validation, args.seed) if task.pairs else splits.validation,
         "processing_class": processor,
         "data_collator": replace(
-            collator, augmentation=augmentation_of(data, args.seed), kept=ImageCache(data.image_cache_mb)
+            collator, augmentation=augmentation_of(data, args.seed), image_cache=ImageCache(data.image_cache_mb)
         ),
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,

@@ -1,4 +1,4 @@
-"""Rows with sound are read as rows with images are, and each clip is looked at before any work is done."""
+"""Rows with audio are read like rows with images, and each clip is checked before any work is done."""
 
 import json
 import logging
@@ -28,12 +28,12 @@ HEADER = "image,text,audio,label"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Tables go to a cache of the test's own."""
+    """Caches tables in a temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def write_tone(path, hertz=440.0, seconds=0.2, volume=0.5):
-    """A file with a pure tone."""
+    """Write a pure tone to a file."""
     samples = volume * np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE)
     soundfile.write(path, samples, RATE)
     return path
@@ -41,7 +41,7 @@ def write_tone(path, hertz=440.0, seconds=0.2, volume=0.5):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with two sounds, one of them deeper, and an image."""
+    """A folder with two audio files, one of them in a subfolder, and an image."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     write_tone(folder / "low.wav", 200)
@@ -65,7 +65,7 @@ def rows_of(dataset):
 
 
 def hertz(source):
-    """The loudest frequency of a sound, to the nearest 100."""
+    """The loudest frequency of an audio clip, to the nearest 100 Hz."""
     clip = read_audio(source, RATE)
     return round(np.abs(np.fft.rfft(clip)).argmax() * RATE / len(clip) / 100) * 100
 
@@ -75,22 +75,22 @@ def test_any_cell_may_be_empty_and_paths_start_at_the_file(folder):
         folder, "red.png,x,low.wav,a", ",,sub/high.flac,b", "red.png,,,a", ",x,,b", ",x,low.wav;sub/high.flac;,a"
     )
     rows = rows_of(read(path).check())
-    assert [[hertz(sound) for sound in row.audio] for row in rows] == [[200], [2000], [], [], [200, 2000]]
+    assert [[hertz(sound.source) for sound in row.audio] for row in rows] == [[200], [2000], [], [], [200, 2000]]
     assert [len(row.images) for row in rows] == [1, 0, 1, 0, 0]
     assert [row.target for row in rows] == ["a", "b", "a", "b", "a"]
 
 
 def test_lists_and_embedded_sounds_are_read(folder):
     (folder / "l.jsonl").write_text(json.dumps({"audio": ["low.wav", "sub/high.flac"], "label": "a"}))
-    assert [hertz(sound) for sound in read(folder / "l.jsonl").check()[0].audio] == [200, 2000]
+    assert [hertz(sound.source) for sound in read(folder / "l.jsonl").check()[0].audio] == [200, 2000]
     cells = [{"bytes": (folder / "low.wav").read_bytes(), "path": None}]
     for name, kind, column in (("one", datasets.Audio(), cells), ("list", datasets.List(datasets.Audio()), [cells])):
         table = datasets.Dataset.from_dict({"audio": column, "label": ["a"]}).cast_column("audio", kind)
         table.to_parquet(folder / f"{name}.parquet")
         dataset = read(folder / f"{name}.parquet")
-        assert isinstance(table.features["audio"], type(kind)) and [hertz(s) for s in dataset.check()[0].audio] == [
-            200
-        ]
+        assert isinstance(table.features["audio"], type(kind)) and [
+            hertz(s.source) for s in dataset.check()[0].audio
+        ] == [200]
 
 
 def test_a_folder_of_sounds_has_its_classes_or_its_metadata(folder):
@@ -98,14 +98,14 @@ def test_a_folder_of_sounds_has_its_classes_or_its_metadata(folder):
         (folder / "calls" / label).mkdir(parents=True)
         write_tone(folder / "calls" / label / "1.wav", pitch)
     rows = rows_of(read(folder / "calls").check())
-    assert {row.target: hertz(row.audio[0]) for row in rows} == {"low": 200, "high": 2000}
+    assert {row.target: hertz(row.audio[0].source) for row in rows} == {"low": 200, "high": 2000}
     (folder / "calls").rename(folder / "train")
-    assert {row.target: hertz(row.audio[0]) for row in rows_of(read(folder))} == {"low": 200, "high": 2000}
+    assert {row.target: hertz(row.audio[0].source) for row in rows_of(read(folder))} == {"low": 200, "high": 2000}
     with pytest.raises(ValueError, match="has the splits train, not 'test'"):
         read_table(str(folder), "test")
     (folder / "metadata.csv").write_text("file_name,label\nlow.wav,007\nsub/high.flac,None\n")
     rows = rows_of(read(folder).check())
-    assert {row.target: hertz(row.audio[0]) for row in rows} == {"007": 200, "None": 2000}
+    assert {row.target: hertz(row.audio[0].source) for row in rows} == {"007": 200, "None": 2000}
 
 
 def test_without_an_audio_column_nothing_of_it_is_read(folder):
@@ -141,7 +141,7 @@ BAD = {
 
 @pytest.fixture
 def bad(folder):
-    """The folder with files that are no usable sounds."""
+    """The folder, with files that are not usable audio."""
     (folder / "text.wav").write_text("no sound")
     soundfile.write(folder / "empty.wav", np.zeros(0), RATE)
     write_tone(folder / "long.wav", seconds=3)
@@ -192,17 +192,15 @@ def test_skipped_rows_are_listed_and_counted_and_a_trained_model_knows_what_it_h
     (bad / "long.csv").write_text("\n".join([HEADER, ",x,low.wav,a", ",x,long.wav,b"]) + "\n")
     evaluate = ["evaluate", "--model", out, "--test_file", bad / "long.csv", "--device", "cpu"]
     assert command(*evaluate, *sound) == 2
-    assert (
-        "long.csv, row 2: the audio clip" in (said := capsys.readouterr().err.splitlines()[-1])
-        and "at most 1 s" in said
-    )
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "long.csv, row 2: the audio clip" in message and "at most 1 s" in message
     assert command(*evaluate, *sound, "--on_bad_row", "skip") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["skipped_rows"] == 1
     page = (out / "evaluation" / "report.html").read_text()
-    assert "1 rows of" in page and "1 bad ones left out" in page and "long.wav" in page
+    assert "1 rows of" in page and "1 bad rows left out" in page and "long.wav" in page
     caplog.clear()
     assert command(*evaluate, "--audio_column", "", "--modality_report", "false") == 0
-    assert "without --audio_column it is evaluated without sound" in caplog.text
+    assert "without --audio_column it is evaluated without" in caplog.text
     further = ["train", "--task", "classification", "--model", out, "--train_file", bad / "long.csv", *sound, *QUIET]
     assert command(*further, "--output_dir", bad / "further") == 2
     assert "long.csv, row 2: the audio clip" in capsys.readouterr().err.splitlines()[-1]
@@ -220,8 +218,8 @@ def test_a_label_unseen_in_training_is_named_by_file_and_row(folder, capsys, pro
         mm_model("bert", head=MMForSequenceClassification, id2label={0: "a", 1: "b"}).save_pretrained(folder / "model")
         argv = ["evaluate", "--model", folder / "model", "--test_file", folder / "test.csv", "--audio_column", "audio"]
     assert command(*argv) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "test.csv, row 2: the label 'c' is unknown; expected one of a, b" in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "test.csv, row 2: the label 'c' is unknown; expected one of a, b" in message
 
 
 def test_a_cell_that_is_no_sound_is_a_bad_row(folder):
@@ -244,8 +242,8 @@ def test_silent_and_cut_sounds_are_reported_once(folder, caplog):
     path = write_csv(folder, *[f",x,{name},a" for name in ("silent.wav", "longer.wav", "low.wav") for _ in range(3)])
     with caplog.at_level(logging.WARNING):
         assert len(read(path).check(max_seconds=0.25)) == 9
-    assert f"1 of 3 sounds are silent: '{folder}/silent.wav'\n" in caplog.text
-    assert f"1 of 3 sounds are longer than 0.25 s and will be cut: '{folder}/longer.wav'\n" in caplog.text
+    assert f"1 of 3 audio clips are silent: '{folder}/silent.wav'\n" in caplog.text
+    assert f"1 of 3 audio clips are longer than 0.25 s and will be cut: '{folder}/longer.wav'\n" in caplog.text
 
 
 def test_every_silent_sound_is_listed(folder, caplog):
@@ -253,7 +251,7 @@ def test_every_silent_sound_is_listed(folder, caplog):
         write_tone(folder / f"s{number:02}.wav", volume=0)
     with caplog.at_level(logging.WARNING):
         read(write_csv(folder, *[f",x,s{number:02}.wav,a" for number in range(23)])).check()
-    assert "23 of 23 sounds are silent" in caplog.text
+    assert "23 of 23 audio clips are silent" in caplog.text
     assert all(f"s{number:02}.wav" in caplog.text for number in range(20)) and ", 3 more" in caplog.text
 
 
@@ -286,13 +284,13 @@ def test_the_command_says_it_in_one_sentence(folder, capsys, monkeypatch, missin
         argv += [tower, "scratch-tiny"]
     argv += ["--output_dir", folder / "out"]
     assert cli.main([*map(str, argv), "--use_cpu"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
+    message = capsys.readouterr().err.strip().splitlines()[-1]
     expected = (
         'reading audio needs soundfile: pip install "modeling-mm[audio]"'
         if missing
         else "t.csv, row 2: the audio clip"
     )
-    assert expected in said
+    assert expected in message
 
 
 def fail_for(name):

@@ -1,4 +1,4 @@
-"""Training may see its rows changed, in a way that seed and epoch decide; evaluation sees them as they are."""
+"""Augmentation changes training rows, in a way that seed and epoch determine; evaluation rows stay as they are."""
 
 import builtins
 from dataclasses import replace
@@ -30,6 +30,7 @@ from modeling_mm.data import augmentation
 from modeling_mm.data.augmentation import AUDIO, IMAGES, Augmentation, log_mel_frames, spec_augment
 from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.media import MediaRef
 from modeling_mm.data.rows import Columns, Row
 from modeling_mm.model.audio_mm import read_audio
 from modeling_mm.training.arguments import DataArguments
@@ -38,9 +39,9 @@ from modeling_mm.training.trainer import MMTrainer
 
 @pytest.fixture
 def rows(files):
-    """Rows of a classification with one image, text and sound each; images and sounds repeat."""
-    pictures, sounds = files
-    return [Row(n + 1, [pictures[n % 3]], "is there a red square in it", n % 2, [sounds[n % 2]]) for n in range(6)]
+    """Rows of a classification with one image, text and audio clip each; images and clips repeat."""
+    images, clips = files
+    return [Row(n + 1, [images[n % 3]], "is there a red square in it", n % 2, [clips[n % 2]]) for n in range(6)]
 
 
 def everything(seed=0):
@@ -81,11 +82,11 @@ def test_workers_that_live_on_see_each_epoch(listener, rows):
 
 
 def trainer_for(processor, folder, files, **options):
-    """A trainer of a tiny classifier on twelve rows, three steps an epoch, that augments."""
-    pictures, _ = files
+    """A trainer, with augmentation, of a tiny classifier on twelve rows, three steps per epoch."""
+    images, _ = files
     labels = ["no", "yes"]
     cells = {
-        "image": [pictures[n % 3] for n in range(12)],
+        "image": [images[n % 3] for n in range(12)],
         "text": ["is there a red square"] * 12,
         "label": [labels[n % 2] for n in range(12)],
     }
@@ -127,7 +128,7 @@ def test_pictures_keep_their_size_and_their_range(names, size):
     bytes_ = {str(n): random.integers(60, 200, (size[1], size[0], 3), dtype=np.uint8) for n in range(4)}
     images = {key: Image.fromarray(value) for key, value in bytes_.items()}
     images["black"], images["white"] = (Image.new("RGB", size, color) for color in ((0, 0, 0), (255, 255, 255)))
-    views = Augmentation(names).pictures(images)
+    views = Augmentation(names).image_views(images)
     assert list(views) == list(images)
     assert all(view.size == size and view.mode == "RGB" for view in views.values())
     assert any(np.asarray(views[key]).tolist() != np.asarray(images[key]).tolist() for key in bytes_)
@@ -139,7 +140,7 @@ def test_pictures_keep_their_size_and_their_range(names, size):
 
 def test_a_flip_is_the_mirror_picture_or_none():
     ramp = Image.fromarray(np.tile(np.arange(20, dtype=np.uint8)[None, :, None], (20, 1, 3)))
-    views = Augmentation(["flip"]).pictures({str(n): ramp for n in range(12)})
+    views = Augmentation(["flip"]).image_views({str(n): ramp for n in range(12)})
     mirrored = [np.asarray(view)[0, 0, 0] == 19 for view in views.values()]
     assert {True, False} == set(mirrored)
     for view, turned in zip(views.values(), mirrored, strict=True):
@@ -150,15 +151,15 @@ def test_a_flip_is_the_mirror_picture_or_none():
 def test_a_crop_keeps_most_of_the_picture_and_its_proportions(size):
     width, height = size
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    picture = Image.fromarray(np.stack([across, down, across], axis=-1).astype(np.uint8))
-    for view in Augmentation(["crop"]).pictures({str(n): picture for n in range(10)}).values():
+    image = Image.fromarray(np.stack([across, down, across], axis=-1).astype(np.uint8))
+    for view in Augmentation(["crop"]).image_views({str(n): image for n in range(10)}).values():
         pixels = np.asarray(view).astype(float)
         wide, high = np.ptp(pixels[..., 0]) / 255, np.ptp(pixels[..., 1]) / 255
         assert 0.65 < wide * high <= 1 and 0.8 < wide / high < 1.25
 
 
 def test_a_very_large_picture_is_shrunk_in_proportion():
-    (view,) = Augmentation(["flip"]).pictures({"large": drawing((9, 9, 9), 1024).resize((2048, 1024))}).values()
+    (view,) = Augmentation(["flip"]).image_views({"large": drawing((9, 9, 9), 1024).resize((2048, 1024))}).values()
     assert view.size == (1024, 512)
 
 
@@ -176,10 +177,10 @@ def test_a_very_large_picture_is_shrunk_in_proportion():
 def test_a_picture_is_changed_no_larger_than_its_tower_sees_it(prepares, side, side_of_crops):
     large = {"large": drawing((9, 9, 9), 1024).resize((2048, 1024))}
     for names, expected in ((["rotate"], side), (["rotate", "crop"], side_of_crops)):
-        (view,) = Augmentation(names).pictures(large, prepares).values()
+        (view,) = Augmentation(names).image_views(large, prepares).values()
         assert view.size == (2 * expected, expected)
         small = {"small": drawing((9, 9, 9), 20)}
-        assert Augmentation(names).pictures(small, prepares)["small"].size == (20, 20)
+        assert Augmentation(names).image_views(small, prepares)["small"].size == (20, 20)
 
 
 def test_a_distinct_picture_and_a_distinct_sound_have_one_view_in_a_batch(listener, rows):
@@ -197,8 +198,8 @@ def test_a_distinct_picture_and_a_distinct_sound_have_one_view_in_a_batch(listen
 
 
 def test_noise_is_as_loud_as_said_and_silence_stays_silent(listener, files):
-    _, sounds = files
-    clip = read_audio(sounds[0], RATE)
+    _, clips = files
+    clip = read_audio(clips[0], RATE)
     loud = []
     for seed in range(20):
         view = Augmentation(audio=["noise"]).waveform(clip, listener, np.random.default_rng(seed))
@@ -210,8 +211,8 @@ def test_noise_is_as_loud_as_said_and_silence_stays_silent(listener, files):
 
 
 def test_a_shift_puts_silence_in_front_and_stays_in_bounds(listener, files):
-    _, sounds = files
-    clip = read_audio(sounds[0], RATE)
+    _, clips = files
+    clip = read_audio(clips[0], RATE)
     for seed in range(5):
         view = Augmentation(audio=["shift"]).waveform(clip, listener, np.random.default_rng(seed))
         silence = len(view) - len(clip)
@@ -233,9 +234,9 @@ EXTRACTORS = {
 def test_specaugment_masks_frames_and_bins_of_the_clip_only(processor, files, kind):
     make, bins = EXTRACTORS[kind]
     hearing = MMProcessor(processor.image_processor, processor.tokenizer, audio=make(), max_seconds=1.0)
-    _, sounds = files
-    plain = hearing.flat_audio([sounds])
-    batch = Augmentation(audio=["specaugment"]).sounds(hearing, [sounds])
+    _, clips = files
+    plain = hearing.flat_audio([clips])
+    batch = Augmentation(audio=["specaugment"]).audio_views(hearing, [list(map(MediaRef, clips))])
     assert torch.equal(plain["audio_index"], batch["audio_index"]) and plain.keys() == batch.keys()
     before, after = (log_mel_frames(b["input_features"], hearing.feature_extractor) for b in (plain, batch))
     assert before.shape[2] == bins and after.data_ptr() == batch["input_features"].data_ptr()
@@ -270,7 +271,7 @@ def test_short_and_silent_clips_can_be_augmented(listener, tmp_path):
         soundfile.write(paths[-1], clip, RATE)
     listener.max_seconds = 1.5
     with pytest.warns(UserWarning, match="only its first"):
-        batch = Augmentation(audio=AUDIO).sounds(listener, [paths])
+        batch = Augmentation(audio=AUDIO).audio_views(listener, [list(map(MediaRef, paths))])
     assert torch.isfinite(batch["input_features"]).all() and len(batch["input_features"]) == 3
 
 
@@ -304,7 +305,7 @@ def test_without_kornia_the_extra_is_named(monkeypatch):
 
 
 def test_sound_that_the_model_cannot_have_changed_is_told(processor):
-    with pytest.raises(ValueError, match="--augment_audio needs a model that hears"):
+    with pytest.raises(ValueError, match="--augment_audio needs a model with an audio tower"):
         MMCollator(processor, "classification", augmentation=Augmentation(audio=["noise"]))
     waves = MMProcessor(processor.image_processor, processor.tokenizer, audio=Wav2Vec2FeatureExtractor())
     with pytest.raises(ValueError, match="specaugment masks log-mel features, but this audio tower takes waveforms"):
@@ -321,8 +322,8 @@ def command(folder, *more):
 
 
 def test_the_command_augments_and_shows_it(files, tmp_path):
-    pictures, sounds = files
-    cells = [f"{pictures[n % 3]},a red one,{sounds[n % 2]},{'ab'[n % 2]}" for n in range(12)]
+    images, clips = files
+    cells = [f"{images[n % 3]},a red one,{clips[n % 2]},{'ab'[n % 2]}" for n in range(12)]
     (tmp_path / "t.csv").write_text("\n".join(["image,text,audio,label", *cells]))
     flags = ["--augment_images", "crop,color", "--augment_audio", "noise", "specaugment", "--word_dropout", 0.2]
     assert cli.main(command(tmp_path, *flags, "--modality_dropout", 0.2)) == 0
@@ -335,7 +336,7 @@ def test_the_command_augments_and_shows_it(files, tmp_path):
     "flags, message",
     [
         (["--augment_images", "crop,blur"], "knows no 'blur'; choose from"),
-        (["--task", "matching", "--modality_dropout", "0.1"], "matching needs an image and a text in each row"),
+        (["--task", "matching", "--modality_dropout", "0.1"], "--task matching needs both in each row"),
     ],
 )
 def test_the_command_refuses_before_it_reads(tmp_path, capsys, flags, message):

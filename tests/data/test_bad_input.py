@@ -30,7 +30,7 @@ GOOD = ("a.png,what colour?,red", "b.png,what colour?,blue", "c.png,what colour?
 
 
 def refuse(capsys, *argv):
-    """Run a verb that must fail; returns its sentence."""
+    """Run a verb that must fail; returns its error message."""
     code = cli.main(list(map(str, argv)))
     captured = capsys.readouterr()
     assert code == 2
@@ -45,45 +45,45 @@ def train(folder, path, *extra):
 
 def test_missing_image(folder, capsys):
     path = write_csv(folder, *GOOD, "nowhere.png,what colour?,red")
-    said = refuse(capsys, *train(folder, path))
-    assert "t.csv, row 5" in said and "nowhere.png' does not exist" in said
+    message = refuse(capsys, *train(folder, path))
+    assert "t.csv, row 5" in message and "nowhere.png' does not exist" in message
 
 
 def test_unreadable_image(folder, capsys):
     (folder / "text.png").write_text("no image")
-    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "text.png,what?,red")))
-    assert "row 5" in said and "text.png" in said and "expected PNG" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "text.png,what?,red")))
+    assert "row 5" in message and "text.png" in message and "expected PNG" in message
 
 
 def test_truncated_image(folder, capsys):
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(buffer, "PNG")
     (folder / "cut.png").write_bytes(buffer.getvalue()[:900])
-    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "cut.png,what?,red")))
-    assert "row 5" in said and "cut.png' is broken" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "cut.png,what?,red")))
+    assert "row 5" in message and "cut.png' is broken" in message
 
 
 @pytest.mark.parametrize("limit", [100, 200], ids=["error", "warning"])
 def test_decompression_bomb(folder, capsys, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # 256 pixels: over twice 100, over once 200
-    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD)))
-    assert "row 1" in said and f"more than {limit} pixels" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, *GOOD)))
+    assert "row 1" in message and f"more than {limit} pixels" in message
 
 
 def test_missing_column(folder, capsys):
-    said = refuse(capsys, *train(folder, write_csv(folder, "a.png,x,y", header="image,text,reply")))
-    assert "t.csv' has no column 'answer'; it has image, text, reply" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, "a.png,x,y", header="image,text,reply")))
+    assert "t.csv' has no column 'answer'; it has image, text, reply" in message
 
 
 def test_missing_image_and_text_column(folder, capsys):
-    said = refuse(capsys, *train(folder, write_csv(folder, "a.png,x", header="picture,answer")))
-    assert "has no column 'image'" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, "a.png,x", header="picture,answer")))
+    assert "has no column 'image'" in message
 
 
 @pytest.mark.parametrize("header", ["img,text,answer", "image,question,answer"])
 def test_misspelt_column(folder, capsys, header):
-    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, header=header)))
-    assert "has no column '" in said and "--image_column" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, *GOOD, header=header)))
+    assert "has no column '" in message and "--image_column" in message
 
 
 def test_a_list_in_place_of_a_value(folder, capsys):
@@ -103,8 +103,8 @@ def test_unknown_argument(folder, capsys):
 def test_unknown_label(folder, capsys):
     path = write_csv(folder, *GOOD, header="image,text,label")
     (folder / "v.csv").write_text("image,text,label\na.png,what?,mauve\n")
-    said = refuse(capsys, *train(folder, path, "--task", "classification", "--validation_file", folder / "v.csv"))
-    assert "v.csv, row 1: the label 'mauve' is unknown; expected one of blue, red" in said
+    message = refuse(capsys, *train(folder, path, "--task", "classification", "--validation_file", folder / "v.csv"))
+    assert "v.csv, row 1: the label 'mauve' is unknown; expected one of blue, red" in message
 
 
 def test_single_label(folder, capsys):
@@ -114,18 +114,18 @@ def test_single_label(folder, capsys):
 
 @pytest.mark.parametrize("row", ["a.png,what colour?,", "a.png,what colour?,  "], ids=["empty", "blank"])
 def test_empty_answer(folder, capsys, row):
-    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, row)))
-    assert "row 5: 'answer' is empty; expected a value" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, *GOOD, row)))
+    assert "row 5: 'answer' is empty; expected a value" in message
 
 
 def test_row_without_image_and_text(folder, capsys):
-    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, ",,red")))
-    assert "row 5: 'image' and 'text' are both empty" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, *GOOD, ",,red")))
+    assert "row 5: 'image' and 'text' are both empty" in message
 
 
 def test_more_markers_than_images(folder, capsys):
-    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "a.png,<image> or <image>?,red")))
-    assert "row 5: the text has 2 '<image>' markers but the row has 1 images" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "a.png,<image> or <image>?,red")))
+    assert "row 5: the text has 2 '<image>' markers but the row has 1 images" in message
 
 
 @pytest.mark.parametrize("text", ["", "image,text,answer\n"], ids=["empty file", "header only"])
@@ -135,14 +135,14 @@ def test_zero_rows(folder, capsys, text):
 
 
 def test_ragged_csv(folder, capsys):
-    said = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "a.png,x,red,one,too,many")))
-    assert "t.csv' cannot be read as a table: line 6 has 6 cells; expected 3, as the header names" in said
+    message = refuse(capsys, *train(folder, write_csv(folder, *GOOD, "a.png,x,red,one,too,many")))
+    assert "t.csv' cannot be read as a table: line 6 has 6 cells; expected 3, as in the header" in message
 
 
 def test_row_with_too_many_tokens(folder, capsys):
     path = write_csv(folder, *GOOD, f"a.png,{'what? ' * 99},red")
-    said = refuse(capsys, *train(folder, path, "--max_length", "60"))
-    assert "t.csv, row 5: prompt and answer have" in said and "tokens; expected at most 60" in said
+    message = refuse(capsys, *train(folder, path, "--max_length", "60"))
+    assert "t.csv, row 5: prompt and answer have" in message and "tokens; expected at most 60" in message
 
 
 def test_missing_file(folder, capsys):
@@ -152,8 +152,8 @@ def test_missing_file(folder, capsys):
 def test_unknown_tower(folder, capsys):
     path = write_csv(folder, *GOOD)
     argv = ("train", "--train_file", path, "--vision_tower", folder / "nope", "--text_model", "scratch-tiny")
-    said = refuse(capsys, *argv, "--output_dir", folder / "out", "--use_cpu")
-    assert "nope' is neither a folder with" in said
+    message = refuse(capsys, *argv, "--output_dir", folder / "out", "--use_cpu")
+    assert "nope' is neither a folder with" in message
 
 
 def test_layers_of_a_pretrained_text_model(folder, capsys):
@@ -169,8 +169,8 @@ def test_layers_of_a_pretrained_text_model(folder, capsys):
         "--text_layers",
         3,
     )
-    said = refuse(capsys, *argv, "--output_dir", folder / "out", "--use_cpu")
-    assert "--text_layers is for a scratch text model, but --text_model is bert" in said
+    message = refuse(capsys, *argv, "--output_dir", folder / "out", "--use_cpu")
+    assert "--text_layers is for a scratch text model, but --text_model is bert" in message
 
 
 def test_no_source(folder, capsys):
@@ -185,8 +185,8 @@ def test_resume_without_checkpoint(folder, capsys):
 def test_checkpoint_of_another_model(folder, capsys):
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     for argv in (("predict", "--text", "x"), ("evaluate", "--test_file", write_csv(folder, *GOOD))):
-        said = refuse(capsys, argv[0], "--model", folder, *argv[1:])
-        assert "is a checkpoint of type 'llama'; expected 'modeling_mm'" in said
+        message = refuse(capsys, argv[0], "--model", folder, *argv[1:])
+        assert "is a checkpoint of type 'llama'; expected 'modeling_mm'" in message
 
 
 def test_no_model(folder, capsys):

@@ -1,4 +1,4 @@
-"""A batch trains on answers only, asks with the very prompt of the chat template, and prepares each image once."""
+"""A batch trains on answers only, has the exact prompt of the chat template, and prepares each image once."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def taught(tokenizer, template=None):
 
 
 def trained(batch, row):
-    """The tokens of a row that are learned."""
+    """The tokens of a row that are trained on."""
     return batch["labels"][row][batch["labels"][row] != IGNORED].tolist()
 
 
@@ -43,11 +43,11 @@ def test_the_answer_and_its_end_are_trained_and_nothing_else(tokenizer, template
         tokens = trained(batch, index)
         assert processor.decode(tokens) == answer + tokenizer.eos_token
         assert tokens == tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        own = batch["attention_mask"][index].bool()
-        ids, labels = batch["input_ids"][index][own], batch["labels"][index]
-        assert ids[-len(tokens) :].tolist() == tokens and labels[own][-len(tokens) :].tolist() == tokens
-        assert (labels[own][: -len(tokens)] == IGNORED).all() and (labels[~own] == IGNORED).all()
-        assert not own[own.sum() :].any()  # padded on the right
+        real = batch["attention_mask"][index].bool()
+        ids, labels = batch["input_ids"][index][real], batch["labels"][index]
+        assert ids[-len(tokens) :].tolist() == tokens and labels[real][-len(tokens) :].tolist() == tokens
+        assert (labels[real][: -len(tokens)] == IGNORED).all() and (labels[~real] == IGNORED).all()
+        assert not real[real.sum() :].any()  # padded on the right
 
 
 @TEMPLATES
@@ -61,7 +61,7 @@ def test_a_prompt_is_the_chat_template_s(tokenizer, template, files):
     ]
     batch = MMCollator(processor, "generation", with_prompts=True)(rows)
     for index, row in enumerate(rows):
-        images = [] if "<image>" in row.text else [{"type": "image", "url": path} for path in row.images]
+        images = [] if "<image>" in row.text else [{"type": "image", "url": image.path} for image in row.images]
         turn = [{"role": "user", "content": [*images, {"type": "text", "text": row.text}]}]
         tokenized = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)
         expected = tokenized["input_ids"][0]
@@ -89,7 +89,7 @@ def test_a_distinct_picture_is_opened_and_prepared_once(processor, files, monkey
     monkeypatch.setattr(collator, "open_image", lambda source, *rest: opened.append(source) or whole(source, *rest))
     a, b, c = files
     target = "yes" if task == "generation" else 0
-    rows = [Row(i + 1, own, "q", target) for i, own in enumerate([[a], [], [b, a], [a], [c]])]
+    rows = [Row(i + 1, images, "q", target) for i, images in enumerate([[a], [], [b, a], [a], [c]])]
     batch = MMCollator(processor, task)(rows)
     assert opened == [a, b, c]
     assert batch["pixel_values"].shape == (3, 3, 16, 16)
@@ -135,8 +135,9 @@ def test_a_classification_batch_has_class_ids(processor, files):
     batch = MMCollator(processor, "classification")(rows)
     assert batch["labels"].tolist() == [2, 0] and batch["input_ids"].shape == batch["attention_mask"].shape
     expected = processor.tokenizer(["<image>what colour is the circle", "no"])["input_ids"]
-    own = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    assert own == expected
+    pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    unpadded = [ids[mask.bool()].tolist() for ids, mask in pairs]
+    assert unpadded == expected
     assert "labels" not in MMCollator(processor, "classification")([Row(1, [files[0]], "no")])
 
 

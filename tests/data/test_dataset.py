@@ -1,4 +1,4 @@
-"""Rows are read as they stand in the file, whatever its kind, and images of one kind whatever theirs."""
+"""Rows are read as they are written in files of any format, with images of any format."""
 
 import io
 import json
@@ -22,13 +22,13 @@ ROWS = [("red.png", "what colour?", "red"), ("sub/blue.png", "007", "NA"), ("", 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Tables go to a cache of the test's own."""
+    """Caches tables in a temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with three images, one of them deeper."""
+    """A folder with three images, one of them in a subfolder."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     for name, colour in (("red", RED), ("sub/blue", BLUE), ("green", GREEN)):
@@ -44,7 +44,7 @@ def png(colour):
 
 
 def write(folder, kind, rows=ROWS, header=HEADER):
-    """A table in a file of the kind; an empty cell is missing."""
+    """Write a table to a file of this format; an empty cell is missing."""
     path = folder / f"t.{kind}"
     if kind in ("csv", "tsv"):
         separator = {"csv": ",", "tsv": "\t"}[kind]
@@ -60,7 +60,7 @@ def write(folder, kind, rows=ROWS, header=HEADER):
 
 
 def read(path, columns=COLUMNS, labels=None, split="train"):
-    """The data set of a source, not checked."""
+    """The unchecked dataset of a source."""
     return MMDataset(str(path), *read_table(str(path), split), columns, labels)
 
 
@@ -77,8 +77,8 @@ def test_cells_stay_as_written_and_an_empty_one_is_a_missing_modality(folder, ki
         (3, "None", "null"),
         (4, "", "1"),
     ]
-    pictures = [[open_image(image).getpixel((0, 0)) for image in row.images] for row in rows_of(dataset)]
-    assert pictures == [[RED], [BLUE], [], [RED]]
+    pixels = [[open_image(image.source).getpixel((0, 0)) for image in row.images] for row in rows_of(dataset)]
+    assert pixels == [[RED], [BLUE], [], [RED]]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(folder):
@@ -98,7 +98,7 @@ def test_several_pictures_are_joined_by_semicolons_or_a_list(folder):
     (folder / "l.jsonl").write_text(json.dumps({"image": ["red.png", "green.png"], "text": "a", "answer": "b"}))
     for path in (write(folder, "csv", [("red.png; green.png;", "a", "b")]), folder / "l.jsonl"):
         row = read(path).check()[0]
-        assert [open_image(image).getpixel((0, 0)) for image in row.images] == [RED, GREEN]
+        assert [open_image(image.source).getpixel((0, 0)) for image in row.images] == [RED, GREEN]
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["one", "list"])
@@ -108,7 +108,7 @@ def test_pictures_inside_a_parquet_file_are_rows_too(folder, many):
     features = {"image": kind, "text": datasets.Value("string"), "answer": datasets.Value("string")}
     columns = {"image": [[c] for c in cells] if many else cells, "text": ["a", "b"], "answer": ["c", "d"]}
     datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(folder / "i.parquet")
-    found = [open_image(row.images[0]).getpixel((0, 0)) for row in rows_of(read(folder / "i.parquet").check())]
+    found = [open_image(row.images[0].source).getpixel((0, 0)) for row in rows_of(read(folder / "i.parquet").check())]
     assert found == [RED, BLUE]
 
 
@@ -116,7 +116,7 @@ def test_plain_bytes_are_a_picture(folder):
     table = datasets.Dataset.from_dict({"image": [png(RED)], "text": ["a"], "answer": ["b"]})
     table = table.cast_column("image", datasets.Value("binary"))
     table.to_parquet(folder / "b.parquet")
-    assert open_image(read(folder / "b.parquet").check()[0].images[0]).getpixel((0, 0)) == RED
+    assert open_image(read(folder / "b.parquet").check()[0].images[0].source).getpixel((0, 0)) == RED
 
 
 def test_a_cell_that_is_no_picture_is_a_bad_row(folder):
@@ -141,7 +141,7 @@ def test_class_folders_are_labels(folder):
         (folder / "pets" / label).mkdir(parents=True)
         drawing(colour).save(folder / "pets" / label / "1.png")
     rows = rows_of(read(folder / "pets", Columns("image", "text", "label")).check())
-    assert {row.target: open_image(row.images[0]).getpixel((0, 0)) for row in rows} == {"cat": RED, "dog": BLUE}
+    assert {row.target: open_image(row.images[0].source).getpixel((0, 0)) for row in rows} == {"cat": RED, "dog": BLUE}
     assert [row.text for row in rows] == ["", ""]
 
 
@@ -150,7 +150,7 @@ def test_metadata_cells_stay_as_written(folder):
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
     rows = rows_of(read(folder).check())
     assert [(row.text, row.target) for row in rows] == [("007", "None"), ("1.50", "NA"), ("", "null")]
-    assert [open_image(row.images[0]).getpixel((0, 0)) for row in rows] == [RED, BLUE, GREEN]
+    assert [open_image(row.images[0].source).getpixel((0, 0)) for row in rows] == [RED, BLUE, GREEN]
 
 
 def test_a_folder_named_test_is_read_and_splits_are_kept_apart(folder):
@@ -161,7 +161,7 @@ def test_a_folder_named_test_is_read_and_splits_are_kept_apart(folder):
     columns = Columns("image", "text", "label")
 
     def colours(source, split):
-        return {open_image(r.images[0]).getpixel((0, 0)) for r in rows_of(read(source, columns, split=split))}
+        return {open_image(r.images[0].source).getpixel((0, 0)) for r in rows_of(read(source, columns, split=split))}
 
     assert colours(folder / "s" / "test", "train") == colours(folder / "s", "test") == {BLUE}
     assert colours(folder / "s" / "train", "train") == colours(folder / "s", "train") == {RED}
@@ -172,19 +172,19 @@ def test_a_folder_named_test_is_read_and_splits_are_kept_apart(folder):
 def test_an_unknown_source_is_one_sentence(folder):
     (folder / "empty").mkdir()
     for source in ("nobody/nothing", str(folder / "empty")):
-        with pytest.raises(ValueError, match="is neither a file, a folder nor a known data set"):
+        with pytest.raises(ValueError, match="is neither a file, a folder nor a known dataset"):
             read_table(source)
 
 
-def questions(folder, pictures=8, each=3):
+def questions(folder, num_images=8, each=3):
     """`each` questions about each of many images, and two without an image."""
-    for p in range(pictures):
+    for p in range(num_images):
         drawing((p * 20, 0, 0)).save(folder / f"p{p}.png")
-    rows = [(f"p{p}.png", f"q{q}", "a") for q in range(each) for p in range(pictures)]
+    rows = [(f"p{p}.png", f"q{q}", "a") for q in range(each) for p in range(num_images)]
     return read(write(folder, "csv", [*rows, ("", "alone", "a"), ("", "alone", "a")]))
 
 
-def first_pictures(dataset):
+def first_images(dataset):
     return {image for row in rows_of(dataset) for image in row.images[:1]}
 
 
@@ -192,7 +192,7 @@ def test_held_out_rows_are_disjoint_and_the_same_for_a_seed(folder):
     dataset = questions(folder)
     rest, held = dataset.hold_out(0.3, seed=1)
     assert sorted(rest.kept + held.kept) == dataset.kept
-    assert first_pictures(rest).isdisjoint(first_pictures(held)) and first_pictures(held)
+    assert first_images(rest).isdisjoint(first_images(held)) and first_images(held)
     assert len(held.groups()) == round(0.3 * 10)
     again = dataset.hold_out(0.3, seed=1)
     assert (rest.kept, held.kept) == (again[0].kept, again[1].kept)
@@ -217,7 +217,7 @@ def test_one_picture_cannot_be_held_out_of_itself(folder):
 
 
 def test_a_group_is_one_picture_or_one_row_without(folder):
-    groups = questions(folder, pictures=3, each=2).groups()
+    groups = questions(folder, num_images=3, each=2).groups()
     assert sorted(groups) == [[0, 3], [1, 4], [2, 5], [6], [7]]
 
 
@@ -238,13 +238,13 @@ def test_the_sampler_gives_each_row_once_with_rows_of_a_picture_side_by_side(fol
     assert list(again) == epochs[1]
 
 
-@pytest.mark.parametrize("split, rows, pictures", [("train", 38575, 4000), ("test", 9673, 1000)])
-def test_easy_vqa_has_its_official_size(split, rows, pictures):
+@pytest.mark.parametrize("split, rows, num_images", [("train", 38575, 4000), ("test", 9673, 1000)])
+def test_easy_vqa_has_its_official_size(split, rows, num_images):
     table = read_easy_vqa(split)
-    assert len(table) == rows and len(set(table["image"])) == pictures
+    assert len(table) == rows and len(set(table["image"])) == num_images
     assert set(table.column_names) == set(HEADER)
     dataset = MMDataset("easy-vqa", *read_table("easy-vqa", split), COLUMNS)
-    assert open_image(dataset[rows - 1].images[0]).size == (64, 64)
+    assert open_image(dataset[rows - 1].images[0].source).size == (64, 64)
 
 
 def test_easy_vqa_has_no_other_split():

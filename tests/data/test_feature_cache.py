@@ -1,4 +1,4 @@
-"""The feature cache: training from it is training without it, and nothing stale, broken or half done is ever used."""
+"""The feature cache: training with it equals training without; stale, broken or partial entries are not used."""
 
 import json
 import pickle
@@ -22,6 +22,7 @@ from transformers import CLIPImageProcessorPil, Siglip2ImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.data.collator import MMCollator
+from modeling_mm.data.media import MediaRef
 from modeling_mm.training.build import use_cached_features
 
 COUNT, DISTINCT = 24, 23
@@ -37,7 +38,7 @@ def rows(tmp_path):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Tables of images, some in two rows and some rows without, and of sounds; a vision tower in a folder."""
+    """Tables of images and audio, some images in two rows and some rows without one; a vision tower in a folder."""
     np = pytest.importorskip("numpy")
     soundfile = pytest.importorskip("soundfile")
     work = tmp_path_factory.mktemp("cached")
@@ -45,15 +46,15 @@ def work(tmp_path_factory):
         drawing((30 * i, 240 - 30 * i, 90), size=24).save(work / f"{i}.png")
         tone = np.sin(2 * np.pi * (200 + 90 * i) * np.arange(4000) / 16000)
         soundfile.write(work / f"{i}.wav", tone.astype(np.float32), 16000)
-    said = ["a red one", "blue", "two", "green and round", "seven", "none of it"]
+    texts = ["a red one", "blue", "two", "green and round", "seven", "none of it"]
     header = "image,audio,text,answer,label"
     lines = [
-        f"{f'{i % 8}.png' if i % 5 else ''},{i * 3 % 8}.wav,what is {said[i % 6]},{said[i % 4]},{'ab'[i % 2]}"
+        f"{f'{i % 8}.png' if i % 5 else ''},{i * 3 % 8}.wav,what is {texts[i % 6]},{texts[i % 4]},{'ab'[i % 2]}"
         for i in range(20)
     ]
     (work / "t.csv").write_text("\n".join([header, *lines]) + "\n")
     (work / "v.csv").write_text("\n".join([header, *lines[1:5]]) + "\n")
-    pairs = [f"{i % 8}.png,it is {said[i % 6]} number {i}" for i in range(16)]
+    pairs = [f"{i % 8}.png,it is {texts[i % 6]} number {i}" for i in range(16)]
     (work / "pairs.csv").write_text("\n".join(["image,text", *pairs]) + "\n")
     torch.manual_seed(0)
     vision_model("clip_vision_model").save_pretrained(work / "clip")
@@ -86,9 +87,9 @@ FAST = ("generation", "classification, grid")
 
 @pytest.fixture
 def towers_at_rest(monkeypatch):
-    """Once there is a cache, no tower may run."""
+    """Makes a tower fail if it runs beside its cache."""
 
-    def refuse(tower, given):
+    def refuse(tower, args):
         raise AssertionError("a tower ran beside its cache")
 
     def then_rest(trainer, *arguments):
@@ -103,10 +104,10 @@ def towers_at_rest(monkeypatch):
 @pytest.mark.parametrize("way", [way if way in FAST else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_trained_with_the_cache_is_trained_without_it(work, tmp_path, way, towers_at_rest):
     table = "pairs.csv" if "retrieval" in way else "t.csv"
-    own = [*WAYS[way], "--train_file", work / table]
-    own += ["--validation_file", work / ("pairs.csv" if "retrieval" in way else "v.csv")]
-    plain, weights = train(work, tmp_path / "plain", *own)
-    cached, same = train(work, tmp_path / "cached", *own, "--cache_features", tmp_path / "features")
+    argv = [*WAYS[way], "--train_file", work / table]
+    argv += ["--validation_file", work / ("pairs.csv" if "retrieval" in way else "v.csv")]
+    plain, weights = train(work, tmp_path / "plain", *argv)
+    cached, same = train(work, tmp_path / "cached", *argv, "--cache_features", tmp_path / "features")
     kinds = {path.name.split("-")[0] for path in (tmp_path / "features").iterdir()}
     assert kinds == ({"image", "audio"} if way == "sound" else {"image"})
     # the states are those of another batch: products of matrices of other sizes add up in another order
@@ -126,9 +127,9 @@ def test_two_processes_train_from_one_cache_as_they_do_without(work, tmp_path):
     argv = ["train", "--train_file", work / "t.csv", "--validation_file", work / "v.csv", *STEPS, *QUIET, *FROZEN]
     argv = [*started, "-m", "modeling_mm.cli", *map(str, [*argv, "--vision_tower", work / "clip"])]
     flags = {"plain": [], "cached": ["--cache_features", str(tmp_path / "features")]}
-    for name, own in flags.items():
+    for name, flag in flags.items():
         done = subprocess.run(
-            [*argv, "--output_dir", str(tmp_path / name), *own], capture_output=True, text=True, timeout=600
+            [*argv, "--output_dir", str(tmp_path / name), *flag], capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr[-3000:]
     keys = [key for path in shards(tmp_path, "features") for key in load_keys(path)]
@@ -139,17 +140,17 @@ def test_two_processes_train_from_one_cache_as_they_do_without(work, tmp_path):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_states_in_place_of_pictures_give_the_same_output(vision):
-    model, own = mm_model(vision=vision), pictures(3, vision)
+    model, pixels = mm_model(vision=vision), pictures(3, vision)
     ids, index = torch.stack([token_row(7, [1]) for _ in range(3)]), torch.tensor([[1], [0], [2]])
     with torch.no_grad():
-        states = model.get_image_features(**own).pooler_output
-        expected = model(input_ids=ids, image_index=index, **own).logits
-        masks = {name: value for name, value in own.items() if name == "pixel_attention_mask"}
+        states = model.get_image_features(**pixels).pooler_output
+        expected = model(input_ids=ids, image_index=index, **pixels).logits
+        masks = {name: value for name, value in pixels.items() if name == "pixel_attention_mask"}
         assert torch.equal(model(input_ids=ids, image_index=index, image_states=states, **masks).logits, expected)
         one_each = model(input_ids=ids, image_states=states[index[:, 0]], **masks).logits
         assert masks or torch.equal(one_each, expected)
-    said = model.generate(ids, image_index=index, image_states=states, **masks, max_new_tokens=3, do_sample=False)
-    assert torch.equal(said, model.generate(ids, image_index=index, **own, max_new_tokens=3, do_sample=False))
+    generated = model.generate(ids, image_index=index, image_states=states, **masks, max_new_tokens=3, do_sample=False)
+    assert torch.equal(generated, model.generate(ids, image_index=index, **pixels, max_new_tokens=3, do_sample=False))
 
 
 def test_states_beside_pictures_or_of_another_width_are_refused():
@@ -176,9 +177,9 @@ def test_entries_are_what_the_tower_gives_and_the_same_content_is_computed_once(
     torch.testing.assert_close(batch["image_states"], model.get_image_features(**pixels).pooler_output)
     mask = {name: pixels[name] for name in pixels if name == "pixel_attention_mask"}
     assert batch.keys() == {"image_states", "image_index", *mask}
-    assert all(torch.equal(batch[name], own) for name, own in mask.items())
+    assert all(torch.equal(batch[name], value) for name, value in mask.items())
     with pytest.raises(ValueError, match=r"'other.png' is not in the cache"):
-        cached.batch([["other.png"]])
+        cached.batch([[MediaRef("other.png")]])
 
 
 def test_bfloat16_takes_half_and_rounds(rows, tmp_path):
@@ -262,9 +263,9 @@ def load_keys(path):
 @pytest.mark.slow
 def test_two_processes_fill_a_cache_together_and_make_nothing_twice(rows, tmp_path):
     processes = [start(tmp_path, f"log{n}", 0.3) for n in range(2)]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    counts = [int(out) for out, _ in said]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    counts = [int(out) for out, _ in outputs]
     assert sum(counts) == DISTINCT and min(counts) > 0
     there = [key for path in shards(tmp_path) for key in load_keys(path)]
     assert len(there) == len(set(there)) == DISTINCT
@@ -315,7 +316,7 @@ def test_what_will_not_fit_is_refused_before_it_is_computed(rows, tmp_path, monk
 def test_a_tower_that_never_says_the_same_twice_is_refused(rows, tmp_path):
     model = tiny_model()
 
-    def noisy(tower, given, output):
+    def noisy(tower, args, output):
         output.last_hidden_state = output.last_hidden_state + torch.rand_like(output.last_hidden_state)
 
     model.base_model.vision_tower.register_forward_hook(noisy)
@@ -331,13 +332,13 @@ def test_pictures_prepared_in_several_sizes_are_refused(rows, tmp_path):
 
 
 REFUSED = {
-    "trains": (["--vision_trainable", "true"], "nothing to keep: the vision tower trains"),
+    "trains": (["--vision_trainable", "true"], "nothing to cache: the vision tower trains"),
     "LoRA": (
         ["--use_peft", "true", "--lora_parts", "vision,text"],
-        "nothing to keep: the vision tower trains .--vision_trainable, or LoRA in it.",
+        "nothing to cache: the vision tower trains .--vision_trainable, or LoRA in it.",
     ),
-    "augmented": (["--augment_images", "crop"], "one view of the images, but --augment_images wants others"),
-    "no media": (["--image_column", ""], "nothing to keep: the rows have no media"),
+    "augmented": (["--augment_images", "crop"], "one view of the images, but --augment_images draws others"),
+    "no media": (["--image_column", ""], "nothing to cache: the rows have no media"),
 }
 
 

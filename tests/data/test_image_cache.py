@@ -1,4 +1,4 @@
-"""Images that stay in memory are opened once, and change nothing of what is trained on or evaluated."""
+"""Cached images are opened once, and change nothing in training and evaluation."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def rows(tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """What is opened, in order."""
+    """The sources of opened images, in order."""
     sources = []
 
     def open_image(source, background):
@@ -39,7 +39,7 @@ def opened(monkeypatch):
 @pytest.mark.parametrize("augmentation", [None, Augmentation(["rotate"])], ids=["plain", "rotated"])
 def test_a_kept_picture_is_opened_once_and_a_batch_stays_the_same(processor, rows, opened, augmentation):
     without = MMCollator(processor, "classification", augmentation=augmentation)
-    kept = replace(without, kept=ImageCache(1))
+    kept = replace(without, image_cache=ImageCache(1))
     for epoch in range(3):
         if augmentation is not None:
             augmentation.epoch.fill_(epoch)
@@ -50,7 +50,8 @@ def test_a_kept_picture_is_opened_once_and_a_batch_stays_the_same(processor, row
 
 
 def test_what_augmentation_shrank_is_not_what_evaluation_sees(processor, rows, opened):
-    training = MMCollator(processor, "classification", augmentation=Augmentation(["rotate"]), kept=ImageCache(1))
+    options = {"augmentation": Augmentation(["rotate"]), "image_cache": ImageCache(1)}
+    training = MMCollator(processor, "classification", **options)
     training(rows)
     evaluation = replace(training, augmentation=None)
     for _ in range(2):
@@ -62,14 +63,14 @@ def test_what_augmentation_shrank_is_not_what_evaluation_sees(processor, rows, o
 
 def test_room_for_three_pictures_keeps_three(opened, tmp_path):
     memory = ImageCache(1)
-    pictures = [Image.new("RGB", (256, 300)) for _ in range(4)]  # 0.29 MiB each
+    images = [Image.new("RGB", (256, 300)) for _ in range(4)]  # 0.29 MiB each
     for _ in range(2):
-        for number, picture in enumerate(pictures):
-            assert memory.get(number, lambda picture=picture: picture) is picture
-    assert list(memory.pictures) == [0, 1, 2] and memory.room == 2**20 - 3 * 256 * 300 * 4
+        for number, image in enumerate(images):
+            assert memory.get(number, lambda image=image: image) is image
+    assert list(memory.images) == [0, 1, 2] and memory.room == 2**20 - 3 * 256 * 300 * 4
     nothing = ImageCache()
-    nothing.get(0, lambda: pictures[0])
-    assert not nothing.pictures
+    nothing.get(0, lambda: images[0])
+    assert not nothing.images
 
 
 def test_negative_room_is_refused(tmp_path, capsys):
@@ -82,4 +83,4 @@ def test_the_former_name_of_an_argument_is_answered_with_the_new_one(tmp_path, c
     (tmp_path / "old.yaml").write_text("keep_pictures: 64\n")
     for former in (["--keep_pictures", "64"], ["--keep_pictures=64"], ["--config", str(tmp_path / "old.yaml")]):
         assert cli.main(["train", "--train_file", "no.csv", "--output_dir", str(tmp_path), *former]) == 2
-        assert "--keep_pictures is called --image_cache_mb now" in capsys.readouterr().err
+        assert "--keep_pictures was renamed to --image_cache_mb" in capsys.readouterr().err

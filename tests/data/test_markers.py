@@ -1,4 +1,4 @@
-"""A processor's own markers are those that tables, streams, batches and commands look for in a text."""
+"""Tables, streams, batches and commands look for the processor's markers in a text, not for the default ones."""
 
 import inspect
 import json
@@ -25,7 +25,7 @@ OTHERS = {"image": "<picture>", "audio": "<clip>", "video": "<film>"}
 
 @pytest.fixture
 def others(tokenizer):
-    """A processor whose markers are not the usual ones."""
+    """A processor with other markers than the default ones."""
     tokenizer.add_tokens(list(OTHERS.values()), special_tokens=True)
     size = {"height": 16, "width": 16}
     image_processor = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)

@@ -96,10 +96,10 @@ def test_another_seed_gives_other_rows(tmp_path):
 
 
 def test_files_that_exist_are_kept(tmp_path):
-    said = utterance("seven", "test", 0, 0)
-    (tmp_path / said.file_name).write_bytes(b"kept")
-    write_utterance(tmp_path, said)
-    assert (tmp_path / said.file_name).read_bytes() == b"kept"
+    spoken = utterance("seven", "test", 0, 0)
+    (tmp_path / spoken.file_name).write_bytes(b"kept")
+    write_utterance(tmp_path, spoken)
+    assert (tmp_path / spoken.file_name).read_bytes() == b"kept"
 
 
 def test_no_voice_is_in_two_splits_and_no_two_sound_the_same():
@@ -109,9 +109,9 @@ def test_no_voice_is_in_two_splits_and_no_two_sound_the_same():
     sounds = {}
     for split in ("validation", "test"):
         for take, voice in enumerate(VOICES[split]):
-            said = utterance("no", split, take, 0)
-            assert said.voice == voice
-            sounds[voice] = speak(said).tobytes()
+            spoken = utterance("no", split, take, 0)
+            assert spoken.voice == voice
+            sounds[voice] = speak(spoken).tobytes()
     assert len(set(sounds.values())) == len(sounds)
 
 

@@ -76,18 +76,18 @@ def encoded(picture, side):
 
 def write_packages(folder, draw=drawn):
     """All packages that `make` reads, into `folder/packages`, where it finds them in place of npm's."""
-    facts = {one: {"name": name, "group": "Animals & Nature"} for one, name in NAMED.items()}
-    facts |= {one: {"name": name, "group": group} for one, (name, group) in LEFT_OUT.items()}
+    facts = {emoji: {"name": name, "group": "Animals & Nature"} for emoji, name in NAMED.items()}
+    facts |= {emoji: {"name": name, "group": group} for emoji, (name, group) in LEFT_OUT.items()}
     chance = random.Random(0)
-    words = {one: [facts[one]["name"].replace(" ", "_"), *chance.sample(WORDS, 5)] for one in facts}
+    words = {emoji: [facts[emoji]["name"].replace(" ", "_"), *chance.sample(WORDS, 5)] for emoji in facts}
     write_archive(folder / "packages", NAMES, {"data-by-emoji.json": json.dumps(facts).encode()})
     write_archive(folder / "packages", KEYWORDS, {"dist/emoji-en-US.json": json.dumps(words).encode()})
     for vendor, source in VENDORS.items():
         side = 256 if vendor == "fluent" else 64
         files = {}
-        for one in facts:
-            name = "-".join(f"{ord(point):04x}" for point in one)
-            files[f"{source.folder}/{name}.png"] = encoded(draw(vendor, one), side)
+        for emoji in facts:
+            name = "-".join(f"{ord(point):04x}" for point in emoji)
+            files[f"{source.folder}/{name}.png"] = encoded(draw(vendor, emoji), side)
         files[f"{source.folder}/1f3c3-1f3fb.png"] = encoded(draw(vendor, "a pale skin"), side)
         write_archive(folder / "packages", source.package, files)
 
@@ -132,7 +132,7 @@ def test_the_test_vendor_and_the_new_concepts_are_in_no_training_row(made):
     assert emoji["test_vendor"] == emoji["train"] and emoji["validation"] <= emoji["train"]
     assert len(emoji["test_concepts"]) >= COUNTS["concepts"]
     assert emoji["test_concepts"] | emoji["train"] == set(NAMED) and not emoji["test_concepts"] & emoji["train"]
-    families = {split: {family(code(one)) for one in emoji[split]} for split in SPLITS}
+    families = {split: {family(code(character)) for character in emoji[split]} for split in SPLITS}
     assert not families["test_concepts"] & families["train"]
 
 
@@ -151,8 +151,8 @@ def test_keywords_tell_an_emoji_from_every_other(made):
         words = json.load(archive.extractfile("package/dist/emoji-en-US.json"))
     for row in (row for split in SPLITS for row in rows_of(made[0], split)):
         if "," in row["text"]:
-            told = set(row["text"].split(", "))
-            assert [one for one in NAMED if told <= set(words[one])] == [row["emoji"]]
+            text_words = set(row["text"].split(", "))
+            assert [character for character in NAMED if text_words <= set(words[character])] == [row["emoji"]]
 
 
 def test_pictures_are_the_drawings_on_white(made):
@@ -166,7 +166,7 @@ def test_pictures_are_the_drawings_on_white(made):
     names = [row["image"] for split in SPLITS for row in rows_of(folder, split) if row["vendor"] == "noto"]
     for name in names:
         expected = Image.new("RGBA", (64, 64), "white")
-        character = next(one for one in NAMED if code(one) == name.split("/")[-1].removesuffix(".png"))
+        character = next(known for known in NAMED if code(known) == name.split("/")[-1].removesuffix(".png"))
         expected.alpha_composite(Image.fromarray(drawn("noto", character)))
         assert Image.open(folder / name).tobytes() == expected.convert("RGB").tobytes()
 
@@ -196,7 +196,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(made, tmp_p
 
 
 def test_a_test_picture_in_training_is_refused(tmp_path):
-    write_packages(tmp_path, lambda vendor, one: drawn("noto" if one == ANIMALS[3] else vendor, one))
+    write_packages(tmp_path, lambda vendor, emoji: drawn("noto" if emoji == ANIMALS[3] else vendor, emoji))
     with pytest.raises(ValueError, match=f"of train looks like .*{TEST_VENDOR}.* of test_vendor; expected distinct"):
         make(tmp_path, 0, **{**COUNTS, "concepts": 0})
 

@@ -1,4 +1,4 @@
-"""A row that training empties in part is the row whose cells are empty; answers, markers and the last part stay."""
+"""A row with dropped modalities equals a row with empty cells; answers, markers and the last modality stay."""
 
 import itertools
 from dataclasses import replace
@@ -15,7 +15,7 @@ MARKERS = {"image": "<image>", "audio": "<audio>"}
 
 
 def kept_of(batch, index):
-    """Which modalities of a row are in a batch."""
+    """The modalities of a row that are in a batch."""
     has = {name: name in batch and bool((batch[name][index] >= 0).any()) for name in ("image_index", "audio_index")}
     text = "text_present" not in batch or bool(batch["text_present"][index])
     return has["image_index"], has["audio_index"], text
@@ -23,9 +23,9 @@ def kept_of(batch, index):
 
 @pytest.mark.parametrize("marked", [False, True], ids=["plain", "with markers"])
 def test_a_dropped_modality_leaves_the_row_as_if_its_cell_were_empty(listener, files, marked):
-    pictures, sounds = files
+    image_files, clip_files = files
     text = "is <image> red <audio>" if marked else "is it red"
-    rows = [Row(n + 1, [pictures[n % 3]], text, n % 2, [sounds[n % 2]]) for n in range(64)]
+    rows = [Row(n + 1, [image_files[n % 3]], text, n % 2, [clip_files[n % 2]]) for n in range(64)]
     collator = MMCollator(listener, "classification", augmentation=Augmentation(modality_dropout=0.5))
     plain = MMCollator(listener, "classification")
     batch = collator(rows)
@@ -58,8 +58,8 @@ def test_modalities_are_dropped_as_often_as_asked_and_one_stays():
 
 
 def test_the_answer_of_a_generation_stays_and_a_text_goes_only_where_media_stay(listener, files):
-    pictures, _ = files
-    rows = [Row(n, [pictures[0]] * (n % 2), "is it red", "a small green triangle") for n in range(40)]
+    image_files, _ = files
+    rows = [Row(n, [image_files[0]] * (n % 2), "is it red", "a small green triangle") for n in range(40)]
     changes = Augmentation(word_dropout=0.5, modality_dropout=0.5)
     batch = MMCollator(listener, "generation", augmentation=changes)(rows)
     answers = {tuple(labels[labels != -100].tolist()) for labels in batch["labels"]}

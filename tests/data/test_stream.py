@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Streams: every row once in a pass, whoever reads it; a stop in between changes nothing; bad rows say where they are.
+"""Streams: every row once per pass for any number of readers; resuming changes nothing; bad rows are named.
 
-What two processes do is at the end. The 100,000 rows are in test_stream_at_scale.py.
+Tests with two processes are at the end, those with 100,000 rows in test_stream_at_scale.py.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ QUIET = ["--disable_tqdm", "true", "--report_to", "none", "--per_device_train_ba
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """The glob of some Parquet shards; those of tar stand beside them."""
+    """The glob of Parquet shards; tar shards are beside them."""
     folder = tmp_path_factory.mktemp("shards")
     write_shards(folder, ROWS, SHARDS, "tar")
     return write_shards(folder, ROWS, SHARDS)
@@ -96,8 +96,8 @@ def test_it_goes_on_exactly_after_any_row(tmp_path, buffer):
 def test_tar_and_parquet_give_the_same_rows(shards):
     tar = shards.replace(".parquet", ".tar")
     pairs = zip(handed_out(stream_of(shards), ROWS), handed_out(stream_of(tar, IN_TAR), ROWS), strict=True)
-    for one, other in pairs:
-        assert one == other
+    for parquet_row, tar_row in pairs:
+        assert parquet_row == tar_row
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
@@ -186,28 +186,28 @@ def test_few_files_are_read_by_row_groups_and_fewer_are_refused(tmp_path):
 def test_what_cannot_be_streamed_is_one_sentence(shards, tmp_path):
     (tmp_path / "t.csv").write_text("image,text,label\n")
     (tmp_path / "t.parquet").write_bytes(b"")
-    for source, said in {
+    for source, message in {
         str(tmp_path / "t.csv"): "names no shards; expected files that end in .parquet or .tar",
         str(tmp_path / "none-*.parquet"): "names no shards",
         str(tmp_path / "t.*"): "names .csv and .parquet files",
         str(tmp_path / "t.parquet"): "cannot be streamed",
         "nowhere://x/*.tar": "cannot be streamed",
     }.items():
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             open_shards(source)
     with pytest.raises(ValueError, match="has no column 'picture'; it has image, text, label"):
         stream_of(shards, Columns("picture", target="label"))
 
 
 class Numbered(MMCollator):
-    """Tells the numbers of a batch's rows, too."""
+    """A collator that also returns the numbers of a batch's rows."""
 
     def __call__(self, rows):
         return {**super().__call__(rows), "numbers": torch.tensor(numbers(rows))}
 
 
 class Noting(MMTrainer):
-    """Notes the numbers of the rows that it trained on."""
+    """A trainer that records the numbers of the rows that it trained on."""
 
     def training_step(self, model, inputs, *args, **kwargs):
         self.noted = [*getattr(self, "noted", []), inputs.pop("numbers").tolist()]
@@ -222,8 +222,8 @@ def trainer_on(stream, processor, folder, augmentation=None, **options):
     options = {"per_device_train_batch_size": 3, "max_steps": 8, "save_steps": 3, **options}
     arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, **options)
     collator = Numbered(processor, "classification", augmentation=augmentation)
-    own = {"train_dataset": stream, "data_collator": collator, "processing_class": processor}
-    return Noting(model=model, args=arguments, **own)
+    inputs = {"train_dataset": stream, "data_collator": collator, "processing_class": processor}
+    return Noting(model=model, args=arguments, **inputs)
 
 
 def losses(trainer):
@@ -342,8 +342,8 @@ def test_the_command_streams_and_goes_on(tmp_path, capsys):
     assert report["evaluated_rows"] == 2
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "again" / "checkpoint-4")
     run(capsys, *common, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", "last")
-    one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "again"))
-    assert one["loss_history"] == other["loss_history"] and len(one["loss_history"]) == 10
+    whole, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "again"))
+    assert whole["loss_history"] == again["loss_history"] and len(whole["loss_history"]) == 10
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     state = json.loads((tmp_path / "whole" / "checkpoint-10" / "trainer_state.json").read_text())
@@ -399,7 +399,7 @@ def test_flags_that_need_all_rows_are_refused(shards, tmp_path, capsys):
 
 
 def in_a_process(source, folder, checkpoint):
-    """What one of several processes trained on, the image tensors it saw in each batch, losses and weights."""
+    """The rows that one of several processes trained on, the presence of images in each batch, losses and weights."""
     size = {"height": 16, "width": 16}
     image_processor = CLIPImageProcessorPil(size=size, crop_size=size, do_convert_rgb=True)
     processor = MMProcessor(image_processor=image_processor, tokenizer=train_tokenizer(SENTENCES, "scratch-tiny"))
@@ -414,19 +414,19 @@ def in_a_process(source, folder, checkpoint):
 def test_two_processes_take_halves_of_which_one_lacks_pictures_and_go_on(tmp_path):
     source = write_shards(tmp_path / "s", 32, 2, picture=lambda n: picture(n) if n < 16 else None)
     whole = together(2, in_a_process, source, tmp_path / "out", None, folder=tmp_path / "meet")
-    noted = [sorted(itertools.chain(*own[0])) for own in whole]
+    noted = [sorted(itertools.chain(*process[0])) for process in whole]
     assert sorted(noted) == [list(range(16)), list(range(16, 32))]
-    assert sorted(own[1] for own in whole) == [[False] * 4, [True] * 4]
+    assert sorted(process[1] for process in whole) == [[False] * 4, [True] * 4]
     checkpoint = str(tmp_path / "out" / "checkpoint-2")
     again = together(2, in_a_process, source, tmp_path / "out", checkpoint, folder=tmp_path / "meet again")
-    for one, other in zip(whole, again, strict=True):
-        assert other[0] == one[0][2:] and one[2] == other[2] and len(one[2]) == 4
+    for first, resumed in zip(whole, again, strict=True):
+        assert resumed[0] == first[0][2:] and first[2] == resumed[2] and len(first[2]) == 4
         for name, value in whole[0][3].items():
-            assert torch.equal(value, one[3][name]) and torch.equal(value, other[3][name]), name
+            assert torch.equal(value, first[3][name]) and torch.equal(value, resumed[3][name]), name
 
 
 def test_processes_of_different_shards_take_as_many_steps(tmp_path):
     source = write_shards(tmp_path / "s", 9, 3)  # one process has two shards, the other one has one
     whole = together(2, in_a_process, source, tmp_path / "out", None, folder=tmp_path / "meet")
-    assert [len(own[0]) for own in whole] == [4, 4]
+    assert [len(process[0]) for process in whole] == [4, 4]
     assert whole[0][2].keys() == whole[1][2].keys() == {1, 2, 3, 4}

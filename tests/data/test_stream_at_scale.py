@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""100,000 rows through two workers: memory stays, and a kill in the middle loses no row and repeats none."""
+"""100,000 rows through two workers: memory does not grow, and a kill in the middle loses and repeats no row."""
 
 import itertools
 import json
@@ -25,5 +25,5 @@ def test_memory_stays_and_a_kill_changes_nothing(tmp_path, kind):
     killed, step, seen = seen_after_a_kill(source, tmp_path / "killed", rows, workers=2)
     assert 0 < step and killed < len(batches)
     assert seen == batches
-    one, other = (json.loads((tmp_path / name / "figures.json").read_text()) for name in ("whole", "killed"))
-    assert one["losses"] == other["losses"] and len(one["losses"]) == len(batches)
+    whole, killed = (json.loads((tmp_path / name / "figures.json").read_text()) for name in ("whole", "killed"))
+    assert whole["losses"] == killed["losses"] and len(whole["losses"]) == len(batches)

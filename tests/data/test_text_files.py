@@ -1,4 +1,4 @@
-"""A cell of a CSV, TSV or JSON file is what stands there, in its column; a guess is refused by its line."""
+"""Cells of CSV, TSV and JSON files are the written text, in their column; errors name the line."""
 
 import datetime
 import decimal
@@ -20,7 +20,7 @@ from modeling_mm.data.media import BadRow
 from modeling_mm.data.rows import Columns
 from modeling_mm.data.shards import open_shards
 from modeling_mm.data.tables import read_file, read_table
-from modeling_mm.search.pictures import read_pictures
+from modeling_mm.search.images import read_images
 
 # as JSON has them, and the text that stands there
 WRITTEN = ["7", "7.0", "1e5", "1.10", "-0", "true", "false", "98765432109876543210987", "0.1000", "1E-7", "NaN"]
@@ -30,13 +30,13 @@ SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Tables go to a cache of the test's own."""
+    """Caches tables in a temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def table(tmp_path):
-    """Writes a file of these lines; returns its path."""
+    """A function that writes lines to a file and returns its path."""
 
     def write(name, *lines, end="\n"):
         path = tmp_path / name
@@ -88,7 +88,7 @@ def test_a_surplus_is_ignored_only_where_it_is_empty_in_every_row(table, kind):
         (("Hello, a,x,1.png", "Hello, b,y,2.png"), "line 2 has 4 cells; expected 3"),
         (("a,x,1.png", "Hello, b,y,"), "line 3 has 4 cells; expected 3"),  # empty, but others were moved
         (("a,x,1.png,", "Hello, b,y,2.png"), "line 3 has 4 cells; expected 3"),
-        (("a,x,1.png,", "b,y,2.png"), "line 3 has 3 cells; expected 3, as the header names, or 4 as line 2"),
+        (("a,x,1.png,", "b,y,2.png"), "line 3 has 3 cells; expected 3, as in the header, or 4 as in line 2"),
         (("a,x,1.png", "b,y"), "line 3 has 2 cells; expected 3"),
         (("a,x,1.png", "b"), "line 3 has 1 cells; expected 3"),
     ]:
@@ -224,7 +224,7 @@ def test_parquet_columns_give_the_text_that_stands_there(tmp_path):
         assert read_file(path)[0] == shard, name
     column = pa.array([b"\xff\xfe"], pa.binary())
     pq.write_table(pa.table({"text": column, "answer": column}), tmp_path / "b.parquet")
-    with pytest.raises(BadRow, match="'text' holds bytes that are no UTF-8 text"):
+    with pytest.raises(BadRow, match="'text' holds bytes that are not UTF-8 text"):
         rows_of(tmp_path / "b.parquet")
 
 
@@ -326,15 +326,15 @@ def test_a_large_file_is_the_same_table_mapped_from_a_disk(table, monkeypatch, m
 def test_pictures_of_an_index_keep_numbers_as_numbers_and_dates_as_text(tmp_path, table):
     cells = '"price": 5, "weight": 1.5, "sold": true, "date": "2024-01-01", "code": "007", "tags": [1, 2]'
     path = table("p.jsonl", f'{{"id": 1e5, "image": "a.png", {cells}}}', '{"id": 7, "image": "a.png"}')
-    found = read_pictures(str(path))
+    found = read_images(str(path))
     assert found.ids == ["1e5", "7"]
     values = {name: column[0].as_py() for name, column in found.metadata.items()}
     assert values == {"price": 5, "weight": 1.5, "sold": True, "date": "2024-01-01", "code": "007", "tags": [1, 2]}
     path = table("p.csv", ",id,image,price,date", "0,1e5,a.png,5,2024-01-01")
-    assert {name: column[0].as_py() for name, column in read_pictures(str(path)).metadata.items()} == {
+    assert {name: column[0].as_py() for name, column in read_images(str(path)).metadata.items()} == {
         "price": 5, "date": "2024-01-01",
     }  # fmt: skip
     path = table("p.tsv", "id\timage\tsays", 'a\ta.png\t"5" tall', 'b\tb.png\t"x')
-    assert read_pictures(str(path)).metadata["says"].to_pylist() == ['"5" tall', '"x']
+    assert read_images(str(path)).metadata["says"].to_pylist() == ['"5" tall', '"x']
     with pytest.raises(ValueError, match="line 2 has 3 cells; expected 2"):
-        read_pictures(str(table("s.csv", "id,image", "a,b,c.png")))
+        read_images(str(table("s.csv", "id,image", "a,b,c.png")))

@@ -1,16 +1,16 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Videos are read from any kind of source, a few frames of each, and each is looked at before any work is done."""
+"""Rows with videos: read from cells, checked before any work is done, collated, and given to models."""
 
 import csv
 import json
 from importlib import import_module
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from helpers.builders import drawing, mm_model
+from helpers.video import bar, folder, places, write_video  # noqa: F401
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, pipeline
 
@@ -22,57 +22,18 @@ from modeling_mm.data.rows import Columns, Row
 from modeling_mm.data.tables import read_table
 from modeling_mm.model import video_mm
 from modeling_mm.model.compose_mm import add_video
-from modeling_mm.model.video_mm import read_video, sample_evenly
+from modeling_mm.model.video_mm import read_video
 from modeling_mm.training.scratch import train_tokenizer
 
-av = pytest.importorskip("av")
+pytest.importorskip("av")
 COLUMNS = Columns("image", "text", "label", video="video")
 HEADER = "image,text,video,label"
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """Tables go to a cache of the test's own."""
+    """Caches tables in a temporary folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def write_video(path, frames, codec="mpeg4", kind=None, **options):
-    """A file of frames (F, H, W, 3), ten a second."""
-    with av.open(str(path), "w", format=kind) as container:
-        stream = container.add_stream(codec, rate=10, options={name: str(value) for name, value in options.items()})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def bar(count, size=64):
-    """(F, H, W, 3): a white bar that stands at column f + 1 of `count` in frame f."""
-    frames = np.zeros((count, size, size, 3), np.uint8)
-    for number, frame in enumerate(frames):
-        start = number * size // count
-        frame[:, start : start + max(2, size // count)] = 255
-    return frames
-
-
-def places(frames, count):
-    """Which frames of `bar(count)` these are."""
-    columns = [np.asarray(frame).mean(axis=(0, 2)) for frame in frames]
-    return [int((column > column.max() / 2).nonzero()[0].mean() * count / len(column)) for column in columns]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with a video of 32 frames, one of two, a folder of frames, and an image."""
-    folder = tmp_path / "data"
-    (folder / "frames").mkdir(parents=True)
-    write_video(folder / "long.mp4", bar(32))
-    write_video(folder / "short.mp4", bar(2))
-    for number, frame in enumerate(bar(16)):
-        Image.fromarray(frame).save(folder / "frames" / f"{number}.png")  # 10.png comes after 9.png
-    drawing((200, 30, 30)).save(folder / "red.png")
-    return folder
 
 
 @pytest.fixture
@@ -99,135 +60,11 @@ def checked(path, columns=COLUMNS, **options):
     return [dataset.row(number) for number in dataset.kept]
 
 
-CODECS = {
-    "mpeg4.mp4": {"codec": "mpeg4"},
-    "mpeg4.avi": {"codec": "mpeg4", "bf": 2},  # its packets have no time stamps
-    "x264.mp4": {"codec": "libx264", "g": 7, "bf": 3},
-    "x264.mkv": {"codec": "libx264", "g": 1000, "bf": 3},
-    "vp9.webm": {"codec": "libvpx-vp9", "g": 5},
-    "x264.h264": {"codec": "libx264", "g": 5, "bf": 2},
-}
-
-
-@pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize("wanted", [1, 4, 32, 40])
-def test_frames_are_those_of_the_whole_video_at_even_places(tmp_path, name, wanted):
-    try:
-        path = write_video(tmp_path / name, bar(32), **CODECS[name])
-    except (ValueError, av.FFmpegError) as error:
-        pytest.skip(f"this FFmpeg does not write it: {error}")
-    assert places(read_video(path, wanted), 32) == sample_evenly(32, wanted)
-    assert places(read_video(path.read_bytes(), wanted), 32) == sample_evenly(32, wanted)
-
-
-def test_even_places_are_the_middles_of_equal_parts():
-    assert [sample_evenly(8, wanted) for wanted in (1, 2, 4, 8, 9)] == [
-        [4],
-        [2, 6],
-        [1, 3, 5, 7],
-        [*range(8)],
-        [*range(8)],
-    ]
-    assert sample_evenly(3, 2) == [0, 2] and sample_evenly(0, 2) == []
-
-
-def test_of_a_long_video_only_the_neighbourhood_of_the_wanted_frames_is_decoded(tmp_path):
-    path, decoded = write_video(tmp_path / "a.mp4", bar(300), "libx264", g=10, sc_threshold=0), []
-
-    class Counted:
-        """A container that counts what it decodes."""
-
-        def __init__(self, container):
-            self.container = container
-
-        def __getattr__(self, name):
-            return getattr(self.container, name)
-
-        def decode(self, video):
-            for frame in self.container.decode(video=video):
-                decoded.append(frame.pts)
-                yield frame
-
-    with av.open(str(path)) as container:
-        stamps, keys = video_mm.time_stamps(container)
-        assert (len(stamps), len(keys)) == (300, 30)
-        wanted = [stamps[place] for place in sample_evenly(300, 4)]
-        frames = list(video_mm.frames_at(Counted(container), wanted, keys))
-    assert len(frames) == 4 and len(decoded) <= 4 * 10
-
-
-def test_a_video_is_turned_as_the_camera_was_held(tmp_path):
-    content = write_video(tmp_path / "a.mp4", bar(4)).read_bytes()
-    upright = b"".join(number.to_bytes(4, "big") for number in (65536, 0, 0, 0, 65536, 0, 0, 0, 2**30))
-    turned = b"".join(number.to_bytes(4, "big") for number in (0, 65536, 0, 2**32 - 65536, 0, 0, 0, 0, 2**30))
-    track = content.index(b"tkhd")
-    assert upright in content[track:]
-    content = content[:track] + content[track:].replace(upright, turned, 1)  # what phones write: a quarter clockwise
-    straight, clockwise = read_video(tmp_path / "a.mp4", 4), read_video(content, 4)
-    for before, after in zip(straight, clockwise, strict=True):
-        assert np.abs(np.rot90(np.asarray(before), -1).astype(int) - np.asarray(after)).max() <= 1
-
-
-def test_lists_arrays_and_folders_are_videos(folder):
-    frames = bar(16)
-    files = [str(folder / "frames" / f"{number}.png") for number in range(16)]
-    sources = [str(folder / "frames"), folder / "frames", frames, torch.from_numpy(frames), frames / 255.0, files]
-    sources += [
-        list(frames),
-        [Image.fromarray(frame) for frame in frames],
-        [Path(file).read_bytes() for file in files],
-    ]
-    for source in sources:
-        assert places(read_video(source, 4), 16) == [2, 6, 10, 14]
-    assert len(read_video(frames[..., :1], 16)) == 16
-
-
-def test_what_is_no_video_is_said(folder):
-    (folder / "text.mp4").write_text("no video")
-    (folder / "empty").mkdir()
-    with av.open(str(folder / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        silence.sample_rate = 16000
-        container.mux([*stream.encode(silence), *stream.encode()])
-    for source, said in {
-        "none.mp4": "none.mp4' does not exist",
-        "text.mp4": "text.mp4' cannot be read .*; expected MP4",
-        "sound.mp4": "sound.mp4' (has no frames|cannot be read)",
-        "empty": "the video folder '.*empty' holds no images",
-    }.items():
-        with pytest.raises(ValueError, match=said):
-            read_video(str(folder / source), 4)
-    for value, said in (
-        (3, "int is no video; expected a path"),
-        ([], "a video has no frames"),
-        (bar(0), "a video has no frames"),
-        (bar(2)[0], r"an array of shape \(64, 64, 3\) is no video"),
-        (np.zeros((2, 64, 64, 5), np.uint8), r"an array of uint8 of shape \(64, 64, 5\); expected"),
-        (bar(2).astype(int) - 1, "the video holds values from -1 to .*; expected integers from 0 to 255"),
-        ([str(folder / "none.png")], "the video's frame '.*none.png' does not exist"),
-        ([str(folder / "text.mp4")], "the video's frame '.*text.mp4' is not in a format"),
-        (b"no video", "in its embedded bytes cannot be read"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            read_video(value, 4)
-
-
-def test_a_truncated_file_gives_what_it_holds_or_is_named(folder):
-    write_video(folder / "a.mkv", np.random.default_rng(0).integers(0, 255, (32, 64, 64, 3), np.uint8), "libx264")
-    for name in ("a.mkv", "long.mp4"):
-        content = (folder / name).read_bytes()
-        try:
-            assert 0 < len(read_video(content[: len(content) // 2], 4)) <= 4
-        except ValueError as error:
-            assert "the video in its embedded bytes" in str(error)
-
-
 def test_without_the_library_frames_are_read_and_files_are_one_sentence(folder, monkeypatch, capsys):
-    def without(wanted, *rest):
-        if wanted == "av":
-            raise ImportError(wanted)
-        return import_module(wanted, *rest)
+    def without(name, *rest):
+        if name == "av":
+            raise ImportError(name)
+        return import_module(name, *rest)
 
     monkeypatch.setattr("importlib.import_module", without)
     assert len(read_video(str(folder / "frames"), 4)) == 4
@@ -254,26 +91,26 @@ def test_cells_name_files_folders_and_several(folder):
     ]
     rows = checked(write_csv(folder, *rows))
     assert [len(row.videos) for row in rows] == [1, 1, 0, 2, 1]
-    assert [len(read_video(video, 4)) for row in rows for video in row.videos] == [4, 4, 4, 2, 2]
+    assert [len(read_video(video.source, 4)) for row in rows for video in row.videos] == [4, 4, 4, 2, 2]
     assert read(write_csv(folder, ",x,nowhere.mp4,a"), Columns("image", "text", "label")).check()[0].videos == []
 
 
 def test_lists_of_frames_and_embedded_videos_are_read(folder):
-    one, two = ["frames/1.png", "frames/2.png"], [["frames/1.png"], ["red.png", "frames/3.png"]]
-    lines = [{"video": cell, "label": "a"} for cell in (one, ["long.mp4", "short.mp4"])]
+    frames_alone, frame_lists = ["frames/1.png", "frames/2.png"], [["frames/1.png"], ["red.png", "frames/3.png"]]
+    lines = [{"video": cell, "label": "a"} for cell in (frames_alone, ["long.mp4", "short.mp4"])]
     (folder / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [list(map(np.size, row.videos)) for row in checked(folder / "l.jsonl")] == [[2], [1, 1]]
-    (folder / "n.jsonl").write_text(json.dumps({"video": two, "label": "a"}))
-    assert [len(video) for video in checked(folder / "n.jsonl")[0].videos] == [1, 2]
-    pictures = [[{"bytes": (folder / "frames" / f"{n}.png").read_bytes(), "path": None} for n in range(3)]]
+    assert [[np.size(video.source) for video in row.videos] for row in checked(folder / "l.jsonl")] == [[2], [1, 1]]
+    (folder / "n.jsonl").write_text(json.dumps({"video": frame_lists, "label": "a"}))
+    assert [len(video.source) for video in checked(folder / "n.jsonl")[0].videos] == [1, 2]
+    encoded_frames = [[{"bytes": (folder / "frames" / f"{n}.png").read_bytes(), "path": None} for n in range(3)]]
     for kind, column, frames in (
         (datasets.Video(), [{"bytes": (folder / "long.mp4").read_bytes(), "path": None}], 4),
-        (datasets.List(datasets.Image()), pictures, 3),
+        (datasets.List(datasets.Image()), encoded_frames, 3),
     ):
         table = datasets.Dataset.from_dict({"video": column, "label": ["a"]}).cast_column("video", kind)
         table.to_parquet(folder / "e.parquet")
         (video,) = checked(folder / "e.parquet")[0].videos
-        assert len(read_video(video, 4)) == frames
+        assert len(read_video(video.source, 4)) == frames
 
 
 def test_bad_videos_stop_with_their_row_or_are_listed_when_skipped(folder):
@@ -293,12 +130,12 @@ def test_bad_videos_stop_with_their_row_or_are_listed_when_skipped(folder):
     dataset = read(path).check(skip=True, num_frames=4)
     reasons = [bad["reason"] for bad in dataset.bad_rows]
     assert dataset.kept == [0] and [bad["row"] for bad in dataset.bad_rows] == [2, 3, 4, 5, 6]
-    for reason, said in zip(
+    for reason, message in zip(
         reasons, ("cannot be read", "does not exist", "holds no images", "2 '<video>' markers"), strict=False
     ):
-        assert said in reason
+        assert message in reason
     assert reasons[-1] == "'image', 'text' and 'video' are all empty; expected at least one"
-    with pytest.raises(BadRow, match="t.csv, row 1: there is a video, but this model takes none"):
+    with pytest.raises(BadRow, match="t.csv, row 1: the row has a video, but this model takes none"):
         read(write_csv(folder, rows[0])).check()
     with pytest.raises(ValueError, match="has no column 'video'; it has .*--video_column"):
         read(write_csv(folder, "red.png,x,a", header="image,text,label"))
@@ -324,8 +161,8 @@ def test_a_processor_prepares_video_and_comes_back(watcher, folder, tmp_path):
     watcher.save_pretrained(tmp_path / "saved")
     again = AutoProcessor.from_pretrained(tmp_path / "saved")
     assert (type(again), again.max_frames) == (MMProcessor, 4)
-    for own in (again, watcher):
-        alone = own(videos=list(bar(32)))
+    for processor in (again, watcher):
+        alone = processor(videos=list(bar(32)))
         assert set(alone) == {"pixel_values_videos"} and len(alone["pixel_values_videos"]) == 1
     second = again(text=texts, videos=[long, None, [short, long]], **options)
     assert all(torch.equal(second[name], value) for name, value in batch.items())
@@ -394,17 +231,18 @@ def test_rows_of_any_number_of_pictures_between_words_come_from_a_csv(folder, pr
     batch = MMCollator(processor, "generation")(rows)
     ids, marker = batch["input_ids"], processor.image_token_id
     assert (ids == marker).sum(dim=1).tolist() == [0, 1, 2, 3, 2]
-    assert [(own >= 0).sum().item() for own in batch["image_index"]] == [0, 1, 2, 3, 2]
+    assert (batch["image_index"] >= 0).sum(dim=1).tolist() == [0, 1, 2, 3, 2]
     assert batch["pixel_values"].shape[0] == 3  # distinct ones
-    shown = [[batch["pixel_values"][i].mean().item() for i in own if i >= 0] for own in batch["image_index"]]
-    assert shown[3] == sorted(shown[3], reverse=True) and shown[2] == sorted(shown[2], reverse=True)
+    index, means = batch["image_index"].tolist(), batch["pixel_values"].flatten(1).mean(dim=1).tolist()
+    means = [[means[i] for i in images if i >= 0] for images in index]
+    assert means[3] == sorted(means[3], reverse=True) and means[2] == sorted(means[2], reverse=True)
     model = mm_model(image_token_id=marker)
     model.resize_token_embeddings(len(processor.tokenizer))
     together = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-    for row, own in enumerate(rows):
-        alone = MMCollator(processor, "generation")([own])
+    for number, row in enumerate(rows):
+        alone = MMCollator(processor, "generation")([row])
         logits = model(**{name: value for name, value in alone.items() if name != "labels"}).logits[0]
-        torch.testing.assert_close(together[row, : len(logits)], logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together[number, : len(logits)], logits, atol=1e-5, rtol=1e-5)
     columns = (ids[3] == marker).nonzero().flatten().tolist()
     other = {**batch, "pixel_values": torch.where(torch.arange(3)[:, None, None, None] == 1, 0, batch["pixel_values"])}
     other.pop("labels")
@@ -450,7 +288,7 @@ def test_a_trained_picture_model_is_given_video(processor):
 def test_video_needs_a_column_and_frames(folder, capsys):
     command = ["train", "--train_file", "t.csv", "--output_dir", str(folder), "--vision_tower", "scratch-tiny"]
     assert cli.main([*command, "--video_column", "video"]) == 2
-    assert "--video_column for where it is and --num_frames" in capsys.readouterr().err
+    assert "video needs both --video_column, the column with the videos, and --num_frames" in capsys.readouterr().err
 
 
 def write_motions(folder, count, seed):
@@ -497,9 +335,9 @@ def test_a_scratch_model_learns_the_direction_of_motion(tmp_path, capsys, task):
         (truth,) = [row for row in csv.reader(open(tmp_path / "1.csv")) if row[1] == seed_and_number]
         asked = ["--video", str(tmp_path / seed_and_number), "--text", truth[0]]
         assert cli.main(["predict", "--model", str(tmp_path / "out"), *asked, "--device", "cpu"]) == 0
-        said = json.loads(capsys.readouterr().out.splitlines()[-1])
-        result = said["results"][0]
-        assert said["video"] and result.get("label", result.get("answer")) in truth[2:]
+        output = json.loads(capsys.readouterr().out.splitlines()[-1])
+        result = output["results"][0]
+        assert output["video"] and result.get("label", result.get("answer")) in truth[2:]
     test = ["--model", str(tmp_path / "out"), "--test_file", files[3], "--video_column", "video", "--image_column", ""]
     assert cli.main(["evaluate", *test, "--device", "cpu", "--modality_report", "true"]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Zero-shot accuracy: the pipeline's answers, several sentences for each class, bad input in one sentence."""
+"""Zero-shot classification: the pipeline's answers, several templates per class, one-sentence errors."""
 
 import json
 
@@ -14,7 +14,7 @@ from transformers import pipeline
 from modeling_mm import MMForImageTextRetrieval, MMForSequenceClassification, cli
 from modeling_mm.checkpoint import load_checkpoint
 from modeling_mm.data.collator import RetrievalCollator
-from modeling_mm.evaluation.zero_shot import class_embeddings, evaluate_zero_shot, labelled_pictures
+from modeling_mm.evaluation.zero_shot import class_embeddings, evaluate_zero_shot, labelled_images
 
 TEMPLATES = ["what colour is the {}", "is there a {} square", "{}"]
 
@@ -27,7 +27,7 @@ def finder(tmp_path, processor):
 
 @pytest.fixture
 def table(tmp_path):
-    """Images of seven classes, three of each, in `t.csv`."""
+    """The table `t.csv` of images of seven classes, three of each."""
     words = ["red", "blue", "green", "circle", "square", "small", "blue circle"]  # that the tokenizer knows
     shades = dict(zip(words, [*COLOURS.values(), (9, 9, 9), (250, 250, 250), (240, 240, 150)], strict=True))
     lines = ["image,label"]
@@ -47,12 +47,12 @@ def evaluate(capsys, model, table, *argv):
 def test_with_one_template_it_answers_as_the_pipeline(finder, table, capsys):
     result = evaluate(capsys, finder, table, "--prompt_templates", TEMPLATES[0], "--batch_size", 4)
     model, processor = load_checkpoint(finder)
-    rows = labelled_pictures(str(table), "test", "image", "label", skip=False)
+    rows = labelled_images(str(table), "test", "image", "label", skip=False)
     evaluation = evaluate_zero_shot(model, RetrievalCollator(processor, "retrieval"), rows, TEMPLATES[:1], 5)
     ask = pipeline("zero-shot-image-classification", model=finder)
     lines = (table.parent / "finder/evaluation/predictions.jsonl").read_text().splitlines()
-    said, right, top = [json.loads(line) for line in lines], 0, 0
-    for index, row in enumerate(said):
+    predictions, right, top = [json.loads(line) for line in lines], 0, 0
+    for index, row in enumerate(predictions):
         answers = ask(str(table.parent / f"{index}.png"), rows.labels, hypothesis_template=TEMPLATES[0])
         shares = torch.tensor(evaluation.logits[index]).softmax(dim=0).tolist()
         expected = {answer["label"]: answer["score"] for answer in answers}
@@ -60,7 +60,7 @@ def test_with_one_template_it_answers_as_the_pipeline(finder, table, capsys):
         assert row["prediction"] == answers[0]["label"]
         right += answers[0]["label"] == row["truth"]
         top += row["truth"] in [answer["label"] for answer in answers[:5]]
-    assert len(said) == 21 and len({row["prediction"] for row in said}) > 1
+    assert len(predictions) == 21 and len({row["prediction"] for row in predictions}) > 1
     assert result["accuracy"] == pytest.approx(right / 21, abs=1e-6)
     assert result["top5_accuracy"] == pytest.approx(top / 21, abs=1e-6)
     assert result["interval"]["accuracy"][0] <= right / 21 <= result["interval"]["accuracy"][1]
@@ -72,13 +72,13 @@ def test_a_class_is_the_mean_of_its_sentences(finder):
     names = ["red", "blue circle"]
     found = class_embeddings(model, RetrievalCollator(processor, "retrieval"), names, TEMPLATES, 4)
     for name, embedding in zip(names, found, strict=True):
-        own = []
+        embeds = []
         for template in TEMPLATES:
             tokens = processor.tokenizer(template.format(name), return_tensors="pt")
             with torch.no_grad():
-                own.append(model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output[0])
-        assert np.ptp(torch.stack(own).numpy(), axis=0).max() > 1e-3
-        torch.testing.assert_close(embedding, functional.normalize(torch.stack(own).mean(dim=0), dim=0))
+                embeds.append(model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output[0])
+        assert np.ptp(torch.stack(embeds).numpy(), axis=0).max() > 1e-3
+        torch.testing.assert_close(embedding, functional.normalize(torch.stack(embeds).mean(dim=0), dim=0))
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_a_trained_model_knows_classes_by_name(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "asked, said",
+    "asked, message",
     [
         (["--prompt_templates", "a photo"], "--prompt_templates has 'a photo'; expected a sentence with {} for"),
         (["--rerank", 3], "--rerank is for retrieval; leave it out with --label_column"),
@@ -110,25 +110,25 @@ def test_a_trained_model_knows_classes_by_name(tmp_path, capsys):
         (["--label_column", "colour"], "has no column 'colour'; it has image, label"),
     ],
 )  # fmt: skip
-def test_bad_flags_are_refused(finder, table, capsys, asked, said):
+def test_bad_flags_are_refused(finder, table, capsys, asked, message):
     argv = ["evaluate", "--model", finder, "--test_file", table, "--label_column", "label", *asked]
     assert cli.main([*map(str, argv)]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "row, said",
+    "row, message",
     [
         (",red", "row 22: 'image' is empty"),
         ("0.png,", "row 22: 'label' is empty; expected a value"),
         ("gone.png,red", "row 22: the image"),
     ],
 )
-def test_bad_rows_are_refused_or_left_out(finder, table, capsys, row, said):
+def test_bad_rows_are_refused_or_left_out(finder, table, capsys, row, message):
     table.write_text(table.read_text() + row + "\n")
     argv = ["evaluate", "--model", finder, "--test_file", table, "--label_column", "label"]
     assert cli.main([*map(str, argv)]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     result = evaluate(capsys, finder, table, "--on_bad_row", "skip")
     assert result["rows"] == 21 and result["skipped_rows"] == 1 and result["templates"] == ["a photo of a {}"]
 

@@ -76,7 +76,7 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_folder(tmp_path):
     """A folder of 12 images, half of them in a subfolder."""
     for number in range(12):
         draw(tmp_path / "pictures" / ("inner" if number % 2 else "") / f"{number:02}.png", number)
@@ -84,12 +84,12 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def table(pictures, tmp_path):
+def table(image_folder, tmp_path):
     """A CSV of these images with a caption and a price."""
     path = tmp_path / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "caption", "price", "code"])
-        for number, picture in enumerate(sorted(pictures.rglob("*.png"))):
-            writer.writerow([picture.relative_to(tmp_path), f"<b>no. {number}</b>", number, f"{number:03}"])
+        for number, image in enumerate(sorted(image_folder.rglob("*.png"))):
+            writer.writerow([image.relative_to(tmp_path), f"<b>no. {number}</b>", number, f"{number:03}"])
     return path

@@ -26,7 +26,7 @@ from modeling_mm import (
 )
 from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.feature_cache import FrozenTower
-from modeling_mm.data.media import BadRow, open_image
+from modeling_mm.data.media import BadRow, MediaRef, open_image
 from modeling_mm.data.rows import Row
 from modeling_mm.model import images_mm
 from modeling_mm.search.dual_encoder import DualEncoder
@@ -177,7 +177,7 @@ def test_the_cache_of_features_opens_files_as_training_does(folder, processor):
     run.processor, run.modality = processor, "image"
     for name in FILES:
         expected = processor.flat_images([[folder / name]])["pixel_values"]
-        assert torch.equal(run.prepare(str(folder / name))["pixel_values"], expected), name
+        assert torch.equal(run.prepare(MediaRef(str(folder / name)))["pixel_values"], expected), name
 
 
 def test_pipelines_see_what_the_processor_sees(folder, tokenizer, tmp_path):
@@ -259,7 +259,7 @@ def test_transparency_is_laid_on_the_colour_that_the_config_names(folder, tokeni
     doors = {
         "path": processor.flat_images([[folder / "transparent.png"]])["pixel_values"],
         "table": MMCollator(processor, "classification")([row])["pixel_values"],
-        "search": DualEncoder("here", mm_model(head=MMForImageTextRetrieval), processor).prepare(row.images[0])[
+        "search": DualEncoder("here", mm_model(head=MMForImageTextRetrieval), processor).prepare(row.images[0].source)[
             "pixel_values"
         ],
         "chat": chat_pixels(processor, str(folder / "transparent.png")),

@@ -1,4 +1,4 @@
-"""`modeling-mm search`: found as by brute force, shown as a table, JSON and a page; ANN indices by their recall."""
+"""`modeling-mm search`: results equal brute force, as a table, JSON and a page; ANN indices reach their recall."""
 
 # ruff: noqa: F811 (fixtures are imported by name)
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.builders import mm_model
-from helpers.index import clip, pictures, refused, rows_of, run_index, run_search, table  # noqa: F401
+from helpers.index import clip, image_folder, refused, rows_of, run_index, run_search, table  # noqa: F401
 from lancedb.index import IvfPq
 from PIL import Image
 
@@ -21,21 +21,21 @@ from modeling_mm.search.dual_encoder import DualEncoder
 from modeling_mm.search.gallery import ANN, Gallery, quoted
 
 
-def test_search_ranks_as_brute_force_does(clip, pictures, tmp_path):
+def test_search_ranks_as_brute_force_does(clip, image_folder, tmp_path):
     folder = str(tmp_path / "i")
-    run_index(model=clip, images=pictures, index=folder)
+    run_index(model=clip, images=image_folder, index=folder)
     vectors, encoder = rows_of(folder), DualEncoder.load(clip)
     text = encoder.embed_texts(["a red square"])[0]
-    image = encoder.embed_pictures([Image.open(pictures / "04.png").convert("RGB")])[0]
+    image = encoder.embed_images([Image.open(image_folder / "04.png").convert("RGB")])[0]
     both = 0.3 * image + 0.7 * text
-    path = str(pictures / "04.png")
+    path = str(image_folder / "04.png")
     for query, flags in (
         (text, {"text": "a red square"}),
         (image, {"image": path}),
         (both / np.linalg.norm(both), {"text": "a red square", "image": path, "image_weight": 0.3}),
     ):
         hits = run_search(index=folder, top_k=5, **flags)
-        expected = sorted(vectors, key=lambda own: -(vectors[own] @ query))[:5]
+        expected = sorted(vectors, key=lambda name: -(vectors[name] @ query))[:5]
         assert [hit["id"] for hit in hits] == expected
         np.testing.assert_allclose([hit["score"] for hit in hits], [vectors[o] @ query for o in expected], atol=1e-5)
     assert run_search(index=folder, image=path)[0]["id"] == "04.png"
@@ -65,11 +65,11 @@ def test_standard_output_is_lines_of_json_or_a_table(clip, table, tmp_path, caps
     assert len(lines) == 4 and all(hit["id"] in line for hit, line in zip(hits, lines[1:], strict=True))
 
 
-def test_the_page_holds_its_pictures_and_escapes_what_it_shows(clip, table, pictures, tmp_path):
+def test_the_page_holds_its_pictures_and_escapes_what_it_shows(clip, table, image_folder, tmp_path):
     folder, page = str(tmp_path / "i"), tmp_path / "out" / "found.html"
     run_index(model=clip, images=table, index=folder)
-    (pictures / "00.png").unlink()
-    argv = ["--index", folder, "--text", "<script>{x}", "--image", str(pictures / "04.png"), "--html", str(page)]
+    (image_folder / "00.png").unlink()
+    argv = ["--index", folder, "--text", "<script>{x}", "--image", str(image_folder / "04.png"), "--html", str(page)]
     search.main([*argv, "--top_k", "12"])
     text = page.read_text()
     assert "<script>" not in text and "&lt;script&gt;{x}" in text
@@ -78,15 +78,15 @@ def test_the_page_holds_its_pictures_and_escapes_what_it_shows(clip, table, pict
     assert not re.search(r'(src|href)="(?!data:)', text)
 
 
-def test_reranking_is_by_the_matching_head(pictures, processor, tmp_path):
+def test_reranking_is_by_the_matching_head(image_folder, processor, tmp_path):
     heads = pytest.importorskip("modeling_mm.model.retrieval_mm")
     model = mm_model(head=heads.MMForImageTextRetrieval, image_token_id=processor.image_token_id)
     model.resize_token_embeddings(len(processor.tokenizer))
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     folder, tokens = str(tmp_path / "i"), processor.tokenizer(["a red square"], return_tensors="pt")
-    run_index(model=tmp_path / "model", images=pictures, index=folder)
-    (pictures / "06.png").unlink()
+    run_index(model=tmp_path / "model", images=image_folder, index=folder)
+    (image_folder / "06.png").unlink()
     hits = run_search(index=folder, text="a red square", rerank=12, top_k=12)
     assert hits[-1]["id"] == "06.png" and hits[-1]["matching"] is None
     for hit in hits[:-1]:
@@ -115,7 +115,7 @@ def synthetic(folder, count=1200, width=32):
 
 def test_an_ann_index_says_its_recall_and_exact_search_stays(tmp_path, caplog):
     gallery, vectors = synthetic(tmp_path / "i")
-    built = build_ann(gallery, wanted=0.9, sample=30)
+    built = build_ann(gallery, min_recall=0.9, sample=30)
     assert f"recall@10 {built['recall_at_10']:.3f}" in caplog.text
     queries = vectors[:30]
     truth = [set(map(str, np.argsort(-(vectors @ query))[:10])) for query in queries]
@@ -140,6 +140,6 @@ def test_an_ann_index_that_misses_too_much_is_dropped(tmp_path, monkeypatch):
     gallery, vectors = synthetic(tmp_path / "i")
     monkeypatch.setattr(ann, "EFFORTS", {"IVF_PQ": [{"minimum_nprobes": 1, "maximum_nprobes": 1}]})
     with pytest.raises(ValueError, match="no ANN index reached a recall of 1.0, the best 0"):
-        build_ann(gallery, wanted=1.0, sample=30)
+        build_ann(gallery, min_recall=1.0, sample=30)
     assert gallery.get_metadata(ANN) is None and gallery.table.list_indices() == []
     assert gallery.nearest(vectors[0], 1)[0]["id"] == "0"
