@@ -269,16 +269,18 @@ def check_unambiguous(config: MMConfig, media: dict[str, torch.Tensor | None]) -
         )
 
 
-def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
-    """Refuse a call without text.
+def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> int:
+    """Number of tokens of a text (B, T) or its embeddings (B, T, D).
 
     Raises:
         ValueError: there are neither token ids nor embeddings.
     """
-    if input_ids is None and inputs_embeds is None:
+    text = input_ids if inputs_embeds is None else inputs_embeds
+    if text is None:
         raise ValueError(
             "neither `input_ids` nor `inputs_embeds` was given; use `get_image_features` for images without text"
         )
+    return text.shape[1]
 
 
 def check_markers(

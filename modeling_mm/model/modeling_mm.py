@@ -235,7 +235,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         if input_ids is None and inputs_embeds is None and pixel_values is not None:
             patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
             return self.get_image_features(pixel_values, return_dict=True, **patches)
-        check_text(input_ids, inputs_embeds)
+        tokens = check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
         media_key_values, media_start = self.cross_attention_inputs(
             input_ids,
@@ -257,7 +257,6 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             audio_states=audio_states,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         context = self.fusion_context(media_key_values, media_start, tokens, before, output_attentions)
         return self.run_text_model(
             context,

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""From a CSV with image, text, audio and label, a tenth of its cells empty, to a model that others load and use."""
+"""The whole way: a CSV with image, text, audio and label, a tenth of its cells empty, to a model that others use."""
 
 import csv
 import itertools

@@ -325,7 +325,7 @@ def test_a_scratch_model_learns_the_direction_of_motion(tmp_path, capsys, task):
     files = ["--train_file", write_motions(tmp_path, 400, 0), "--test_file", write_motions(tmp_path, 60, 1)]
     towers = ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--image_column", ""]
     video = ["--video_column", "video", "--num_frames", "4"]
-    options = ["--num_train_epochs", "10", "--per_device_train_batch_size", "16", "--learning_rate", "2e-3"]
+    options = ["--num_train_epochs", "20", "--per_device_train_batch_size", "16", "--learning_rate", "2e-3"]
     quiet = ["--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no", "--eval_strategy", "no"]
     output = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "true", "--task", task]
     assert cli.main(["train", *files, *towers, *video, *options, *quiet, *output]) == 0

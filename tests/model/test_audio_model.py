@@ -247,4 +247,7 @@ def test_from_a_csv_with_sound_to_a_model_that_predicts(tmp_path, capsys):
 def test_sound_needs_a_column_and_a_tower(tmp_path, capsys):
     command = ["train", "--train_file", "t.csv", "--output_dir", str(tmp_path), "--text_model", "scratch-tiny"]
     assert cli.main([*command, "--audio_column", "audio"]) == 2
-    assert "--audio_column for where it is and --audio_tower for who hears it" in capsys.readouterr().err
+    sentence = (
+        "audio needs both --audio_column, the column with the clips, and --audio_tower, the model that encodes them"
+    )
+    assert sentence in capsys.readouterr().err
