@@ -85,7 +85,8 @@ class MMCollator:
             return self.cached["audio"].batch(clips)
         if self.augmentation is not None and self.augmentation.audio:
             return self.augmentation.audio_views(self.processor, clips)
-        return self.processor.flat_audio([[clip.source for clip in row_clips] for row_clips in clips])
+        sources = {clip.key: clip.source for row_clips in clips for clip in row_clips}  # equal bytes are one object
+        return self.processor.flat_audio([[sources[clip.key] for clip in row_clips] for row_clips in clips])
 
     def flat_images(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """The tensors of the distinct images from the processor, or their cached features."""

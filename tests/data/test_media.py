@@ -8,7 +8,10 @@ import pickle
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import soundfile
+from helpers.augmentation import listener  # noqa: F401
 from helpers.builders import drawing
 from helpers.feature_cache import build, tiny_model, tower_of
 
@@ -103,3 +106,11 @@ def test_a_row_wraps_sources_and_keeps_references():
     row = Row(1, [reference, "b.png"], "text", videos=[["1.png", "2.png"]])
     assert row.images[0] is reference and row.images[1] == MediaRef("b.png")
     assert row.videos == [MediaRef(["1.png", "2.png"])] and row.audio == []
+
+
+def test_an_embedded_clip_of_two_rows_is_encoded_once(listener, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000) / 9), 16_000)
+    content = (tmp_path / "a.wav").read_bytes()
+    rows = [Row(n, [], "a", 0, audio=[bytes(bytearray(content))]) for n in range(3)]
+    batch = MMCollator(listener, "classification")(rows)
+    assert len(batch["input_features"]) == 1 and batch["audio_index"].tolist() == [[0], [0], [0]]
