@@ -4,16 +4,13 @@
 import csv
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from helpers.builders import drawing
-from helpers.programs import ABSENT
+from helpers.programs import ABSENT, run_without_package
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
@@ -144,22 +141,8 @@ def test_the_folder_is_a_model_and_a_processor_without_the_package(trained, fusi
     folder, model, processor = trained(*fusion)
     batch = batch_of(folder, processor)
     save_file({name: value.contiguous() for name, value in batch.items()}, folder / "inputs.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-c", BARE],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HOME": str(folder),
-            "HF_HOME": str(folder / "hf"),
-            "HF_HUB_OFFLINE": "1",
-        },
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report, results = json.loads(done.stdout.splitlines()[-1]), load_file(folder / "results.safetensors")
+    stdout = run_without_package(BARE, folder)
+    report, results = json.loads(stdout.splitlines()[-1]), load_file(folder / "results.safetensors")
     assert report == {"package": "absent", "from": ["transformers_modules", "transformers_modules"]}
     with torch.no_grad():
         assert torch.equal(results["rows"], model(**batch).logits)

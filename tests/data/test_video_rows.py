@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.builders import drawing, mm_model
+from helpers.laws import assert_classified_alike
 from helpers.video import bar, folder, places, write_video  # noqa: F401
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, pipeline
@@ -262,12 +263,7 @@ def test_a_pipeline_takes_video_in_any_row(watcher, folder):
         {"text": "which way"},
         {"video": [long, frames], "image": drawing(9)},
     ]
-    together = classify(rows, batch_size=3, top_k=None)
-    for row, scores in zip(rows, together, strict=True):
-        (alone,) = classify([row], top_k=None)
-        assert [score["label"] for score in alone] == [score["label"] for score in scores]
-        assert [score["score"] for score in alone] == pytest.approx([score["score"] for score in scores], abs=1e-5)
-    assert abs(together[0][0]["score"] - together[1][0]["score"]) > 1e-4
+    assert_classified_alike(classify, rows)
 
 
 @torch.no_grad()

@@ -43,7 +43,6 @@ EARS = {
         "init_std": 0.2,
     },
 }
-GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 
 def ears(kind):

@@ -1,5 +1,9 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Preambles of programs in which packages cannot be imported."""
+"""Programs in which packages cannot be imported: their preambles, and how they are run."""
+
+import os
+import subprocess
+import sys
 
 # preamble of a program in which this package cannot be imported
 ABSENT = """
@@ -27,3 +31,23 @@ class Finder(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """
+
+
+def run_without_package(program, folder, *argv):
+    """The output of a program that runs in `folder`, offline, with caches of its own and one thread as the tests."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *argv],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "HOME": str(folder),
+            "HF_HOME": str(folder / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",  # sums by other threads differ in the last bit
+        },
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.audio import AUDIO_ID, EARS, GREEDY, clips, ears, heard_row, hearing, hearing_processor, mixed, tone
+from helpers.audio import AUDIO_ID, EARS, clips, ears, heard_row, hearing, hearing_processor, mixed, tone
 from helpers.builders import (
     IMAGE_ID,
     causal_model,
@@ -20,25 +20,12 @@ from helpers.builders import (
     padded,
     vision_config,
 )
+from helpers.laws import GREEDY, assert_generates_alike, row_media
 from transformers import AutoModelForSequenceClassification
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel, MMProcessor, cli
 
 soundfile = pytest.importorskip("soundfile")
-
-
-def row_media(media, row):
-    """The media of one row of `mixed`, without those of other rows."""
-    alone = {}
-    for index, names in (
-        ("image_index", ["pixel_values"]),
-        ("audio_index", ["input_features", "input_features_mask"]),
-    ):
-        chosen = media[index][row][media[index][row] >= 0]
-        if len(chosen):
-            alone |= {name: media[name][chosen] for name in names if name in media}
-            alone[index] = torch.arange(len(chosen))[None]
-    return alone
 
 
 @torch.no_grad()
@@ -80,19 +67,7 @@ def test_closed_gates_give_the_backbone_s_output(kind):
 
 @torch.no_grad()
 def test_however_it_generates_the_tokens_are_the_same():
-    model = hearing()
-    rows, media = mixed()
-    batch = padded(rows, "left")
-    batch.pop("position_ids")
-    plain = model.generate(**batch, **media, **GREEDY)
-    assert torch.equal(plain, model.generate(**batch, **media, **GREEDY, use_cache=False))
-    static = model.generate(**batch, **media, **GREEDY, cache_implementation="static", disable_compile=True)
-    assert torch.equal(plain, static)
-    beams = model.generate(**batch, **media, **GREEDY, num_beams=3)
-    for row, ids in enumerate(rows):
-        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **row_media(media, row)}
-        assert torch.equal(model.generate(**alone, **GREEDY)[0, len(ids) :], plain[row, -6:])
-        assert torch.equal(model.generate(**alone, **GREEDY, num_beams=3)[0, len(ids) :], beams[row, -6:])
+    assert_generates_alike(hearing(), *mixed())
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 
 import pytest
 import torch
-from helpers.audio import GREEDY, clips, heard_row, hearing, hearing_processor, mixed, tone
+from helpers.audio import clips, heard_row, hearing, hearing_processor, mixed, tone
 from helpers.builders import drawing, padded
+from helpers.laws import GREEDY
 from transformers import TrainingArguments
 
 from modeling_mm.data.collator import MMCollator

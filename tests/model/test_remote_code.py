@@ -7,15 +7,13 @@ One subprocess, in which the package cannot be imported, loads every folder; the
 import ast
 import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.builders import IMAGE_ID, SENTENCES, drawing, mm_config, mm_model
-from helpers.programs import ABSENT
+from helpers.programs import ABSENT, run_without_package
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil, pipeline
 
@@ -186,22 +184,8 @@ def processor():
 def remote(work, processor):
     """The report of the subprocess without the package, and the tensors that it computed."""
     processor.save_pretrained(work / "generation")
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD_WITHOUT_THE_PACKAGE],
-        cwd=work,
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "HOME": str(work),
-            "HF_HOME": str(work / "hf"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        },
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1]), load_file(work / "results.safetensors")
+    stdout = run_without_package(LOAD_WITHOUT_THE_PACKAGE, work)
+    return json.loads(stdout.splitlines()[-1]), load_file(work / "results.safetensors")
 
 
 def test_every_class_loads_without_the_package(remote):

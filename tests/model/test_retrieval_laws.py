@@ -8,6 +8,7 @@ Large batches in parts and across processes (8) are tested in test_retrieval_tra
 import pytest
 import torch
 from helpers.builders import drawing, mixed_rows, padded, pictures, text_inputs
+from helpers.laws import row_media
 from helpers.retrieval import EARS, retriever
 from torch.utils.data import Subset
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, TrainingArguments
@@ -36,15 +37,6 @@ def hearing(**fields):
     return retriever(audio_config=AutoConfig.for_model("whisper", **EARS), audio_token_id=97, **fields)
 
 
-def row_media(media, name, row):
-    """The tensors of one modality for the items of one row, and their index."""
-    chosen = media[f"{name}_index"][row]
-    chosen = chosen[chosen >= 0]
-    tensors = {"image": ("pixel_values", "pixel_attention_mask", "spatial_shapes"), "audio": ("input_features",)}
-    alone = {tensor: media[tensor][chosen] for tensor in tensors[name] if tensor in media and len(chosen)}
-    return {**alone, f"{name}_index": torch.arange(len(chosen))[None]} if len(chosen) else {}
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("text, side", [(t, s) for t in ("llama", "qwen3") for s in SIDES] + [("bert", "right")])
 @over_towers
@@ -55,7 +47,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(text, vision, side):
     together, matched = model(**batch, **media), model.match(**batch, **media)
     for row, ids in enumerate(rows):
         alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
-        shown = row_media(media, "image", row)
+        shown = row_media(media, row)
         torch.testing.assert_close(model.match(**alone, **shown)[0], matched[row], **CLOSE)
         torch.testing.assert_close(
             model.get_text_features(**alone).pooler_output[0], together.text_embeds[row], **CLOSE
@@ -78,7 +70,7 @@ def test_a_row_alone_equals_the_row_among_pictures_and_sounds():
     media |= {"input_features": torch.randn(2, 8, 16), "audio_index": sounds}
     together, matched = model(**batch, **media), model.match(**batch, **media)
     for row, ids in enumerate(rows):
-        alone = {**row_media(media, "image", row), **row_media(media, "audio", row)}
+        alone = row_media(media, row)
         torch.testing.assert_close(model.match(ids[None], **alone)[0], matched[row], **CLOSE)
         if sounds[row] >= 0:
             embeds = model(ids[None], **alone).audio_embeds

@@ -1,16 +1,12 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """A saved retrieval model is a SentenceTransformer: with the package, and without it from the folder's own code."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from helpers.audio import hearing, hearing_processor, tone
 from helpers.builders import SENTENCES, drawing, mm_model
-from helpers.programs import ABSENT
+from helpers.programs import ABSENT, run_without_package
 from helpers.retrieval import COLOURS, command, train
 from transformers import Siglip2ImageProcessorPil
 
@@ -113,12 +109,7 @@ def test_without_the_package_the_folder_encodes_the_same(tmp_path, processor):
     pictures = some_pictures()
     for name, picture in zip(("a", "b"), pictures, strict=False):
         picture.save(tmp_path / f"{name}.png")
-    env = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE, *SENTENCES],
-        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **env}, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_without_package(WITHOUT_THE_PACKAGE, tmp_path, *SENTENCES)
     found, expected = np.load(tmp_path / "found.npz"), features(model, processor, SENTENCES, pictures)
     for name, embeddings in zip(("texts", "pictures"), expected, strict=True):
         np.testing.assert_allclose(found[name], embeddings, atol=1e-6)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.audio import hearing, hearing_processor, tone
 from helpers.builders import drawing
+from helpers.laws import assert_classified_alike
 from transformers import pipeline
 
 from modeling_mm import MMForSequenceClassification
@@ -154,9 +155,4 @@ def test_our_pipeline_takes_sound_in_any_row(listener, files):
     classify = pipeline("multimodal-classification", model=model, processor=listener)
     low, high = files
     rows = [{"audio": low, "text": "a tone"}, {"text": "a tone"}, {"audio": [tone(880), high], "image": drawing(9)}]
-    together = classify(rows, batch_size=3, top_k=None)
-    for row, scores in zip(rows, together, strict=True):
-        (alone,) = classify([row], top_k=None)
-        assert [score["label"] for score in alone] == [score["label"] for score in scores]
-        assert [score["score"] for score in alone] == pytest.approx([score["score"] for score in scores], abs=1e-5)
-    assert abs(together[0][0]["score"] - together[1][0]["score"]) > 1e-4
+    assert_classified_alike(classify, rows)

@@ -6,6 +6,7 @@ Shapes: B rows, N videos per row, V distinct videos, F frames, T text tokens.
 
 import pytest
 import torch
+from helpers.audio import AUDIO_ID, ears
 from helpers.builders import (
     IMAGE_ID,
     causal_model,
@@ -17,13 +18,11 @@ from helpers.builders import (
     token_row,
     vision_config,
 )
-from transformers import AutoConfig
+from helpers.laws import GREEDY, assert_generates_alike, row_media
 
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification, MMModel
 
-AUDIO_ID, VIDEO_ID, FRAMES = 97, 96, 3
-EARS = {"num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-GREEDY = {"max_new_tokens": 6, "do_sample": False}
+VIDEO_ID, FRAMES = 96, 3
 LABELS = torch.tensor([0, 1, 0, 1, 1, 0])
 KINDS = [{}, {"num_latents": 2}, {"vision": "resnet"}]
 
@@ -31,7 +30,7 @@ KINDS = [{}, {"num_latents": 2}, {"vision": "resnet"}]
 def seeing(head=MMForConditionalGeneration, text="llama", gate=1.0, **fields):
     """A model for video, images and audio, with open gates and a nonzero frame embedding."""
     fields = {"num_frames": FRAMES, "video_token_id": VIDEO_ID, "audio_token_id": AUDIO_ID, **fields}
-    model = mm_model(text, head=head, gate=gate, audio_config=AutoConfig.for_model("resnet", **EARS), **fields)
+    model = mm_model(text, head=head, gate=gate, audio_config=ears("resnet"), **fields)
     if model.config.num_frames is not None:
         torch.nn.init.normal_(model.base_model.fusion.frame_embedding)
     return model
@@ -61,24 +60,6 @@ def mixed():
         "video_index": torch.tensor([[-1, -1], [-1, -1], [-1, -1], [0, -1], [1, -1], [1, 0]]),
     }
     return rows, {**pictures(2), "input_features": torch.randn(2, 8, 16), **videos(2), **index}
-
-
-OWN = {
-    "image_index": ["pixel_values"],
-    "audio_index": ["input_features"],
-    "video_index": ["pixel_values_videos", "video_mask"],
-}
-
-
-def row_media(media, row):
-    """The media of one row of `mixed`, without those of other rows."""
-    alone = {}
-    for index, names in OWN.items():
-        chosen = media[index][row][media[index][row] >= 0]
-        if len(chosen):
-            alone |= {name: media[name][chosen] for name in names}
-            alone[index] = torch.arange(len(chosen))[None]
-    return alone
 
 
 def one_video(length=8, at=3):
@@ -116,9 +97,8 @@ def test_closed_gates_give_the_backbone_s_output():
     rows, media = mixed()
     expected = backbone(**padded(rows)).logits
     markers = {"image_token_id": IMAGE_ID, "audio_token_id": AUDIO_ID, "video_token_id": VIDEO_ID}
-    ears = AutoConfig.for_model("resnet", **EARS)
     model = MMForConditionalGeneration.from_towers(
-        vision=vision_config(), text=backbone, audio=ears, num_frames=FRAMES, **markers
+        vision=vision_config(), text=backbone, audio=ears("resnet"), num_frames=FRAMES, **markers
     )
     assert torch.equal(model.eval()(**padded(rows), **media).logits, expected)
     assert not model.model.fusion.frame_embedding.any()
@@ -182,19 +162,7 @@ def test_frames_that_are_not_real_never_matter(fields):
 
 @torch.no_grad()
 def test_however_it_generates_the_tokens_are_the_same():
-    model = seeing()
-    rows, media = mixed()
-    batch = padded(rows, "left")
-    batch.pop("position_ids")
-    plain = model.generate(**batch, **media, **GREEDY)
-    assert torch.equal(plain, model.generate(**batch, **media, **GREEDY, use_cache=False))
-    static = model.generate(**batch, **media, **GREEDY, cache_implementation="static", disable_compile=True)
-    assert torch.equal(plain, static)
-    beams = model.generate(**batch, **media, **GREEDY, num_beams=3)
-    for row, ids in enumerate(rows):
-        alone = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None], **row_media(media, row)}
-        assert torch.equal(model.generate(**alone, **GREEDY)[0, len(ids) :], plain[row, -6:])
-        assert torch.equal(model.generate(**alone, **GREEDY, num_beams=3)[0, len(ids) :], beams[row, -6:])
+    assert_generates_alike(seeing(), *mixed())
 
 
 @torch.no_grad()
