@@ -51,8 +51,21 @@ def result(operation: str, drawn: int, spoken: int) -> int:
     }[operation] % 10
 
 
-def make(folder: Path, seed: int, train_rows: int, validation_rows: int, test_rows: int) -> dict[str, Any]:
-    """Write the three splits to `folder`; return counts."""
+def make(
+    folder: Path,
+    seed: int,
+    train_rows: int,
+    validation_rows: int,
+    test_rows: int,
+    naming_share: float = NAMING_SHARE,
+) -> dict[str, Any]:
+    """Write the three splits to `folder`; `naming_share` of the training rows ask for one digit. Returns counts.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+    if not 0 <= naming_share <= 1:
+        raise ValueError(f"--naming_share is {naming_share}; expected a share between 0 and 1")
     require_espeak()
     counts: dict[str, Any] = {"output_dir": str(folder)}
     image_numbers, utterances = [], []
@@ -60,7 +73,7 @@ def make(folder: Path, seed: int, train_rows: int, validation_rows: int, test_ro
         rng = random.Random(f"{seed} interaction {split}")
         numbers = split_images(split, seed)
         table = []
-        naming = round(rows * NAMING_SHARE) if split == "train" else 0
+        naming = round(rows * naming_share) if split == "train" else 0
         exercises = combinations(OPERATIONS, rows - naming, rng) + combinations(NAMING, naming, rng)
         rng.shuffle(exercises)
         for operation, drawn, spoken in exercises:
@@ -88,4 +101,11 @@ def combinations(operations: Iterable[str], count: int, rng: random.Random) -> l
 
 
 if __name__ == "__main__":
-    command(make, __doc__, train_rows=TRAIN_ROWS, validation_rows=VALIDATION_ROWS, test_rows=TEST_ROWS)
+    command(
+        make,
+        __doc__,
+        train_rows=TRAIN_ROWS,
+        validation_rows=VALIDATION_ROWS,
+        test_rows=TEST_ROWS,
+        naming_share=NAMING_SHARE,
+    )

@@ -49,14 +49,14 @@ def write_in_parallel(write: Callable[[Any], None], items: Iterable[Any], descri
     return len(distinct)
 
 
-def command(make: Callable[..., dict[str, Any]], description: str, **rows: int) -> None:
-    """Run `make` from the command line and print its result; `rows` are the numeric options with their defaults."""
+def command(make: Callable[..., dict[str, Any]], description: str, **numbers: float) -> None:
+    """Run `make` from the command line and print its result; `numbers` are the numeric options with their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = Path("runs/data") / Path(sys.argv[0]).stem.removeprefix("make_")
     parser.add_argument("--output_dir", type=Path, default=folder, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    for option, default in rows.items():
-        parser.add_argument(f"--{option}", type=int, default=default, help="default: %(default)s")
+    for option, default in numbers.items():
+        parser.add_argument(f"--{option}", type=type(default), default=default, help="default: %(default)s")
     options = vars(parser.parse_args())
     try:
         result = make(options.pop("output_dir"), **options)
