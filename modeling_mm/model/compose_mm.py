@@ -15,6 +15,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.generation import GenerationMixin
 
 from .configuration_mm import MMConfig
+from .media_mm import NEVER
 from .towers_mm import Tower, half_config, hub_sources, load_audio_tower, load_text_model, load_vision_tower
 
 IMAGE_TOKEN, AUDIO_TOKEN, VIDEO_TOKEN = "<image>", "<audio>", "<video>"
@@ -79,6 +81,8 @@ def model_from_towers(
 ) -> PreTrainedModel:
     """A model of class `cls` over the towers; with its gates at zero, its output is exactly the text backbone's.
 
+    The gates start at zero over a pretrained backbone, and at 0.5 over one with random weights (a config).
+
     Args:
         cls: MMModel or one of the heads.
         vision, text, audio: the towers.
@@ -104,6 +108,8 @@ def model_from_towers(
             config.setdefault("audio_token_id", tokenizer.convert_tokens_to_ids(AUDIO_TOKEN))
         if config.get("num_frames") is not None:
             config.setdefault("video_token_id", tokenizer.convert_tokens_to_ids(VIDEO_TOKEN))
+    if isinstance(text, PreTrainedConfig):
+        config.setdefault("fusion_gate_init", 0.5)
     if lm_head is not None:
         config["lm_head_bias"] = lm_head.bias is not None
     # MMConfig resets the attention and experts implementations of its sub-configs; the built towers keep theirs
@@ -148,7 +154,8 @@ def check_composition(model: PreTrainedModel, source: PreTrainedModel) -> None:
     model.eval(), source.eval()
     config, ids = model.config, torch.arange(4, device=model.device)[None] % model.config.text_config.vocab_size
     shape = (1, len(config.fusion_layers), 2, config.fusion_num_key_value_heads, 1, config.fusion_head_dim)
-    media = {"media_key_values": torch.zeros(shape, device=ids.device), "media_start": torch.zeros_like(ids[:, :1])}
+    unseen = torch.full_like(ids[:, :1], NEVER)  # fusion runs, and whatever its gates are, it changes nothing
+    media = {"media_key_values": torch.zeros(shape, device=ids.device), "media_start": unseen}
     composed, original = model.base_model(input_ids=ids, **media), None
     if isinstance(model, GenerationMixin):
         composed, original = model(input_ids=ids, **media).logits, source(input_ids=ids).logits

@@ -113,6 +113,11 @@ class MMConfig(PreTrainedConfig):
             default the vision tower's, at least 64 and at most the backbone's; with `late_fusion`, which joins these
             states with the text, the backbone's.
         fusion_dropout (`float`): dropout of the cross-attention weights in training.
+        fusion_gate_init (`float`): initial value of the gates, whose tanh scales what a fusion layer adds. At 0 a
+            pretrained backbone starts unchanged; an untrained one starts at 0.5, because behind a closed gate the
+            towers learn nothing at first.
+        image_positions (`bool`): whether image states get sinusoidal positions, for towers without positions of
+            their own, such as convolutional ones. Audio states always get them.
         num_latents (`int`, *optional*): slots per image after a Perceiver resampler; None keeps the tower's states.
         resampler_layers (`int`): depth of the resampler.
         lm_head_bias (`bool`): whether the language modelling head of the backbone has a bias.
@@ -185,6 +190,8 @@ class MMConfig(PreTrainedConfig):
     fusion_intermediate_size: int | None = None
     fusion_memory_size: int | None = None
     fusion_dropout: float | int = 0.0
+    fusion_gate_init: float | int = 0.0
+    image_positions: bool = False
     num_latents: int | None = None
     resampler_layers: int = 2
     lm_head_bias: bool = False

@@ -155,20 +155,20 @@ def add_fusion_hooks(text_model: PreTrainedModel) -> None:
 
 
 class MMFusionLayer(GradientCheckpointingLayer):
-    """Gated cross-attention and an optional gated MLP; with the initial gates, tanh(0) = 0, it returns its input."""
+    """Gated cross-attention and an optional gated MLP; with gates at zero, tanh(0) = 0, it returns its input."""
 
     def __init__(self, config: MMConfig):
         super().__init__()
         width = config.text_config.hidden_size
         self.cross_attn_norm = nn.LayerNorm(width)
         self.cross_attn = MMCrossAttention(config, width)
-        self.cross_attn_gate = nn.Parameter(torch.zeros(1))
+        self.cross_attn_gate = nn.Parameter(torch.full((1,), float(config.fusion_gate_init)))
         self.mlp: nn.Sequential | None = None
         if config.fusion_mlp:
             hidden = config.fusion_intermediate_size
             self.mlp_norm = nn.LayerNorm(width)
             self.mlp = nn.Sequential(nn.Linear(width, hidden), ACT2FN["gelu"], nn.Linear(hidden, width))
-            self.mlp_gate = nn.Parameter(torch.zeros(1))
+            self.mlp_gate = nn.Parameter(torch.full((1,), float(config.fusion_gate_init)))
 
     def forward(
         self,
@@ -198,6 +198,7 @@ class MMFusion(nn.Module):
         width = config.fusion_memory_size
         self.num_key_value_heads, self.head_dim = config.fusion_num_key_value_heads, config.fusion_head_dim
         self.num_key_value_groups = config.fusion_num_attention_heads // config.fusion_num_key_value_heads
+        self.image_positions = config.image_positions
         widths = {"image": tower_width(config.vision_config)}
         if config.audio_config is not None:
             widths["audio"] = audio_width(config.audio_config)
@@ -218,14 +219,15 @@ class MMFusion(nn.Module):
         """Project states of distinct items (I, P, V) to the memory width, and resample them if configured: (I, P, M).
 
         `present` (I, P) is False for padding states; only the resampler uses it. Audio states get a position in time,
-        which convolutional towers do not encode. Video states (I, F, P, V) are projected like those of images, get
-        the embedding of their frame, and are flattened to F * P per video.
+        which convolutional towers do not encode, and image states one in their grid if configured. Video states
+        (I, F, P, V) are projected like those of images, get the embedding of their frame, and are flattened to F * P
+        per video.
         """
         projector = self.audio_projector if modality == "audio" else self.image_projector
         memory = projector(states.to(projector[1].weight.dtype))  # (I, P, M); parts may differ in precision
-        if modality == "audio":
-            memory = memory + sinusoids(*memory.shape[1:]).to(memory)
-        elif modality == "video":
+        if modality == "audio" or self.image_positions:
+            memory = memory + sinusoids(*memory.shape[-2:]).to(memory)
+        if modality == "video":
             memory = (memory + self.frame_embedding[: memory.shape[1], None]).flatten(1, 2)
         return memory if self.resampler is None else self.resampler(memory, present)
 

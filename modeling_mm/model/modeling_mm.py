@@ -128,7 +128,10 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, MMResampler):
             init.normal_(module.latents, mean=0.0, std=self.config.initializer_range)
-        for name in ("cross_attn_gate", "mlp_gate", "modality_logits", "frame_embedding"):
+        for name in ("cross_attn_gate", "mlp_gate"):
+            if name in module._parameters:
+                init.constant_(module._parameters[name], self.config.fusion_gate_init)
+        for name in ("modality_logits", "frame_embedding"):
             if name in module._parameters:
                 init.zeros_(module._parameters[name])
 
