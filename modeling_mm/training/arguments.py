@@ -34,7 +34,8 @@ class ModelArguments:
     text_layers: int | None = field(
         default=None,
         metadata={
-            "help": "number of layers of a scratch text backbone; the default is 2 (scratch-tiny) or 6 (scratch-small)"
+            "help": "number of layers of a scratch text backbone; the default is 6 (scratch-small) or, for scratch-tiny, "
+            "3 of an encoder and 2 of a decoder"
         },
     )
     audio_tower: str | None = field(
@@ -44,8 +45,8 @@ class ModelArguments:
     fusion_layers: list[int] | None = field(
         default=None,
         metadata={
-            "help": "text layers, counted from 0, that attend to media; the default is the last layer and "
-            "every fourth one before it"
+            "help": "text layers, counted from 0, that attend to media; the default is all of a "
+            "scratch text backbone, else the last layer and every fourth one before it"
         },
     )
     fusion_mlp: bool = field(

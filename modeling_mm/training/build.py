@@ -80,8 +80,11 @@ def build_model(
     processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, max_frames=args.num_frames)
     options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents, "num_frames": args.num_frames}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
+    options |= {"image_positions": args.vision_tower in scratch.SIZES}  # a ResNet's states have no position
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
+    elif args.text_model in scratch.SIZES and args.cross_attention is not False:
+        options["fusion_layers"] = list(range(text.num_hidden_layers))  # as few as they are, all attend
     if TASKS[data.task].generates:  # `generate` needs it, for those who load the saved folder
         processor.tokenizer.padding_side = "left"
     head = TASKS[data.task].head_class()

@@ -3,8 +3,9 @@
 
 The vision tower is a small ResNet (He et al. 2016), which learns shapes and colours from a few thousand images; a
 plain vision transformer of the same size does not. The audio tower is a ResNet too: it takes log-mel features as an
-image and learns words from a few thousand clips. The text backbone is a Llama decoder or a BERT encoder over a
-byte-level BPE tokenizer trained on the user's own text.
+image and learns words from a few thousand clips. The text backbone is a Llama decoder or a ModernBERT encoder over a
+byte-level BPE tokenizer trained on the user's own text. ModernBERT's layers normalise their input; over a BERT, whose
+layers normalise their output, fusion learns far less from a few thousand rows (docs/fusion.md).
 """
 
 import math
@@ -13,8 +14,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    BertConfig,
     LlamaConfig,
+    ModernBertConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -28,11 +29,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "scratch-tiny": {
         "text": {
             "hidden_size": 96,
-            "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "intermediate_size": 256,
             "initializer_range": 0.1,  # about 1 / sqrt(width); with the usual 0.02 so narrow a model hardly learns
         },
+        "decoder": {"num_hidden_layers": 2, "intermediate_size": 256},
+        "encoder": {"num_hidden_layers": 3, "intermediate_size": 192},
         "vision": {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "layer_type": "basic"},
         "audio": {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 1, 1], "layer_type": "basic"},
         "vocab_size": 2000,
@@ -41,11 +42,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "scratch-small": {
         "text": {
             "hidden_size": 256,
-            "num_hidden_layers": 6,
             "num_attention_heads": 8,
-            "intermediate_size": 768,
             "initializer_range": 0.06,
         },
+        "decoder": {"num_hidden_layers": 6, "intermediate_size": 768},
+        "encoder": {"num_hidden_layers": 6, "intermediate_size": 512},
         "vision": {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "layer_type": "basic"},
         "audio": {"embedding_size": 32, "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2], "layer_type": "basic"},
         "vocab_size": 8000,
@@ -90,18 +91,18 @@ def train_tokenizer(
 def text_config(
     size: str, tokenizer: PreTrainedTokenizerBase, decoder: bool, layers: int | None = None
 ) -> PreTrainedConfig:
-    """Config of a Llama decoder or a BERT encoder for the tokenizer, with `layers` in place of the size's default."""
-    config_class = LlamaConfig if decoder else BertConfig
-    # BERT's dropout of 0.1 is for long training on much text; here it only slows down learning from the other towers
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    extra = {"tie_word_embeddings": True} if decoder else no_dropout
+    """Config of a Llama decoder or a ModernBERT encoder for the tokenizer, with `layers` in place of the default."""
+    sizes = SIZES[size]["text"] | SIZES[size]["decoder" if decoder else "encoder"]
+    config_class = LlamaConfig if decoder else ModernBertConfig
+    ends = {"cls_token_id": tokenizer.bos_token_id, "sep_token_id": tokenizer.eos_token_id}
+    extra = {"tie_word_embeddings": True} if decoder else {"global_attn_every_n_layers": 1, **ends}
     return config_class(
         vocab_size=len(tokenizer),
         max_position_embeddings=512,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **SIZES[size]["text"] | ({} if layers is None else {"num_hidden_layers": layers}),
+        **sizes | ({} if layers is None else {"num_hidden_layers": layers}),
         **extra,
     )
 

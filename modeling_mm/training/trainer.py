@@ -33,6 +33,7 @@ from .callbacks import (
 )
 from .fsdp import with_placeholder_media
 from .smoothing import smoothed_loss
+from .time_limit import TimeLimitCallback, follow_progress
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,22 @@ class MMTrainer(Trainer):
         eval_collator: collator for evaluation; one with prompts makes evaluation generate. Default: that of training,
             without its augmentation.
         max_new_tokens: maximum number of tokens of an answer in evaluation.
+        time_limit: callback that ends training in time; the learning rate schedule follows it.
 
     Raises:
         ValueError: several GPUs in one process, among which `DataParallel` would split batches wrongly.
     """
 
-    def __init__(self, *args, group_by_image=False, group_size=None, eval_collator=None, max_new_tokens=32, **kwargs):
+    def __init__(
+        self,
+        *args,
+        group_by_image=False,
+        group_size=None,
+        eval_collator=None,
+        max_new_tokens=32,
+        time_limit: TimeLimitCallback | None = None,
+        **kwargs,
+    ):
         self.group_by_image = group_by_image
         self.group_size = group_size
         self.eval_collator = eval_collator
@@ -76,6 +87,9 @@ class MMTrainer(Trainer):
             )
         self.audit = GradientAuditCallback()
         self.add_callback(self.audit)
+        self.time_limit = time_limit
+        if time_limit is not None:
+            self.add_callback(time_limit)
         if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
             self.add_callback(AugmentationEpochCallback(self.data_collator.augmentation))
             self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
@@ -90,6 +104,13 @@ class MMTrainer(Trainer):
         processor = self.data_collator.processor if collates else self.processing_class
         self.fsdp_callback = FSDPCallback(processor if isinstance(processor, MMProcessor) else None)
         self.add_callback(self.fsdp_callback)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        is_new = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.time_limit is not None and is_new:
+            follow_progress(scheduler, self.time_limit, num_training_steps)
+        return scheduler
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset

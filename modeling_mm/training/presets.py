@@ -1,0 +1,201 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Presets: values for the arguments of `modeling-mm train` that a run leaves open, chosen by its situation.
+
+The situation is that of the text backbone and its towers: untrained (`scratch`), pretrained and frozen (`frozen`),
+adapted by LoRA (`lora`) or trained in full (`full`). Every value can be overridden by its flag. Importing this file
+imports neither torch nor transformers.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..tasks import TASKS
+from .arguments import DataArguments, ModelArguments
+
+if TYPE_CHECKING:
+    pass
+
+PRESETS = ("scratch", "frozen", "lora", "full")
+STEPS = {"scratch": 4000, "frozen": 1500, "lora": 1500, "full": 1500}  # optimiser steps of a run without a limit
+EPOCHS = (3, 60)  # fewest and most epochs for those steps
+EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
+UNEVEN = 3.0  # ratio of the most frequent class to the rarest from which classes are weighted
+
+
+@dataclass
+class DefaultsArguments:
+    """Defaults: the values of all arguments that are not set."""
+
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "defaults for untrained towers (scratch), frozen pretrained ones, LoRA, or full training; chosen by "
+            "the towers if left out",
+            "choices": list(PRESETS),
+        },
+    )
+    time_limit: float | None = field(
+        default=None,
+        metadata={
+            "help": "seconds that the whole command may take; the number of epochs and the learning rate schedule follow"
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value chosen for an argument, and the reason in a few words."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+def preset_for(model: ModelArguments, preset: str | None) -> str:
+    """The preset of this run: the one asked for, or that of its towers.
+
+    Raises:
+        ValueError: the preset asked for does not fit the towers.
+    """
+    from .scratch import SIZES
+
+    untrained = model.model is None and model.text_model in (None, *SIZES)
+    if preset is None:
+        if untrained:
+            return "scratch"
+        if model.use_peft:
+            return "lora"
+        return "full" if model.vision_trainable and model.text_trainable else "frozen"
+    if untrained and preset != "scratch":
+        raise ValueError(
+            f"--preset {preset} is for pretrained towers, but the text model is "
+            f"{'not set' if model.text_model is None else model.text_model}; give --text_model and --vision_tower"
+        )
+    if not untrained and preset == "scratch":
+        raise ValueError(
+            f"--preset scratch is for untrained towers, but the text model is {model.text_model or model.model}"
+        )
+    return preset
+
+
+def model_choices(preset: str, task: str, model: ModelArguments) -> list[Choice]:
+    """Choices about parts of the model and their training, made before it is built."""
+    choices = []
+    if preset == "lora":
+        choices.append(Choice("use_peft", True, "preset lora"))
+    if preset == "full":
+        choices += [Choice(f"{part}_trainable", True, "preset full") for part in ("vision", "text")]
+        choices += [Choice("audio_trainable", True, "preset full")] if model.audio_tower else []
+    if model.model is not None:
+        return choices
+    if preset == "scratch" and not TASKS[task].embeds:
+        choices.append(Choice("fusion_mlp", True, "an untrained text model"))
+    if TASKS[task].has_labels and model.cross_attention is None and model.late_fusion is None:
+        reason = "labels are predicted from the towers' pooled states too"
+        choices += [Choice("late_fusion", "product" if preset == "scratch" else "concat", reason)]
+        choices += [Choice("cross_attention", True, "beside late fusion")]
+    return choices
+
+
+def data_choices(preset: str, data: DataArguments, has_images: bool, has_audio: bool) -> list[Choice]:
+    """Choices about the rows: augmentation for towers that train on few of them."""
+    task, choices = TASKS[data.task], []
+    if preset != "scratch":
+        return choices
+    if has_images:
+        choices.append(Choice("image_cache_mb", 512, "images are decoded once"))
+    if (task.has_labels or task.embeds) and has_images:
+        changes = ["rotate"] if task.embeds else ["crop", "rotate"]
+        choices.append(Choice("augment_images", changes, "an untrained vision tower"))
+    if task.has_labels and has_audio:
+        choices.append(Choice("augment_audio", ["shift", "noise", "specaugment"], "an untrained audio tower"))
+    return choices
+
+
+def retrieval_choices(preset: str, task: str) -> list[Choice]:
+    """Choices about retrieval: beside untrained towers, the matching loss at full weight spoils the embeddings."""
+    if preset != "scratch" or not TASKS[task].embeds:
+        return []
+    reason = "untrained towers"
+    return [
+        Choice("matching_weight", 0.1, reason),
+        Choice("matching_rows", 16, reason),
+        Choice("text_pooling", "mean", reason),
+    ]
+
+
+def training_choices(preset: str, task: str, rows: int | None, explicit: Collection[str]) -> list[Choice]:
+    """Choices about optimisation; `rows` is the number of training rows, None for a stream."""
+    facts, because = TASKS[task], f"preset {preset}"
+    batch = 128 if facts.embeds else 64 if preset == "scratch" else 32
+    if rows is not None:
+        batch = max(8, min(batch, 2 ** round(math.log2(max(1, rows / 16)))))
+    rate = {"scratch": 1.5e-3, "frozen": 1e-3, "lora": 3e-4, "full": 3e-5}[preset]
+    choices = [
+        Choice("learning_rate", rate, because),
+        Choice("lr_scheduler_type", "cosine", because),
+        Choice("warmup_steps", 0.1, "share of all steps"),
+        Choice("weight_decay", 0.05 if facts.has_labels else 0.01, because),
+        Choice("per_device_train_batch_size", batch, because if rows is None else f"{rows} training rows"),
+        Choice("per_device_eval_batch_size", 4 * batch, "no gradients in evaluation"),
+    ]
+    if facts.has_labels and not facts.numbers and not facts.several_labels:
+        choices.append(Choice("label_smoothing_factor", 0.05, "one label per row"))
+    if rows is not None and "max_steps" not in explicit:
+        epochs = max(EPOCHS[0], min(EPOCHS[1], round(STEPS[preset] * batch / rows)))
+        choices.append(Choice("num_train_epochs", epochs, f"about {STEPS[preset]} steps, {EPOCHS[0]} to {EPOCHS[1]}"))
+    if not set(EVALUATION) & set(explicit):
+        choices += best_checkpoint(task) if rows is not None else []
+    return choices
+
+
+def best_checkpoint(task: str) -> list[Choice]:
+    """Evaluation after each epoch; the best checkpoint is restored at the end."""
+    reason = "the best checkpoint is kept"
+    return [
+        Choice("eval_strategy", "epoch", reason),
+        Choice("save_strategy", "epoch", reason),
+        Choice("save_total_limit", 1, reason),
+        Choice("load_best_model_at_end", True, reason),
+        Choice("metric_for_best_model", TASKS[task].main_metric, reason),
+        Choice("greater_is_better", True, reason),
+    ]
+
+
+def uneven_classes(task: str, targets: Collection[Any]) -> list[Choice]:
+    """Class weights, if the classes of one label per row are uneven."""
+    if task != "classification":
+        return []
+    counts: dict[Any, int] = {}
+    for target in targets:
+        counts[target] = counts.get(target, 0) + 1
+    most, least = max(counts.values()), min(counts.values())
+    if most < UNEVEN * least:
+        return []
+    return [Choice("class_weights", "balanced", f"classes have {least} to {most} rows")]
+
+
+def applied(choices: Collection[Choice], explicit: Collection[str], *targets: Any) -> list[Choice]:
+    """Set each choice on the arguments that have its field, unless it was set explicitly; returns those that were."""
+    used = []
+    for choice in choices:
+        if choice.name in explicit:
+            continue
+        target = next(each for each in targets if hasattr(each, choice.name))
+        kind = type(getattr(target, choice.name))
+        value = kind(choice.value) if kind.__module__.startswith("transformers") else choice.value  # its enumerations
+        setattr(target, choice.name, value)
+        used.append(choice)
+    return used
+
+
+def choices_table(preset: str, choices: Collection[Choice]) -> str:
+    """The choices as lines to print."""
+    widths = [
+        max((len(str(text)) for text in column), default=0)
+        for column in ([c.name for c in choices], [c.value for c in choices])
+    ]
+    lines = [f"  {c.name:{widths[0]}}  {c.value!s:{widths[1]}}  {c.reason}" for c in choices]
+    return "\n".join([f"preset {preset}; values that no flag set:", *lines])
