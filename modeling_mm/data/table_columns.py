@@ -44,7 +44,9 @@ def table_columns(train: MMDataset) -> list[dict[str, Any]]:
             found = f"only the value {values[0]}" if len(values) else "no value"
             logger.warning(f"the column '{name}' has {found} in the training rows of '{train.source}' and is left out")
         elif name in train.columns.numbers:
-            columns.append({"name": name, "kind": "number", **number_statistics(np.float32(cells[name]))})
+            columns.append(
+                {"name": name, "kind": "number", **number_statistics(np.array(cells[name], dtype=np.float32))}
+            )
         elif len(values) > MOST_VALUES:
             raise ValueError(
                 f"the column '{name}' of '{train.source}' has {len(values)} different categories; expected at most "

@@ -170,7 +170,7 @@ def test_values_of_another_shape_and_of_a_model_without_a_table_are_refused():
         model = copy.deepcopy(classifier())
         model.model.fusion.table_tower = None
         model(input_ids=ids, table_values=VALUES[:1])
-    with pytest.raises(ValueError, match="not with a table"):
+    with pytest.raises(ValueError, match="takes no table"):
         table_model("bert", MMForImageTextRetrieval)
 
 
