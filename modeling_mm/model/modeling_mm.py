@@ -241,12 +241,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             return self.get_image_features(pixel_values, return_dict=True, **patches)
         tokens = check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
+        encoded = (input_ids, media_key_values, media_start, inputs_embeds, before)
         media_key_values, media_start = self.cross_attention_inputs(
-            input_ids,
-            media_key_values,
-            media_start,
-            inputs_embeds,
-            before,
+            *encoded,
             pixel_values=pixel_values,
             image_index=image_index,
             pixel_attention_mask=pixel_attention_mask,
