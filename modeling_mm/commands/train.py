@@ -213,12 +213,13 @@ def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     rows = max(dataset.groups(), key=len)
     row = dataset.row(dataset.kept[rows[0]])
     kind, media = ("Video", row.videos) if row.videos and not row.images else ("Image", row.images)
-    print(f"\n{kind}:", (media[0].path if media else None) or "(embedded)")
+    print(f"\n{kind}: {media[0].path or '(embedded)'}" if media else "")
     by_truth = {format_answer(line["truth"]): line for line in (json.loads(lines[i]) for i in rows)}
     for line in list(by_truth.values())[:count]:
         print(f"  {line['text']}  ->  {format_answer(line['prediction'])}  (truth: {format_answer(line['truth'])})")
     print(f"\nLoad the model in Python as in {output / 'README.md'}, or ask it more:")
-    flags = "--video VIDEO" if kind == "Video" else "--image IMAGE --explain look.png"
+    flags = "--video VIDEO" if kind == "Video" else "--image IMAGE --explain look.png" if media else ""
+    flags = f"{flags} --table '{json.dumps(row.table)}'".strip() if row.table else flags
     print(f'  modeling-mm predict --model {output} {flags} --text "..."\n')
 
 
