@@ -123,29 +123,35 @@ def examples_of(loaded: LoadedModel) -> list[list[Any]]:
     ]
 
 
+def classify(
+    loaded: LoadedModel, request: gr.Request | None, image: Any, text: str, audio: Any, cells: Sequence[Any] = ()
+) -> tuple[Any, dict]:
+    """Scores and contributions of what a browser sent.
+
+    Raises:
+        Refused: nothing was sent, or an input is bad.
+    """
+    rate_limiter.admit(request)
+    present: dict[str, Any] = {}
+    if path := uploaded_file(image, "image"):
+        present["image"] = open_image(path, loaded.processor)
+    if text := checked_text(text, loaded.processor):
+        present["text"] = text
+    if path := uploaded_file(audio, "audio clip"):
+        present["audio"] = open_audio(path)
+    if cells and (table := checked_table(loaded, cells)):
+        present["table"] = table
+    if not present:
+        raise Refused(
+            f"Give an image, a text{', an audio clip' if loaded.takes_audio else ''}"
+            f"{', numbers' if loaded.table_columns else ''} or several of them."
+        )
+    labels, found = classify_inputs(loaded, present)
+    return shown_labels(loaded, labels), found
+
+
 def classify_tab(loaded: LoadedModel) -> None:
     """Draw the tab and register its endpoint."""
-
-    def classify(
-        image: Any, text: str, audio: Any, request: gr.Request | None, cells: Sequence[Any] = ()
-    ) -> tuple[Any, dict]:
-        rate_limiter.admit(request)
-        present: dict[str, Any] = {}
-        if path := uploaded_file(image, "image"):
-            present["image"] = open_image(path, loaded.processor)
-        if text := checked_text(text, loaded.processor):
-            present["text"] = text
-        if path := uploaded_file(audio, "audio clip"):
-            present["audio"] = open_audio(path)
-        if cells and (table := checked_table(loaded, cells)):
-            present["table"] = table
-        if not present:
-            raise Refused(
-                f"Give an image, a text{', an audio clip' if loaded.takes_audio else ''}"
-                f"{', numbers' if loaded.table_columns else ''} or several of them."
-            )
-        labels, found = classify_inputs(loaded, present)
-        return shown_labels(loaded, labels), found
 
     def classify_image_text(picture: Any = None, text: str = "", request: gr.Request | None = None):
         """Classify an image, a text or both: scores of all labels, and the contribution of each input to the answer.
@@ -154,7 +160,7 @@ def classify_tab(loaded: LoadedModel) -> None:
             picture: an uploaded image, or none.
             text: a text, or none.
         """
-        return classify(picture, text, None, request)
+        return classify(loaded, request, picture, text, None)
 
     def classify_any(picture: Any = None, text: str = "", sound: Any = None, request: gr.Request | None = None):
         """Classify any of an image, a text and an audio clip: scores of all labels and the contribution of each input.
@@ -164,7 +170,7 @@ def classify_tab(loaded: LoadedModel) -> None:
             text: a text, or none.
             sound: an uploaded audio clip, or none.
         """
-        return classify(picture, text, sound, request)
+        return classify(loaded, request, picture, text, sound)
 
     def classify_with_table(picture: Any = None, text: str = "", request: gr.Request | None = None, *others: Any):
         """Classify any of image, text, audio clip and table: scores of all labels and the contribution of each input.
@@ -175,7 +181,7 @@ def classify_tab(loaded: LoadedModel) -> None:
             others: an uploaded audio clip, if the model takes audio; then a cell for each column, or none.
         """
         sound, cells = (others[0], others[1:]) if loaded.takes_audio else (None, others)
-        return classify(picture, text, sound, request, cells)
+        return classify(loaded, request, picture, text, sound, cells)
 
     endpoint = classify_any if loaded.takes_audio else classify_image_text
     with gr.Row():
