@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if args.explain:
         image = open_image(args.image[0], processor.image_background)
         try:
-            maps = model.attention_maps(processor, image, rows[0].text, args.max_new_tokens)
+            maps = model.attention_maps(processor, image, rows[0].text, args.max_new_tokens, table=table)
         except ValueError as error:
             raise ValueError(f"--explain: {error}") from None
         figures.draw_attention(maps.image, maps.words, rows[0].text, Path(args.explain))

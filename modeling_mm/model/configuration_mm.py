@@ -214,7 +214,7 @@ class MMConfig(PreTrainedConfig):
     language_weight: float | int = 0.0
     table_columns: list[dict] | None = None
     table_cell_size: int = 16
-    table_dropout: float | int = 0.1
+    table_dropout: float | int = 0.2
     tower_sources: dict[str, dict[str, str]] | None = None
     fetched_towers: list[str] | None = None
     initializer_range: float | None = None

@@ -205,6 +205,25 @@ def test_columns_that_cannot_be_used_are_refused(folder, capsys, argv, reason):
     assert reason in capsys.readouterr().err
 
 
+def test_a_frozen_tower_may_be_cached_beside_a_table(folder):
+    frozen = ["--vision_trainable", "false", "--cache_features", str(folder / "features"), "--max_steps", "2"]
+    assert train(folder, "cached", *TABLE, *frozen) == 0
+    assert load_checkpoint(str(folder / "cached"))[0].config.table_columns is not None
+
+
+def test_answers_are_generated_from_a_table(folder, capsys):
+    task = ["--task", "generation", "--label_column", "label", "--max_steps", "2"]
+    assert train(folder, "generating", *TABLE, *task) == 0
+    argv = ["--table", '{"age": 61, "sex": "m"}', "--text", "survives?", "--image", str(folder / "red.png")]
+    results = answers(folder, capsys, "generating", *argv, "--explain", str(folder / "generated.png"))
+    assert "answer" in results[0]
+
+
+def test_a_regression_reads_a_table(folder):
+    task = ["--task", "regression", "--label_column", "id", "--max_steps", "2", "--late_fusion", "product"]
+    assert train(folder, "regression", *TABLE, *task) == 0
+
+
 def test_retrieval_takes_no_table(folder, capsys):
     argv = ["--task", "retrieval", *TOWERS, "--train_file", str(folder / "train.csv"), *TABLE]
     assert cli.main(["train", *argv, *QUIET, "--output_dir", str(folder / "retrieval")]) == 2
