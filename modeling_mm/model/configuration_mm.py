@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -84,6 +85,35 @@ def sentence_transformers_files(modalities: list[str]) -> dict[str, Any]:
     }
 
 
+def check_table_columns(columns: list[dict[str, Any]]) -> None:
+    """Refuse columns that a config cannot hold.
+
+    Raises:
+        ValueError: names the column and what was expected.
+    """
+    largest = float(np.finfo(np.float32).max)
+    names = [column.get("name") for column in columns]
+    if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"`table_columns` has the names {names}; expected one or more different ones")
+    for column in columns:
+        name, kind = column["name"], column.get("kind")
+        if kind == "category":
+            values = column.get("values")
+            if not values or not all(isinstance(value, str) for value in values) or len(set(values)) < len(values):
+                raise ValueError(f"the category column '{name}' needs `values`, a list of different texts")
+        elif kind == "number":
+            bins, statistics = column.get("bins") or [], [column.get("mean"), column.get("scale")]
+            rising = (np.diff(np.array(bins, dtype=np.float32)) > 0).all()
+            finite = all(isinstance(n, (int, float)) and abs(n) <= largest for n in [*bins, *statistics])
+            if not (len(bins) > 1 and finite and rising and statistics[1] > 0):
+                raise ValueError(
+                    f"the number column '{name}' needs `bins`, two or more increasing numbers, a `mean` and a "
+                    "positive `scale`, all finite in 32 bits"
+                )
+        else:
+            raise ValueError(f"the column '{name}' has the kind {kind!r}; expected 'number' or 'category'")
+
+
 @strict
 class MMConfig(PreTrainedConfig):
     r"""Configuration of a text backbone that attends to media through gated cross-attention.
@@ -147,6 +177,10 @@ class MMConfig(PreTrainedConfig):
             loss uses in training; negatives still come from the whole batch. Default all.
         rerank_weight (`float`): weight of the match log-odds, added to the similarity logit when candidates are
             reranked.
+        table_columns (`list[dict]`, *optional*): number and category columns of a table that comes with each row, with
+            their statistics, see `table_mm`; None for a model without a table.
+        table_cell_size (`int`): width of one cell's state in the table tower.
+        table_dropout (`float`): share of the cells hidden in training, and dropout of the table's embedding.
         tower_sources (`dict[str, dict[str, str]]`, *optional*): Hub `id` and `revision` of the towers that came from
             the Hub, by their names in the model.
         fetched_towers (`list[str]`, *optional*): towers whose weights are not in the checkpoint and are fetched from
@@ -213,6 +247,9 @@ class MMConfig(PreTrainedConfig):
     matching_rows: int | None = None
     rerank_weight: float | int = 1.0
     language_weight: float | int = 0.0
+    table_columns: list[dict] | None = None
+    table_cell_size: int = 16
+    table_dropout: float | int = 0.2
     tower_sources: dict[str, dict[str, str]] | None = None
     fetched_towers: list[str] | None = None
     initializer_range: float | None = None
@@ -344,6 +381,13 @@ class MMConfig(PreTrainedConfig):
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(
                 f"`num_frames` is {self.num_frames}; expected 1 or more, or None for a model without video"
+            )
+        if self.table_columns is not None:
+            check_table_columns(self.table_columns)
+        if self.table_cell_size < 1 or not 0 <= self.table_dropout < 1:
+            raise ValueError(
+                f"`table_cell_size` is {self.table_cell_size} and `table_dropout` {self.table_dropout}; expected 1 or "
+                "more, and at least 0 and below 1"
             )
         if self.matching_rows is not None and self.matching_rows < 1:
             raise ValueError(f"`matching_rows` is {self.matching_rows}; expected 1 or more, or None for all")
