@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from ..report.sections import draw_examples
 from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, check_task
 from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
+from ..training.columns import choose_columns
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.smoothing import check_smoothing
 from ..training.splits import Splits, known_labels, known_processor, load_splits, num_video_frames
@@ -101,11 +103,13 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     output = Path(args.output_dir)
     checkpoint = resume_path(args)
     set_seed(args.seed)
+    columns = choose_columns(model_args, data_args, args.process_index == 0)
     check_task(model_args, data_args)
     check_training(data_args, args)
     augmented = augmentation_of(data_args, args.seed) is not None
     splits = read_rows(model_args, data_args, args.seed)
     model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
+    model.config.columns = asdict(splits.train.columns)
     choose_trainable(model, model_args)
     collator = build_collator(model, processor, data_args)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
@@ -149,7 +153,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not trainer.is_world_process_zero():
         return None
     write_bad_rows(splits.bad_rows(), output)
-    write_history(trainer.state.log_history, report, output)
+    write_history(trainer.state.log_history, {**report, **columns}, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
     if not TASKS[data_args.task].embeds:
         show_examples(splits.test or splits.validation, output)

@@ -32,21 +32,29 @@ class EvaluateArguments:
     output_dir: str | None = field(
         default=None, metadata={"help": "folder for the results; the default is `evaluation` in the model's folder"}
     )
-    image_column: str = field(default="image", metadata={"help": "column with images"})
-    text_column: str = field(default="text", metadata={"help": "column with texts"})
+    image_column: str | None = field(
+        default=None, metadata={"help": 'column with images; the default is that of training; "" for none'}
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": 'column with texts; the default is that of training; "" for none'}
+    )
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "column with the expected output; the default is `answer` for generation and `label` for "
-            "classifiers; with it, a retrieval model is scored by zero-shot classification"
+            "help": "column with the expected output; the default is that of training; with it, a retrieval model is "
+            "scored by zero-shot classification"
         },
     )
     prompt_templates: list[str] | None = field(
         default=None,
         metadata={"help": "zero-shot classification: sentences with {} for the class name; default: a photo of a {}"},
     )
-    audio_column: str = field(default="", metadata={"help": "column with audio clips; none is read by default"})
-    video_column: str = field(default="", metadata={"help": "column with videos; none is read by default"})
+    audio_column: str | None = field(
+        default=None, metadata={"help": 'column with audio clips; the default is that of training; "" for none'}
+    )
+    video_column: str | None = field(
+        default=None, metadata={"help": 'column with videos; the default is that of training; "" for none'}
+    )
     batch_size: int = field(default=32, metadata={"help": "rows per batch"})
     max_length: int = field(default=512, metadata={"help": "maximum number of tokens per row"})
     max_new_tokens: int = field(default=32, metadata={"help": "maximum number of tokens of a generated answer"})

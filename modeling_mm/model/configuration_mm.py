@@ -142,6 +142,8 @@ class MMConfig(PreTrainedConfig):
             loss uses in training; negatives still come from the whole batch. Default all.
         rerank_weight (`float`): weight of the match log-odds, added to the similarity logit when candidates are
             reranked.
+        columns (`dict`, *optional*): names of the columns that the model was trained on, by the fields of
+            `data.rows.Columns`; rows to evaluate are read by them.
         tower_sources (`dict[str, dict[str, str]]`, *optional*): Hub `id` and `revision` of the towers that came from
             the Hub, by their names in the model.
         fetched_towers (`list[str]`, *optional*): towers whose weights are not in the checkpoint and are fetched from
@@ -206,6 +208,7 @@ class MMConfig(PreTrainedConfig):
     matching_rows: int | None = None
     rerank_weight: float | int = 1.0
     language_weight: float | int = 0.0
+    columns: dict | None = None
     tower_sources: dict[str, dict[str, str]] | None = None
     fetched_towers: list[str] | None = None
     initializer_range: float | None = None

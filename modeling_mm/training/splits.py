@@ -75,9 +75,8 @@ def load_splits(
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
     target = data.label_column or TASKS[data.task].label_column
-    columns = Columns(
-        data.image_column, data.text_column, target, data.audio_column, data.video_column, data.concept_column
-    )
+    names = (data.image_column, data.text_column, target, data.audio_column, data.video_column, data.concept_column)
+    columns = Columns(*names, forms=data.number_forms)  # type: ignore[arg-type]  # set by `choose_columns`
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
