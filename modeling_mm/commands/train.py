@@ -14,7 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ..checkpoint import BASE, last_checkpoint
 from ..data.collator import MMCollator
 from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
-from ..data.rows import media_markers
+from ..data.rows import joined_text, media_markers
 from ..data.stream import MMStream
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.metrics import format_answer
@@ -109,7 +108,6 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     augmented = augmentation_of(data_args, args.seed) is not None
     splits = read_rows(model_args, data_args, args.seed)
     model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
-    model.config.columns = asdict(splits.train.columns)
     choose_trainable(model, model_args)
     collator = build_collator(model, processor, data_args)
     for split in filter(None, (splits.train, splits.validation, splits.test)):
@@ -219,10 +217,13 @@ def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     print(f"\n{kind}:", (media[0].path if media else None) or "(embedded)")
     by_truth = {format_answer(line["truth"]): line for line in (json.loads(lines[i]) for i in rows)}
     for line in list(by_truth.values())[:count]:
-        print(f"  {line['text']}  ->  {format_answer(line['prediction'])}  (truth: {format_answer(line['truth'])})")
+        text = " | ".join(line["text"].splitlines())
+        print(f"  {text}  ->  {format_answer(line['prediction'])}  (truth: {format_answer(line['truth'])})")
     print(f"\nLoad the model in Python as in {output / 'README.md'}, or ask it more:")
     flags = "--video VIDEO" if kind == "Video" else "--image IMAGE --explain look.png"
-    print(f'  modeling-mm predict --model {output} {flags} --text "..."\n')
+    texts = dataset.reader.names["text"]
+    text = f"$'{joined_text(dict.fromkeys(texts, '...'))}'".replace("\n", r"\n") if len(texts) > 1 else '"..."'
+    print(f"  modeling-mm predict --model {output} {flags} --text {text}\n")
 
 
 def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None) -> None:

@@ -186,14 +186,14 @@ def forced_kind(cells: Cells, kind: str) -> tuple[str, str]:
     if kind not in ("number", "comma_number"):
         return kind, PLAIN
     mark = COMMA if kind == "comma_number" else POINT
-    units = {re.sub(r"[^\w%]|[\d_]", "", str(value)) for value in cells.known} - {"", "e", "E"}
-    if len(units) > 1:
-        raise cells.refuse(f"numbers with the units {' and '.join(sorted(units)[:2])}", "category", "ignore")
     for value in cells.known:
         try:
             cell_number(value, mark)
         except (TypeError, ValueError):
             raise cells.refuse(f"'{value!s:.60}', which is no number with a decimal {mark}", "ignore") from None
+    units = {re.sub(r"[^\w%]|[\d_]", "", str(value)) for value in cells.known} - {"", "e", "E"}
+    if len(units) > 1:
+        raise cells.refuse(f"numbers with the units {' and '.join(sorted(units)[:2])}", "category", "ignore")
     return "number", mark
 
 
@@ -241,13 +241,14 @@ def medium(cells: Cells, feature: Any) -> tuple[str, str] | None:
     stored = [part["bytes"] if isinstance(part, dict) else part for part in flat if has_bytes(part)]
     if stored and len(stored) == len(flat):
         kinds = {medium_of_bytes(data) for data in stored}
-        return (kind, f"embedded {kind} files") if len(kinds) == 1 and (kind := kinds.pop()) else None
+        found = kinds.pop() if len(kinds) == 1 else None
+        return (found, f"embedded {found} files") if found else None
     if not all(isinstance(part, str) for part in flat):
         return None
-    paths = [part.strip() for text in flat for part in text.split(";") if part.strip()]
-    web = [path for path in paths if re.match(r"(https?|ftp|s3|gs)://|data:", path)]
-    if paths and len(web) > MOST * len(paths):
+    web = [text for text in flat if re.match(r"\s*((https?|ftp|s3|gs)://|data:)", text)]
+    if len(web) > MOST * len(flat):
         return "ignore", "web addresses or data URIs, which are not fetched"
+    paths = [part.strip() for text in flat for part in text.split(";") if part.strip()]
     return path_kind(cells, paths) if paths else None
 
 

@@ -187,7 +187,6 @@ class DataArguments:
     category_columns: list[str] = field(
         default_factory=list, metadata={"help": "columns with categories, read as a modality of their own"}
     )
-    number_forms: dict[str, str] = field(default_factory=dict, init=False)  # of inferred numbers and dates; no flag
     validation_share: float = field(
         default=0.1,
         metadata={"help": "share of the training rows held out for validation if there is no --validation_file"},
@@ -250,6 +249,9 @@ class DataArguments:
             "choices": ["stop", "skip"],
         },
     )
+
+    def __post_init__(self):
+        self.number_forms: dict[str, str] = {}  # of number columns with dates, signs or commas; inferred, no flag
 
 
 def fill_defaults(data: DataArguments) -> None:

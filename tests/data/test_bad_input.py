@@ -71,7 +71,9 @@ def test_decompression_bomb(folder, capsys, monkeypatch, limit):
 
 
 def test_missing_column(folder, capsys):
-    message = refuse(capsys, *train(folder, write_csv(folder, "a.png,x,y", header="image,text,reply")))
+    message = refuse(
+        capsys, *train(folder, write_csv(folder, "a.png,x,y", header="image,text,reply"), "--task", "generation")
+    )
     assert "t.csv' has no column 'answer'; it has image, text, reply" in message
 
 
