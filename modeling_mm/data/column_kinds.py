@@ -22,7 +22,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from PIL import Image
 
-from .cells import COMMA, FORMATS, PLAIN, POINT, cell_number, date_form, is_missing, number_form
+from .cells import COMMA, FORMATS, NUMBER, PLAIN, POINT, cell_number, date_form, is_missing, number_form
 from .rows import undecoded
 
 MEDIA = ("image", "audio", "video")
@@ -194,7 +194,8 @@ def forced_kind(cells: Cells, kind: str) -> tuple[str, str]:
     units = {re.sub(r"[^\w%]|[\d_]", "", str(value)) for value in cells.known} - {"", "e", "E"}
     if len(units) > 1:
         raise cells.refuse(f"numbers with the units {' and '.join(sorted(units)[:2])}", "category", "ignore")
-    return "number", mark
+    is_plain = all(NUMBER.fullmatch(str(value).strip()) for value in cells.known)
+    return "number", PLAIN if is_plain else mark
 
 
 def first_of_day_and_month(form: str) -> str:

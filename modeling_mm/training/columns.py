@@ -12,7 +12,6 @@ from ..data.cells import NUMBER
 from ..data.column_kinds import FORCED, Column, column_kinds, plain
 from ..data.rows import split_names
 from ..data.tables import read_table
-from ..data.targets import label_columns
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, fill_defaults
 
@@ -140,9 +139,12 @@ def chosen_labels(
     Raises:
         ValueError: two columns have a usual name.
     """
-    if data.label_column is not None:
-        return label_columns(data.task or "regression", data.label_column)
-    if labels := [name for name, (kind, _) in chosen.items() if kind == "label"]:
+    labels = [name for name, (kind, _) in chosen.items() if kind == "label"]
+    if missing := [name for name in named_by(data.label_column, table.column_names) if name not in labels]:
+        raise ValueError(f"'{source}' has no column '{missing[0]}'; it has {', '.join(table.column_names)}")
+    if len(labels) > len(named_by(data.label_column, table.column_names)) > 0:
+        raise ValueError(f"--label_column is {data.label_column}, but --columns names another label; give one of them")
+    if labels:
         return labels
     if data.task and TASKS[data.task].label_column is None:
         return []

@@ -1,0 +1,74 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""A table of ten columns: train with no flag but the file, evaluate and predict with none but the model."""
+
+import json
+
+import pytest
+from helpers.tables import TEN_KINDS, write_ten_columns
+from transformers import AutoConfig
+
+from modeling_mm import cli
+
+QUIET = ["--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
+PRINTED = {
+    "item_id": ["ignore", "60 of 60 values differ, no spaces: an id"],
+    "photo": ["image", "PNG paths, all exist"],
+    "title": ["text", "4.0 words a cell, named so"],
+    "city": ["category", "4 different values"],
+    "label": ["label", "named so"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ten")
+    write_ten_columns(folder)
+    write_ten_columns(folder, 12, "test.csv", seed=1)
+    return folder
+
+
+def test_a_table_of_ten_columns_trains_and_travels(folder, capsys):
+    out = folder / "out"
+    assert cli.main(["train", "--train_file", str(folder / "t.csv"), "--output_dir", str(out), *QUIET]) == 0
+    captured = capsys.readouterr()
+    result, page = json.loads(captured.out), captured.err.splitlines()
+    assert "columns" not in result and 0 <= result["accuracy"] <= 1
+    for name, (kind, why) in PRINTED.items():
+        assert any(line.split()[:2] == [name, kind] and line.endswith(why) for line in page)
+    assert "task: classification, because 'label' has 3 different values in 60 rows" in page
+    assert any(line.endswith(r"--text $'title: ...\nnotes: ...'") for line in page)
+    report = json.loads((out / "report.json").read_text())
+    assert {name: column["kind"] for name, column in report["columns"].items()} == TEN_KINDS
+    assert report["columns"]["weight"]["missing"] == 0.1 and len(report["columns"]["price"]["examples"]) == 2
+    assert "title: ...\nnotes: ..." in (out / "README.md").read_text()
+    columns = AutoConfig.from_pretrained(out).columns
+    assert (columns["image"], columns["text"], columns["target"]) == ("photo", "title,notes", "label")
+
+    evaluate = ["evaluate", "--model", str(out), "--test_file", str(folder / "test.csv"), "--device", "cpu"]
+    assert cli.main(evaluate) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["rows"] == 12 and {"text alone", "image alone"} <= set(scores["modalities"])
+    texts = [json.loads(line)["text"] for line in (out / "evaluation" / "predictions.jsonl").open()]
+    assert all(text.startswith("title: ") for text in texts)
+    assert cli.main([*evaluate, "--image_column", "", "--text_column", "title", "--label_column", "label"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["modalities"]) == {"all"}
+    row = ["--image", str(folder / "img" / "1_0.png"), "--text", texts[0]]
+    assert cli.main(["predict", "--model", str(out), *row, "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["label"] in ("bad", "fine", "good")
+
+
+def test_a_question_is_one_sentence_and_nothing_is_trained(folder, capsys):
+    text = (folder / "t.csv").read_text()
+    (folder / "two.csv").write_text(text.replace("material,label", "target,label", 1))
+    out = folder / "nothing"
+    assert cli.main(["train", "--train_file", str(folder / "two.csv"), "--output_dir", str(out), *QUIET]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and not out.exists()
+    assert (
+        captured.err.strip()
+        .splitlines()[-1]
+        .endswith(
+            "two.csv' has 2 columns that may be the label, target and label; name it, for example by --columns "
+            '"target=label,label=ignore"'
+        )
+    )
