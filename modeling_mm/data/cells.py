@@ -80,23 +80,21 @@ def number_form(cells: Sequence[str]) -> str | None:
     Raises:
         ValueError: a decimal comma, a unit or a stray word makes the form ambiguous; names a cell and says what it is.
     """
-    dressed = {cell: DRESSED.fullmatch(cell.strip()) for cell in set(cells)}
-    others = [c for c in cells if not NUMBER.fullmatch(c.strip())]
-    strange = [cell for cell in others if dressed[cell] is None]
-    suffixes = {match[4] for match in dressed.values() if match and match[4]}
+    others = [cell for cell in dict.fromkeys(cells) if not NUMBER.fullmatch(cell.strip())]
     if not others:
         return PLAIN
-    if len(strange) > 0.1 * len(cells) or len(suffixes) > SUFFIXES:
+    strange = [cell for cell in others if written_number(cell, POINT) is written_number(cell, COMMA) is None]
+    suffixes = {cell: match[4] for cell in others if (match := DRESSED.fullmatch(cell.strip())) and match[4]}
+    if len([cell for cell in cells if cell in strange]) > 0.1 * len(cells) or len({*suffixes.values()}) > SUFFIXES:
         return None
     if strange:
         raise ValueError(f"'{strange[0][:60]}', which is no number as the others are")
-    if units := [cell for cell in others if (match := dressed[cell]) and match[4] and match[4].isalpha()]:
+    if units := [cell for cell, suffix in suffixes.items() if suffix.isalpha()]:
         raise ValueError(f"'{units[0]}', a number with a unit")
     for cell in others:
-        if "," in cell and written_number(cell, POINT) is None:
-            raise ValueError(f"'{cell}', a number with a decimal comma")
         if written_number(cell, POINT) is None:
-            raise ValueError(f"'{cell}', which is no number as the others are")
+            mark = "a decimal comma" if "," in cell else "points between thousands"
+            raise ValueError(f"'{cell}', a number with {mark}")
     commas = [cell for cell in others if "," in cell]
     if commas and not any("." in cell or cell.count(",") > 1 for cell in commas):
         raise ValueError(f"'{commas[0]}', whose comma may be one of thousands or of decimals")

@@ -4,12 +4,14 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import datasets
 
+from ..checkpoint import BASE, read_config
 from ..data.cells import NUMBER
-from ..data.column_kinds import FORCED, Column, column_kinds, plain
+from ..data.column_kinds import FORCED, MEDIA, Column, column_kinds, plain
 from ..data.rows import split_names
 from ..data.tables import read_table
 from ..tasks import TASKS
@@ -33,6 +35,8 @@ def choose_columns(model: ModelArguments, data: DataArguments, is_first_process:
         ValueError: a column, the label or the task is in doubt; names the candidates and the flag.
     """
     columns, reason = inferred_columns(model, data)
+    if model.model is not None and not columns:
+        fill_as_trained(model.model, data)
     fill_defaults(data)
     if columns and is_first_process:
         print(
@@ -73,6 +77,17 @@ def inferred_columns(model: ModelArguments, data: DataArguments) -> tuple[list[C
             setattr(data, FLAGS[kind], ",".join(names))
     data.number_forms = {column.name: column.form for column in columns if column.form}
     return columns, reason
+
+
+def fill_as_trained(source: str, data: DataArguments) -> None:
+    """Set the columns that no flag names to those that a model was trained on, if it knows them."""
+    folder = Path(source, BASE)
+    columns = read_config(str(folder) if folder.is_dir() else source).columns or {}
+    for name in ("image", "text", "audio", "video"):
+        if getattr(data, f"{name}_column") is None:
+            setattr(data, f"{name}_column", columns.get(name))
+    data.label_column = data.label_column or columns.get("target")
+    data.number_forms = columns.get("forms", {})
 
 
 def has_towers(model: ModelArguments) -> bool:
@@ -184,8 +199,9 @@ def narrowed(column: Column, data: DataArguments, chosen: Mapping[str, tuple[str
         return column
     if flag and getattr(data, flag) not in (None, []):
         return replace(column, kind="ignore", why=f"{column.kind}, but --{flag} names the columns of this kind")
-    if data.task and TASKS[data.task].embeds and column.kind not in ("image", "text", "ignore"):
-        return replace(column, kind="ignore", why=f"{column.kind}, but {data.task} uses images and texts only")
+    pairs = data.task and TASKS[data.task].needs_image_and_text
+    if pairs and column.kind not in ("image", "text", "ignore", *(() if TASKS[data.task].embeds else MEDIA)):
+        return replace(column, kind="ignore", why=f"{column.kind}, which {data.task} does not use")
     return column
 
 

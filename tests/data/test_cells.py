@@ -70,6 +70,10 @@ def test_a_cell_of_another_form_is_refused(cell, form):
         (["10-20", "20-30"], None),
         (["10A", "9B", "3C", "4D", "5E"], None),
         (["12:30", "13:00"], None),
+        (["1.2.3", "1.10.0"], None),
+        (["192.168.0.1", "10.0.0.1"], None),
+        (["52.1,4.3", "52.2,4.4"], None),
+        (["1,2,3", "4"], None),
     ],
 )
 def test_the_form_of_numbers(cells, form):
@@ -83,7 +87,7 @@ def test_the_form_of_numbers(cells, form):
         (["12,5 kg", "3 kg"], "'12,5 kg', a number with a unit"),
         (["1,500", "2,250"], "'1,500', whose comma may be one of thousands or of decimals"),
         (["1"] * 20 + ["unknwon"], "'unknwon', which is no number as the others are"),
-        (["1.234.567", "2"], "'1.234.567', which is no number"),
+        (["1.234.567", "2"], "'1.234.567', a number with points between thousands"),
     ],
 )
 def test_numbers_in_doubt_are_named(cells, sentence):

@@ -5,7 +5,7 @@ import json
 
 import datasets
 import pytest
-from helpers.builders import drawing
+from helpers.builders import drawing, mm_config
 from helpers.tables import TEN_KINDS, titanic, write_rows, write_ten_columns
 
 from modeling_mm.training.arguments import DataArguments, ModelArguments
@@ -138,6 +138,19 @@ def test_images_and_texts_alone_may_be_retrieval(tmp_path):
     assert (data.label_column, data.text_column, report["caption"]["kind"]) == (None, "caption", "text")
 
 
+def test_pairs_have_no_label_and_no_columns_that_would_tell_them(tmp_path):
+    for i in range(60):
+        drawing(4 * i).save(tmp_path / f"{i}.png")
+    path = labelled(
+        tmp_path, spread("a", "b"), image=[f"{i}.png" for i in range(60)], price=[str(i * 7) for i in range(60)]
+    )
+    for task in ("retrieval", "matching"):
+        _, data, report = choose(path, task=task)
+        assert (data.label_column, data.image_column, data.text_column) == (None, "image", "remarks")
+        assert data.number_columns == data.category_columns == []
+        assert report["label"]["why"] == f"category, which {task} does not use"
+
+
 def test_flags_have_the_last_word(tmp_path):
     path = write_ten_columns(tmp_path)
     _, data, report = choose(path, columns="views=ignore,city=text,width=category,label=label")
@@ -184,10 +197,11 @@ def test_dates_and_dressed_numbers_keep_their_form(tmp_path):
 
 def test_flags_as_they_were_given_before_infer_nothing(tmp_path, capsys):
     path = write_ten_columns(tmp_path)
+    mm_config().save_pretrained(tmp_path / "trained")
     ways = (
         (SCRATCH, {"task": "classification"}),
         (SCRATCH, {"label_column": "label"}),
-        ({"model": "trained"}, {}),
+        ({"model": str(tmp_path / "trained")}, {}),
         (SCRATCH, {"streaming": True}),
     )
     for model, flags in ways:
@@ -197,6 +211,15 @@ def test_flags_as_they_were_given_before_infer_nothing(tmp_path, capsys):
     answers = labelled(tmp_path, spread("a", "b"), "answer", price=[str(i * 7) for i in range(60)])
     assert choose(answers, SCRATCH)[2] == {} and capsys.readouterr().out == ""
     assert choose(answers, SCRATCH, columns="auto")[1].number_columns == ["price"]
+
+
+def test_further_training_reads_the_columns_of_training(tmp_path):
+    columns = {"image": "photo", "text": "title,notes", "target": "label", "forms": {"sold": "%d.%m.%Y"}}
+    mm_config(columns=columns).save_pretrained(tmp_path / "trained" / "base")
+    model = {"model": str(tmp_path / "trained")}
+    _, data, report = choose(write_ten_columns(tmp_path), model, task="classification", text_column="notes")
+    assert (data.image_column, data.text_column, data.label_column, report) == ("photo", "notes", "label", {})
+    assert (data.audio_column, data.number_forms) == ("", {"sold": "%d.%m.%Y"})
 
 
 def test_towers_without_other_flags_are_enough(tmp_path):
