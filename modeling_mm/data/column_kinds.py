@@ -115,7 +115,7 @@ def sample_cells(source: str, table: datasets.Dataset, folder: Path, name: str) 
     rows = sorted(random.Random(0).sample(range(len(table)), count))
     part = table.select_columns([name]).select(rows)
     part = part.cast_column(name, undecoded(feature)) if undecoded(feature) != feature else part
-    values = list(part[name])
+    values = part[name][:]
     if isinstance(feature, datasets.ClassLabel):
         values = [None if value is None or value < 0 else feature.int2str(value) for value in values]
     return Cells(name, source, folder, len(table), rows, [plain(value) for value in values])

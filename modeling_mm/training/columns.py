@@ -12,7 +12,7 @@ import datasets
 from ..checkpoint import BASE, read_config
 from ..data.cells import NUMBER
 from ..data.column_kinds import FORCED, MEDIA, Column, column_kinds, plain
-from ..data.rows import split_names
+from ..data.rows import split_names, undecoded
 from ..data.tables import read_table
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, fill_defaults
@@ -68,7 +68,7 @@ def inferred_columns(model: ModelArguments, data: DataArguments) -> tuple[list[C
     if not data.task:
         data.task, reason = inferred_task(source, table, labels)
     elif TASKS[data.task].has_classes:
-        refuse_unique(source, labels[0], table[labels[0]])
+        refuse_unique(source, labels[0], table[labels[0]][:])
     for kind in FLAGS:
         names = [column.name for column in columns if column.kind in (kind, "date" if kind == "number" else kind)]
         if kind in ("number", "category"):
@@ -163,8 +163,12 @@ def chosen_labels(
         return labels
     if data.task and TASKS[data.task].label_column is None:
         return []
-    usual = [name for name in table.column_names if name.lower().strip() in LABEL_NAMES and name not in chosen]
-    found = [name for name in usual if len({str(plain(cell)) for cell in table[name]} - {"None"}) > 1]
+    usual = [
+        name
+        for name, feature in table.features.items()
+        if name.lower().strip() in LABEL_NAMES and name not in chosen and undecoded(feature) == feature
+    ]
+    found = [name for name in usual if len({str(plain(cell)) for cell in table[name][:]} - {"None"}) > 1]
     if len(found) > 1:
         first, *others = found
         rest = ",".join(f"{name}=ignore" for name in others)
@@ -216,7 +220,7 @@ def inferred_task(source: str, table: datasets.Dataset, labels: Sequence[str]) -
         return "regression", f"because {' and '.join(labels)} are its numbers"
     if name.lower().strip() == "answer":
         return "generation", f"because the label is named '{name}'"
-    cells = [value for cell in table[name] if (value := plain(cell)) is not None]
+    cells = [value for cell in table[name][:] if (value := plain(cell)) is not None]
     if any(isinstance(cell, list) or cell.strip().startswith("[") for cell in cells):
         return "multilabel", f"because '{name}' holds lists"
     different, count = set(cells), len(cells)
