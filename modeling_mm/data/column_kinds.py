@@ -223,6 +223,8 @@ def inferred_kind(cells: Cells, feature: Any) -> tuple[str, str, str]:
     if isinstance(filled[0], date):
         return "date", "dates", PLAIN
     known = cells.known
+    if len([value for value in filled if value.lstrip()[:1] in ("[", "{")]) > MOST * len(filled):
+        return "ignore", "lists or structures in JSON", PLAIN
     if cells.name.lower().strip() in TEXT_NAMES and not all(value.strip().isnumeric() for value in known):
         return "text", "words, in a column of this name", PLAIN
     return (number_or_date(cells, known) if known else None) or word_kind(cells, filled)

@@ -64,6 +64,9 @@ def inferred_columns(model: ModelArguments, data: DataArguments) -> tuple[list[C
     columns = [narrowed(column, data, kinds) for column in column_kinds(source, table, folder, kinds)]
     if not labels and (not data.task or TASKS[data.task].label_column is not None):
         raise ValueError(no_label(source, columns))
+    if all(column.kind in ("label", "ignore") for column in columns):
+        ignored = next((f'"{column.name}=category"' for column in columns if column.kind == "ignore"), '"NAME=KIND"')
+        raise ValueError(f"'{source}' has no column to predict from; to read an ignored one give --columns {ignored}")
     reason = "by its flag"
     if not data.task:
         data.task, reason = inferred_task(source, table, labels)
@@ -75,7 +78,7 @@ def inferred_columns(model: ModelArguments, data: DataArguments) -> tuple[list[C
             setattr(data, FLAGS[kind], names)
         elif getattr(data, FLAGS[kind]) is None and (kind != "label" or names):
             setattr(data, FLAGS[kind], ",".join(names))
-    data.number_forms = {column.name: column.form for column in columns if column.form}
+    data.number_forms = {column.name: column.form for column in columns if column.kind in ("number", "date")}
     return columns, reason
 
 

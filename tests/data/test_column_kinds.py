@@ -98,6 +98,11 @@ def spread(*values, rows=ROWS):
         ("answer_sheet", spread("I strongly agree with all that", "I do not agree"), "category", "2 different"),
         ("page", [f"https://example.org/{i}.png" for i in range(ROWS)], "ignore", "web addresses"),
         ("picture", ["data:image/png;base64,iVBOR"] * 2 + ["data:image/png;base64,iV"] * 58, "ignore", "data URIs"),
+        ("x", [f"[0.{i}, 0.2, 0.3, 0.4, 0.5, 0.6]" for i in range(ROWS)], "ignore", "lists or structures in JSON"),
+        ("address", [f"192.168.0.{i}" for i in range(ROWS)], "ignore", "an id"),
+        ("place", [f"52.{i},4.{i}" for i in range(ROWS)], "ignore", "an id"),
+        ("Unnamed: 0", [str(i) for i in range(ROWS)], "ignore", "each row has its number"),
+        ("Fare", [*(f"{i / 7:.2f}" for i in range(1, 60)), "-5"], "number", "numbers, -5 to"),
         ("id", ["NULL"] * 30 + ["a"] * 30, "category", "2 different"),
     ],
 )

@@ -151,6 +151,12 @@ def test_pairs_have_no_label_and_no_columns_that_would_tell_them(tmp_path):
         assert report["label"]["why"] == f"category, which {task} does not use"
 
 
+def test_nothing_to_predict_from_is_refused(tmp_path):
+    path = write_rows(tmp_path / "t.csv", ["key", "label"], [[f"k{i}", "ab"[i % 2]] for i in range(60)])
+    with pytest.raises(ValueError, match='no column to predict from; .* give --columns "key=category"'):
+        choose(path)
+
+
 def test_flags_have_the_last_word(tmp_path):
     path = write_ten_columns(tmp_path)
     _, data, report = choose(path, columns="views=ignore,city=text,width=category,label=label")
@@ -193,6 +199,8 @@ def test_dates_and_dressed_numbers_keep_their_form(tmp_path):
     _, data, _ = choose(labelled(tmp_path, spread("a", "b"), sold=days, kg=weight), columns="kg=comma_number")
     assert data.number_columns == ["sold", "kg"]
     assert data.number_forms == {"sold": "%d.%m.%Y", "kg": "comma"}
+    _, data, _ = choose(labelled(tmp_path, spread("a", "b"), age=spread("17", "NA", *map(str, range(40)))))
+    assert data.number_forms == {"age": ""}  # in which NA is missing
 
 
 def test_flags_as_they_were_given_before_infer_nothing(tmp_path, capsys):
