@@ -1,10 +1,11 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Classify: a label for any of image, text and audio, and the contribution of each of them.
+"""Classify: a label for any of image, text, audio and table, and the contribution of each of them.
 
 The contribution of an input is the change of the answer's score when that input is left out. All of these rows are one
 batch, so that image and audio still go through their towers once.
 """
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -40,6 +41,8 @@ def scores(loaded: LoadedModel, rows: list[dict[str, Any]]) -> torch.Tensor:
     batch.update(processor.flat_images(images) | processor.flat_audio(clips))  # each distinct one goes in once
     if hasattr(processor, "drop_cut_media"):  # absent from the code of older checkpoints
         processor.drop_cut_media(batch)
+    if any("table" in row for row in rows):
+        batch.update(processor(table=[row.get("table") for row in rows]))
     if model.config.late_fusion is not None:
         batch["text_present"] = torch.tensor(["text" in row for row in rows])
     logits = model(**batch.to(model.device)).logits.float().cpu()
@@ -52,7 +55,7 @@ def classify_inputs(loaded: LoadedModel, inputs: dict[str, Any]) -> tuple[dict[s
     """The score of each label, and the contribution of each modality to the answer.
 
     Args:
-        inputs: any of "image", "text" and "audio".
+        inputs: any of "image", "text", "audio" and "table".
     """
     without = [{name: value for name, value in inputs.items() if name != absent} for absent in inputs]
     table = scores(loaded, [inputs, *without])
@@ -84,8 +87,34 @@ def shown_labels(loaded: LoadedModel, labels: dict[str, float]) -> dict[str, flo
     return ", ".join(f"{name} {number:.4g}" for name, number in labels.items())
 
 
+def table_fields(loaded: LoadedModel) -> list[Any]:
+    """A number field or a dropdown for each column of the model's table."""
+    return [
+        gr.Dropdown(["", *column["values"]], value="", label=column["name"])
+        if column["kind"] == "category"
+        else gr.Number(value=None, label=column["name"])
+        for column in loaded.table_columns
+    ]
+
+
+def checked_table(loaded: LoadedModel, cells: Sequence[Any]) -> dict[str, Any]:
+    """The cells of the columns that were filled in.
+
+    Raises:
+        Refused: a cell is no number, or no plain value.
+    """
+    names = [column["name"] for column in loaded.table_columns]
+    table = {name: cell for name, cell in zip(names, cells, strict=False) if not (cell is None or cell == "")}
+    for name, cell in table.items():
+        try:
+            loaded.processor(table=[{name: cell}])
+        except ValueError:
+            raise Refused(f"The field {name} cannot hold this value; expected a plain one.") from None
+    return table
+
+
 def examples_of(loaded: LoadedModel) -> list[list[Any]]:
-    """Example rows: one with every input, and others with a part of them."""
+    """Example rows: one with every input but the table, and others with a part of them."""
     rows = [["blue", "circle", "a blue circle"], ["yellow", "triangle", ""], ["red", "rectangle", "red or blue?"]]
     clips = [[example_media.tone(pitch)] for pitch in (440, 660, 880)] if loaded.takes_audio else [[], [], []]
     return [
@@ -94,24 +123,35 @@ def examples_of(loaded: LoadedModel) -> list[list[Any]]:
     ]
 
 
+def classify(
+    loaded: LoadedModel, request: gr.Request | None, image: Any, text: str, audio: Any, cells: Sequence[Any] = ()
+) -> tuple[Any, dict]:
+    """Scores and contributions of what a browser sent.
+
+    Raises:
+        Refused: nothing was sent, or an input is bad.
+    """
+    rate_limiter.admit(request)
+    present: dict[str, Any] = {}
+    if path := uploaded_file(image, "image"):
+        present["image"] = open_image(path, loaded.processor)
+    if text := checked_text(text, loaded.processor):
+        present["text"] = text
+    if path := uploaded_file(audio, "audio clip"):
+        present["audio"] = open_audio(path)
+    if cells and (table := checked_table(loaded, cells)):
+        present["table"] = table
+    if not present:
+        raise Refused(
+            f"Give an image, a text{', an audio clip' if loaded.takes_audio else ''}"
+            f"{', numbers' if loaded.table_columns else ''} or several of them."
+        )
+    labels, found = classify_inputs(loaded, present)
+    return shown_labels(loaded, labels), found
+
+
 def classify_tab(loaded: LoadedModel) -> None:
     """Draw the tab and register its endpoint."""
-
-    def classify(image: Any, text: str, audio: Any, request: gr.Request | None) -> tuple[Any, dict]:
-        rate_limiter.admit(request)
-        present: dict[str, Any] = {}
-        if path := uploaded_file(image, "image"):
-            present["image"] = open_image(path, loaded.processor)
-        if text := checked_text(text, loaded.processor):
-            present["text"] = text
-        if path := uploaded_file(audio, "audio clip"):
-            present["audio"] = open_audio(path)
-        if not present:
-            raise Refused(
-                f"Give an image, a text{', an audio clip' if loaded.takes_audio else ''} or several of them."
-            )
-        labels, found = classify_inputs(loaded, present)
-        return shown_labels(loaded, labels), found
 
     def classify_image_text(picture: Any = None, text: str = "", request: gr.Request | None = None):
         """Classify an image, a text or both: scores of all labels, and the contribution of each input to the answer.
@@ -120,7 +160,7 @@ def classify_tab(loaded: LoadedModel) -> None:
             picture: an uploaded image, or none.
             text: a text, or none.
         """
-        return classify(picture, text, None, request)
+        return classify(loaded, request, picture, text, None)
 
     def classify_any(picture: Any = None, text: str = "", sound: Any = None, request: gr.Request | None = None):
         """Classify any of an image, a text and an audio clip: scores of all labels and the contribution of each input.
@@ -130,8 +170,20 @@ def classify_tab(loaded: LoadedModel) -> None:
             text: a text, or none.
             sound: an uploaded audio clip, or none.
         """
-        return classify(picture, text, sound, request)
+        return classify(loaded, request, picture, text, sound)
 
+    def classify_with_table(picture: Any = None, text: str = "", request: gr.Request | None = None, *others: Any):
+        """Classify any of image, text, audio clip and table: scores of all labels and the contribution of each input.
+
+        Args:
+            picture: an uploaded image, or none.
+            text: a text, or none.
+            others: an uploaded audio clip, if the model takes audio; then a cell for each column, or none.
+        """
+        sound, cells = (others[0], others[1:]) if loaded.takes_audio else (None, others)
+        return classify(loaded, request, picture, text, sound, cells)
+
+    endpoint = classify_any if loaded.takes_audio else classify_image_text
     with gr.Row():
         with gr.Column(min_width=280):
             inputs: list[Any] = [
@@ -140,15 +192,17 @@ def classify_tab(loaded: LoadedModel) -> None:
             ]
             if loaded.takes_audio:
                 inputs.append(gr.Audio(type="filepath", label="Audio", sources=["upload", "microphone"]))
+            media = list(inputs)
+            inputs += table_fields(loaded)
             button = gr.Button("Classify", variant="primary")
         with gr.Column(min_width=280):
             label = gr.Label(label="Scores", num_top_classes=8)
             contributions = gr.HTML(show_label=False, container=True, padding=True)
             with gr.Accordion("As numbers", open=False):
                 numbers = gr.JSON(show_label=False)
-    gr.Examples(examples_of(loaded), inputs, label="Examples", cache_examples=False)
+    gr.Examples(examples_of(loaded), media, label="Examples", cache_examples=False)
     button.click(
-        classify_any if loaded.takes_audio else classify_image_text,
+        classify_with_table if loaded.table_columns else endpoint,
         inputs,
         [label, numbers],
         api_name="classify",

@@ -57,6 +57,11 @@ class LoadedModel:
         return self.model.config.audio_config is not None
 
     @property
+    def table_columns(self) -> list[dict[str, Any]]:
+        """The columns of the model's table; none for a model without, also of older code."""
+        return getattr(self.processor, "table_columns", None) or []
+
+    @property
     def max_length(self) -> int:
         """Maximum number of tokens of a text."""
         positions = self.model.config.text_config.to_dict().get("max_position_embeddings") or 2**20

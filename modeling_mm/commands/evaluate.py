@@ -21,9 +21,16 @@ from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
 from ..data.rows import Columns, media_markers
+from ..data.table_columns import names_by_kind
 from ..data.tables import read_table
 from ..evaluation.metrics import compute_metrics_for
-from ..evaluation.modalities import modality_report, modality_weights_results, weight_table, weights_of_rows
+from ..evaluation.modalities import (
+    column_report,
+    modality_report,
+    modality_weights_results,
+    weight_table,
+    weights_of_rows,
+)
 from ..evaluation.predictions import (
     Evaluation,
     evaluate_rows,
@@ -95,7 +102,7 @@ def zero_shot_results(
     if arguments.process_index:
         return None
     source = args.test_file or str(args.dataset)
-    columns = known_columns(args, model, "retrieval")
+    columns = known_columns(args, model, "retrieval", processor)
     rows = labelled_images(source, args.split, columns.image, str(columns.target), args.on_bad_row == "skip")
     collator = RetrievalCollator(processor, "retrieval", args.max_length)
     evaluation = evaluate_zero_shot(model.to(arguments.device), collator, rows, templates, args.batch_size)
@@ -105,7 +112,10 @@ def zero_shot_results(
     subtitle = f"{len(rows)} rows of {source}, {len(rows.bad_rows)} bad rows left out"
     write_report(output / "report.html", f"{Path(args.model).name}: zero-shot", subtitle, sections)
     write_bad_rows(rows.bad_rows, output)
-    result = results("classification", evaluation, []) | {"classes": len(rows.labels or []), "templates": templates}
+    result = results("classification", evaluation) | {
+        "classes": len(rows.labels or []),
+        "templates": templates,
+    }
     result |= {"skipped_rows": len(rows.bad_rows), "output_dir": str(output)}
     (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
@@ -129,11 +139,13 @@ def check_flags(args: EvaluateArguments, task: str) -> None:
         )
 
 
-def known_columns(args: EvaluateArguments, model: PreTrainedModel, task: str) -> Columns:
+def known_columns(args: EvaluateArguments, model: PreTrainedModel, task: str, processor: MMProcessor) -> Columns:
     """The columns of training, where the model knows them and no flag names others."""
+    numbers, categories = names_by_kind(processor.table_columns or [])
     columns = Columns(**model.config.columns) if model.config.columns else Columns(target=TASKS[task].label_column)
     names = ("image", "text", "audio", "video")
     flags = {name: getattr(args, f"{name}_column") for name in names} | {"target": args.label_column}
+    flags |= {"decimal": args.decimal, "numbers": numbers, "categories": categories}
     return replace(columns, concept="", **{name: value for name, value in flags.items() if value is not None})
 
 
@@ -145,7 +157,7 @@ def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMP
     """
     source = args.test_file or str(args.dataset)
     table, folder = read_table(source, args.split)
-    columns = known_columns(args, model, task)
+    columns = known_columns(args, model, task, processor)
     dataset = MMDataset(source, table, folder, columns, label_names(model, task), task=task)
     if args.max_seconds is not None:
         processor.max_seconds = args.max_seconds
@@ -184,38 +196,47 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     with weights_of_rows(trainer) as collected:
         evaluation = evaluate_rows(trainer, task, rows)
     scores: list[dict[str, Any]] = []
+    columns: list[dict[str, Any]] = []
     if (not TASKS[task].generates) if args.modality_report is None else args.modality_report:
-        # all modalities together are scored already
-        scores = modality_report(
-            lambda subset: with_intervals(
-                task, evaluation if subset is rows else evaluate_rows(trainer, task, subset), evaluation
-            ),
-            rows,
-            modality_markers(processor, dataset.columns),
-        )
+
+        def score(subset: Any) -> dict[str, Any]:  # all modalities together are scored already
+            scored = evaluation if subset is rows else evaluate_rows(trainer, task, subset)
+            return with_intervals(task, scored, evaluation)
+
+        table = dataset.columns.table
+        scores = modality_report(score, rows, modality_markers(processor, dataset.columns), bool(table))
+        columns = column_report(score, rows, table)
     if not trainer.is_world_process_zero():
         return None
     write_predictions(rows, evaluation, output / "predictions.jsonl")
     draw_examples(rows, evaluation, output / "samples.png")
     weights = weight_table(model, collected)
-    sections = report_sections(trainer, task, evaluation, scores, weights, output)
+    sections = report_sections(trainer, task, evaluation, scores, weights, columns, output)
     sections += skipped_section(dataset.bad_rows)
     subtitle = f"{len(rows)} rows of {dataset.source}, {len(dataset.bad_rows)} bad rows left out"
     write_report(output / "report.html", f"{Path(args.model).name}: {task}", subtitle, sections)
     write_bad_rows(dataset.bad_rows, output)
-    result = results(task, evaluation, scores) | {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
+    result = results(task, evaluation, scores, columns)
+    result |= {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
     result |= modality_weights_results(model, weights)
     (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
 
 
-def results(task: str, evaluation: Evaluation, modalities: list[dict[str, Any]]) -> dict[str, Any]:
+def results(
+    task: str,
+    evaluation: Evaluation,
+    modalities: Sequence[dict[str, Any]] = (),
+    columns: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
     """The scores for metrics.json."""
     result: dict[str, Any] = {**evaluation.metrics, "rows": len(evaluation.predictions)}
     result["interval"] = {TASKS[task].main_metric: shortened(interval(task, evaluation))}
     if modalities:
         result["modalities"] = {row["modalities"]: row[TASKS[task].main_metric] for row in modalities}
         result["modality_intervals"] = {row["modalities"]: shortened(row["interval"]) for row in modalities}
+    if columns:
+        result["without_columns"] = {row["without"]: row[TASKS[task].main_metric] for row in columns}
     return result
 
 

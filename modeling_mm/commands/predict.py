@@ -5,6 +5,7 @@ modeling-mm predict --model DIR --image a.png --text "what is the blue shape?" -
 modeling-mm predict --model RETRIEVAL --image a.png --text "a red circle" "a blue square"
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..checkpoint import load_checkpoint, quantized
+from ..data.cells import formed_numbers
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.media import MediaRef, open_image
 from ..data.rows import Row
 from ..model.processing_mm import MMProcessor
+from ..model.table_mm import table_tensor
 from ..report import figures
 from ..tasks import TASKS, task_of
 from .arguments import MMParser
@@ -80,8 +83,8 @@ def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProces
         ValueError: texts or media are missing, or a flag does not fit retrieval.
     """
     prefix = "a retrieval model compares texts with images or audio"
-    if args.explain or args.video:
-        raise ValueError(f"{prefix}; leave out {'--explain' if args.explain else '--video'}")
+    if flag := next((name for name in ("explain", "video", "table") if getattr(args, name)), None):
+        raise ValueError(f"{prefix}; leave out --{flag}")
     if not args.text or not (args.image or args.audio):
         raise ValueError(f"{prefix}; give --text, and --image or --audio")
     if not all(text.strip() for text in args.text):
@@ -96,11 +99,27 @@ def rankings(args: PredictArguments, model: PreTrainedModel, processor: MMProces
     return {"model": args.model, "image": args.image, **audio, "results": results}
 
 
+def read_table_row(text: str | None) -> dict[str, Any]:
+    """The cells of `--table`.
+
+    Raises:
+        ValueError: the text is no JSON object.
+    """
+    try:
+        row = json.loads(text or "{}")
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"--table is {text!r:.60}; expected a JSON object such as '{{\"age\": 61}}'")
+    return {name: cell for name, cell in row.items() if not (cell is None or cell == "")}
+
+
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Run the verb; returns its results."""
     (args,) = MMParser(PredictArguments, prog="modeling-mm predict").parse(argv)
-    if not (args.image or args.text or args.audio or args.video):
-        raise ValueError("give --image, --audio, --video or --text, or several of them")
+    if not (args.image or args.text or args.audio or args.video or args.table):
+        raise ValueError("give --image, --audio, --video, --table or --text, or several of them")
+    table = read_table_row(args.table)
     if args.explain and (args.audio or args.video):
         raise ValueError(f"--explain draws over one image; leave out {'--audio' if args.audio else '--video'}")
     if args.explain and len(args.image) != 1:
@@ -118,8 +137,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--explain: {error}") from None
     clips, videos = list(args.audio), list(args.video)
     media = [[MediaRef(path) for path in paths] for paths in (args.image, clips, videos)]
+    table = formed_numbers(table, (model.config.columns or {}).get("forms", {}))
+    if table:
+        table_tensor(table, processor.table_columns)  # refuses a bad cell, and an unknown column
     rows = [
-        Row(number, media[0], text, None, media[1], media[2]) for number, text in enumerate(args.text or [""], start=1)
+        Row(number, media[0], text, None, media[1], media[2], table=table)
+        for number, text in enumerate(args.text or [""], start=1)
     ]
     for row in rows:
         processor.check_markers([row.text], [row.images])
@@ -130,11 +153,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     results = answer(model, processor, batch, args.max_new_tokens) if TASKS[task].generates else classify(model, batch)
     output: dict[str, Any] = {"model": args.model, "image": args.image, **({"audio": clips} if clips else {})}
     output |= {"video": videos} if videos else {}
+    output |= {"table": table} if table else {}
     output["results"] = [{"text": row.text, **result} for row, result in zip(rows, results, strict=True)]
     if args.explain:
         image = open_image(args.image[0], processor.image_background)
         try:
-            maps = model.attention_maps(processor, image, rows[0].text, args.max_new_tokens)
+            maps = model.attention_maps(processor, image, rows[0].text, args.max_new_tokens, table=table)
         except ValueError as error:
             raise ValueError(f"--explain: {error}") from None
         figures.draw_attention(maps.image, maps.words, rows[0].text, Path(args.explain))

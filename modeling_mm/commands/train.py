@@ -31,7 +31,7 @@ from ..evaluation.predictions import evaluate_rows, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
 from ..model.audio_mm import MAX_SECONDS
-from ..model.media_mm import MODALITIES
+from ..model.media_mm import MODALITIES, TABLE
 from ..report import figures
 from ..report.augmented import draw_augmented
 from ..report.sections import draw_examples
@@ -92,7 +92,8 @@ def read_rows(model_args: ModelArguments, data_args: DataArguments, seed: int) -
     known = known_processor(model_args.model)
     data_args.max_seconds = data_args.max_seconds or (known.max_seconds if known else MAX_SECONDS)
     labels, num_frames = known_labels(model_args.model, data_args.task), num_video_frames(model_args)
-    return load_splits(data_args, seed, labels, num_frames, media_markers(known))
+    table = None if known is None else known.table_columns or []
+    return load_splits(data_args, seed, labels, num_frames, media_markers(known), table)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
@@ -198,12 +199,12 @@ def write_history(history: list[dict[str, float]], report: dict[str, Any], outpu
 
 
 def rows_with_media(splits: Splits) -> list[Any]:
-    """The first row with an image, with audio and with video, if there are any; without them, fusion and towers would
+    """The first row with an image, audio, video and a table, if there are any; without them, fusion and towers would
     seem unused. Modalities that the first rows of a stream lack are looked for in the validation rows."""
     rows = []
     for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
-        media = [dataset.row(number).media for number in dataset.kept]
-        firsts = [next((i for i, items in enumerate(media) if items[name]), None) for name in MODALITIES]
+        media = [{**row.media, TABLE: row.table} for row in map(dataset.row, dataset.kept)]
+        firsts = [next((i for i, items in enumerate(media) if items[name]), None) for name in (*MODALITIES, TABLE)]
         rows += [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)]
     return rows or [splits.train[0]]
 
@@ -214,13 +215,14 @@ def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     rows = max(dataset.groups(), key=len)
     row = dataset.row(dataset.kept[rows[0]])
     kind, media = ("Video", row.videos) if row.videos and not row.images else ("Image", row.images)
-    print(f"\n{kind}:", (media[0].path if media else None) or "(embedded)")
+    print(f"\n{kind}: {media[0].path or '(embedded)'}" if media else "")
     by_truth = {format_answer(line["truth"]): line for line in (json.loads(lines[i]) for i in rows)}
     for line in list(by_truth.values())[:count]:
         text = " | ".join(line["text"].splitlines())
         print(f"  {text}  ->  {format_answer(line['prediction'])}  (truth: {format_answer(line['truth'])})")
     print(f"\nLoad the model in Python as in {output / 'README.md'}, or ask it more:")
-    flags = "--video VIDEO" if kind == "Video" else "--image IMAGE --explain look.png"
+    flags = "--video VIDEO" if kind == "Video" else "--image IMAGE --explain look.png" if media else ""
+    flags = f"{flags} --table '{json.dumps(row.table)}'".strip() if row.table else flags
     texts = dataset.reader.names["text"]
     text = f"$'{joined_text(dict.fromkeys(texts, '...'))}'".replace("\n", r"\n") if len(texts) > 1 else '"..."'
     print(f"  modeling-mm predict --model {output} {flags} --text {text}\n")

@@ -55,6 +55,13 @@ class EvaluateArguments:
     video_column: str | None = field(
         default=None, metadata={"help": 'column with videos; the default is that of training; "" for none'}
     )
+    decimal: str | None = field(
+        default=None,
+        metadata={
+            "help": "decimal mark of the numbers in the table; the default is that of training",
+            "choices": [".", ","],
+        },
+    )
     batch_size: int = field(default=32, metadata={"help": "rows per batch"})
     max_length: int = field(default=512, metadata={"help": "maximum number of tokens per row"})
     max_new_tokens: int = field(default=32, metadata={"help": "maximum number of tokens of a generated answer"})
@@ -95,6 +102,10 @@ class PredictArguments:
             "help": "questions or texts, each about all of the media; a retrieval model ranks the texts for each "
             "image and audio clip"
         },
+    )
+    table: str | None = field(
+        default=None,
+        metadata={"help": "numbers and categories by their columns, about which all texts are: '{\"age\": 61}'"},
     )
     explain: str | None = field(
         default=None, metadata={"help": "PNG file to write that shows the first text's cross-attention over the image"}

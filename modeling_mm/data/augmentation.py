@@ -24,7 +24,7 @@ from PIL import Image
 from transformers import ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from ..model.audio_mm import read_audio
-from ..model.media_mm import MODALITIES
+from ..model.media_mm import MODALITIES, TABLE
 from ..model.processing_mm import MMProcessor
 from .media import MediaRef
 from .rows import Row, present_modalities, without
@@ -233,7 +233,7 @@ def drop_modalities(row: Row, share: float, markers: Mapping[str, str], generato
 
     If all would be left out, each is equally likely to stay.
     """
-    draws = {modality: generator.random() for modality in ("text", *MODALITIES)}
+    draws = {m: generator.random() for m in ("text", *MODALITIES, *([TABLE] if row.table else []))}
     present = present_modalities(row, markers)
     stays = max(present, key=lambda modality: draws[modality], default=None)
     return without(row, [m for m in present if m != stays and draws[m] < share], markers)

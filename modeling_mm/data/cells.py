@@ -7,7 +7,7 @@ A form is PLAIN (12.5), POINT (with a currency, a per cent sign, a unit or thous
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from typing import Any
@@ -60,6 +60,21 @@ def cell_number(cell: Any, form: str = PLAIN) -> float | None:
         expected = f"a date like {form}" if form.startswith("%") else "a number"
         raise ValueError(f"{cell!r:.60} is not {expected}")
     return number
+
+
+def formed_numbers(cells: Mapping[str, Any], forms: Mapping[str, str]) -> dict[str, Any]:
+    """The cells of a row by column; those of a column with a form become numbers, None if they are missing.
+
+    Raises:
+        ValueError: names the column and its cell of another form.
+    """
+    numbers = dict(cells)
+    for name in numbers.keys() & forms.keys():
+        try:
+            numbers[name] = cell_number(cells[name], forms[name])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"'{name}': {error}") from None
+    return numbers
 
 
 def written_number(cell: str, form: str) -> float | None:

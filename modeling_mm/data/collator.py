@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from ..model.losses_mm import text_keys
-from ..model.media_mm import MODALITIES
+from ..model.media_mm import MODALITIES, TABLE
 from ..model.processing_mm import MMProcessor
+from ..model.table_mm import table_tensor
 from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
 from .dataset import CHUNK, MMDataset
@@ -39,7 +40,7 @@ class MMCollator:
         max_length: maximum number of tokens per row.
         with_prompts: also return the prompts alone, padded on the left, for `generate` in evaluation.
         negatives_seed: seed of a matching, by which each image is also paired with a wrong text of the batch.
-        blind: leave all images, audio clips and videos out, to measure how much the text alone tells.
+        blind: leave all images, audio clips, videos and tables out, to measure how much the text alone tells.
         augmentation: changes of the rows, for training only.
         cached: features of frozen towers by modality, in place of whose media they are used.
         image_cache: keeps decoded images in memory; default: keeps none.
@@ -72,6 +73,8 @@ class MMCollator:
         batch |= self.flat_images(rows)
         if any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
+        if self.processor.table_columns is not None and any(row.table for row in rows):
+            batch["table_values"] = self.table_values(rows)
         if any(row.videos for row in rows):
             distinct = {video: video.source for row in rows for video in row.videos}
             batch |= self.processor.flat_videos([[distinct[video] for video in row.videos] for row in rows])
@@ -87,6 +90,12 @@ class MMCollator:
             return self.augmentation.audio_views(self.processor, clips)
         sources = {clip.key: clip.source for row_clips in clips for clip in row_clips}  # equal bytes are one object
         return self.processor.flat_audio([[sources[clip.key] for clip in row_clips] for row_clips in clips])
+
+    def table_values(self, rows: list[Row]) -> torch.Tensor:
+        """`table_values` (B, columns) of the columns that the model knows."""
+        columns = self.processor.table_columns
+        tables = [{c["name"]: row.table.get(c["name"]) for c in columns} for row in rows]
+        return table_tensor(tables, columns)
 
     def flat_images(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """The tensors of the distinct images from the processor, or their cached features."""
@@ -197,7 +206,7 @@ class MMCollator:
 
     def without_media(self, row: Row) -> Row:
         """The row with its text alone."""
-        return without(row, MODALITIES, self.media_markers)
+        return without(row, (*MODALITIES, TABLE), self.media_markers)
 
     @property
     def media_markers(self) -> dict[str, str]:

@@ -20,10 +20,12 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..model.media_mm import MODALITIES
+from ..model.media_mm import MODALITIES, TABLE
 from ..model.processing_mm import MMProcessor
+from ..model.table_mm import read_category, read_number
 from ..model.video_mm import is_video
 from ..tasks import TASKS
+from .cells import formed_numbers
 from .media import BadRow, MediaRef
 from .targets import label_columns, read_target, target_complaint
 
@@ -31,8 +33,9 @@ from .targets import label_columns, read_target, target_complaint
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns, "" for one that is missing. `target` is the answer, the label or numbers (`a,b`), or None;
-    rows with equal values of `concept` match each other. The media of several columns (`a,b`) are joined, and so are
-    their texts, a line `name: text` each. `forms` holds those of numbers and dates, see `cells.py`."""
+    rows with equal values of `concept` match each other. `numbers` and `categories` form the table of a row, whose
+    numbers are written with the mark `decimal`, or in the form (see `cells.py`) that `forms` has for their column. The
+    media of several columns (`a,b`) are joined, and so are their texts, a line `name: text` each."""
 
     image: str = "image"
     text: str = "text"
@@ -40,15 +43,24 @@ class Columns:
     audio: str = ""
     video: str = ""
     concept: str = ""
+    numbers: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    decimal: str = "."
     forms: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def table(self) -> tuple[str, ...]:
+        """The columns of numbers and of categories."""
+        return (*self.numbers, *self.categories)
 
 
 @dataclass
 class Row:
-    """One example: its images, text, audio clips, videos and target.
+    """One example: its images, text, audio clips, videos, table and target.
 
     `images`, `audio` and `videos` hold a `MediaRef` each; a source given in place of one is wrapped. `number` counts
-    from 1 within the source. `opened` holds images, by their keys, that a check has decoded already.
+    from 1 within the source. `opened` holds images, by their keys, that a check has decoded already. `table` holds
+    numbers and texts by their column, and no missing cells.
     """
 
     number: int
@@ -59,6 +71,7 @@ class Row:
     videos: list[MediaRef] = field(default_factory=list)
     opened: dict[str, Image.Image] = field(default_factory=dict)
     concept: str | None = None
+    table: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         for modality in MODALITIES.values():
@@ -126,10 +139,11 @@ class RowReader:
     def __post_init__(self):
         names, columns = list(self.features), self.columns
         targets = label_columns(self.task, columns.target)
-        required = [*targets, *self.names["audio"], *self.names["video"], columns.concept]
-        others = set(names) - {*self.names["image"], *self.names["audio"], *self.names["video"], *targets}
+        required = [*targets, *self.names["audio"], *self.names["video"], columns.concept, *columns.table]
+        media = {*self.names["image"], *self.names["audio"], *self.names["video"]}
+        others = set(names) - {*media, *targets, *columns.table}
         # one of the other columns may be the image, or there is nothing but the image
-        if others - {*self.names["text"]} or not (columns.audio or columns.video):
+        if others - {*self.names["text"]} or not (columns.audio or columns.video or columns.table):
             required += self.names["image"]
         if others:
             required += self.names["text"]
@@ -137,9 +151,14 @@ class RowReader:
             if name not in names:
                 raise ValueError(
                     f"'{self.source}' has no column '{name}'; it has {', '.join(names)} (name the right one with "
-                    "--image_column, --text_column, --audio_column, --video_column, --label_column or "
-                    '--concept_column; "" if there is no image, text, audio or video)'
+                    "--image_column, --text_column, --audio_column, --video_column, --label_column, "
+                    "--concept_column, --number_columns or --category_columns; "
+                    '"" if there is no image, text, audio or video)'
                 )
+        if twice := {*targets, *media, *self.names["text"]} & set(columns.table):
+            raise ValueError(f"the column '{min(twice)}' is a number or a category, and has another use too")
+        if twice := set(columns.numbers) & set(columns.categories):
+            raise ValueError(f"the column '{min(twice)}' is named as a number and as a category; expected one of them")
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
@@ -166,9 +185,10 @@ class RowReader:
             BadRow: a cell has an unexpected type.
         """
         text_like = (*self.names["text"], self.columns.concept, *label_columns(self.task, self.columns.target))
+        text_like = (*text_like, *self.columns.categories)
         cells |= {name: as_text(cells[name], self.features[name], name) for name in text_like if name in cells}
         text, target = self.text(cells), None
-        for name in label_columns(self.task, self.columns.target):
+        for name in (*label_columns(self.task, self.columns.target), *self.columns.categories):
             feature, cell = self.features[name], cells[name]
             if isinstance(feature, datasets.ClassLabel) and cell is not None:
                 cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
@@ -179,7 +199,23 @@ class RowReader:
         media["video"] = [[items] if items and is_video(items) else items for items in media["video"]]
         images, audio, videos = ([item for items in media[name] for item in items] for name in MODALITIES)
         concept = None if cells.get(self.columns.concept) in (None, "") else str(cells[self.columns.concept])
-        return Row(number, images, text, target, audio, videos, concept=concept)
+        table = self.table_cells(cells)
+        return Row(number, images, text, target, audio, videos, concept=concept, table=table)
+
+    def table_cells(self, cells: Mapping[str, Any]) -> dict[str, float | str]:
+        """The numbers and categories of a row, without missing cells.
+
+        Raises:
+            BadRow: names the column and the value that is no number, or no plain value.
+        """
+        columns = self.columns
+        try:
+            numbers = formed_numbers({name: cells[name] for name in columns.numbers}, columns.forms)
+            read: dict[str, Any] = {n: read_number(cell, n, columns.decimal) for n, cell in numbers.items()}
+            read |= {name: read_category(cells[name], name) for name in columns.categories}
+        except ValueError as error:
+            raise BadRow(str(error)) from None
+        return {name: cell for name, cell in read.items() if cell is not None}
 
     def media(self, cell: Any, column: str) -> list[Any]:
         """The images, audio clips or videos that a cell names or embeds.
@@ -211,8 +247,10 @@ class RowReader:
             labels: the known labels; None before training.
         """
         columns = self.columns
-        if not row.text.strip() and not any(row.media.values()):
-            names = [f"'{name}'" for name in (columns.image, columns.text, columns.audio, columns.video) if name]
+        if not (row.text.strip() or row.table or any(row.media.values())):
+            names = [columns.image, columns.text, columns.audio, columns.video]
+            names = [f"'{name}'" for name in names if name in self.features]
+            names += ["the table of numbers and categories"] if columns.table else []
             if len(names) == 1:
                 return f"{names[0]} is empty"
             if len(names) > 2:
@@ -259,13 +297,16 @@ def present_modalities(row: Row, markers: Mapping[str, str]) -> list[str]:
         markers: the marker of each modality beside the text, by its name.
     """
     text = without(row, markers, markers).text
-    return [*(["text"] if text.strip() else []), *(name for name, items in row.media.items() if items)]
+    media = [name for name, items in row.media.items() if items]
+    return [*(["text"] if text.strip() else []), *media, *([TABLE] if row.table else [])]
 
 
 def without(row: Row, left_out: Collection[str], markers: Mapping[str, str]) -> Row:
     """The row with the cells of these modalities emptied; their markers are removed from the text."""
     changed: dict[str, Any] = {"text": row.text}
-    for modality in set(left_out) - {"text"}:
+    if TABLE in left_out:
+        changed["table"] = {}
+    for modality in set(left_out) - {"text", TABLE}:
         changed[MODALITIES[modality].argument] = []
         changed["text"] = changed["text"].replace(markers[modality], "")
     if "text" in left_out:

@@ -1,14 +1,16 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""The contribution of each modality: a model's score without it, and with it alone."""
+"""The contribution of each modality, and of each column of a table: a model's score without it, or with it alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer
 
 from ..data.rows import Row, without
+from ..model.media_mm import TABLE
 from ..tasks import TASKS, task_of
 
 
@@ -26,18 +28,37 @@ class WithoutModality(torch.utils.data.Dataset):
         return without(self.dataset[index], self.left_out, self.markers)
 
 
+class WithoutColumn(WithoutModality):
+    """The rows of a dataset without one column of their table, as if its cells were empty."""
+
+    def __init__(self, dataset: Any, column: str):
+        super().__init__(dataset, (), {})
+        self.column = column
+
+    def __getitem__(self, index: int) -> Row:
+        row = self.dataset[index]
+        return replace(row, table={name: cell for name, cell in row.table.items() if name != self.column})
+
+
+def column_report(
+    score: Callable[[Any], dict[str, Any]], dataset: Any, columns: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The metrics of `score` without each column of the table, named by the field `without`."""
+    return [{"without": name, **score(WithoutColumn(dataset, name))} for name in columns]
+
+
 def modality_report(
-    score: Callable[[Any], dict[str, Any]], dataset: Any, markers: dict[str, str]
+    score: Callable[[Any], dict[str, Any]], dataset: Any, markers: dict[str, str], with_table: bool = False
 ) -> list[dict[str, Any]]:
     """The metrics of `score` on all modalities, without each, and with each alone; each subset is scored once.
 
     Args:
-        markers: the marker of each modality beside the text, by its name.
+        markers: the marker of each modality beside the text, by its name. with_table: the rows have a table too.
 
     Returns:
         One row per subset of modalities, named by its field `modalities`.
     """
-    modalities = (*markers, "text")
+    modalities = (*markers, *([TABLE] if with_table else []), "text")
     subsets: list[tuple[str, ...]] = [modalities]
     subsets += [tuple(m for m in modalities if m != left_out) for left_out in modalities]
     subsets += [(alone,) for alone in modalities]

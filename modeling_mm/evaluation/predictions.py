@@ -118,9 +118,10 @@ def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict
 
 
 def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:
-    """Write one JSON line per row: number, text, truth, prediction, and its correctness."""
+    """Write one JSON line per row: number, text, table, truth, prediction, and its correctness."""
     with path.open("w", encoding="utf-8") as file:
         for i, (prediction, truth) in enumerate(zip(evaluation.predictions, evaluation.truths, strict=True)):
             row, right = dataset[i], is_right(prediction, truth)
-            result = {"row": row.number, "text": row.text, "truth": truth, "prediction": prediction}
+            cells = {"table": row.table} if row.table else {}
+            result = {"row": row.number, "text": row.text, **cells, "truth": truth, "prediction": prediction}
             file.write(json.dumps(result if right is None else {**result, "correct": right}) + "\n")

@@ -114,6 +114,30 @@ class OneGraph(Graph):
         return {"input_ids": ids, "attention_mask": mask, **self.images(sizes)}
 
 
+class TableGraph(OneGraph):
+    """Maps text, images and a table to one output; rows without a cell have no table."""
+
+    def forward(self, input_ids, attention_mask, pixel_values, image_index, table_values):
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_index=image_index,
+            table_values=table_values,
+            return_dict=True,
+            **self.options,
+        )
+        return {self.output: output[self.output]}
+
+    def sample(self, sizes: Sizes) -> Inputs:
+        columns = self.model.config.table_columns
+        numbers = torch.tensor([column.get("mean", 0.0) for column in columns])
+        scales = torch.tensor([column.get("scale", len(column.get("values", ()))) for column in columns])
+        values = numbers + scales * torch.rand(sizes.rows, len(columns))
+        values[1::2, ::2] = torch.nan
+        return {**super().sample(sizes), "table_values": values}
+
+
 class MediaEncoder(Graph):
     """Maps images to `media_key_values` (B, L, 2, K, S, E), which the decoder takes in their place."""
 
@@ -230,7 +254,10 @@ def graphs_of(model: PreTrainedModel, processor: MMProcessor) -> dict[str, Graph
     if model.config.num_frames is not None:
         raise ValueError("this model takes video; only models of image and text can be exported")
     shape = image_shape(processor)
+    if model.can_generate() and model.config.table_columns is not None:
+        raise ValueError("this model generates from a table; with a table, only classifiers can be exported")
     if model.can_generate():
         parts = {"media_encoder": MediaEncoder, "media_start": MediaStart, "decoder": Decoder}
         return {name: part(model, shape) for name, part in parts.items()}
-    return {"model": OneGraph(model, shape, "last_hidden_state" if model.base_model is model else "logits")}
+    graph = OneGraph if model.config.table_columns is None else TableGraph
+    return {"model": graph(model, shape, "last_hidden_state" if model.base_model is model else "logits")}

@@ -57,6 +57,7 @@ class ExportedMM:
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        table_values: torch.Tensor | None = None,
         **others: Any,
     ) -> dict[str, torch.Tensor]:
         """`logits` of a classifier or `last_hidden_state` of a base model; `others` from a tokenizer are not used.
@@ -70,8 +71,11 @@ class ExportedMM:
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        images = self.image_inputs("model", input_ids, pixel_values, image_index)
-        return self.runners["model"](input_ids=input_ids, attention_mask=attention_mask, **images)
+        media = self.image_inputs("model", input_ids, pixel_values, image_index)
+        if columns := self.exported.config.table_columns:
+            missing = torch.full((len(input_ids), len(columns)), torch.nan)
+            media["table_values"] = missing if table_values is None else table_values
+        return self.runners["model"](input_ids=input_ids, attention_mask=attention_mask, **media)
 
     def encode_media(self, pixel_values: torch.Tensor, image_index: torch.Tensor | None = None) -> torch.Tensor:
         """`media_key_values`, which `generate` takes in place of pixels for further questions about the images."""

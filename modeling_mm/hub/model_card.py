@@ -25,6 +25,7 @@ from ..version import __version__
 TAGS = ["modeling_mm", "multimodal", "cross-attention"]
 NO_SCORES = ("train_seconds", "train_rows", "evaluated_rows", "skipped_rows", "rows", "pictures")
 TOWERS = ("vision_tower", "audio_tower", "text_model")
+LISTED_COLUMNS = 4  # of a table, in the example
 TEMPLATE = Path(__file__).with_suffix(".md")
 LIMITS_HEADING = "Intended use and limits"  # the Space finds the section by it, see `hub_space/loading.py`
 
@@ -127,6 +128,14 @@ def limits(task: str, media: str, report: dict[str, Any]) -> str:
     )
 
 
+def example_cells(columns: list[dict[str, Any]]) -> dict[str, Any]:
+    """A cell for each of the first columns of a table: a mean number, a category."""
+    return {
+        column["name"]: column["values"][0] if column["kind"] == "category" else float(f"{column['mean']:.3g}")
+        for column in columns[:LISTED_COLUMNS]
+    }
+
+
 def write_card(
     output: Path, model: PreTrainedModel, report: dict[str, Any], settings: dict[str, Any], argv: Sequence[str]
 ) -> None:
@@ -134,6 +143,7 @@ def write_card(
     task = TASKS[settings["task"]]
     audio = model.config.audio_config is not None
     modalities, media = ("image, text and audio", "images and audio") if audio else ("image and text", "images")
+    modalities += " with a table" if model.config.table_columns else ""
     fusion = ["gated cross-attention"] if model.config.cross_attention else []
     fusion += [f"{model.config.late_fusion} late fusion"] if model.config.late_fusion else []
     towers = towers_of(model.config, settings)
@@ -151,6 +161,7 @@ def write_card(
         towers=tower_rows(model, towers),
         code=usage(task.name, (output / "adapter_config.json").is_file()),
         text=joined_text(dict.fromkeys(texts, "...")) if len(texts) > 1 else "",
+        table=example_cells(model.config.table_columns or []),
         limits_heading=LIMITS_HEADING,
         limits=limits(task.name, media, report),
         figures={name: value for name, value in report.items() if name != "output_dir"},

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from .table_mm import table_tensor
+
 LEADING = (0, 1, 5)  # slots before the grid: none, a class token, or a class token and four registers
 
 
@@ -48,7 +50,13 @@ class MMAttentionMapsMixin:
 
     @torch.no_grad()
     def attention_maps(
-        self: Any, processor: Any, image: Any, text: str, max_new_tokens: int = 32, max_words: int = 8
+        self: Any,
+        processor: Any,
+        image: Any,
+        text: str,
+        max_new_tokens: int = 32,
+        max_words: int = 8,
+        table: dict[str, Any] | None = None,
     ) -> AttentionMaps:
         """Mean weights over layers, heads and the tokens of each word; fusion must use "eager" attention.
 
@@ -56,6 +64,7 @@ class MMAttentionMapsMixin:
             image: any image source that `MMProcessor.open_image` takes.
             text: the question, or the text to classify; may hold the image's marker.
             max_words: maximum number of words that get a map, from the first.
+            table: cells of the row, for a model that takes them; their slots are left out of the maps.
 
         Raises:
             ValueError: the model has no attention maps, the text leaves no room for an answer, or the slots do not
@@ -64,11 +73,15 @@ class MMAttentionMapsMixin:
         self.check_attention_maps()
         image = processor.open_image(image)
         media = {name: value.to(self.device) for name, value in processor.flat_images([[image]]).items()}
+        slots = None
+        if table:
+            media["table_values"] = table_tensor(table, processor.table_columns).to(self.device)
+            slots = -len(processor.table_columns)
         ids, start = mapped_tokens(self, processor, media, text, max_new_tokens)
         attentions = self(
             input_ids=ids, attention_mask=torch.ones_like(ids), **media, output_attentions=True
         ).cross_attentions
-        weights = torch.stack(attentions).mean(dim=(0, 2))[0].float().cpu()  # (L, 1, H, T, S) to (T, S)
+        weights = torch.stack(attentions).mean(dim=(0, 2))[0, :, :slots].float().cpu()  # (L, 1, H, T, S) to (T, S)
         if self.can_generate():
             weights = weights.roll(1, dims=0)  # a generated token is predicted one column before its own
         row, special = ids[0].tolist(), {*processor.tokenizer.all_special_ids, processor.image_token_id}

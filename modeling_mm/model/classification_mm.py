@@ -16,7 +16,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from .attention_maps_mm import MMAttentionMapsMixin
 from .configuration_mm import MMConfig
 from .late_fusion_mm import MMLateFusion
-from .media_mm import Memory, check_text
+from .media_mm import TABLE, Memory, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 from .pooling_mm import pool_tokens
@@ -43,6 +43,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
             modalities = ["text", "image"]
             modalities += ["audio"] if config.audio_config is not None else []
             modalities += ["video"] if config.num_frames is not None else []
+            modalities += [TABLE] if config.table_columns is not None else []
             self.late_fusion = MMLateFusion(config.late_fusion, width, modalities)
             width = self.late_fusion.output_width
         self.classifier = nn.Linear(width, config.num_labels)
@@ -102,6 +103,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         video_mask: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
         audio_states: torch.Tensor | None = None,
+        table_values: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -129,6 +131,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
             "video_mask": video_mask,
             "image_states": image_states,
             "audio_states": audio_states,
+            "table_values": table_values,
             "media_key_values": media_key_values,
             "media_start": media_start,
         }

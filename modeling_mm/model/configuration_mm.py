@@ -23,6 +23,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from .table_mm import check_columns
+
 AUTO_MAP = {
     "AutoConfig": "configuration_mm.MMConfig",
     "AutoModel": "modeling_mm.MMModel",
@@ -144,6 +146,10 @@ class MMConfig(PreTrainedConfig):
             reranked.
         columns (`dict`, *optional*): names of the columns that the model was trained on, by the fields of
             `data.rows.Columns`; rows to evaluate are read by them.
+        table_columns (`list[dict]`, *optional*): number and category columns of a table that comes with each row, with
+            their statistics, see `table_mm`; None for a model without a table.
+        table_cell_size (`int`): width of one cell's state in the table tower.
+        table_dropout (`float`): share of the cells hidden in training, and dropout of the table's embedding.
         tower_sources (`dict[str, dict[str, str]]`, *optional*): Hub `id` and `revision` of the towers that came from
             the Hub, by their names in the model.
         fetched_towers (`list[str]`, *optional*): towers whose weights are not in the checkpoint and are fetched from
@@ -209,6 +215,9 @@ class MMConfig(PreTrainedConfig):
     rerank_weight: float | int = 1.0
     language_weight: float | int = 0.0
     columns: dict | None = None
+    table_columns: list[dict] | None = None
+    table_cell_size: int = 16
+    table_dropout: float | int = 0.2
     tower_sources: dict[str, dict[str, str]] | None = None
     fetched_towers: list[str] | None = None
     initializer_range: float | None = None
@@ -340,6 +349,13 @@ class MMConfig(PreTrainedConfig):
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(
                 f"`num_frames` is {self.num_frames}; expected 1 or more, or None for a model without video"
+            )
+        if self.table_columns is not None:
+            check_columns(self.table_columns)
+        if self.table_cell_size < 1 or not 0 <= self.table_dropout < 1:
+            raise ValueError(
+                f"`table_cell_size` is {self.table_cell_size} and `table_dropout` {self.table_dropout}; expected 1 or "
+                "more, and at least 0 and below 1"
             )
         if self.matching_rows is not None and self.matching_rows < 1:
             raise ValueError(f"`matching_rows` is {self.matching_rows}; expected 1 or more, or None for all")

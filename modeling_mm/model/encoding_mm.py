@@ -19,6 +19,7 @@ from .fusion_mm import MMFusion
 from .media_mm import (
     MODALITIES,
     RAW,
+    TABLE,
     Memory,
     check_media,
     check_states,
@@ -172,6 +173,7 @@ class MMEncodingMixin:
         video_mask: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
         audio_states: torch.Tensor | None = None,
+        table_values: torch.Tensor | None = None,
     ) -> dict[str, Memory]:
         """The memory of each modality in the batch; arguments as for `encode_media`."""
         memories = {}
@@ -192,6 +194,8 @@ class MMEncodingMixin:
             states = videos.pooler_output.unflatten(1, (pixel_values_videos.shape[1], -1))  # (I, F, P, V)
             present = None if video_mask is None else video_mask.bool().repeat_interleave(states.shape[2], dim=1)
             memories["video"] = self.project_states("video", states, present, video_index)
+        if table_values is not None:
+            memories[TABLE] = self.fusion.table_memory(table_values)
         return memories
 
     def project_states(
@@ -225,9 +229,10 @@ class MMEncodingMixin:
             pixel_values_videos: (I, F, C, H, W) frames of videos, with video_index (B, N), by default one video per
                 row; video_mask: (I, F), 0 for padding frames.
             image_states, audio_states: (I, P, V) of the towers, in place of images and clips; masks are (I, P) then.
+            table_values: (B, C) numbers, and indices of categories; NaN for a missing cell.
 
         Returns:
-            `media_key_values` (B, L, 2, K, S, E): the slots of images, then of audio clips, then of videos.
+            `media_key_values` (B, L, 2, K, S, E): the slots of images, then of audio clips, videos and the table.
 
         Raises:
             ValueError: `pixel_values` has another number of dimensions, or the model has no tower for a modality.
@@ -241,7 +246,7 @@ class MMEncodingMixin:
 
         None if the text can have no markers.
         """
-        marker_id = getattr(self.config, MODALITIES[modality].marker_id)
+        marker_id = None if modality == TABLE else getattr(self.config, MODALITIES[modality].marker_id)
         if marker_id is None:
             return None
         if input_ids is not None:
@@ -315,8 +320,9 @@ class MMEncodingMixin:
         for modality, memory in memories.items():
             if text is not None and text.shape[0] != memory.index.shape[0]:
                 raise ValueError(
-                    f"the media have {memory.index.shape[0]} rows (`{modality}_index`) and the text {text.shape[0]}; "
-                    "expected one row of each per text"
+                    f"the media have {memory.index.shape[0]} rows "
+                    f"(`{'table_values' if modality == TABLE else f'{modality}_index'}`) and the text "
+                    f"{text.shape[0]}; expected one row of each per text"
                 )
         masks = {name: self.marker_mask(name, input_ids, inputs_embeds) for name in memories}
         return torch.cat([memory.starts(masks[name], before) for name, memory in memories.items()], dim=1)

@@ -32,6 +32,7 @@ from .configuration_mm import MMConfig, tower_width
 from .cross_attention_mm import MMCrossAttention, for_each_head
 from .media_mm import Memory
 from .resampler_mm import MMResampler
+from .table_tower_mm import MMTableTower
 
 
 class FusionContext:
@@ -206,6 +207,7 @@ class MMFusion(nn.Module):
         if config.num_frames is not None:
             self.frame_embedding = nn.Parameter(torch.zeros(config.num_frames, width))
         self.resampler = MMResampler(config) if config.num_latents else None
+        self.table_tower = MMTableTower(config) if config.table_columns else None
         if config.cross_attention:
             self.memory_norm = nn.LayerNorm(width)
             per_layer = 2 * self.num_key_value_heads * self.head_dim
@@ -228,6 +230,24 @@ class MMFusion(nn.Module):
         elif modality == "video":
             memory = (memory + self.frame_embedding[: memory.shape[1], None]).flatten(1, 2)
         return memory if self.resampler is None else self.resampler(memory, present)
+
+    def table_memory(self, values: torch.Tensor) -> Memory:
+        """The memory of table rows (B, C), a slot for each column; a row without any cell has no slots.
+
+        Raises:
+            ValueError: the model takes no table, or one with another number of columns.
+        """
+        if self.table_tower is None:
+            raise ValueError(
+                "a table came as `table_values`, but this model takes none; compose it with `table_columns`"
+            )
+        columns = len(self.table_tower.order)
+        if values.dim() != 2 or values.shape[1] != columns:
+            raise ValueError(f"`table_values` has shape {tuple(values.shape)}; expected (B, {columns})")
+        slots, embedding = self.table_tower(values)
+        rows = torch.arange(values.shape[0], device=values.device)
+        index = torch.where(values.isnan().all(dim=1), -1, rows)[:, None]
+        return Memory(slots, index, in_order=True, embedding=embedding)
 
     def key_values(self, memories: Iterable[Memory]) -> torch.Tensor:
         """Keys and values (B, L, 2, K, S, E) of each row's media, for the memories of one or more modalities.

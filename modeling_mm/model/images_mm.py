@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from .dealing_mm import items_per_row
+
 BACKGROUND = "white"
 CHANNELS = (1, 2, 3, 4)
 WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -29,6 +31,15 @@ NAME_LENGTH = 200  # maximum length of a source in a message; a string may hold 
 def is_image(source: Any) -> bool:
     """True for one image: a path, a URL, encoded bytes, a PIL image, an array or a tensor."""
     return isinstance(source, (str, os.PathLike, bytes, Image.Image)) or hasattr(source, "__array__")
+
+
+def images_per_row(images: Any, rows: int | None, markers: list[int]) -> list[list]:
+    """One list of images for each row; see `items_per_row`."""
+
+    def is_item(value: Any) -> bool:
+        return not isinstance(value, (list, tuple)) and getattr(value, "ndim", 3) < 4  # an array (B, C, H, W) is not
+
+    return items_per_row(images, rows, markers, is_item, "images")
 
 
 def open_image(

@@ -75,10 +75,12 @@ MODALITIES = {
         Modality("video", "pixel_values_videos", None, ("video_mask",), "vision_tower", "videos", "videos"),
     )
 }
-RAW = tuple(name for modality in MODALITIES.values() for name in modality.raw)
+TABLE = "table"  # numbers and categories: one table row per row, without markers; see `table_tower_mm`
+RAW = (*(name for modality in MODALITIES.values() for name in modality.raw), "table_values")
 # The arguments of the models for media, raw and encoded.
 MEDIA = (
     *(name for modality in MODALITIES.values() for name in modality.arguments),
+    "table_values",
     "media_key_values",
     "media_start",
 )
@@ -251,8 +253,12 @@ def check_unambiguous(config: MMConfig, media: dict[str, torch.Tensor | None]) -
     stay invisible.
 
     Raises:
-        ValueError: there is no index, or an index of audio or video and no resampler.
+        ValueError: there is no index, or an index of audio or video and no resampler, or the model takes a table.
     """
+    if config.table_columns is not None:
+        raise ValueError(
+            "encoded media came to a model that takes a table; pass the `media_start` (B, S) from `media_starts`"
+        )
     takes = {"image": True, "audio": config.audio_config is not None, "video": config.num_frames is not None}
     names = [name for name, is_taken in takes.items() if is_taken]
     indexed = [name for name in names if media.get(f"{name}_index") is not None]
@@ -306,17 +312,19 @@ class Memory:
     """The projected states of one modality in a batch.
 
     states: (I, P, M). index: (B, N) into them, -1 beyond a row's last item. present: (I, P) bool, False for padding;
-    None without padding. in_order: the index counts from 0 to I - 1, so that no lookup is needed.
+    None without padding. in_order: the index counts from 0 to I - 1, so that no lookup is needed. embedding: (I, D),
+    the item's embedding for late fusion, if it is not the mean of its states.
     """
 
     states: torch.Tensor
     index: torch.Tensor
     present: torch.Tensor | None = None
     in_order: bool = False
+    embedding: torch.Tensor | None = None
 
     def pooled(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean state (B, M) of each row, over the mean states of its items; and (B,) bool, False without items."""
-        pooled = self.states.mean(dim=1)  # (I, M)
+        pooled = self.states.mean(dim=1) if self.embedding is None else self.embedding  # (I, M)
         if self.present is not None:
             weight = self.present[..., None].to(self.states.dtype)
             pooled = (self.states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)

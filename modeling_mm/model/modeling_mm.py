@@ -34,6 +34,7 @@ from .fusion_mm import FusionContext, MMFusion, active_context, add_fusion_hooks
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
 from .resampler_mm import MMResampler
+from .table_tower_mm import MMTableTower
 from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
 
 if TYPE_CHECKING:  # never runs; transformers copies the files imported here, so every head travels with every class
@@ -128,6 +129,8 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, MMResampler):
             init.normal_(module.latents, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, MMTableTower):
+            module.reset()
         for name in ("cross_attn_gate", "mlp_gate", "modality_logits", "frame_embedding"):
             if name in module._parameters:
                 init.zeros_(module._parameters[name])
@@ -216,6 +219,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         video_mask: torch.Tensor | None = None,
         image_states: torch.Tensor | None = None,
         audio_states: torch.Tensor | None = None,
+        table_values: torch.Tensor | None = None,
         media_key_values: torch.Tensor | None = None,
         media_start: torch.Tensor | None = None,
         output_attentions: bool | None = None,
@@ -225,9 +229,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
 
         Args:
             pixel_values, image_index, pixel_attention_mask, spatial_shapes, input_features, audio_index,
-            input_features_mask, pixel_values_videos, video_index, video_mask, image_states, audio_states: media, as
-                `encode_media` takes them. With `past_key_values`, those of the whole conversation: a row's last images
-                belong to the new markers.
+            input_features_mask, pixel_values_videos, video_index, video_mask, image_states, audio_states,
+            table_values: media, as `encode_media` takes them. With `past_key_values`, those of the whole conversation:
+                a row's last images belong to the new markers.
             media_key_values: encoded media (B, L, 2, K, S, E), in place of pixels.
             media_start: (B, S), the first text column that sees each slot; by default it follows from the markers.
             The others are arguments of the text backbone.
@@ -237,12 +241,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             return self.get_image_features(pixel_values, return_dict=True, **patches)
         tokens = check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
+        encoded = (input_ids, media_key_values, media_start, inputs_embeds, before)
         media_key_values, media_start = self.cross_attention_inputs(
-            input_ids,
-            media_key_values,
-            media_start,
-            inputs_embeds,
-            before,
+            *encoded,
             pixel_values=pixel_values,
             image_index=image_index,
             pixel_attention_mask=pixel_attention_mask,
@@ -255,6 +256,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             video_mask=video_mask,
             image_states=image_states,
             audio_states=audio_states,
+            table_values=table_values,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         context = self.fusion_context(media_key_values, media_start, tokens, before, output_attentions)

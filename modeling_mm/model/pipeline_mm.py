@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""`pipeline("multimodal-classification")`: labels and scores for texts with images, audio clips and videos.
+"""`pipeline("multimodal-classification")`: labels and scores for texts with images, audio clips, videos and a table.
 
 It is transformers' text classification with another input. A batch is prepared as a whole, so that an image in several
 of its rows is encoded once.
@@ -13,6 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from .audio_mm import clips_per_row
 from .images_mm import is_image
 from .media_mm import MODALITIES
+from .table_mm import table_tensor
 from .video_mm import videos_per_row
 
 
@@ -21,8 +22,9 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
 
     `image` is a source for `MMProcessor.open_image`, or a list of them; `audio` a source for `audio_mm.read_audio` (a
     path, an array with its rate, ...), or a list of them; `video` a source for `video_mm.read_video` (a path, a list
-    of frames, ...), or a list of them; `text` a string. Each may be None or left out. `top_k`, `function_to_apply`,
-    `batch_size` and the tokenizer's arguments are those of text classification.
+    of frames, ...), or a list of them; `table` a dict of cells by their columns; `text` a string. Each may be None or
+    left out. `top_k`, `function_to_apply`, `batch_size` and the tokenizer's arguments are those of text
+    classification.
     """
 
     _load_processor = True
@@ -41,24 +43,27 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
         return [result] if isinstance(result, dict) else result
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """One row: its images, audio clips and videos, as lists, and its text.
+        """One row: its images, audio clips and videos, as lists, its table and its text.
 
         Raises:
-            ValueError: the input is not a dict of `image`, `text`, `audio` and `video`.
+            ValueError: the input is not a dict of `image`, `text`, `audio`, `video` and `table`.
         """
-        if not isinstance(inputs, dict) or not inputs or not inputs.keys() <= {"image", "text", "audio", "video"}:
+        names = ("image", "text", "audio", "video", "table")
+        if not isinstance(inputs, dict) or not inputs or not inputs.keys() <= set(names):
             raise ValueError(
-                f"the input is {str(inputs)[:80]!r}; expected a dict with any of 'image', 'text', 'audio' and 'video'"
+                f"the input is {str(inputs)[:80]!r}; expected a dict with any of 'image', 'text', 'audio', 'video' "
+                "and 'table'"
             )
         image = inputs.get("image")
         images = [] if image is None else [image] if is_image(image) else list(image)
         (clips,) = clips_per_row([inputs.get("audio")], 1, [])
         (videos,) = videos_per_row([inputs.get("video")], 1, [])
-        return {"images": images, "audio": clips, "videos": videos, "text": inputs.get("text") or ""}
+        media = {"images": images, "audio": clips, "videos": videos}
+        return {**media, "table": inputs.get("table") or {}, "text": inputs.get("text") or ""}
 
     def _forward(self, model_inputs: dict[str, Any], **tokenizer_kwargs) -> dict[str, Any]:
-        rows = [model_inputs[name] for name in ("images", "audio", "videos", "text")]
-        images, audio, videos, texts = [[value] for value in rows] if isinstance(rows[-1], str) else rows
+        rows = [model_inputs[name] for name in ("images", "audio", "videos", "table", "text")]
+        images, audio, videos, table, texts = [[value] for value in rows] if isinstance(rows[-1], str) else rows
         processor = self.processor
         counts = [tuple(map(len, media)) for media in zip(images, audio, videos, strict=True)]
         for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
@@ -66,6 +71,8 @@ class MultimodalClassificationPipeline(TextClassificationPipeline):
                 processor.check_marker_count(row, text, getattr(processor, modality.marker), items, modality.items)
         batch = BatchFeature(processor.encode_rows(texts, counts, **tokenizer_kwargs))
         batch.update(processor.flat_images(images) | processor.flat_audio(audio) | processor.flat_videos(videos))
+        if any(table):
+            batch["table_values"] = table_tensor(table, processor.table_columns)
         processor.drop_cut_media(batch)
         return {"logits": self.model(**batch.to(self.device)).logits}
 

@@ -30,23 +30,15 @@ from .audio_mm import (
     sampling_rate_from,
 )
 from .chat_mm import multimodal_chat_template
-from .dealing_mm import distinct_items, drop_items, items_per_row
-from .images_mm import BACKGROUND, check_background, fetch_image, open_image
+from .dealing_mm import distinct_items, drop_items
+from .images_mm import BACKGROUND, check_background, fetch_image, images_per_row, open_image
 from .media_mm import MODALITIES, Modality
+from .table_mm import cells_only, table_tensor
 from .video_mm import video_features, videos_per_row
 
 logger = logging.get_logger(__name__)
 
 AUTO_MAP = {"AutoProcessor": "processing_mm.MMProcessor"}
-
-
-def images_per_row(images: Any, rows: int | None, markers: list[int]) -> list[list]:
-    """One list of images for each row; see `items_per_row`."""
-
-    def is_item(value: Any) -> bool:
-        return not isinstance(value, (list, tuple)) and getattr(value, "ndim", 3) < 4  # an array (B, C, H, W) is not
-
-    return items_per_row(images, rows, markers, is_item, "images")
 
 
 class MMProcessor(ProcessorMixin):
@@ -64,6 +56,7 @@ class MMProcessor(ProcessorMixin):
         video_token (`str`): the marker of one video.
         max_frames (`int`, *optional*): number of evenly spaced frames per video; None for a processor without video.
         image_background (`str`): the colour behind transparent pixels, by its name in `PIL.ImageColor`.
+        table_columns (`list[dict]`, *optional*): the columns of a table that comes with each row, see `table_mm`.
 
     Raises:
         ValueError: the tokenizer does not know a marker, or PIL does not know the background colour.
@@ -81,8 +74,10 @@ class MMProcessor(ProcessorMixin):
         video_token="<video>",
         max_frames=None,
         image_background=BACKGROUND,
+        table_columns=None,
         **kwargs,
     ):
+        self.table_columns = cells_only(table_columns)
         self.image_background = check_background(image_background)
         self.audio_token, self._feature_extractor, self.max_seconds = audio_token, audio, max_seconds
         self.video_token, self.max_frames = video_token, max_frames
@@ -127,6 +122,7 @@ class MMProcessor(ProcessorMixin):
         *,
         audio: Any = None,
         videos: Any = None,
+        table: Any = None,
         deduplicate: bool | None = None,
         **kwargs,
     ) -> BatchFeature:
@@ -140,6 +136,7 @@ class MMProcessor(ProcessorMixin):
                 per marker; each is a source for `audio_mm.read_audio`: a path, `(array, sampling rate)`, ...
             videos: one video, one per text (None: no video), or a list of videos for each text; each is a source for
                 `video_mm.read_video`: a path, a list of frames, an array (F, H, W, C), ...
+            table: one dict of cells by column, or one (or None) per text; missing cells are left out, None, "" or NaN.
             deduplicate: return each distinct image, clip and video once, with an index; the towers then run once.
             kwargs: the tokenizer's and image processor's, for instance `padding`, `return_tensors`; `sampling_rate`
                 is that of audio arrays that come without one, by default the feature extractor's.
@@ -147,13 +144,13 @@ class MMProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` (B, T); with images `pixel_values` (I, C, H, W); with audio `input_features`
             (A, ...), and `input_features_mask` if the extractor returns one; with video `pixel_values_videos`
-            (V, max_frames, C, H, W), and `video_mask` (V, max_frames) if a video has fewer frames. Media that are not
-            one per marker, nor one per text without markers, come with `image_index`, `audio_index`, `video_index`
-            (B, N), the index of each row's items, -1 beyond the last one.
+            (V, max_frames, C, H, W), and `video_mask` (V, max_frames) if a video has fewer frames; with a table
+            `table_values` (B, columns). Media that are not one per marker, nor one per text without markers, come
+            with `image_index`, `audio_index`, `video_index` (B, N), each row's items, -1 beyond the last one.
 
         Raises:
-            ValueError: media do not match the texts or their markers in number, truncation cut off a marker, or the
-                processor lacks a feature extractor for audio or `max_frames` for video.
+            ValueError: media do not match the texts or their markers in number, truncation cut off a marker, the
+                processor lacks a feature extractor for audio or `max_frames` for video, or it has no such table.
         """
         texts = [text] if isinstance(text, str) else text
         media: dict[str, Any] = {}
@@ -162,8 +159,10 @@ class MMProcessor(ProcessorMixin):
             media |= self.flat_audio(clips, sampling_rate_from(kwargs))
         if videos is not None:
             media |= self.flat_videos(self.items_of_texts(MODALITIES["video"], texts, videos, videos_per_row))
-        no_base_inputs = images is None and text is None and not (audio is None and videos is None)
-        batch = BatchFeature() if no_base_inputs else super().__call__(images=images, text=text, **kwargs)
+        if table is not None:
+            media["table_values"] = table_tensor(table, self.table_columns, texts)
+        media_only = images is None and text is None and not (audio is None and videos is None and table is None)
+        batch = BatchFeature() if media_only else super().__call__(images=images, text=text, **kwargs)
         batch.update(media)
         if texts is not None:
             self.check_cut_markers(batch, texts)
@@ -444,7 +443,8 @@ class MMProcessor(ProcessorMixin):
         """Names of the tensors of a call for texts with a marker for each of their media."""
         audio = [] if self._feature_extractor is None else ["input_features", "input_features_mask"]
         video = [] if self.max_frames is None else ["pixel_values_videos", "video_mask"]
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, *audio, *video]
+        names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, *audio, *video]
+        return names if self.table_columns is None else [*names, "table_values"]
 
 
 __all__ = ["MMProcessor"]

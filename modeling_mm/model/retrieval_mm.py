@@ -79,6 +79,10 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
             )
         if config.matching_weight and not config.cross_attention:
             raise ValueError("`matching_weight` needs `cross_attention`, which fuses text and image; set it to 0")
+        if config.table_columns is not None:
+            raise ValueError(
+                "retrieval compares texts with images or audio and takes no table; leave out `table_columns`"
+            )
         self.model = MMModel(config, **towers)
         self.text_projection = nn.Linear(text.hidden_size, config.embedding_size, bias=False)
         self.image_projection = nn.Linear(tower_width(config.vision_config), config.embedding_size, bias=False)

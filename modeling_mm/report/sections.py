@@ -74,6 +74,7 @@ def report_sections(
     evaluation: Evaluation,
     table: list[dict[str, Any]],
     weights: list[dict[str, Any]],
+    columns: list[dict[str, Any]],
     output: Path,
 ) -> list[Section]:
     """The sections of report.html; draws their figures into `output`."""
@@ -89,6 +90,16 @@ def report_sections(
             "its value to this model; a model trained without it might score higher."
         )
         sections.append(Section("Modalities", text, table, output / "modalities.png"))
+    if columns:
+        main = TASKS[task].main_metric
+        bars = [(f"without {row['without']}", row[main] or 0.0) for row in columns]
+        ends = [row["interval"] for row in columns]
+        figures.draw_bars(bars, f"{main} of {rows} rows, with 95 % intervals", output / "columns.png", ends=ends)
+        text = (
+            "Scores of the same rows with one column of the table left empty. A small drop does not mean that the "
+            "column tells nothing: another column may tell the same."
+        )
+        sections.append(Section("Columns of the table", text, columns, output / "columns.png"))
     sections += learned_sections(model, weights, output)
     heading = draw_report(task, evaluation, labels, output / "report.png")
     sections.append(Section(heading, image=output / "report.png"))

@@ -187,6 +187,9 @@ class DataArguments:
     category_columns: list[str] = field(
         default_factory=list, metadata={"help": "columns with categories, read as a modality of their own"}
     )
+    decimal: str = field(
+        default=".", metadata={"help": "decimal mark of the numbers in --number_columns", "choices": [".", ","]}
+    )
     validation_share: float = field(
         default=0.1,
         metadata={"help": "share of the training rows held out for validation if there is no --validation_file"},
@@ -286,8 +289,14 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
     task, name, new = TASKS[data.task], data.task, model.model is None
     audio, video = (data.audio_column, model.audio_tower), (data.video_column, model.num_frames)
     fusion, attention, grouped = model.late_fusion, model.cross_attention, data.group_by_image
+    tables = {"number_columns": data.number_columns, "category_columns": data.category_columns}
     others = named(
-        late_fusion=fusion, audio_column=audio[0], audio_tower=audio[1], video_column=video[0], num_frames=video[1]
+        late_fusion=fusion,
+        audio_column=audio[0],
+        audio_tower=audio[1],
+        video_column=video[0],
+        num_frames=video[1],
+        **tables,
     )
     return {
         f"--text_layers is for a scratch text model, but --text_model is {model.text_model}": (
@@ -334,14 +343,18 @@ def streaming_refusals(data: DataArguments) -> dict[str, object]:
     }
 
 
+def words(values: list[str]) -> tuple[str, ...]:
+    """The words of a flag, which may be joined by commas."""
+    return tuple(word.strip() for value in values for word in value.split(",") if word.strip())
+
+
 def augmentation_of(data: DataArguments, seed: int) -> "Augmentation | None":
     """The augmentation of training rows; None without any.
 
     Raises:
         ValueError: names the flag.
     """
-    images = [name for word in data.augment_images for name in word.split(",") if name]
-    audio = [name for word in data.augment_audio for name in word.split(",") if name]
+    images, audio = words(data.augment_images), words(data.augment_audio)
     if not (images or audio or data.word_dropout or data.modality_dropout):
         return None
     from ..data.augmentation import Augmentation

@@ -15,6 +15,7 @@ from ..data.dataset import MMDataset
 from ..data.feature_cache import CACHED, FrozenTower, build_cache, check_cacheable, sources_of
 from ..data.media import ImageCache
 from ..data.negatives import MatchingPairs
+from ..data.table_columns import table_columns
 from ..data.targets import head_options
 from ..evaluation.metrics import compute_metrics_for, format_answer
 from ..evaluation.retrieval import compute_retrieval_metrics
@@ -77,8 +78,11 @@ def build_model(
     audio: Any = args.audio_tower
     if audio in scratch.SIZES:
         audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)
+    if train.columns.table:
+        options["table_columns"] = table_columns(train)
     sources, seconds = (image_processor or vision, tokenizer or text, extractor or audio), data.max_seconds
-    processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, max_frames=args.num_frames)
+    more = {"max_frames": args.num_frames, "table_columns": options.get("table_columns")}
+    processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, **more)
     options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents, "num_frames": args.num_frames}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
     if args.fusion_layers is not None:

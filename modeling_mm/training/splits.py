@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The training, validation and test rows of a run, read and checked before training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from ..data.dataset import MMDataset
 from ..data.rows import Columns, media_markers
 from ..data.shards import is_shards, open_shards
 from ..data.stream import MMStream
+from ..data.table_columns import names_by_kind
 from ..data.tables import read_table
 from ..data.targets import known_names
 from ..model.audio_mm import MAX_SECONDS
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, words
 
 
 @dataclass
@@ -66,8 +67,9 @@ def load_splits(
     labels: list[str] | None = None,
     num_frames: int | None = None,
     markers: Mapping[str, str] | None = None,
+    table: Sequence[dict[str, Any]] | None = None,
 ) -> Splits:
-    """Read and check all rows; `labels` and `markers` are those of the model to continue from.
+    """Read and check all rows; `labels`, `markers` and `table` columns are those of the model to continue from.
 
     Raises:
         ValueError: no source or two of them, a missing column, a bad row.
@@ -75,8 +77,18 @@ def load_splits(
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
     target = data.label_column or TASKS[data.task].label_column
-    names = (data.image_column, data.text_column, target, data.audio_column, data.video_column, data.concept_column)
-    columns = Columns(*names, forms=data.number_forms)  # type: ignore[arg-type]  # set by `choose_columns`
+    numbers, categories = words(data.number_columns), words(data.category_columns)
+    if table is not None:
+        flags, (numbers, categories) = {*numbers, *categories}, names_by_kind(table)
+        if flags - {*numbers, *categories}:
+            known = ", ".join((*numbers, *categories)) or "none"
+            raise ValueError(
+                f"--number_columns and --category_columns name {', '.join(sorted(flags))}, but the columns of "
+                f"--model, {known}, cannot be changed; leave these flags out"
+            )
+    media = (data.audio_column, data.video_column, data.concept_column)
+    names = (data.image_column, data.text_column, target, *media)
+    columns = Columns(*names, numbers, categories, data.decimal, data.number_forms)  # type: ignore[arg-type]  # set
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:

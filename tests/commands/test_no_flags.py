@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.tables import TEN_KINDS, write_ten_columns
+from helpers.tables import TEN_KINDS, write_rows, write_ten_columns
 from transformers import AutoConfig
 
 from modeling_mm import cli
@@ -66,3 +66,33 @@ def test_a_question_is_one_sentence_and_nothing_is_trained(folder, capsys):
             '"target=label,label=ignore"'
         )
     )
+
+
+def test_dates_and_marked_numbers_are_read_alike_in_all_verbs(tmp_path, capsys):
+    """The label follows the date, and no number of the model is that of a day written otherwise."""
+    rows = [
+        [f"{1 + i % 28}.{1 + i % 12}.20{10 + i % 2}", f"{i},5 kg" if i % 9 else "NA", "old" if i % 2 == 0 else "new"]
+        for i in range(60)
+    ]
+    path = write_rows(tmp_path / "t.csv", ["sold", "weight", "label"], rows)
+    out, few = tmp_path / "out", ["--num_train_epochs", "30", "--learning_rate", "1e-2"]
+    kinds = ["--columns", "weight=comma_number"]
+    assert cli.main(["train", "--train_file", str(path), "--output_dir", str(out), *kinds, *few, *QUIET]) == 0
+    assert "dates of the form %d.%m.%Y" in capsys.readouterr().err
+    config = AutoConfig.from_pretrained(out)
+    assert config.columns["forms"] == {"sold": "%d.%m.%Y", "weight": "comma"}
+    sold, weight = config.table_columns
+    assert 14_610 <= sold["mean"] <= 15_340 and 25 <= weight["mean"] <= 35  # days from 1970 to 2010 and 2011; kg
+    assert cli.main(["evaluate", "--model", str(out), "--test_file", str(path), "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] >= 0.9
+    for cell, label in (("3.3.2010", "old"), ("3.3.2011", "new")):
+        table = json.dumps({"sold": cell, "weight": "12,5 kg"})
+        assert cli.main(["predict", "--model", str(out), "--table", table, "--device", "cpu"]) == 0
+        assert json.loads(capsys.readouterr().out)["results"][0]["label"] == label
+    assert cli.main(["predict", "--model", str(out), "--table", '{"sold": "2010-03-03"}', "--device", "cpu"]) == 2
+    assert "'sold': '2010-03-03' is not a date like %d.%m.%Y" in capsys.readouterr().err
+    write_rows(tmp_path / "bad.csv", ["sold", "weight", "label"], [["13.13.2010", "1,5", "old"]])
+    assert (
+        cli.main(["evaluate", "--model", str(out), "--test_file", str(tmp_path / "bad.csv"), "--device", "cpu"]) == 2
+    )
+    assert "bad.csv, row 1: 'sold': '13.13.2010' is not a date" in capsys.readouterr().err

@@ -44,6 +44,7 @@ PROCESSOR_FILES = sorted(
         "images",
         "outputs",
         "processing",
+        "table",
         "towers",
         "video",
     )
