@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Columns, task and towers that no flag names, chosen from the training table and printed before training."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from ..data.tables import read_table
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, fill_defaults
 
-logger = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "target", "class", "answer", "y")
 FEW = 20  # different whole numbers, at most, that are classes
 FLAGS = {"image": "image_column", "audio": "audio_column", "video": "video_column", "text": "text_column"}
