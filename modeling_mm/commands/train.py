@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """`modeling-mm train`: train on a table of images and texts; writes a folder that `AutoModel` loads.
 
+modeling-mm train --train_file t.csv --output_dir runs/mine
 modeling-mm train --config recipes/easy_vqa.yaml
 modeling-mm train --task classification --train_file t.csv --vision_tower scratch-tiny --text_model scratch-tiny \
     --output_dir runs/mine --num_train_epochs 10

@@ -267,7 +267,7 @@ VERBS = {
         "train a model on a table, an image folder or a dataset",
         TRAIN,
         "train",
-        "modeling-mm train --train_file my.csv --vision_tower scratch-tiny --text_model scratch-tiny --output_dir out",
+        "modeling-mm train --train_file my.csv --output_dir out",
     ),
     "evaluate": Verb(
         "score a trained model on a test file; writes metrics, an HTML report and all predictions",

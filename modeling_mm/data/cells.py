@@ -89,6 +89,16 @@ def written_number(cell: str, form: str) -> float | None:
     return float(match[1] + re.sub(grouping, "", match[3]).replace(mark, "."))
 
 
+def different_marks(cells: Iterable[str]) -> list[str] | None:
+    """Two cells with different currencies or units, or with and without a per cent sign; None if all have the same."""
+    matches = {cell: DRESSED.fullmatch(cell.strip()) for cell in cells}
+    found = {match[2] or match[4] or "": cell for cell, match in matches.items() if match}
+    marks = [mark for mark in found if mark]
+    if len(marks) > 1 or (marks == ["%"] and "" in found):
+        return list(found.values())[:2] if len(found) == 2 else [found[mark] for mark in marks[:2]]
+    return None
+
+
 def number_form(cells: Sequence[str]) -> str | None:
     """The form of a column's cells, none of them missing; None if most of them hold no numbers.
 
@@ -106,6 +116,8 @@ def number_form(cells: Sequence[str]) -> str | None:
         raise ValueError(f"'{strange[0][:60]}', which is no number as the others are")
     if units := [cell for cell, suffix in suffixes.items() if suffix.isalpha()]:
         raise ValueError(f"'{units[0]}', a number with a unit")
+    if twice := different_marks(cells):
+        raise ValueError(f"'{twice[0]}' and '{twice[1]}', numbers of different units")
     for cell in others:
         if written_number(cell, POINT) is None:
             mark = "a decimal comma" if "," in cell else "points between thousands"

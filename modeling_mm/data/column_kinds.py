@@ -22,7 +22,18 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from PIL import Image
 
-from .cells import COMMA, FORMATS, NUMBER, PLAIN, POINT, cell_number, date_form, is_missing, number_form
+from .cells import (
+    COMMA,
+    FORMATS,
+    NUMBER,
+    PLAIN,
+    POINT,
+    cell_number,
+    date_form,
+    different_marks,
+    is_missing,
+    number_form,
+)
 from .rows import undecoded
 
 MEDIA = ("image", "audio", "video")
@@ -191,9 +202,8 @@ def forced_kind(cells: Cells, kind: str) -> tuple[str, str]:
             cell_number(value, mark)
         except (TypeError, ValueError):
             raise cells.refuse(f"'{value!s:.60}', which is no number with a decimal {mark}", "ignore") from None
-    units = {re.sub(r"[^\w%]|[\d_]", "", str(value)) for value in cells.known} - {"", "e", "E"}
-    if len(units) > 1:
-        raise cells.refuse(f"numbers with the units {' and '.join(sorted(units)[:2])}", "category", "ignore")
+    if twice := different_marks([str(value) for value in cells.known]):
+        raise cells.refuse(f"'{twice[0]}' and '{twice[1]}', numbers of different units", "category", "ignore")
     is_plain = all(NUMBER.fullmatch(str(value).strip()) for value in cells.known)
     return "number", PLAIN if is_plain else mark
 
@@ -218,14 +228,15 @@ def inferred_kind(cells: Cells, feature: Any) -> tuple[str, str, str]:
         return "ignore", "lists, structures or bytes, which are no media", PLAIN
     if len(set(filled)) == 1:
         if len(filled) == len(cells.rows) or is_missing(filled[0]):
-            return "ignore", f"only the value '{filled[0]!s:.24}'", PLAIN
+            where = f" in {len(cells.rows):,} sampled rows" if len(cells.rows) < cells.total else ""
+            return "ignore", f"only the value '{filled[0]!s:.24}'{where}", PLAIN
         return "category", f"'{filled[0]!s:.24}' or empty", PLAIN
     if isinstance(filled[0], date):
         return "date", "dates", PLAIN
     known = cells.known
     if len([value for value in filled if value.lstrip()[:1] in ("[", "{")]) > MOST * len(filled):
         return "ignore", "lists or structures in JSON", PLAIN
-    if cells.name.lower().strip() in TEXT_NAMES and not all(value.strip().isnumeric() for value in known):
+    if cells.name.lower().strip() in TEXT_NAMES and not all(NUMBER.fullmatch(value.strip()) for value in known):
         return "text", "words, in a column of this name", PLAIN
     return (number_or_date(cells, known) if known else None) or word_kind(cells, filled)
 

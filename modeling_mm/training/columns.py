@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Columns, task and towers that no flag names, chosen from the training table and printed before training."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from ..data.tables import read_table
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, fill_defaults
 
-logger = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "target", "class", "answer", "y")
 FEW = 20  # different whole numbers, at most, that are classes
 FLAGS = {"image": "image_column", "audio": "audio_column", "video": "video_column", "text": "text_column"}
@@ -70,8 +68,8 @@ def inferred_columns(model: ModelArguments, data: DataArguments) -> tuple[list[C
     reason = "by its flag"
     if not data.task:
         data.task, reason = inferred_task(source, table, labels)
-    elif TASKS[data.task].has_classes:
-        refuse_unique(source, labels[0], table[labels[0]][:])
+    elif labels:
+        refuse_unique(data.task, source, labels[0], table[labels[0]][:])
     for kind in FLAGS:
         names = [column.name for column in columns if column.kind in (kind, "date" if kind == "number" else kind)]
         if kind in ("number", "category"):
@@ -239,7 +237,7 @@ def inferred_task(source: str, table: datasets.Dataset, labels: Sequence[str]) -
             f"the label '{name}' of '{source}' holds values such as '{joined[0]:.40}'; give --task multilabel if | "
             "separates labels, else --task classification"
         )
-    refuse_unique(source, name, cells)
+    refuse_unique("classification", source, name, cells)
     return "classification", f"because '{name}' has {len(different)} different values in {count} rows"
 
 
@@ -264,12 +262,14 @@ def numeric_task(source: str, name: str, numbers: Sequence[float]) -> tuple[str,
     return "regression", f"because '{name}' has {len(different)} different numbers in {count} rows"
 
 
-def refuse_unique(source: str, name: str, cells: Sequence[Any]) -> None:
-    """Refuse a label whose values hardly recur.
+def refuse_unique(task: str, source: str, name: str, cells: Sequence[Any]) -> None:
+    """Refuse a label of a classification whose values hardly recur.
 
     Raises:
         ValueError: names the column.
     """
+    if not TASKS[task].has_classes or TASKS[task].several_labels:
+        return
     different, count = len({str(cell) for cell in cells}), len(cells)
     if count > 2 and (different == count or (different > FEW and different > count / 2)):
         raise ValueError(

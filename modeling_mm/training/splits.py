@@ -20,6 +20,7 @@ from ..model.audio_mm import MAX_SECONDS
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, words
+from .columns import FEW, refuse_unique
 
 
 @dataclass
@@ -111,6 +112,8 @@ def load_splits(
         train = read(data.train_file or str(data.dataset), "train", labels)
         if labels is None:
             train.labels = known_names(data.task, train.targets(), columns.target, train.source)
+            if len(train.labels or []) > FEW:
+                refuse_unique(data.task, train.source, str(columns.target), train.targets())
     test = None
     if data.test_file is not None:
         test = read(data.test_file, "test", train.labels)

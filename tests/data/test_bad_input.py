@@ -109,6 +109,12 @@ def test_unknown_label(folder, capsys):
     assert "v.csv, row 1: the label 'mauve' is unknown; expected one of blue, red" in message
 
 
+def test_a_label_with_as_many_values_as_rows(folder, capsys):
+    path = write_csv(folder, *(f"a.png,x,k{i}" for i in range(30)), header="image,text,label")
+    message = refuse(capsys, *train(folder, path, "--task", "classification"))
+    assert "t.csv' has 30 different values in 30 rows; classes recur" in message
+
+
 def test_single_label(folder, capsys):
     path = write_csv(folder, "a.png,x,red", "b.png,x,red", header="image,text,label")
     assert "only the label 'red'" in refuse(capsys, *train(folder, path, "--task", "classification"))

@@ -63,7 +63,7 @@ def test_a_cell_of_another_form_is_refused(cell, form):
     [
         (["1", "2.5", "-3e2"], PLAIN),
         (["5%", "13%"], POINT),
-        (["$1,234.00", "$5.10"], POINT),
+        (["$1,234.00", "$5.10", "7"], POINT),
         (["1,500", "2,250,000"], POINT),
         (["a", "b"], None),
         (["C85", "B10"], None),
@@ -86,6 +86,8 @@ def test_the_form_of_numbers(cells, form):
         (["1,5", "2,25"], "'1,5', a number with a decimal comma"),
         (["12,5 kg", "3 kg"], "'12,5 kg', a number with a unit"),
         (["1,500", "2,250"], "'1,500', whose comma may be one of thousands or of decimals"),
+        (["$5", "€7"], "'.5' and '.7', numbers of different units"),
+        (["45%", "0.45"], "'45%' and '0.45', numbers of different units"),
         (["1"] * 20 + ["unknwon"], "'unknwon', which is no number as the others are"),
         (["1.234.567", "2"], "'1.234.567', a number with points between thousands"),
     ],

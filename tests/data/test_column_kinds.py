@@ -143,7 +143,7 @@ def test_what_is_in_doubt_is_a_question_that_a_flag_settles(tmp_path, cells, sen
     [
         (spread("a", "b"), "number", "'a', which is no number with a decimal point"),
         (spread("1.5", "2"), "comma_number", "'1.5', which is no number with a decimal comma"),
-        (spread("12 kg", "500 g"), "number", "numbers with the units g and kg"),
+        (spread("12 kg", "500 g"), "number", "'12 kg' and '500 g', numbers of different units"),
         (spread("a", "b"), "date", "'a', which is no date"),
         (spread("2014-13-45", "2014-01-01"), "date", "is no date"),
         (spread("13/02/2014", "12/01/2014"), "month_first", "'13/02/2014'"),
@@ -160,6 +160,11 @@ def test_a_category_of_100_000_values(tmp_path):
     assert column.kind == "ignore" and "sampled values differ" in column.why
     few = judge(tmp_path, [f"v{i % 1500}" for i in range(SAMPLE)])
     assert few.kind == "ignore" and "1,500 different values, too many for a category" in few.why
+
+
+def test_a_value_that_a_sample_lacks_is_not_denied(tmp_path):
+    column = judge(tmp_path, ["0"] * (4 * SAMPLE))
+    assert column.why == "only the value '0' in 5,000 sampled rows"
 
 
 def test_paths_of_media(tmp_path):

@@ -101,6 +101,8 @@ def test_as_many_values_as_rows_are_refused_for_a_chosen_task_too(tmp_path):
     with pytest.raises(ValueError, match="60 different values in 60 rows"):
         choose(path, task="classification")
     assert choose(path, task="generation")[1].label_column == "label"
+    several = labelled(tmp_path, [f"{i % 8}|{i // 8}a" for i in range(60)])
+    assert choose(several, task="multilabel")[1].task == choose(several)[1].task == "multilabel"
 
 
 def test_two_possible_labels_are_a_question(tmp_path):
