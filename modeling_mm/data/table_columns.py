@@ -53,6 +53,11 @@ def table_columns(train: MMDataset) -> list[dict[str, Any]]:
                 f"{MOST_VALUES}, so leave it out of --category_columns, or read it as a text or a number"
             )
         else:
+            if 2 * len(values) > len(cells[name]):
+                logger.warning(
+                    f"the category column '{name}' of '{train.source}' has {len(values)} values in {len(cells[name])} "
+                    "rows, so that new rows will hardly have one of them; expected categories that recur"
+                )
             columns.append({"name": name, "kind": "category", "values": values.tolist()})
     if not columns:
         raise ValueError(

@@ -114,7 +114,9 @@ def test_a_picture_alone_is_described_or_classified(generator, classifier, image
 
 
 def test_nothing_to_ask_is_refused(generator, capsys, tmp_path):
-    assert "give --image, --audio, --video or --text, or several of them" in refuse(capsys, "--model", generator)
+    assert "give --image, --audio, --video, --table or --text, or several of them" in refuse(
+        capsys, "--model", generator
+    )
     assert "no.png' does not exist" in refuse(capsys, "--model", generator, "--image", tmp_path / "no.png")
 
 

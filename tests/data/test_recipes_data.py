@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import random
 import shutil
 from collections import Counter, defaultdict
 
@@ -14,7 +15,7 @@ from PIL import Image
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.rows import Columns
 from modeling_mm.data.tables import read_table
-from recipes.data import make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa
+from recipes.data import make_budget, make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa
 from recipes.data.additive import labels, likelihood, search
 from recipes.data.digits import WORDS, digit_images
 from recipes.data.speech import RATE, VOICES, require_espeak, speak, utterance, write_utterance
@@ -22,7 +23,7 @@ from recipes.data.tables import SPLITS
 
 MAKERS = {
     module.__name__.split("make_")[1]: module.make
-    for module in (make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa)
+    for module in (make_budget, make_digit_matching, make_digits_avt, make_interaction, make_spoken_vqa)
 }
 ROWS = {"train_rows": 16, "validation_rows": 6, "test_rows": 8}
 pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
@@ -77,7 +78,8 @@ def test_our_reader_takes_them(made, tmp_path, monkeypatch):
     target = {"spoken_vqa": "answer", "digit_matching": "digit"}.get(name, "label")
     rows = [row for row in rows_of(folder, "train") if row["image"] or row["text"]]
     table, where = read_table(str(folder / "train.csv"))
-    read = MMDataset("train.csv", table, where, Columns("image", "text", target)).check(skip=True)
+    cells = {"numbers": ("price", "money"), "categories": ("packing",)} if name == "budget" else {}
+    read = MMDataset("train.csv", table, where, Columns("image", "text", target, **cells)).check(skip=True)
     assert [read[i].target for i in range(len(read))] == [row[target] for row in rows]
 
 
@@ -188,3 +190,18 @@ def test_spoken_questions_have_picture_and_sound_but_no_text(made):
     for row in rows_of(folder, "test"):
         assert row["text"] == "" and row["image"] and row["audio"] and row["answer"]
     assert len({row["image"] for row in rows_of(folder, "test")}) == ROWS["test_rows"]
+
+
+def test_a_budget_needs_the_image_and_the_table():
+    """The best guess from one of the two is right in about three quarters of the rows."""
+    rng, right, rows = random.Random(0), {"image": 0, "table": 0}, 0
+    for number in range(20_000):
+        items = number % 10
+        (price, money, packing), label = make_budget.purchase(items, rng)
+        if price:
+            rows += 1
+            affordable = float(money) / (float(price) * make_budget.PACKINGS[packing])
+            right["image"] += (items < 5) == (label == "yes")
+            right["table"] += (affordable > 4.5) == (label == "yes")
+    assert all(0.72 < count / rows < 0.78 for count in right.values())
+    assert 0.97 < rows / 20_000 < 0.99

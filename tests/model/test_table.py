@@ -99,6 +99,15 @@ def test_generation_with_a_cache_equals_generation_without():
 
 
 @torch.no_grad()
+def test_a_compiled_graph_gives_the_same_logits():
+    model, (_, inputs) = classifier("concat"), batch()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        compiled(**inputs, table_values=VALUES).logits, model(**inputs, table_values=VALUES).logits
+    )
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("text", ["llama", "bert"])
 def test_zero_gates_hide_the_table(text):
     head = MMForConditionalGeneration if text == "llama" else MMForSequenceClassification

@@ -79,7 +79,7 @@ def test_the_processor_refuses_what_it_does_not_know(clerk, processor):
         clerk(text="yes", table={"heigth": 3})
     with pytest.raises(ValueError, match="2 table rows came with 1 texts"):
         clerk(text=["yes"], table=[{}, {}])
-    with pytest.raises(ValueError, match="table row 0 is 3; expected a dict"):
+    with pytest.raises(ValueError, match="row 0 of the table is 3; expected a dict"):
         clerk(text=["yes"], table=[3])
     with pytest.raises(ValueError, match="without `table_columns`"):
         processor(text="yes", table={"age": 3})
