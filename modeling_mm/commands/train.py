@@ -226,7 +226,8 @@ def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     flags = f"{flags} --table '{json.dumps(row.table)}'".strip() if row.table else flags
     texts = dataset.reader.names["text"]
     text = f"$'{joined_text(dict.fromkeys(texts, '...'))}'".replace("\n", r"\n") if len(texts) > 1 else '"..."'
-    print(f"  modeling-mm predict --model {output} {flags} --text {text}\n")
+    flags += f" --text {text}" if texts else ""
+    print(f"  modeling-mm predict --model {output} {flags}\n")
 
 
 def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None) -> None:
