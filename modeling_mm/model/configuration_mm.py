@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -22,8 +23,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-
-from .table_mm import check_columns
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mm.MMConfig",
@@ -84,6 +83,35 @@ def sentence_transformers_files(modalities: list[str]) -> dict[str, Any]:
         "sentence_bert_config.json": transformer,
         "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
     }
+
+
+def check_table_columns(columns: list[dict[str, Any]]) -> None:
+    """Refuse columns that a config cannot hold.
+
+    Raises:
+        ValueError: names the column and what was expected.
+    """
+    largest = float(np.finfo(np.float32).max)
+    names = [column.get("name") for column in columns]
+    if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"`table_columns` has the names {names}; expected one or more different ones")
+    for column in columns:
+        name, kind = column["name"], column.get("kind")
+        if kind == "category":
+            values = column.get("values")
+            if not values or not all(isinstance(value, str) for value in values) or len(set(values)) < len(values):
+                raise ValueError(f"the category column '{name}' needs `values`, a list of different texts")
+        elif kind == "number":
+            bins, statistics = column.get("bins") or [], [column.get("mean"), column.get("scale")]
+            rising = (np.diff(np.array(bins, dtype=np.float32)) > 0).all()
+            finite = all(isinstance(n, (int, float)) and abs(n) <= largest for n in [*bins, *statistics])
+            if not (len(bins) > 1 and finite and rising and statistics[1] > 0):
+                raise ValueError(
+                    f"the number column '{name}' needs `bins`, two or more increasing numbers, a `mean` and a "
+                    "positive `scale`, all finite in 32 bits"
+                )
+        else:
+            raise ValueError(f"the column '{name}' has the kind {kind!r}; expected 'number' or 'category'")
 
 
 @strict
@@ -351,7 +379,7 @@ class MMConfig(PreTrainedConfig):
                 f"`num_frames` is {self.num_frames}; expected 1 or more, or None for a model without video"
             )
         if self.table_columns is not None:
-            check_columns(self.table_columns)
+            check_table_columns(self.table_columns)
         if self.table_cell_size < 1 or not 0 <= self.table_dropout < 1:
             raise ValueError(
                 f"`table_cell_size` is {self.table_cell_size} and `table_dropout` {self.table_dropout}; expected 1 or "

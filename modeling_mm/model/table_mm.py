@@ -119,38 +119,10 @@ def table_tensor(
     return values
 
 
-def check_columns(columns: Sequence[dict[str, Any]]) -> None:
-    """Refuse columns that a config cannot hold.
-
-    Raises:
-        ValueError: names the column and what was expected.
-    """
-    names = [column.get("name") for column in columns]
-    if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"`table_columns` has the names {names}; expected one or more different ones")
-    for column in columns:
-        name, kind = column["name"], column.get("kind")
-        if kind == "category":
-            values = column.get("values")
-            if not values or not all(isinstance(value, str) for value in values) or len(set(values)) < len(values):
-                raise ValueError(f"the category column '{name}' needs `values`, a list of different texts")
-        elif kind == "number":
-            bins, statistics = column.get("bins") or [], [column.get("mean"), column.get("scale")]
-            rising = (np.diff(np.array(bins, dtype=np.float32)) > 0).all()
-            finite = all(isinstance(n, (int, float)) and abs(n) <= LARGEST for n in [*bins, *statistics])
-            if not (len(bins) > 1 and finite and rising and statistics[1] > 0):
-                raise ValueError(
-                    f"the number column '{name}' needs `bins`, two or more increasing numbers, a `mean` and a "
-                    "positive `scale`, all finite in 32 bits"
-                )
-        else:
-            raise ValueError(f"the column '{name}' has the kind {kind!r}; expected 'number' or 'category'")
-
-
 def cells_only(columns: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     """The columns without statistics, as a processor holds them."""
     kept = ("name", "kind", "values")
     return None if columns is None else [{key: column[key] for key in kept if key in column} for column in columns]
 
 
-__all__ = ["check_columns", "read_category", "read_number", "table_tensor"]
+__all__ = ["read_category", "read_number", "table_tensor"]

@@ -14,7 +14,7 @@ from modeling_mm.data.media import BadRow
 from modeling_mm.data.rows import Columns, Row, media_markers, present_modalities, without
 from modeling_mm.data.table_columns import names_by_kind, number_statistics, table_columns
 from modeling_mm.data.tables import read_table
-from modeling_mm.model.table_mm import check_columns
+from modeling_mm.model.configuration_mm import check_table_columns
 
 COLUMNS = Columns("", "", "label", numbers=("age",), categories=("sex",))
 
@@ -78,7 +78,7 @@ def test_draws_for_rows_without_a_table_are_what_they_were():
 
 def test_statistics_are_those_of_the_training_rows(csv_file):
     columns = table_columns(dataset_of(csv_file))
-    check_columns(columns)
+    check_table_columns(columns)
     assert names_by_kind(columns) == (("age",), ("sex",))
     age, sex = columns
     assert (age["bins"][0], age["bins"][-1]) == (7.5, 61.0) and sex["values"] == ["f", "m"]
@@ -88,7 +88,7 @@ def test_statistics_are_those_of_the_training_rows(csv_file):
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_statistics_fit_into_32_bits(scale):
     numbers = np.float32(np.random.default_rng(0).standard_normal(500) * scale)
-    check_columns([{"name": "x", "kind": "number", **number_statistics(numbers)}])
+    check_table_columns([{"name": "x", "kind": "number", **number_statistics(numbers)}])
     few = number_statistics(np.float32([0, 0, 0, 0, 0, 0, 0, 0, 0, scale]))
     assert few["bins"][0] == 0 and few["bins"][-1] == pytest.approx(scale)
 
