@@ -9,6 +9,7 @@ Retrieval models get recall in both directions, or with --label_column zero-shot
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def zero_shot_results(
     if arguments.process_index:
         return None
     source = args.test_file or str(args.dataset)
-    rows = labelled_images(source, args.split, args.image_column, str(args.label_column), args.on_bad_row == "skip")
+    columns = known_columns(args, model, "retrieval", processor)
+    rows = labelled_images(source, args.split, columns.image, str(columns.target), args.on_bad_row == "skip")
     collator = RetrievalCollator(processor, "retrieval", args.max_length)
     evaluation = evaluate_zero_shot(model.to(arguments.device), collator, rows, templates, args.batch_size)
     write_predictions(rows, evaluation, output / "predictions.jsonl")
@@ -137,6 +139,16 @@ def check_flags(args: EvaluateArguments, task: str) -> None:
         )
 
 
+def known_columns(args: EvaluateArguments, model: PreTrainedModel, task: str, processor: MMProcessor) -> Columns:
+    """The columns of training, where the model knows them and no flag names others."""
+    numbers, categories = names_by_kind(processor.table_columns or [])
+    columns = Columns(**model.config.columns) if model.config.columns else Columns(target=TASKS[task].label_column)
+    names = ("image", "text", "audio", "video")
+    flags = {name: getattr(args, f"{name}_column") for name in names} | {"target": args.label_column}
+    flags |= {"decimal": args.decimal, "numbers": numbers, "categories": categories}
+    return replace(columns, concept="", **{name: value for name, value in flags.items() if value is not None})
+
+
 def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str) -> MMDataset:
     """Read and check the rows to evaluate.
 
@@ -145,14 +157,11 @@ def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMP
     """
     source = args.test_file or str(args.dataset)
     table, folder = read_table(source, args.split)
-    target = args.label_column or TASKS[task].label_column
-    media = (args.audio_column, args.video_column)
-    table_columns = names_by_kind(processor.table_columns or [])
-    columns = Columns(args.image_column, args.text_column, target, *media, "", *table_columns, args.decimal)
+    columns = known_columns(args, model, task, processor)
     dataset = MMDataset(source, table, folder, columns, label_names(model, task), task=task)
     if args.max_seconds is not None:
         processor.max_seconds = args.max_seconds
-    if model.config.audio_config is not None and not args.audio_column:
+    if model.config.audio_config is not None and not columns.audio:
         logger.warning("this model takes audio, but without --audio_column it is evaluated without")
     options = {"max_seconds": processor.max_seconds, "num_frames": processor.max_frames}
     return dataset.check(args.on_bad_row == "skip", media_markers(processor), **options)

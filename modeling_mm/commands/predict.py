@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..checkpoint import load_checkpoint, quantized
+from ..data.cells import formed_numbers
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.media import MediaRef, open_image
 from ..data.rows import Row
@@ -136,6 +137,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--explain: {error}") from None
     clips, videos = list(args.audio), list(args.video)
     media = [[MediaRef(path) for path in paths] for paths in (args.image, clips, videos)]
+    table = formed_numbers(table, (model.config.columns or {}).get("forms", {}))
     if table:
         table_tensor(table, processor.table_columns)  # refuses a bad cell, and an unknown column
     rows = [

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """`modeling-mm train`: train on a table of images and texts; writes a folder that `AutoModel` loads.
 
+modeling-mm train --train_file t.csv --output_dir runs/mine
 modeling-mm train --config recipes/easy_vqa.yaml
 modeling-mm train --task classification --train_file t.csv --vision_tower scratch-tiny --text_model scratch-tiny \
     --output_dir runs/mine --num_train_epochs 10
@@ -23,7 +24,7 @@ from ..checkpoint import BASE, last_checkpoint
 from ..data.collator import MMCollator
 from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
-from ..data.rows import media_markers
+from ..data.rows import joined_text, media_markers
 from ..data.stream import MMStream
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.metrics import format_answer
@@ -38,6 +39,7 @@ from ..report.sections import draw_examples
 from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, check_task
 from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
+from ..training.columns import choose_columns
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.smoothing import check_smoothing
 from ..training.splits import Splits, known_labels, known_processor, load_splits, num_video_frames
@@ -102,6 +104,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     output = Path(args.output_dir)
     checkpoint = resume_path(args)
     set_seed(args.seed)
+    columns = choose_columns(model_args, data_args, args.process_index == 0)
     check_task(model_args, data_args)
     check_training(data_args, args)
     augmented = augmentation_of(data_args, args.seed) is not None
@@ -150,7 +153,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not trainer.is_world_process_zero():
         return None
     write_bad_rows(splits.bad_rows(), output)
-    write_history(trainer.state.log_history, report, output)
+    write_history(trainer.state.log_history, {**report, **columns}, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
     if not TASKS[data_args.task].embeds:
         show_examples(splits.test or splits.validation, output)
@@ -216,11 +219,15 @@ def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     print(f"\n{kind}: {media[0].path or '(embedded)'}" if media else "")
     by_truth = {format_answer(line["truth"]): line for line in (json.loads(lines[i]) for i in rows)}
     for line in list(by_truth.values())[:count]:
-        print(f"  {line['text']}  ->  {format_answer(line['prediction'])}  (truth: {format_answer(line['truth'])})")
+        text = " | ".join(line["text"].splitlines())
+        print(f"  {text}  ->  {format_answer(line['prediction'])}  (truth: {format_answer(line['truth'])})")
     print(f"\nLoad the model in Python as in {output / 'README.md'}, or ask it more:")
     flags = "--video VIDEO" if kind == "Video" else "--image IMAGE --explain look.png" if media else ""
     flags = f"{flags} --table '{json.dumps(row.table)}'".strip() if row.table else flags
-    print(f'  modeling-mm predict --model {output} {flags} --text "..."\n')
+    texts = dataset.reader.names["text"]
+    text = f"$'{joined_text(dict.fromkeys(texts, '...'))}'".replace("\n", r"\n") if len(texts) > 1 else '"..."'
+    flags += f" --text {text}" if texts else ""
+    print(f"  modeling-mm predict --model {output} {flags}\n")
 
 
 def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None) -> None:

@@ -32,24 +32,35 @@ class EvaluateArguments:
     output_dir: str | None = field(
         default=None, metadata={"help": "folder for the results; the default is `evaluation` in the model's folder"}
     )
-    image_column: str = field(default="image", metadata={"help": "column with images"})
-    text_column: str = field(default="text", metadata={"help": "column with texts"})
+    image_column: str | None = field(
+        default=None, metadata={"help": 'column with images; the default is that of training; "" for none'}
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": 'column with texts; the default is that of training; "" for none'}
+    )
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "column with the expected output; the default is `answer` for generation and `label` for "
-            "classifiers; with it, a retrieval model is scored by zero-shot classification"
+            "help": "column with the expected output; the default is that of training; with it, a retrieval model is "
+            "scored by zero-shot classification"
         },
     )
     prompt_templates: list[str] | None = field(
         default=None,
         metadata={"help": "zero-shot classification: sentences with {} for the class name; default: a photo of a {}"},
     )
-    audio_column: str = field(default="", metadata={"help": "column with audio clips; none is read by default"})
-    video_column: str = field(default="", metadata={"help": "column with videos; none is read by default"})
-    decimal: str = field(
-        default=".",
-        metadata={"help": "decimal mark of the numbers in the table that the model takes", "choices": [".", ","]},
+    audio_column: str | None = field(
+        default=None, metadata={"help": 'column with audio clips; the default is that of training; "" for none'}
+    )
+    video_column: str | None = field(
+        default=None, metadata={"help": 'column with videos; the default is that of training; "" for none'}
+    )
+    decimal: str | None = field(
+        default=None,
+        metadata={
+            "help": "decimal mark of the numbers in the table; the default is that of training",
+            "choices": [".", ","],
+        },
     )
     batch_size: int = field(default=32, metadata={"help": "rows per batch"})
     max_length: int = field(default=512, metadata={"help": "maximum number of tokens per row"})
@@ -256,7 +267,7 @@ VERBS = {
         "train a model on a table, an image folder or a dataset",
         TRAIN,
         "train",
-        "modeling-mm train --train_file my.csv --vision_tower scratch-tiny --text_model scratch-tiny --output_dir out",
+        "modeling-mm train --train_file my.csv --output_dir out",
     ),
     "evaluate": Verb(
         "score a trained model on a test file; writes metrics, an HTML report and all predictions",

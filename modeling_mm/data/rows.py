@@ -11,6 +11,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ..model.processing_mm import MMProcessor
 from ..model.table_mm import read_category, read_number
 from ..model.video_mm import is_video
 from ..tasks import TASKS
+from .cells import formed_numbers
 from .media import BadRow, MediaRef
 from .targets import label_columns, read_target, target_complaint
 
@@ -32,7 +34,8 @@ from .targets import label_columns, read_target, target_complaint
 class Columns:
     """Names of the columns, "" for one that is missing. `target` is the answer, the label or numbers (`a,b`), or None;
     rows with equal values of `concept` match each other. `numbers` and `categories` form the table of a row, whose
-    numbers are written with the mark `decimal`."""
+    numbers are written with the mark `decimal`, or in the form (see `cells.py`) that `forms` has for their column. The
+    media of several columns (`a,b`) are joined, and so are their texts, a line `name: text` each."""
 
     image: str = "image"
     text: str = "text"
@@ -43,6 +46,7 @@ class Columns:
     numbers: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     decimal: str = "."
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def table(self) -> tuple[str, ...]:
@@ -135,13 +139,14 @@ class RowReader:
     def __post_init__(self):
         names, columns = list(self.features), self.columns
         targets = label_columns(self.task, columns.target)
-        required = [*targets, columns.audio, columns.video, columns.concept, *columns.table]
-        others = set(names) - {columns.image, columns.audio, columns.video, *targets, *columns.table}
+        required = [*targets, *self.names["audio"], *self.names["video"], columns.concept, *columns.table]
+        media = {*self.names["image"], *self.names["audio"], *self.names["video"]}
+        others = set(names) - {*media, *targets, *columns.table}
         # one of the other columns may be the image, or there is nothing but the image
-        if others - {columns.text} or not (columns.audio or columns.video or columns.table):
-            required.append(columns.image)
+        if others - {*self.names["text"]} or not (columns.audio or columns.video or columns.table):
+            required += self.names["image"]
         if others:
-            required.append(columns.text)
+            required += self.names["text"]
         for name in filter(None, required):
             if name not in names:
                 raise ValueError(
@@ -150,10 +155,28 @@ class RowReader:
                     "--concept_column, --number_columns or --category_columns; "
                     '"" if there is no image, text, audio or video)'
                 )
-        if twice := {*targets, columns.text, columns.image, columns.audio, columns.video} & set(columns.table):
+        if twice := {*targets, *media, *self.names["text"]} & set(columns.table):
             raise ValueError(f"the column '{min(twice)}' is a number or a category, and has another use too")
         if twice := set(columns.numbers) & set(columns.categories):
             raise ValueError(f"the column '{min(twice)}' is named as a number and as a category; expected one of them")
+
+    @cached_property
+    def names(self) -> dict[str, list[str]]:
+        """The columns of each modality; a name that the table has is one column, whatever commas it holds."""
+        joined = {name: getattr(self.columns, name) for name in ("text", *MODALITIES)}
+        return {name: [text] if text in self.features else split_names(text) for name, text in joined.items()}
+
+    def text(self, cells: Mapping[str, Any]) -> str:
+        """The text of a row: the cell, or a line for each of several columns whose cell is not empty.
+
+        Raises:
+            BadRow: a cell holds a list or structure.
+        """
+        texts = {name: cells.get(name) for name in self.names["text"]}
+        for name, text in texts.items():
+            if isinstance(text, (list, dict)):
+                raise BadRow(f"'{name}' holds a list or structure; expected one plain value")
+        return joined_text({name: "" if text is None else str(text) for name, text in texts.items()})
 
     def row(self, cells: dict[str, Any], number: int) -> Row:
         """A row from its cells, its target not yet encoded; nothing is opened yet.
@@ -161,23 +184,22 @@ class RowReader:
         Raises:
             BadRow: a cell has an unexpected type.
         """
-        text_like = (self.columns.text, self.columns.concept, *label_columns(self.task, self.columns.target))
+        text_like = (*self.names["text"], self.columns.concept, *label_columns(self.task, self.columns.target))
         text_like = (*text_like, *self.columns.categories)
         cells |= {name: as_text(cells[name], self.features[name], name) for name in text_like if name in cells}
-        text, target = cells.get(self.columns.text), None
-        if isinstance(text, (list, dict)):
-            raise BadRow(f"'{self.columns.text}' holds a list or structure; expected one plain value")
+        text, target = self.text(cells), None
         for name in (*label_columns(self.task, self.columns.target), *self.columns.categories):
             feature, cell = self.features[name], cells[name]
             if isinstance(feature, datasets.ClassLabel) and cell is not None:
                 cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
         if self.columns.target is not None:
             target = read_target(self.task, self.columns.target, cells)
-        columns = (self.columns.image, self.columns.audio, self.columns.video)
-        images, audio, videos = (self.media(cells.get(name), name) for name in columns)
-        videos = [videos] if videos and is_video(videos) else videos  # images, the frames of one video
+        media = {name: [self.media(cells.get(c), c) for c in self.names[name]] for name in MODALITIES}
+        # images in a column of videos are the frames of one video
+        media["video"] = [[items] if items and is_video(items) else items for items in media["video"]]
+        images, audio, videos = ([item for items in media[name] for item in items] for name in MODALITIES)
         concept = None if cells.get(self.columns.concept) in (None, "") else str(cells[self.columns.concept])
-        text, table = "" if text is None else str(text), self.table_cells(cells)
+        table = self.table_cells(cells)
         return Row(number, images, text, target, audio, videos, concept=concept, table=table)
 
     def table_cells(self, cells: Mapping[str, Any]) -> dict[str, float | str]:
@@ -188,7 +210,8 @@ class RowReader:
         """
         columns = self.columns
         try:
-            read: dict[str, Any] = {n: read_number(cells[n], n, columns.decimal) for n in columns.numbers}
+            numbers = formed_numbers({name: cells[name] for name in columns.numbers}, columns.forms)
+            read: dict[str, Any] = {n: read_number(cell, n, columns.decimal) for n, cell in numbers.items()}
             read |= {name: read_category(cells[name], name) for name in columns.categories}
         except ValueError as error:
             raise BadRow(str(error)) from None
@@ -209,9 +232,10 @@ class RowReader:
         if isinstance(cell, dict) and "path" in cell:
             return [cell["bytes"] if cell.get("bytes") is not None else os.path.join(self.folder, cell["path"])]
         if not isinstance(cell, list):
-            kind = {self.columns.audio: "an audio clip", self.columns.video: "a video"}.get(column, "an image")
+            nouns = {"audio": "an audio clip", "video": "a video"}
+            kind = next((noun for name, noun in nouns.items() if column in self.names[name]), "an image")
             raise BadRow(f"'{column}' holds {cell!r:.60}; expected a path, {kind} or a list of them")
-        if column == self.columns.video and any(isinstance(part, list) for part in cell):  # each a list of frames
+        if column in self.names["video"] and any(isinstance(part, list) for part in cell):  # each a list of frames
             return [self.media(part, column) for part in cell]
         return [medium for part in cell for medium in self.media(part, column)]
 
@@ -243,6 +267,18 @@ class RowReader:
         if columns.target is None:
             return None
         return target_complaint(columns.target, row.target, labels)
+
+
+def split_names(text: str) -> list[str]:
+    """The names of several columns, separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def joined_text(texts: Mapping[str, str]) -> str:
+    """The text of a row from those of its columns: the only one, or a line `name: text` for each that is not empty."""
+    if len(texts) < 2:
+        return "".join(texts.values())
+    return "\n".join(f"{name}: {text}" for name, text in texts.items() if text.strip())
 
 
 def media_markers(processor: MMProcessor | None = None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HTTPError  # of httpx or httpx2, whichever hu
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..checkpoint import is_adapter
+from ..data.rows import joined_text, split_names
 from ..tasks import TASKS
 from ..version import __version__
 
@@ -149,6 +150,7 @@ def write_card(
     origin = " + ".join(towers.values()) if settings["model"] is None else f"trained further from {settings['model']}"
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    texts = split_names((model.config.columns or {}).get("text", ""))
     blind = f"`blind_{task.main_metric}` is `{task.main_metric}` without the {media}"
     card = ModelCard.from_template(
         metadata(output.name, task.name, report, settings, list(towers.values())),
@@ -158,6 +160,7 @@ def write_card(
         f"joined by {' and '.join(fusion)}; {millions:.1f} million parameters, {trained:.1f} of them trained.",
         towers=tower_rows(model, towers),
         code=usage(task.name, (output / "adapter_config.json").is_file()),
+        text=joined_text(dict.fromkeys(texts, "...")) if len(texts) > 1 else "",
         table=example_cells(model.config.table_columns or []),
         limits_heading=LIMITS_HEADING,
         limits=limits(task.name, media, report),

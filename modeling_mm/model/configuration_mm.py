@@ -177,6 +177,8 @@ class MMConfig(PreTrainedConfig):
             loss uses in training; negatives still come from the whole batch. Default all.
         rerank_weight (`float`): weight of the match log-odds, added to the similarity logit when candidates are
             reranked.
+        columns (`dict`, *optional*): names of the columns that the model was trained on, by the fields of
+            `data.rows.Columns`; rows to evaluate are read by them.
         table_columns (`list[dict]`, *optional*): number and category columns of a table that comes with each row, with
             their statistics, see `table_mm`; None for a model without a table.
         table_cell_size (`int`): width of one cell's state in the table tower.
@@ -247,6 +249,7 @@ class MMConfig(PreTrainedConfig):
     matching_rows: int | None = None
     rerank_weight: float | int = 1.0
     language_weight: float | int = 0.0
+    columns: dict | None = None
     table_columns: list[dict] | None = None
     table_cell_size: int = 16
     table_dropout: float | int = 0.2

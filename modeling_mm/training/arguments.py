@@ -102,7 +102,23 @@ class ModelArguments:
 class DataArguments:
     """The data: its files, its columns and how rows are read."""
 
-    task: str = field(default="generation", metadata={"help": "what the model learns to do", "choices": list(TASKS)})
+    task: str = field(
+        default="",
+        metadata={
+            "help": "what the model learns to do; inferred from the label column, or generation by default (see "
+            "--columns)",
+            "choices": list(TASKS),
+        },
+    )
+    columns: str = field(
+        default="",
+        metadata={
+            "help": 'kinds of columns, such as "price=number,notes=text,id=ignore", or auto; all others are inferred. '
+            "Without towers and --model, what no flag names is inferred anyway; with towers, only if neither a task "
+            "nor a column is given and the table has no column `answer`. Kinds: image, audio, video, text, number, "
+            "comma_number (1.234,5), category, date, day_first and month_first (dates), label, ignore"
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "read Parquet or WebDataset shards during training, without loading the dataset first"},
@@ -125,8 +141,17 @@ class DataArguments:
         default=None, metadata={"help": "name of a dataset of the Hub, or easy-vqa, in place of files"}
     )
     test_split: str | None = field(default=None, metadata={"help": "split of --dataset to evaluate after training"})
-    image_column: str = field(default="image", metadata={"help": "column with images"})
-    text_column: str = field(default="text", metadata={"help": "column with texts"})
+    image_column: str | None = field(
+        default=None,
+        metadata={"help": "column with images, or several as a,b; inferred, or `image` by default (see --columns)"},
+    )
+    text_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "column with texts, or several as a,b, which are joined as lines `a: text`; inferred, or `text` "
+            "by default (see --columns)"
+        },
+    )
     label_column: str | None = field(
         default=None,
         metadata={
@@ -145,8 +170,14 @@ class DataArguments:
             "matching head) on the validation rows"
         },
     )
-    audio_column: str = field(default="", metadata={"help": "column with audio clips; none is read by default"})
-    video_column: str = field(default="", metadata={"help": "column with videos; none is read by default"})
+    audio_column: str | None = field(
+        default=None,
+        metadata={"help": "column with audio clips, or several as a,b; inferred, or none by default (see --columns)"},
+    )
+    video_column: str | None = field(
+        default=None,
+        metadata={"help": "column with videos, or several as a,b; inferred, or none by default (see --columns)"},
+    )
     concept_column: str = field(
         default="",
         metadata={"help": "retrieval: rows with equal values in this column are positives of each other in training"},
@@ -222,6 +253,17 @@ class DataArguments:
             "choices": ["stop", "skip"],
         },
     )
+
+    def __post_init__(self):
+        self.number_forms: dict[str, str] = {}  # of number columns with dates, signs or commas; inferred, no flag
+
+
+def fill_defaults(data: DataArguments) -> None:
+    """Set the task and the columns that are neither given nor inferred."""
+    data.task = data.task or "generation"
+    for name, column in {"image": "image", "text": "text", "audio": "", "video": ""}.items():
+        if getattr(data, f"{name}_column") is None:
+            setattr(data, f"{name}_column", column)
 
 
 def check_task(model: ModelArguments, data: DataArguments) -> None:

@@ -2,7 +2,7 @@
 """Assembly of a training run from its flags: model, collator, trainer."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def build_model(
     """
     balanced = data.class_weights == "balanced"
     options = head_options(data.task, train.labels, train.targets(), balanced, train.source)
+    options["columns"] = asdict(train.columns)
     if TASKS[data.task].embeds:
         options |= retrieval.config()
     if args.model is not None:
@@ -57,7 +58,7 @@ def build_model(
             raise ValueError(f"'{args.model}' was not trained for {data.task} but for {task_of(model)}")
         # labels and their scale stay; class weights, temperature and rerank weight are those of this run
         model.config.class_weights, model.config.calibration_temperature = options.get("class_weights"), None
-        model.config.rerank_weight = 1.0
+        model.config.rerank_weight, model.config.columns = 1.0, options["columns"]
         return model, processor
     if args.vision_tower is None or args.text_model is None:
         raise ValueError("give --vision_tower and --text_model (ids, folders or scratch-tiny), or --model")

@@ -20,6 +20,7 @@ from ..model.audio_mm import MAX_SECONDS
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, words
+from .columns import FEW, refuse_unique
 
 
 @dataclass
@@ -61,6 +62,27 @@ def num_video_frames(args: ModelArguments) -> int | None:
     return read_config(args.model if not Path(args.model, BASE).is_dir() else str(Path(args.model, BASE))).num_frames
 
 
+def table_names(
+    data: DataArguments, table: Sequence[dict[str, Any]] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The number and the category columns: those of the flags, or of the `table` of the model to continue from.
+
+    Raises:
+        ValueError: the flags name columns that the model does not have.
+    """
+    numbers, categories = words(data.number_columns), words(data.category_columns)
+    if table is None:
+        return numbers, categories
+    flags, (numbers, categories) = {*numbers, *categories}, names_by_kind(table)
+    if flags - {*numbers, *categories}:
+        known = ", ".join((*numbers, *categories)) or "none"
+        raise ValueError(
+            f"--number_columns and --category_columns name {', '.join(sorted(flags))}, but the columns of --model, "
+            f"{known}, cannot be changed; leave these flags out"
+        )
+    return numbers, categories
+
+
 def load_splits(
     data: DataArguments,
     seed: int,
@@ -77,17 +99,10 @@ def load_splits(
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
     target = data.label_column or TASKS[data.task].label_column
-    numbers, categories = words(data.number_columns), words(data.category_columns)
-    if table is not None:
-        flags, (numbers, categories) = {*numbers, *categories}, names_by_kind(table)
-        if flags - {*numbers, *categories}:
-            known = ", ".join((*numbers, *categories)) or "none"
-            raise ValueError(
-                f"--number_columns and --category_columns name {', '.join(sorted(flags))}, but the columns of "
-                f"--model, {known}, cannot be changed; leave these flags out"
-            )
+    numbers, categories = table_names(data, table)
     media = (data.audio_column, data.video_column, data.concept_column)
-    columns = Columns(data.image_column, data.text_column, target, *media, numbers, categories, data.decimal)
+    names = (data.image_column, data.text_column, target, *media)
+    columns = Columns(*names, numbers, categories, data.decimal, data.number_forms)  # type: ignore[arg-type]  # set
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
@@ -110,6 +125,8 @@ def load_splits(
         train = read(data.train_file or str(data.dataset), "train", labels)
         if labels is None:
             train.labels = known_names(data.task, train.targets(), columns.target, train.source)
+            if len(train.labels or []) > FEW:
+                refuse_unique(data.task, train.source, str(columns.target), train.targets())
     test = None
     if data.test_file is not None:
         test = read(data.test_file, "test", train.labels)

@@ -71,7 +71,9 @@ def test_decompression_bomb(folder, capsys, monkeypatch, limit):
 
 
 def test_missing_column(folder, capsys):
-    message = refuse(capsys, *train(folder, write_csv(folder, "a.png,x,y", header="image,text,reply")))
+    message = refuse(
+        capsys, *train(folder, write_csv(folder, "a.png,x,y", header="image,text,reply"), "--task", "generation")
+    )
     assert "t.csv' has no column 'answer'; it has image, text, reply" in message
 
 
@@ -105,6 +107,12 @@ def test_unknown_label(folder, capsys):
     (folder / "v.csv").write_text("image,text,label\na.png,what?,mauve\n")
     message = refuse(capsys, *train(folder, path, "--task", "classification", "--validation_file", folder / "v.csv"))
     assert "v.csv, row 1: the label 'mauve' is unknown; expected one of blue, red" in message
+
+
+def test_a_label_with_as_many_values_as_rows(folder, capsys):
+    path = write_csv(folder, *(f"a.png,x,k{i}" for i in range(30)), header="image,text,label")
+    message = refuse(capsys, *train(folder, path, "--task", "classification"))
+    assert "t.csv' has 30 different values in 30 rows; classes recur" in message
 
 
 def test_single_label(folder, capsys):
