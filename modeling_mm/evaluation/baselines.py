@@ -12,7 +12,6 @@ evaluated rows are only scored. A baseline that cannot be fitted has a reason in
 Shapes: R rows, F features, C classes, labels or numbers.
 """
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,7 @@ from scipy import sparse
 from scipy.special import logit
 
 from ..tasks import TASKS
-from .metrics import bootstrap_interval, head_metrics
-from .predictions import Evaluation, interval, main_score, rounded
-
-logger = logging.getLogger(__name__)
+from .metrics import head_metrics
 
 STRENGTHS = tuple(float(10**power) for power in np.arange(-1, 3.1, 0.5))  # inverse of the penalty, strongest first
 PATIENCE = 2  # weaker penalties that are tried beyond the best
@@ -134,7 +130,7 @@ def scaled(parts: Parts, present: Parts) -> Parts:
 
 
 def outputs_from(targets: Targets, estimators: Sequence[Any], features: Parts) -> Parts:
-    """Fit one estimator for each problem and return their outputs (R, C) for all rows; a constant target is repeated."""
+    """Fit one estimator for each problem and return their outputs (R, C) for all rows; a constant is repeated."""
     fitted = []
     for estimator, truths in zip(estimators, targets.problems(), strict=True):
         constant = bool((truths == truths[0]).all())
@@ -162,7 +158,7 @@ def predicted(targets: Targets, fitted: Sequence[Any], features: Any) -> np.ndar
 
 
 def linear(targets: Targets, features: Parts) -> tuple[Parts, float]:
-    """Outputs of logistic regression, or ridge regression for numbers, and their score; validation chooses the penalty.
+    """Outputs of logistic regression, for numbers of ridge regression, and their score; validation sets the penalty.
 
     Raises:
         ValueError: all training rows are of one class.
@@ -239,11 +235,10 @@ def alone(targets: Targets, inputs: Inputs, seed: int) -> tuple[list[Baseline], 
     found = [best]
     if inputs.table is not None:
         try:
-            found.append(
-                Baseline(name, "gradient boosting", *boosting(targets, inputs.table, inputs.categories, seed))
-            )
+            boosted = boosting(targets, inputs.table, inputs.categories, seed)
+            found.append(Baseline(f"{name}, boosted", "gradient boosting", *boosted))
         except ValueError as error:
-            found.append(failure(name, "gradient boosting", error))
+            found.append(failure(f"{name}, boosted", "gradient boosting", error))
     return found, chosen
 
 
@@ -253,7 +248,7 @@ def mean_outputs(singles: Sequence[Baseline], presents: Sequence[Parts]) -> Part
     for number in range(len(Parts._fields)):
         weights = np.stack([present[number] for present in presents]).astype(float)  # (M, R)
         weights[:, weights.sum(axis=0) == 0] = 1
-        outputs = np.stack([single.outputs[number] for single in singles])  # (M, R, C)
+        outputs = np.stack([single.outputs[number] for single in singles if single.outputs])  # (M, R, C)
         means.append((weights[..., None] * outputs).sum(axis=0) / weights.sum(axis=0)[:, None])
     return Parts(*means)
 

@@ -144,6 +144,10 @@ class DataArguments:
             "matching head) on the validation rows"
         },
     )
+    baselines: bool = field(
+        default=True,
+        metadata={"help": "after training, score simple baselines on the same rows, for report.json"},
+    )
     audio_column: str = field(default="", metadata={"help": "column with audio clips; none is read by default"})
     video_column: str = field(default="", metadata={"help": "column with videos; none is read by default"})
     concept_column: str = field(

@@ -39,7 +39,7 @@ WORDS = 2  # keywords in a text; with three, logistic regression on the text alo
 
 
 def split_drawings(same: dict[Drawing, Drawing], seed: int) -> dict[str, list[Drawing]]:
-    """The distinct drawings of each split, in random order; no two splits share an emoji, or one that looks like it."""
+    """The distinct drawings of each split, in random order; no two splits share an emoji or one that looks like it."""
     rng = random.Random(f"{seed} emoji groups")
     emoji = [emoji_code for vendor, emoji_code in same if vendor == TEST_VENDOR]
     test = hold_out(emoji, same, TEST_EMOJI, rng)
