@@ -256,7 +256,7 @@ def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path
     if trainer.is_world_process_zero():
         write_predictions(dataset, evaluation, output / "predictions.jsonl")
         draw_examples(dataset, evaluation, output / "samples.png")
-    share = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
+    share: dict[str, Any] = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
     if baselines and trainer.is_world_process_zero():
         share["baselines"] = baseline_results(trainer, task, splits, dataset, evaluation)
     return {**evaluation.metrics, f"blind_{metric}": blind, **share}
@@ -272,10 +272,7 @@ def baseline_results(
     head = trainer.accelerator.unwrap_model(trainer.model)
     base = (head.get_base_model() if hasattr(head, "get_base_model") else head).base_model
     towers = {part: getattr(base, part) for part in ("vision_tower", "audio_tower", "text_model")}
-    trained = [
-        part
-        for part, tower in towers.items()
-        if tower is not None and any(p.requires_grad for p in tower.parameters())
-    ]
+    towers = {part: tower for part, tower in towers.items() if tower is not None}
+    trained = [part for part, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]
     datasets = Parts(splits.train, splits.validation, dataset)
     return score_baselines(trainer, task, datasets, evaluation, splits.train.labels, trained)

@@ -65,13 +65,10 @@ class MediaVectors:
     def encode(self, name: str, items: list[MediaRef]) -> dict[str, torch.Tensor]:
         """Vectors (I, V) of distinct media of one modality, by description."""
         modality, model = MODALITIES[name], self.model
-        rows = [
-            Row(0, [], "", **{modality.argument: [item]}) if name != "image" else Row(0, [item], "") for item in items
-        ]
         if name == "image":
-            batch = self.collator.flat_images(rows)
+            batch = self.collator.flat_images([Row(0, [item], "") for item in items])
         elif name == "audio":
-            batch = self.collator.flat_audio([row.audio for row in rows])
+            batch = self.collator.flat_audio([[item] for item in items])
         else:
             batch = self.collator.processor.flat_videos([[item.source] for item in items])
         batch = {key: value.to(model.device) for key, value in batch.items() if key != modality.index}
@@ -160,14 +157,11 @@ def table_inputs(tables: Parts) -> Inputs | None:
     for row in tables.train:
         for name, value in row.items():
             known.setdefault(name, []).extend([] if value is None else [value])
-    columns = {
-        name: all(isinstance(value, (int, float)) for value in values) for name, values in known.items() if values
-    }
+    columns = {name: {isinstance(value, (int, float)) for value in values} for name, values in known.items() if values}
     if not columns:
         return None
-    numbers, categories = (
-        [name for name, is_number in columns.items() if is_number is kind] for kind in (True, False)
-    )
+    numbers = [name for name, are_numbers in columns.items() if are_numbers == {True}]
+    categories = [name for name in columns if name not in numbers]
     present = Parts(*(
         np.array([any(row.get(name) is not None for name in columns) for row in part], dtype=bool) for part in tables
     ))  # fmt: skip

@@ -8,11 +8,12 @@ training rows have few distinct ones.
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from ..data.negatives import MatchingPairs
 from ..data.targets import normalize
@@ -47,24 +48,27 @@ def answer_targets(answers: Parts) -> Targets:
 
 
 def fit(
-    model: PreTrainedModel, collator: Any, task: str, datasets: Parts, names: Sequence[str] | None, size: int, seed: int,
-    trained: Collection[str],
-) -> tuple[list[Baseline], Targets]:  # fmt: skip
-    """The baselines of a task and the targets that they were fitted to; arguments as for `score_baselines`."""
+    task: str,
+    datasets: Parts,
+    names: Sequence[str] | None,
+    seed: int,
+    encode: Callable[[], tuple[list[Inputs], Parts]],
+) -> tuple[list[Baseline], Targets]:
+    """The baselines of a task, and the targets that they were fitted to; `encode` returns the inputs and targets."""
     if TASKS[task].pairs:
         pairs = [part if isinstance(part, MatchingPairs) else MatchingPairs(part, seed) for part in datasets]
-        values = Parts(*(np.array([pair[i].target for i in range(len(pair))]) for pair in pairs))
+        values = Parts(*(np.array([part[i].target for i in range(len(part))]) for part in pairs))
         targets = Targets(task, values, names or [])
         return fit_baselines(targets, []), targets
     if not TASKS[task].generates:
-        modalities, values = baseline_inputs(model, collator, datasets, size, trained)
-        targets = Targets(task, Parts(*map(np.array, values)), names or [])
+        modalities, lists = encode()
+        targets = Targets(task, Parts(*map(np.array, lists)), names or [])
         return fit_baselines(targets, modalities, seed), targets
     targets = answer_targets(Parts(*([part[i].target for i in range(len(part))] for part in datasets)))
     if len(targets.names) == 1:
-        reason = f"the answers of the training rows are not between 2 and {MOST_ANSWERS} distinct ones"
+        reason = f"the training rows do not have between 2 and {MOST_ANSWERS} distinct answers"
         return [*fit_baselines(targets, []), Baseline("late fusion", "logistic regression", reason=reason)], targets
-    return fit_baselines(targets, baseline_inputs(model, collator, datasets, size, trained)[0], seed), targets
+    return fit_baselines(targets, encode()[0], seed), targets
 
 
 def evaluated(task: str, baseline: Baseline, names: Sequence[str], whole: Evaluation) -> Evaluation:
@@ -146,8 +150,9 @@ def score_baselines(
     collator = trainer.eval_collator or trainer.data_collator
     try:
         rows = fitted_rows(datasets, names, seed)
-        options = (names, trainer.args.per_device_eval_batch_size, seed, trained)
-        baselines, targets = fit(head.base_model, collator, task, rows, *options)
+        size = trainer.args.per_device_eval_batch_size
+        encode = partial(baseline_inputs, head.base_model, collator, rows, size, trained)
+        baselines, targets = fit(task, rows, names, seed, encode)
         result = compare(task, baselines, targets.names, whole)
     except ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
