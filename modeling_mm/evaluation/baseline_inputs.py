@@ -107,14 +107,14 @@ class MediaVectors:
 
 
 @torch.no_grad()
-def mean_states(model: PreTrainedModel, collator: MMCollator, texts: Parts, size: int) -> Parts:
+def mean_states(model: PreTrainedModel, collator: MMCollator, texts: Parts, size: int, quiet: bool) -> Parts:
     """Mean states (R, D) of a text backbone that sees no media, each distinct text encoded once."""
     tokenizer = collator.processor.tokenizer
     distinct = sorted({text for part in texts for text in part}, key=len)
     options = {"padding": True, "truncation": True, "return_tensors": "pt"}
     longest = min(collator.max_length, tokenizer.model_max_length)
     vectors: dict[str, np.ndarray] = {}
-    for start in tqdm(range(0, len(distinct), size), desc="Encoding texts for baselines"):
+    for start in tqdm(range(0, len(distinct), size), desc="Encoding texts for baselines", disable=quiet):
         chunk = distinct[start : start + size]
         tokens = tokenizer(chunk, max_length=longest, **options).to(model.device)
         states = model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
@@ -122,7 +122,9 @@ def mean_states(model: PreTrainedModel, collator: MMCollator, texts: Parts, size
     return Parts(*(np.stack([vectors[text] for text in part]) for part in texts))
 
 
-def text_inputs(model: PreTrainedModel, collator: MMCollator, rows: Parts, size: int, trained: bool) -> Inputs | None:
+def text_inputs(
+    model: PreTrainedModel, collator: MMCollator, rows: Parts, size: int, trained: bool, quiet: bool
+) -> Inputs | None:
     """The inputs of the texts without markers; None if no row has a text."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
@@ -140,7 +142,7 @@ def text_inputs(model: PreTrainedModel, collator: MMCollator, rows: Parts, size:
         features["TF-IDF of words and characters"] = Parts(*(vectorizer.transform(part) for part in texts))
     if not model.config.is_text_decoder:
         backbone = f"the {'trained ' if trained else ''}text encoder's mean state"
-        features[backbone] = mean_states(model, collator, texts, size)
+        features[backbone] = mean_states(model, collator, texts, size, quiet)
     return Inputs("text", present, features)
 
 
@@ -191,7 +193,12 @@ def table_inputs(tables: Parts) -> Inputs | None:
 
 
 def baseline_inputs(
-    model: PreTrainedModel, collator: MMCollator, datasets: Parts, size: int, trained: Collection[str] = ()
+    model: PreTrainedModel,
+    collator: MMCollator,
+    datasets: Parts,
+    size: int,
+    trained: Collection[str] = (),
+    quiet: bool = False,
 ) -> tuple[list[Inputs], Parts]:
     """The inputs of all modalities that the rows have, and the targets of the rows as lists.
 
@@ -200,12 +207,13 @@ def baseline_inputs(
         collator: that of evaluation. datasets: training, validation and evaluated rows.
         size: media and texts that are encoded at a time.
         trained: attributes of towers that training changed, for the descriptions.
+        quiet: show no progress bar.
     """
     model.eval()
     media, total = MediaVectors(model, collator, trained), sum(map(len, datasets))
     keys = {name: Parts([], [], []) for name in MODALITIES}
     kept, targets, tables = (Parts([], [], []) for _ in range(3))
-    with tqdm(total=total, desc="Encoding media for baselines") as bar:
+    with tqdm(total=total, desc="Encoding media for baselines", disable=quiet) as bar:
         for part, dataset in enumerate(datasets):
             for start in range(0, len(dataset), size):
                 rows = [dataset[index] for index in range(start, min(start + size, len(dataset)))]
@@ -217,5 +225,5 @@ def baseline_inputs(
                 kept[part].extend(replace(row, images=[], audio=[], videos=[], opened={}) for row in rows)
                 bar.update(len(rows))
     found = [media.inputs(name, keys[name]) for name in MODALITIES]
-    found += [text_inputs(model, collator, kept, size, "text_model" in trained), table_inputs(tables)]
+    found += [text_inputs(model, collator, kept, size, "text_model" in trained, quiet), table_inputs(tables)]
     return [inputs for inputs in found if inputs is not None], targets

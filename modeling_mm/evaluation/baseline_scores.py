@@ -19,7 +19,7 @@ from ..data.negatives import MatchingPairs
 from ..data.targets import normalize
 from ..tasks import TASKS
 from .baseline_inputs import baseline_inputs, sampled
-from .baselines import Baseline, Parts, Targets, fit_baselines
+from .baselines import Baseline, Inputs, Parts, Targets, fit_baselines
 from .metrics import accuracy, bootstrap_interval, head_metrics
 from .predictions import Evaluation, interval, main_score, rounded
 
@@ -92,8 +92,8 @@ def verdict(metric: str, difference: float, ends: tuple[float, float] | None, be
     if ends[0] > 0:
         return f"{score} {difference:.3f} above {name}, more than chance explains ({by})."
     if ends[1] < 0:
-        return f"{score} {-difference:.3f} below {name} ({by}): the simple model, which costs seconds, is better."
-    return f"{score} not clearly better than that of {name} ({by}): the simple model costs seconds."
+        return f"{score} {-difference:.3f} below {name} ({by}): the simple model, fitted in seconds, is better."
+    return f"{score} not clearly better than that of {name} ({by}): the simple model is fitted in seconds."
 
 
 def compare(task: str, baselines: Sequence[Baseline], names: Sequence[str], whole: Evaluation) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def score_baselines(
     try:
         rows = fitted_rows(datasets, names, seed)
         size = trainer.args.per_device_eval_batch_size
-        encode = partial(baseline_inputs, head.base_model, collator, rows, size, trained)
+        encode = partial(baseline_inputs, head.base_model, collator, rows, size, trained, trainer.args.disable_tqdm)
         baselines, targets = fit(task, rows, names, seed, encode)
         result = compare(task, baselines, targets.names, whole)
     except ERRORS as error:
