@@ -170,7 +170,7 @@ def table_inputs(tables: Parts) -> Inputs | None:
 
     def cells(part: Iterable[dict[str, Any]], names: list[str], kind: Any, missing: Any) -> np.ndarray:
         filled = [[missing if row.get(name) is None else kind(row[name]) for name in names] for row in part]
-        return np.array(filled, dtype=object if kind is str else float).reshape(-1, len(names))
+        return np.array(filled, dtype=object if kind is str else float).reshape(len(filled), len(names))
 
     raw = Parts(*(cells(part, numbers, float, np.nan) for part in tables))
     words = Parts(*(cells(part, categories, str, None) for part in tables))
