@@ -1,4 +1,4 @@
-"""Simple baselines: each sees only its modality, fits on training rows, is chosen in validation; the verdict is right."""
+"""Simple baselines: each sees its modality alone, validation chooses, failures have a reason, the verdict is right."""
 
 import json
 
@@ -116,9 +116,8 @@ def test_a_modality_in_no_training_row_and_a_class_in_none():
 
 def test_numbers_are_predicted_in_their_unit():
     image, text = noise(1), noise(2)
-    values = Parts(
-        *(np.stack([1000 + 50 * i[:, 0] + 50 * t[:, 0], i[:, 1]], 1) for i, t in zip(image, text, strict=True))
-    )
+    pairs = zip(image, text, strict=True)
+    values = Parts(*(np.stack([1000 + 50 * (i[:, 0] + t[:, 0]), i[:, 1]], axis=1) for i, t in pairs))
     targets = Targets("regression", values, ["price", "size"])
     boosted = inputs("table", text, table=text)
     found = scores(targets, inputs("image", image), boosted, metric="r2")
@@ -136,9 +135,7 @@ def test_several_labels_have_a_classifier_each_and_constant_ones_none():
     targets = Targets("multilabel", values, list("abcd"))
     found = scores(targets, inputs("image", image), inputs("text", text), metric="macro_f1")
     assert found["late fusion"] > 0.7 > max(found["image alone"], found["text alone"])  # the third label has no F1
-    (fused,) = [
-        b for b in fit_baselines(targets, [inputs("image", image), inputs("text", text)]) if b.name == "late fusion"
-    ]
+    *_, fused = fit_baselines(targets, [inputs("image", image), inputs("text", text)])
     assert (fused.outputs.test[:, 2] < 0).all() and (fused.outputs.test[:, 3] > 0).all()
 
 
@@ -161,7 +158,7 @@ def test_a_table_with_gaps_and_unknown_categories():
     assert found.categories.tolist() == [False, True, True] and found.table.train.shape == (400, 3)
     assert np.isnan(found.table.train[::7, 0]).all() and not found.present.test[::50].any()
     result = scores(Targets("classification", labels, NAMES), found)
-    assert result["table alone, boosted"] > 0.75 > 0.6 > result["table alone"]  # an interaction, a third unknown
+    assert result["table alone, boosted"] > 0.75 > 0.65 > result["table alone"]  # an interaction, a third unknown
     assert table_inputs(Parts([{}], [{}], [{"age": 1}])) is None
 
 
@@ -193,9 +190,9 @@ def test_the_verdict_follows_the_interval(share, words):
 
     baselines = [
         Baseline("majority", "", Parts(None, None, np.zeros((300, 2)))),
+        Baseline("image alone", "planted", Parts(None, None, right_in(0.6))),
         Baseline("text alone", "", reason="none"),
     ]
-    baselines.insert(1, Baseline("image alone", "planted", Parts(None, None, right_in(0.6))))
     result = compare("classification", baselines, NAMES, evaluation_of(right_in(share), truths))
     assert words in result["verdict"] and result["best"] == "image alone"
     low, high = result["difference_interval"]
@@ -225,4 +222,7 @@ def test_rows_are_drawn_by_seed():
         == [sampled(rows, 10, 0)[i] for i in range(10)]
         == sorted(drawn[i] for i in range(10))
     )
-    assert [drawn[i] for i in range(10)] != [sampled(rows, 10, 1)[i] for i in range(10)]
+    first, again, other = (
+        [part[i] for i in range(10)] for part in (drawn, sampled(rows, 10, 0), sampled(rows, 10, 1))
+    )
+    assert first == again == sorted(first) != other
