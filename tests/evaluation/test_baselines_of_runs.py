@@ -85,7 +85,7 @@ def test_evaluate_compares_with_the_rows_of_train_file(digits, capsys):
 
 def test_flags_that_do_not_fit_are_refused(digits, capsys):
     argv = ["evaluate", "--model", str(digits / "out"), "--test_file", str(digits / "test.csv")]
-    assert cli.main([*argv, "--validation_file", str(digits / "t.csv")]) == 1
+    assert cli.main([*argv, "--validation_file", str(digits / "t.csv")]) == 2
     assert "give their --train_file too" in capsys.readouterr().err
 
 
