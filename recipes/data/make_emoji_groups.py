@@ -4,8 +4,8 @@
     python -m recipes.data.make_emoji_groups  # into runs/data/emoji_groups; about a minute, 191 MB of packages
 
 - train: drawings by four vendors, each with keywords drawn anew; there are more rows than drawings if need be
-- validation: drawings by the same vendors of 150 emoji that are in no other split
-- test: the drawings by Twemoji, a vendor in no other split, of 400 emoji in no other split, each with two texts
+- validation: drawings by the same vendors of emoji that are in no other split
+- test: the drawings by Twemoji, a vendor in no other split, of emoji in no other split, each with two texts
 
 Keywords such as "animal" and "food" are among them, so either modality tells the group of many emoji, and neither of
 all. A training set is the start of a larger one with the same seed, and validation and test do not depend on its size.
@@ -33,18 +33,19 @@ from .make_emoji import (
 )
 from .tables import SPLITS, command, write_in_parallel, write_table
 
-TEST_EMOJI, VALIDATION_EMOJI = 400, 150
 TRAIN_ROWS, VALIDATION_ROWS, TEST_ROWS = 4_000, 400, 800
 WORDS = 2  # keywords in a text; with three, logistic regression on the text alone already is right in 0.8 of the rows
 
 
-def split_drawings(same: dict[Drawing, Drawing], seed: int) -> dict[str, list[Drawing]]:
+def split_drawings(
+    same: dict[Drawing, Drawing], seed: int, validation_emoji: int, test_emoji: int
+) -> dict[str, list[Drawing]]:
     """The distinct drawings of each split, in random order; no two splits share an emoji or one that looks like it."""
     rng = random.Random(f"{seed} emoji groups")
     emoji = [emoji_code for vendor, emoji_code in same if vendor == TEST_VENDOR]
-    test = hold_out(emoji, same, TEST_EMOJI, rng)
+    test = hold_out(emoji, same, test_emoji, rng)
     kept = {drawing: first for drawing, first in same.items() if drawing[1] not in test}
-    validation = hold_out([emoji_code for emoji_code in emoji if emoji_code not in test], kept, VALIDATION_EMOJI, rng)
+    validation = hold_out([emoji_code for emoji_code in emoji if emoji_code not in test], kept, validation_emoji, rng)
     splits: dict[str, list[Drawing]] = {split: [] for split in SPLITS}
     distinct = list(dict.fromkeys(same.values()))
     for vendor, emoji_code in rng.sample(distinct, len(distinct)):
@@ -59,11 +60,19 @@ def rounds(drawings: list[Drawing], count: int) -> Iterator[tuple[int, Drawing]]
     return ((number // len(drawings), drawings[number % len(drawings)]) for number in range(count))
 
 
-def make(folder: Path, seed: int, train_rows: int, validation_rows: int, test_rows: int) -> dict[str, Any]:
+def make(
+    folder: Path,
+    seed: int,
+    train_rows: int,
+    validation_rows: int,
+    test_rows: int,
+    validation_emoji: int,
+    test_emoji: int,
+) -> dict[str, Any]:
     """Write the three splits to `folder`; return counts."""
     emoji = {code: entry for code, entry in read_emoji(folder / "packages").items() if len(entry.keywords) >= WORDS}
     drawings = read_drawings(emoji, folder / "packages")
-    splits = split_drawings(first_duplicates(drawings), seed)
+    splits = split_drawings(first_duplicates(drawings), seed, validation_emoji, test_emoji)
     check_apart(drawings, splits)
     counts: dict[str, Any] = {"output_dir": str(folder)}
     used = []
@@ -81,4 +90,5 @@ def make(folder: Path, seed: int, train_rows: int, validation_rows: int, test_ro
 
 
 if __name__ == "__main__":
-    command(make, __doc__, train_rows=TRAIN_ROWS, validation_rows=VALIDATION_ROWS, test_rows=TEST_ROWS)
+    rows = {"train_rows": TRAIN_ROWS, "validation_rows": VALIDATION_ROWS, "test_rows": TEST_ROWS}
+    command(make, __doc__, **rows, validation_emoji=150, test_emoji=400)
