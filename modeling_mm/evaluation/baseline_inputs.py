@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..data.collator import MMCollator
+from ..data.dataset import MMDataset
 from ..data.media import MediaRef
 from ..data.rows import Row
 from ..model.media_mm import MODALITIES
@@ -31,12 +32,12 @@ MOST_WORDS = 20_000
 MOST_CATEGORIES = 254  # gradient boosting takes no more; rare ones share a code
 
 
-def sampled(dataset: Any, most: int, seed: int) -> Any:
+def sampled(dataset: MMDataset, most: int, seed: int) -> MMDataset:
     """The dataset, or at most `most` of its rows drawn by seed, in their order."""
     if len(dataset) <= most:
         return dataset
-    chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), most, replace=False))
-    return torch.utils.data.Subset(dataset, chosen.tolist())
+    chosen = np.random.default_rng(seed).choice(dataset.kept, most, replace=False)
+    return dataset.subset(sorted(chosen.tolist()))
 
 
 class MediaVectors:

@@ -96,6 +96,11 @@ def verdict(metric: str, difference: float, ends: tuple[float, float] | None, be
     return f"{score} not clearly better than that of {name} ({by}): the simple model is fitted in seconds."
 
 
+def shortened(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The ends of an interval, rounded for JSON."""
+    return None if ends is None else (round(ends[0], 6), round(ends[1], 6))
+
+
 def compare(task: str, baselines: Sequence[Baseline], names: Sequence[str], whole: Evaluation) -> dict[str, Any]:
     """The scores of the model and of each baseline on the same rows, and a verdict in a sentence.
 
@@ -105,7 +110,7 @@ def compare(task: str, baselines: Sequence[Baseline], names: Sequence[str], whol
     """
     metric = TASKS[task].main_metric
     main = whole.metrics[metric]
-    table = [{"model": "this model", metric: main, "interval": interval(task, whole)}]
+    table = [{"model": "this model", metric: main, "interval": shortened(interval(task, whole))}]
     scored: list[tuple[float, Baseline, Evaluation]] = []
     for baseline in baselines:
         row: dict[str, Any] = {"model": baseline.name, metric: None, "interval": None, "method": baseline.method}
@@ -113,7 +118,7 @@ def compare(task: str, baselines: Sequence[Baseline], names: Sequence[str], whol
             row["failed"] = baseline.reason
         else:
             evaluation = evaluated(task, baseline, names, whole)
-            row |= {metric: evaluation.metrics[metric], "interval": interval(task, evaluation)}
+            row |= {metric: evaluation.metrics[metric], "interval": shortened(interval(task, evaluation))}
             row["in validation"] = round(baseline.score, 6) if np.isfinite(baseline.score) else None
             if row[metric] is not None:
                 scored.append((row[metric], baseline, evaluation))
@@ -123,7 +128,7 @@ def compare(task: str, baselines: Sequence[Baseline], names: Sequence[str], whol
     score, best, evaluation = max(scored, key=lambda entry: entry[0])
     model_score, best_score = main_score(task, whole), main_score(task, evaluation)
     ends = bootstrap_interval(lambda rows: model_score(rows) - best_score(rows), len(whole.predictions))
-    difference = {"best": best.name, "difference": round(main - score, 6), "difference_interval": ends}
+    difference = {"best": best.name, "difference": round(main - score, 6), "difference_interval": shortened(ends)}
     return {"table": table, **difference, "verdict": verdict(metric, main - score, ends, best)}
 
 
@@ -157,7 +162,7 @@ def score_baselines(
     except ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return {"table": [], "verdict": f"The simple baselines could not be fitted: {reason}"}
-    counts = {"fitted_rows": len(rows.train), "of_training_rows": len(datasets.train)}
+    counts = {"fitted_rows": len(rows.train), "train_rows": len(datasets.train)}
     result |= {**counts, "validation_rows": len(rows.validation), "seconds": round(time.perf_counter() - started, 1)}
     logger.warning(result["verdict"])
     return result

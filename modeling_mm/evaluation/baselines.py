@@ -145,14 +145,13 @@ def predicted(targets: Targets, fitted: Sequence[Any], features: Any) -> np.ndar
         shares = np.zeros((rows, len(targets.names)))  # a class may be in no training row
         shares[:, fitted[0].classes_] = fitted[0].predict_proba(features)
         return np.log(shares.clip(LEAST))
-    columns = [
-        np.full(rows, each)
-        if isinstance(each, float)
-        else each.predict(features)
-        if task.numbers
-        else each.predict_proba(features)[:, 1]
-        for each in fitted
-    ]
+    columns = []
+    for estimator in fitted:
+        if isinstance(estimator, float):
+            columns.append(np.full(rows, estimator))
+        else:
+            numbers = estimator.predict(features) if task.numbers else estimator.predict_proba(features)[:, 1]
+            columns.append(numbers)
     outputs = np.stack(columns, axis=1)
     return outputs if task.numbers else logit(outputs.clip(LEAST, 1 - LEAST))
 

@@ -115,7 +115,7 @@ def baseline_section(task: str, baselines: dict[str, Any], output: Path) -> Sect
     if not table:
         return Section(heading, baselines["verdict"])
     text = f"{baselines['verdict']} The baselines were fitted in {baselines['seconds']:.0f} s on "
-    text += f"{baselines['fitted_rows']} of {baselines['of_training_rows']} training rows; "
+    text += f"{baselines['fitted_rows']} of {baselines['train_rows']} training rows; "
     text += f"{baselines['validation_rows']} validation rows chose their settings."
     drawn = [row for row in table if row[main] is not None]
     path = output / "baselines.png"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from modeling_mm.evaluation.baseline_inputs import sampled, table_inputs
+from modeling_mm.evaluation.baseline_inputs import table_inputs
 from modeling_mm.evaluation.baseline_scores import answer_targets, compare, verdict
 from modeling_mm.evaluation.baselines import Baseline, Inputs, Parts, Targets, fit_baselines, scaled
 from modeling_mm.evaluation.metrics import head_metrics
@@ -211,11 +211,3 @@ def test_answers_are_classes_unless_there_are_too_many():
     assert few.names == ["two", "three"] and few.values.test.tolist() == [2]
     many = answer_targets(Parts([str(n) for n in range(101)] + ["7"], ["7"], ["8"]))
     assert many.names == ["7"] and many.values.validation.tolist() == [0]
-
-
-def test_rows_are_drawn_by_seed():
-    rows = list(range(1000))
-    drawn = sampled(rows, 10, 0)
-    assert sampled(rows, 1000, 0) is rows and len(drawn) == 10
-    first, again, other = ([part[i] for i in range(10)] for part in (drawn, *(sampled(rows, 10, n) for n in (0, 1))))
-    assert first == again == sorted(first) != other

@@ -17,7 +17,7 @@ from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.rows import Columns
 from modeling_mm.data.tables import read_table
-from modeling_mm.evaluation.baseline_inputs import baseline_inputs
+from modeling_mm.evaluation.baseline_inputs import baseline_inputs, sampled
 from modeling_mm.evaluation.baseline_scores import score_baselines
 from modeling_mm.evaluation.baselines import Parts
 from modeling_mm.evaluation.predictions import evaluate_rows, label_names
@@ -66,7 +66,7 @@ def test_train_tells_that_a_linear_model_on_digits_is_better_than_two_steps(digi
     )
     assert rows["image alone"]["method"] == "logistic regression on the trained vision tower's mean state"
     assert report["verdict"].endswith("the simple model, fitted in seconds, is better.")
-    assert report["fitted_rows"] + report["validation_rows"] == 200 and report["of_training_rows"] == 180
+    assert report["fitted_rows"] + report["validation_rows"] == 200 and report["train_rows"] == 180
     assert "late fusion" not in (digits / "out" / "README.md").read_text()  # the card has the model's scores only
 
 
@@ -152,6 +152,14 @@ def test_the_mean_over_frames_of_videos(tmp_path, capsys):
     argv = ["--task", "classification", "--video_column", "video", "--image_column", "", "--num_frames", 3]
     table = by_name(train(capsys, tmp_path, *argv)["baselines"])
     assert table["video alone"]["accuracy"] == 1.0 and "image alone" not in table
+
+
+def test_rows_are_drawn_by_seed(digits):
+    table, folder = read_table(str(digits / "t.csv"), "train")
+    rows = MMDataset("t.csv", table, folder, Columns(target="label"), task="classification")
+    assert sampled(rows, 200, 0) is rows
+    first, again, other = (sampled(rows, 10, seed).kept for seed in (0, 0, 1))
+    assert first == again == sorted(set(first)) != other and len(first) == 10
 
 
 def test_a_row_s_features_do_not_depend_on_the_batch(digits):

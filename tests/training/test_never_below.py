@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (VISION and ENCODER), reason="no pretrained towers: set MM_VISION and MM_ENCODER"),
 ]
-SIZES = {"train": 600, "validation": 300, "test": 600}
+SIZES = {"train": 600, "validation": 200, "test": 400}
 TOLERANCE = 0.005
 
 
