@@ -30,6 +30,7 @@ from ..evaluation.predictions import (
     evaluate_rows,
     interval,
     label_names,
+    shortened,
     with_intervals,
     write_predictions,
 )
@@ -235,8 +236,3 @@ def results(task: str, evaluation: Evaluation, modalities: list[dict[str, Any]])
         result["modalities"] = {row["modalities"]: row[TASKS[task].main_metric] for row in modalities}
         result["modality_intervals"] = {row["modalities"]: shortened(row["interval"]) for row in modalities}
     return result
-
-
-def shortened(ends: tuple[float, float] | None) -> list[float] | None:
-    """The ends of an interval, rounded for JSON."""
-    return None if ends is None else [round(end, 6) for end in ends]

@@ -21,7 +21,7 @@ from ..tasks import TASKS
 from .baseline_inputs import baseline_inputs, sampled
 from .baselines import Baseline, Inputs, Parts, Targets, fit_baselines
 from .metrics import accuracy, bootstrap_interval, head_metrics
-from .predictions import Evaluation, interval, main_score, rounded
+from .predictions import Evaluation, interval, main_score, rounded, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +94,6 @@ def verdict(metric: str, difference: float, ends: tuple[float, float] | None, be
     if ends[1] < 0:
         return f"{score} {-difference:.3f} below {name} ({by}): the simple model, fitted in seconds, is better."
     return f"{score} not clearly better than that of {name} ({by}): the simple model is fitted in seconds."
-
-
-def shortened(ends: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The ends of an interval, rounded for JSON."""
-    return None if ends is None else (round(ends[0], 6), round(ends[1], 6))
 
 
 def compare(task: str, baselines: Sequence[Baseline], names: Sequence[str], whole: Evaluation) -> dict[str, Any]:
