@@ -26,7 +26,7 @@ from .predictions import Evaluation, interval, main_score, rounded, shortened
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 20_000  # training rows that are fitted on
-MOST_CELLS = 1_000_000  # rows times classes, which sets the time of the fit
+MOST_CELLS = 500_000  # rows times classes, which sets the time of the fit
 MOST_ANSWERS = 100
 ERRORS = (ValueError, RuntimeError, OSError, MemoryError)
 

@@ -27,8 +27,9 @@ from .metrics import head_metrics
 STRENGTHS = tuple(float(10**power) for power in np.arange(-1, 3.1, 0.5))  # inverse of the penalty, strongest first
 PATIENCE = 2  # weaker penalties that are tried beyond the best
 STEPS = 100  # of the solver
+FEW_OUTPUTS = 10
 LEAST = 1e-6  # least probability, that of a class in no training row
-# gradient boosting with scikit-learn's defaults, and more cautious
+# gradient boosting with scikit-learn's defaults, and more cautious unless there are many outputs, each with its trees
 BOOSTINGS: tuple[dict[str, Any], ...] = ({}, {"max_leaf_nodes": 8, "learning_rate": 0.05, "max_iter": 150})
 
 
@@ -190,7 +191,7 @@ def boosting(targets: Targets, table: Parts, categories: np.ndarray | None, seed
 
     kind = HistGradientBoostingRegressor if TASKS[targets.task].numbers else HistGradientBoostingClassifier
     found = []
-    for settings in BOOSTINGS:
+    for settings in BOOSTINGS if len(targets.names) <= FEW_OUTPUTS else BOOSTINGS[:1]:
         options = {"categorical_features": categories, "random_state": seed, **settings}
         outputs = outputs_from(targets, [kind(**options) for _ in targets.problems()], table)
         found.append((outputs, targets.score(outputs.validation)))
