@@ -144,10 +144,6 @@ class DataArguments:
             "matching head) on the validation rows"
         },
     )
-    baselines: bool = field(
-        default=True,
-        metadata={"help": "after training, score simple baselines on the same rows, for report.json"},
-    )
     audio_column: str = field(default="", metadata={"help": "column with audio clips; none is read by default"})
     video_column: str = field(default="", metadata={"help": "column with videos; none is read by default"})
     concept_column: str = field(
@@ -208,6 +204,10 @@ class DataArguments:
     )
     image_cache_mb: int = field(
         default=0, metadata={"help": "cache up to this many megabytes of decoded images in memory"}
+    )
+    baselines: bool = field(
+        default=True,
+        metadata={"help": "after training, score simple baselines on the same rows, for report.json"},
     )
     on_bad_row: str = field(
         default="stop",
