@@ -23,6 +23,8 @@ from ..data.negatives import MatchingPairs
 from ..data.rows import Columns, media_markers
 from ..data.table_columns import names_by_kind
 from ..data.tables import read_table
+from ..evaluation.baseline_scores import score_baselines
+from ..evaluation.baselines import Parts
 from ..evaluation.metrics import compute_metrics_for
 from ..evaluation.modalities import (
     column_report,
@@ -36,6 +38,7 @@ from ..evaluation.predictions import (
     evaluate_rows,
     interval,
     label_names,
+    shortened,
     with_intervals,
     write_predictions,
 )
@@ -133,6 +136,10 @@ def check_flags(args: EvaluateArguments, task: str) -> None:
     check_templates(args.prompt_templates or [])
     if zero_shot and args.rerank:
         raise ValueError("--rerank is for retrieval; leave it out with --label_column")
+    if args.validation_file is not None and args.train_file is None:
+        raise ValueError("--validation_file chooses the settings of baselines; give their --train_file too")
+    if args.train_file is not None and TASKS[task].embeds:
+        raise ValueError("--train_file is for simple baselines, of which retrieval has none; leave it out")
     if TASKS[task].embeds and (args.audio_column or args.video_column):
         raise ValueError(
             "retrieval models are evaluated on images and texts; leave out --audio_column and --video_column"
@@ -149,14 +156,15 @@ def known_columns(args: EvaluateArguments, model: PreTrainedModel, task: str, pr
     return replace(columns, concept="", **{name: value for name, value in flags.items() if value is not None})
 
 
-def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str) -> MMDataset:
-    """Read and check the rows to evaluate.
+def checked_rows(
+    args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str, source: str, split: str
+) -> MMDataset:
+    """Read and check the rows of a file or dataset.
 
     Raises:
         ValueError: a missing column, a bad row.
     """
-    source = args.test_file or str(args.dataset)
-    table, folder = read_table(source, args.split)
+    table, folder = read_table(source, split)
     columns = known_columns(args, model, task, processor)
     dataset = MMDataset(source, table, folder, columns, label_names(model, task), task=task)
     if args.max_seconds is not None:
@@ -165,6 +173,22 @@ def checked_rows(args: EvaluateArguments, model: PreTrainedModel, processor: MMP
         logger.warning("this model takes audio, but without --audio_column it is evaluated without")
     options = {"max_seconds": processor.max_seconds, "num_frames": processor.max_frames}
     return dataset.check(args.on_bad_row == "skip", media_markers(processor), **options)
+
+
+def baseline_rows(
+    args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str
+) -> tuple[MMDataset, MMDataset] | None:
+    """The rows of --train_file and --validation_file, or a tenth of the former; None without them.
+
+    Raises:
+        ValueError: a missing column, a bad row.
+    """
+    if args.train_file is None:
+        return None
+    train = checked_rows(args, model, processor, task, args.train_file, "train")
+    if args.validation_file is None:
+        return train.hold_out(0.1, args.seed)
+    return train, checked_rows(args, model, processor, task, args.validation_file, "validation")
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
@@ -178,7 +202,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     check_flags(args, task)
     if TASKS[task].embeds and args.label_column is not None:
         return zero_shot_results(args, model, processor)
-    dataset = checked_rows(args, model, processor, task)
+    dataset = checked_rows(args, model, processor, task, args.test_file or str(args.dataset), args.split)
+    others = baseline_rows(args, model, processor, task)
     collator = MMCollator(processor, task, args.max_length, TASKS[task].generates, args.blind)
     if TASKS[task].embeds:
         return retrieval_results(args, model, RetrievalCollator(processor, task, args.max_length), dataset)
@@ -211,14 +236,17 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     write_predictions(rows, evaluation, output / "predictions.jsonl")
     draw_examples(rows, evaluation, output / "samples.png")
     weights = weight_table(model, collected)
-    sections = report_sections(trainer, task, evaluation, scores, weights, columns, output)
+    baselines = None
+    if others is not None:
+        baselines = score_baselines(trainer, task, Parts(*others, rows), evaluation, label_names(model, task))
+    sections = report_sections(trainer, task, evaluation, scores, weights, columns, output, baselines)
     sections += skipped_section(dataset.bad_rows)
     subtitle = f"{len(rows)} rows of {dataset.source}, {len(dataset.bad_rows)} bad rows left out"
     write_report(output / "report.html", f"{Path(args.model).name}: {task}", subtitle, sections)
     write_bad_rows(dataset.bad_rows, output)
     result = results(task, evaluation, scores, columns)
     result |= {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
-    result |= modality_weights_results(model, weights)
+    result |= modality_weights_results(model, weights) | ({} if baselines is None else {"baselines": baselines})
     (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
 
@@ -238,8 +266,3 @@ def results(
     if columns:
         result["without_columns"] = {row["without"]: row[TASKS[task].main_metric] for row in columns}
     return result
-
-
-def shortened(ends: tuple[float, float] | None) -> list[float] | None:
-    """The ends of an interval, rounded for JSON."""
-    return None if ends is None else [round(end, 6) for end in ends]

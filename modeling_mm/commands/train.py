@@ -26,9 +26,11 @@ from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
 from ..data.rows import joined_text, media_markers
 from ..data.stream import MMStream
+from ..evaluation.baseline_scores import score_baselines
+from ..evaluation.baselines import Parts
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.metrics import format_answer
-from ..evaluation.predictions import evaluate_rows, write_predictions
+from ..evaluation.predictions import Evaluation, evaluate_rows, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
 from ..model.audio_mm import MAX_SECONDS
@@ -148,7 +150,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
         report |= {"evaluated_on": "test" if splits.test else "validation"}
     else:
-        report |= final_evaluation(trainer, data_args.task, splits, output)
+        report |= final_evaluation(trainer, data_args.task, splits, output, data_args.baselines)
     report |= {"skipped_rows": len(splits.bad_rows()) + report.get("skipped_rows", 0), "output_dir": str(output)}
     if not trainer.is_world_process_zero():
         return None
@@ -245,8 +247,9 @@ def calibrate(trainer: MMTrainer, task: str, candidates: int, base: Path | None)
         config.save_pretrained(base)
 
 
-def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path) -> dict[str, Any]:
-    """Metrics on the test rows, or on the validation rows if there are none; once with and once without media."""
+def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path, baselines: bool) -> dict[str, Any]:
+    """Metrics on the test rows, or on the validation rows if there are none; once with and once without media, and
+    beside those of simple baselines."""
     dataset: Any = splits.test or splits.validation
     metric = TASKS[task].main_metric
     if TASKS[task].pairs:
@@ -262,5 +265,23 @@ def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path
     if trainer.is_world_process_zero():
         write_predictions(dataset, evaluation, output / "predictions.jsonl")
         draw_examples(dataset, evaluation, output / "samples.png")
-    share = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
+    share: dict[str, Any] = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
+    if baselines and trainer.is_world_process_zero():
+        share["baselines"] = baseline_results(trainer, task, splits, dataset, evaluation)
     return {**evaluation.metrics, f"blind_{metric}": blind, **share}
+
+
+def baseline_results(
+    trainer: MMTrainer, task: str, splits: Splits, dataset: Any, evaluation: Evaluation
+) -> dict[str, Any]:
+    """The scores of simple baselines on the evaluated rows, beside the model's."""
+    if splits.stream is not None or trainer.is_fsdp_enabled:
+        kind = "a stream" if splits.stream is not None else "a sharded model"
+        return {"table": [], "verdict": f"Simple baselines are not fitted for {kind}."}
+    head = trainer.accelerator.unwrap_model(trainer.model)
+    base = (head.get_base_model() if hasattr(head, "get_base_model") else head).base_model
+    towers = {part: getattr(base, part) for part in ("vision_tower", "audio_tower", "text_model")}
+    towers = {part: tower for part, tower in towers.items() if tower is not None}
+    trained = [part for part, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]
+    datasets = Parts(splits.train, splits.validation, dataset)
+    return score_baselines(trainer, task, datasets, evaluation, splits.train.labels, trained)

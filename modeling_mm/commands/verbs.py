@@ -29,6 +29,13 @@ class EvaluateArguments:
         default=None, metadata={"help": "name of a dataset of the Hub, or easy-vqa, in place of --test_file"}
     )
     split: str = field(default="test", metadata={"help": "split of --dataset to evaluate on"})
+    train_file: str | None = field(
+        default=None, metadata={"help": "training rows that simple baselines are fitted on, for comparison"}
+    )
+    validation_file: str | None = field(
+        default=None,
+        metadata={"help": "rows that choose the baselines' settings; by default a tenth of --train_file is held out"},
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "folder for the results; the default is `evaluation` in the model's folder"}
     )

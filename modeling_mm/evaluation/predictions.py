@@ -100,6 +100,11 @@ def interval(task: str, evaluation: Evaluation) -> tuple[float, float] | None:
     return bootstrap_interval(main_score(task, evaluation), len(evaluation.predictions))
 
 
+def shortened(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The ends of an interval, rounded for JSON."""
+    return None if ends is None else (round(ends[0], 6), round(ends[1], 6))
+
+
 def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict[str, Any]:
     """A row of the modality table: the main score and its change from `whole`, with their confidence intervals."""
     metric = TASKS[task].main_metric

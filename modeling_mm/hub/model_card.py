@@ -164,7 +164,7 @@ def write_card(
         table=example_cells(model.config.table_columns or []),
         limits_heading=LIMITS_HEADING,
         limits=limits(task.name, media, report),
-        figures={name: value for name, value in report.items() if name != "output_dir"},
+        figures={name: value for name, value in report.items() if name not in ("output_dir", "baselines")},
         scores=f"{task.scores}." if task.embeds else f"{task.scores};\n{blind}.",
         has_samples=not task.embeds,
         rows=report["train_rows"],

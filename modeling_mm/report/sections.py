@@ -76,10 +76,13 @@ def report_sections(
     weights: list[dict[str, Any]],
     columns: list[dict[str, Any]],
     output: Path,
+    baselines: dict[str, Any] | None = None,
 ) -> list[Section]:
     """The sections of report.html; draws their figures into `output`."""
     model, labels, rows = trainer.model, label_names(trainer.model, task), len(evaluation.predictions)
     sections = [Section("Scores", describe_scores(task, evaluation, rows), [evaluation.metrics])]
+    if baselines is not None:
+        sections.append(baseline_section(task, baselines, output))
     if table:
         main = TASKS[task].main_metric
         bars = [(row["modalities"], row[main] or 0.0) for row in table]
@@ -115,6 +118,21 @@ def report_sections(
         text = "Share of true predictions by confidence; on the diagonal both are equal."
         sections.append(Section("Calibration", text, image=output / "calibration.png"))
     return [*sections, Section("Samples", image=output / "samples.png")]
+
+
+def baseline_section(task: str, baselines: dict[str, Any], output: Path) -> Section:
+    """The section about simple baselines of the same rows; draws their figure into `output`."""
+    heading, table, main = "Simple baselines", baselines["table"], TASKS[task].main_metric
+    if not table:
+        return Section(heading, baselines["verdict"])
+    text = f"{baselines['verdict']} The baselines were fitted in {baselines['seconds']:.0f} s on "
+    text += f"{baselines['fitted_rows']} of {baselines['train_rows']} training rows; "
+    text += f"{baselines['validation_rows']} validation rows chose their settings."
+    drawn = [row for row in table if row[main] is not None]
+    path = output / "baselines.png"
+    bars = [(row["model"], row[main]) for row in drawn]
+    figures.draw_bars(bars, f"{main}, with 95 % intervals", path, ends=[row["interval"] for row in drawn])
+    return Section(heading, text, table, path)
 
 
 def skipped_section(bad_rows: list[dict[str, Any]], most: int = 50) -> list[Section]:

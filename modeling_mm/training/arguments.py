@@ -246,6 +246,10 @@ class DataArguments:
     image_cache_mb: int = field(
         default=0, metadata={"help": "cache up to this many megabytes of decoded images in memory"}
     )
+    baselines: bool = field(
+        default=True,
+        metadata={"help": "after training, score simple baselines on the same rows, for report.json"},
+    )
     on_bad_row: str = field(
         default="stop",
         metadata={

@@ -294,11 +294,16 @@ def make(folder: Path, seed: int, concepts: int, validation_pictures: int, capti
                 table += [(image_name(vendor, head), text, *facts) for text in texts]
         write_table(folder, split, ["image", "text", "emoji", "vendor", "group"], table)
         counts |= {f"{split}_rows": len(table), f"{split}_pictures": len(images)}
-    licences = "".join(f"{name}: {source.licence} (npm: {source.package})\n" for name, source in VENDORS.items())
-    (folder / "LICENSES").write_text(f"{licences}names, keywords: MIT (npm: {NAMES}, {KEYWORDS})\n", encoding="utf-8")
+    write_licences(folder)
     used = [drawing for images in splits.values() for drawing in images]
     write_in_parallel(lambda drawing: write_image(folder / image_name(*drawing), drawings[drawing]), used, "Images")
     return counts
+
+
+def write_licences(folder: Path) -> None:
+    """Write the licences of all packages to `folder/LICENSES`."""
+    licences = "".join(f"{name}: {source.licence} (npm: {source.package})\n" for name, source in VENDORS.items())
+    (folder / "LICENSES").write_text(f"{licences}names, keywords: MIT (npm: {NAMES}, {KEYWORDS})\n", encoding="utf-8")
 
 
 def image_name(vendor: str, emoji: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from recipes import dual_encoder
+from recipes.data import make_emoji_groups
 from recipes.data.make_emoji import (
     KEYWORDS,
     NAMES,
@@ -240,3 +241,20 @@ def test_the_dual_encoder_learns_and_keeps_its_towers(made, monkeypatch, capsys,
     assert len(kept) == 1 and results[0]["epochs"] < results[1]["epochs"]
     before, after = (result["train"]["image_to_text_recall@1"] for result in results)
     assert before < 0.5 < 0.9 < after
+
+
+def test_groups_are_tested_on_an_unseen_vendor_and_unseen_emoji(made, tmp_path):
+    (tmp_path / "packages").symlink_to(made[0] / "packages")
+    counts = {"validation_rows": 8, "test_rows": 30, "validation_emoji": 4, "test_emoji": 6}
+    result = make_emoji_groups.make(tmp_path, 0, train_rows=200, **counts)
+    rows = {split: rows_of(tmp_path, split) for split in ("train", "validation", "test")}
+    assert [result[f"{split}_rows"] for split in rows] == [200, 8, 30] == [len(part) for part in rows.values()]
+    paths = {split: [row["image"].split("/")[1:] for row in part] for split, part in rows.items()}
+    assert {vendor for vendor, _ in paths["test"]} == {TEST_VENDOR}
+    assert not {vendor for split in ("train", "validation") for vendor, _ in paths[split]} & {TEST_VENDOR}
+    emoji = [{family(name.removesuffix(".png")) for _, name in part} for part in paths.values()]
+    assert all(emoji) and sum(map(len, emoji)) == len(set.union(*emoji))
+    assert all(len(set(row["text"].split(", "))) == 2 and row["label"] for part in rows.values() for row in part)
+    make_emoji_groups.make(tmp_path, 0, train_rows=20, **counts)
+    again = {split: rows_of(tmp_path, split) for split in rows}
+    assert again == {**rows, "train": rows["train"][:20]}

@@ -340,6 +340,7 @@ def test_the_command_streams_and_goes_on(tmp_path, capsys):
     report = run(capsys, *common, "--output_dir", tmp_path / "whole")
     assert report["train_rows"] == ROWS and report["rows_per_second"] > 0 and report["skipped_rows"] == 1
     assert report["evaluated_rows"] == 2
+    assert report["baselines"]["verdict"] == "Simple baselines are not fitted for a stream."
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "again" / "checkpoint-4")
     run(capsys, *common, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", "last")
     whole, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "again"))
