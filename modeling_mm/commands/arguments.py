@@ -18,15 +18,26 @@ from .verbs import TRAIN, VERBS
 class MMParser(HfArgumentParser):
     """`HfArgumentParser` with `--config file.yaml` or a recipe's name, whose keys any `--key value` overrides."""
 
+    explicit: frozenset[str] = frozenset()  # names of the arguments that `parse` got, by file or command line
+
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """Dataclass instances from the arguments.
+        """Dataclass instances from the arguments; sets `explicit`.
 
         Raises:
             ValueError: the YAML file is missing, malformed, or has a key that is no argument.
         """
-        *parsed, rest = self.parse_args_into_dataclasses(args=self.with_config(argv), return_remaining_strings=True)
+        arguments = self.with_config(argv)
+        *parsed, rest = self.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
         if rest:
             raise ValueError(f"unknown argument {rest[0]}; see {self.prog} --help")
+        flags = [word.split("=")[0] for word in arguments if word.startswith("--")]
+        self.explicit = frozenset(
+            action.dest
+            for option, action in self._option_string_actions.items()
+            if any(
+                flag == option or option.startswith(flag) and flag not in self._option_string_actions for flag in flags
+            )
+        )
         return tuple(parsed)
 
     def refuse_renamed(self, names: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,18 @@ from ..report import figures
 from ..report.augmented import draw_augmented
 from ..report.sections import draw_examples
 from ..tasks import TASKS
-from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, check_task
+from ..training.arguments import DataArguments, ModelArguments, augmentation_of, check_task
 from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
 from ..training.columns import choose_columns
+from ..training.presets import EVALUATION, choices_table, choose_defaults
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.smoothing import check_smoothing
 from ..training.splits import Splits, known_labels, known_processor, load_splits, num_video_frames
+from ..training.time_limit import Clock, TimeLimitCallback
 from ..training.trainable import add_lora, freeze_unused, lora_pattern, trainable_parameters
 from ..training.trainer import MMTrainer
 from .arguments import MMParser
+from .verbs import TRAIN
 
 logger = logging.getLogger(__name__)
 
@@ -101,16 +104,20 @@ def read_rows(model_args: ModelArguments, data_args: DataArguments, seed: int) -
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Run the verb; returns its results on the first process."""
-    parser = MMParser((ModelArguments, DataArguments, RetrievalArguments, TrainingArguments), prog="modeling-mm train")
-    model_args, data_args, retrieval_args, args = parser.parse(argv)
+    parser = MMParser((*TRAIN, TrainingArguments), prog="modeling-mm train")
+    defaults, model_args, data_args, retrieval_args, args = parser.parse(argv)
     output = Path(args.output_dir)
     checkpoint = resume_path(args)
+    clock = None if defaults.time_limit is None else Clock(defaults.time_limit, output, checkpoint is not None)
     set_seed(args.seed)
     columns = choose_columns(model_args, data_args, args.process_index == 0)
     check_task(model_args, data_args)
     check_training(data_args, args)
-    augmented = augmentation_of(data_args, args.seed) is not None
+    augmentation_of(data_args, args.seed)  # refuses bad values before the rows are read
     splits = read_rows(model_args, data_args, args.seed)
+    preset, choices = choose_defaults(defaults, model_args, data_args, retrieval_args, args, splits, parser.explicit)
+    if args.process_index == 0 and choices:
+        print(choices_table(preset, choices))
     model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
     choose_trainable(model, model_args)
     collator = build_collator(model, processor, data_args)
@@ -133,10 +140,11 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     logger.warning(f"trainable parameters: {counts}")
     if splits.stream is not None:
         prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
-    trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args)
+    limit = None if clock is None else time_limit_callback(clock, splits, data_args, parser.explicit)
+    trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args, limit)
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
-    if augmented and trainer.is_world_process_zero():
+    if trainer.data_collator.augmentation is not None and trainer.is_world_process_zero():
         draw_augmented(splits.train, trainer.data_collator, output / "augmented.png")
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -155,11 +163,24 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if not trainer.is_world_process_zero():
         return None
     write_bad_rows(splits.bad_rows(), output)
-    write_history(trainer.state.log_history, {**report, **columns}, output)
+    chosen = {choice.name: {"value": choice.value, "why": choice.reason} for choice in choices}
+    more = {**columns, "preset": preset, "defaults": chosen}
+    write_history(trainer.state.log_history, report | more, output)
     write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
     if not TASKS[data_args.task].embeds:
         show_examples(splits.test or splits.validation, output)
     return report
+
+
+def time_limit_callback(
+    clock: Clock, splits: Splits, data: DataArguments, explicit: Collection[str]
+) -> TimeLimitCallback:
+    """The callback that keeps training within the limit, with an estimate of the evaluations that follow it."""
+    validation, train = len(splits.validation), 0 if splits.stream else len(splits.train)
+    evaluated = 2 * len(splits.test or splits.validation) + (validation if data.calibrate else 0)
+    if data.baselines and not TASKS[data.task].embeds:
+        evaluated += train + validation
+    return TimeLimitCallback(clock, evaluated / validation, evaluates=not set(EVALUATION) & set(explicit))
 
 
 def prepare_stream(

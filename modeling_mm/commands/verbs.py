@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments
+from ..training.presets import DefaultsArguments
 from .shipped import recipes, recipes_module, shipped_folder
 
 DEVICE = "device to run on, such as cpu or cuda:1; by default a GPU if there is one"
@@ -262,7 +263,7 @@ class Verb:
     example: str
 
 
-TRAIN = (ModelArguments, DataArguments, RetrievalArguments)
+TRAIN = (DefaultsArguments, ModelArguments, DataArguments, RetrievalArguments)
 VERBS = {
     "demo": Verb(
         "train the easy-VQA example, evaluate it and answer three questions (minutes on two CPU cores)",

@@ -54,6 +54,7 @@ class MMDataset(torch.utils.data.Dataset):
     kept: list[int] = None  # type: ignore[assignment]  # all rows
     bad_rows: list[dict[str, Any]] = field(default_factory=list)
     task: str = ""
+    longest_clip: float = 0.0  # seconds of the longest audio clip that `check` opened
 
     def __post_init__(self):
         self.task = self.task or ("generation" if self.labels is None else "classification")
@@ -105,6 +106,7 @@ class MMDataset(torch.utils.data.Dataset):
                 numbers = self.kept[start : start + CHUNK]
                 self.note_bad_rows(self.complaints(numbers, markers, media), skip)
                 bar.update(len(numbers))
+        self.longest_clip = max(media.seconds, default=0.0)
         for remark in media.remarks():
             logger.warning(f"{self.source}: {remark}")
         return self.without_bad_rows()

@@ -69,6 +69,7 @@ class MediaCheck:
         self.known: dict[str, dict[str, str | None]] = {name: {} for name in MODALITIES}
         self.cut: list[MediaRef] = []
         self.silent: list[MediaRef] = []
+        self.seconds: list[float] = []  # of each audio clip, before any cut
 
     def look(self, media: Media) -> None:
         """Open the media that were not opened before.
@@ -89,6 +90,7 @@ class MediaCheck:
             raise ValueError(str(error)) from None
         except ValueError as error:
             return str(error)
+        self.seconds.append(seconds)
         if seconds > self.max_seconds:
             self.cut.append(medium)
         if is_silent(clip):

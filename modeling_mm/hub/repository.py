@@ -38,6 +38,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 TRAINER_PICKLES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 TRAINER_FILES = (
     *(".gitattributes", ".gitignore", "trainer_state.json", "*_results.json", "report.json", "report.html"),
+    "time_limit.json",
     *("predictions.jsonl", "bad_rows.jsonl"),
 )
 CHECKPOINTS = ("checkpoint-*/", "last-checkpoint/")
@@ -60,7 +61,9 @@ def is_pickle_of_trainer(path: str) -> bool:
 
 def is_known(path: str) -> bool:
     """True if pushing, `Trainer` or `modeling-mm train` writes a file of this path."""
-    if path.startswith("runs/") or is_pickle_of_trainer(path):  # runs/ is for TensorBoard
+    if path.startswith(("runs/", "features/")) or is_pickle_of_trainer(
+        path
+    ):  # runs/ is for TensorBoard, features/ for those of frozen towers
         return True
     inner = path.split("/", 1)[1] if matches(path.split("/", 1)[0] + "/", (*CHECKPOINTS, f"{BASE}/")) else path
     return is_replaced(inner) or matches(inner, TRAINER_FILES) or ("/" not in path and path.endswith(IMAGES))

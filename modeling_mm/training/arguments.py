@@ -34,8 +34,8 @@ class ModelArguments:
     text_layers: int | None = field(
         default=None,
         metadata={
-            "help": "number of layers of a scratch text backbone; the default is 6 (scratch-small) or, for scratch-tiny, "
-            "3 of an encoder and 2 of a decoder"
+            "help": "number of layers of a scratch text backbone; the default is 6 (scratch-small) or, for "
+            "scratch-tiny, 3 of an encoder and 2 of a decoder"
         },
     )
     audio_tower: str | None = field(

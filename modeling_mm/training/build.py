@@ -28,6 +28,7 @@ from . import scratch
 from .arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits
+from .time_limit import TimeLimitCallback
 from .trainable import set_trainable
 from .trainer import MMTrainer
 
@@ -121,6 +122,7 @@ def build_trainer(
     collator: MMCollator,
     data: DataArguments,
     retrieval: RetrievalArguments,
+    time_limit: TimeLimitCallback | None = None,
 ) -> MMTrainer:
     """The trainer of this task, with its data, collators, augmentation and metrics."""
     processor, task = collator.processor, TASKS[data.task]
@@ -135,6 +137,7 @@ def build_trainer(
         ),
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,
+        "time_limit": time_limit,
     }
     if data.early_stopping_patience is not None:
         parts["callbacks"] = [EarlyStoppingCallback(data.early_stopping_patience, data.early_stopping_threshold)]

@@ -21,7 +21,8 @@ PRESETS = ("scratch", "frozen", "lora", "full")
 STEPS = {"scratch": 4000, "frozen": 1500, "lora": 1500, "full": 1500}  # optimiser steps of a run without a limit
 EPOCHS = (3, 60)  # fewest and most epochs for those steps
 EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
-UNEVEN = 3.0  # ratio of the most frequent class to the rarest from which classes are weighted
+NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
+UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which classes are weighted
 
 
 @dataclass
@@ -31,15 +32,16 @@ class DefaultsArguments:
     preset: str | None = field(
         default=None,
         metadata={
-            "help": "defaults for untrained towers (scratch), frozen pretrained ones, LoRA, or full training; chosen by "
-            "the towers if left out",
+            "help": "defaults for untrained towers (scratch), frozen pretrained ones, LoRA, or full training; chosen "
+            "by the towers if left out",
             "choices": list(PRESETS),
         },
     )
     time_limit: float | None = field(
         default=None,
         metadata={
-            "help": "seconds that the whole command may take; the number of epochs and the learning rate schedule follow"
+            "help": "seconds that the whole command may take; the number of epochs and the schedule of the learning "
+            "rate follow"
         },
     )
 
@@ -82,7 +84,7 @@ def preset_for(model: ModelArguments, preset: str | None) -> str:
 
 def model_choices(preset: str, task: str, model: ModelArguments) -> list[Choice]:
     """Choices about parts of the model and their training, made before it is built."""
-    choices = []
+    choices = list[Choice]()
     if preset == "lora":
         choices.append(Choice("use_peft", True, "preset lora"))
     if preset == "full":
@@ -99,11 +101,22 @@ def model_choices(preset: str, task: str, model: ModelArguments) -> list[Choice]
     return choices
 
 
-def data_choices(preset: str, data: DataArguments, has_images: bool, has_audio: bool) -> list[Choice]:
-    """Choices about the rows: augmentation for towers that train on few of them."""
-    task, choices = TASKS[data.task], []
+def data_choices(
+    preset: str, model: ModelArguments, data: DataArguments, present: Collection[str], longest_clip: float, output: str
+) -> list[Choice]:
+    """Choices about the rows: augmentation for towers that train on few of them, a feature cache for frozen ones."""
+    task, choices = TASKS[data.task], list[Choice]()
+    has_images, has_audio = "image" in present, "audio" in present
+    if task.has_labels and task.gives_probabilities:
+        choices.append(Choice("calibrate", True, "probabilities are to be trusted"))
     if preset != "scratch":
+        frozen = not model.vision_trainable and data.augment_images == [] and not data.streaming
+        if has_images and frozen and preset != "full" and {*model.lora_parts} == {"text"}:
+            choices.append(Choice("cache_features", f"{output}/features", "a frozen vision tower"))
         return choices
+    if longest_clip:
+        seconds = math.ceil(longest_clip)
+        choices.append(Choice("max_seconds", seconds, f"the longest audio clip lasts {longest_clip:.3g} s"))
     if has_images:
         choices.append(Choice("image_cache_mb", 512, "images are decoded once"))
     if (task.has_labels or task.embeds) and has_images:
@@ -126,8 +139,10 @@ def retrieval_choices(preset: str, task: str) -> list[Choice]:
     ]
 
 
-def training_choices(preset: str, task: str, rows: int | None, explicit: Collection[str]) -> list[Choice]:
-    """Choices about optimisation; `rows` is the number of training rows, None for a stream."""
+def training_choices(
+    preset: str, task: str, rows: int | None, limited: bool, explicit: Collection[str]
+) -> list[Choice]:
+    """Choices about optimisation; `rows` is the number of training rows, None for a stream; `limited` in time."""
     facts, because = TASKS[task], f"preset {preset}"
     batch = 128 if facts.embeds else 64 if preset == "scratch" else 32
     if rows is not None:
@@ -144,24 +159,59 @@ def training_choices(preset: str, task: str, rows: int | None, explicit: Collect
     if facts.has_labels and not facts.numbers and not facts.several_labels:
         choices.append(Choice("label_smoothing_factor", 0.05, "one label per row"))
     if rows is not None and "max_steps" not in explicit:
-        epochs = max(EPOCHS[0], min(EPOCHS[1], round(STEPS[preset] * batch / rows)))
-        choices.append(Choice("num_train_epochs", epochs, f"about {STEPS[preset]} steps, {EPOCHS[0]} to {EPOCHS[1]}"))
+        more = 3 if limited else 1  # the limit ends most runs before
+        steps, fewest, most = more * STEPS[preset], EPOCHS[0], more * EPOCHS[1]
+        epochs = max(fewest, min(most, round(steps * batch / rows)))
+        choices.append(Choice("num_train_epochs", epochs, f"about {steps} steps, {fewest} to {most} epochs"))
+    if "logging_steps" not in explicit:
+        choices.append(Choice("logging_strategy", "epoch", "a point of the curves per epoch"))
     if not set(EVALUATION) & set(explicit):
-        choices += best_checkpoint(task) if rows is not None else []
+        choices += best_checkpoint(task, "steps" if limited else "epoch") if rows is not None else []
     return choices
 
 
-def best_checkpoint(task: str) -> list[Choice]:
-    """Evaluation after each epoch; the best checkpoint is restored at the end."""
+def best_checkpoint(task: str, when: str) -> list[Choice]:
+    """Evaluation after each epoch, or whenever a time limit allows it; the best checkpoint is restored at the end."""
     reason = "the best checkpoint is kept"
     return [
-        Choice("eval_strategy", "epoch", reason),
-        Choice("save_strategy", "epoch", reason),
+        Choice("eval_strategy", when, reason),
+        Choice("save_strategy", when, reason),
+        *([Choice(name, NEVER, "as time allows") for name in ("eval_steps", "save_steps")] if when == "steps" else []),
         Choice("save_total_limit", 1, reason),
         Choice("load_best_model_at_end", True, reason),
         Choice("metric_for_best_model", TASKS[task].main_metric, reason),
         Choice("greater_is_better", True, reason),
     ]
+
+
+def choose_defaults(
+    defaults: DefaultsArguments,
+    model: ModelArguments,
+    data: DataArguments,
+    retrieval: RetrievalArguments,
+    args: "TrainingArguments",
+    splits: "Splits",
+    explicit: Collection[str],
+) -> tuple[str, list[Choice]]:
+    """Set all arguments that no flag sets, by the situation of the run; returns the preset and what was chosen.
+
+    Args:
+        explicit: names of the arguments that a flag or a file sets.
+
+    Raises:
+        ValueError: the preset asked for does not fit the towers.
+    """
+    preset = preset_for(model, defaults.preset)
+    train, is_stream = splits.train, splits.stream is not None
+    rows = (train.row(number) for number in train.kept)
+    present = {name for row in rows for name, items in row.media.items() if items}
+    choices = model_choices(preset, data.task, model)
+    choices += data_choices(preset, model, data, present, splits.longest_clip, str(args.output_dir))
+    choices += retrieval_choices(preset, data.task)
+    size, limited = None if is_stream else len(train), defaults.time_limit is not None
+    choices += training_choices(preset, data.task, size, limited, explicit)
+    choices += [] if is_stream or model.model is not None else uneven_classes(data.task, train.targets())
+    return preset, applied(choices, explicit, model, data, retrieval, args)
 
 
 def uneven_classes(task: str, targets: Collection[Any]) -> list[Choice]:
@@ -193,9 +243,7 @@ def applied(choices: Collection[Choice], explicit: Collection[str], *targets: An
 
 def choices_table(preset: str, choices: Collection[Choice]) -> str:
     """The choices as lines to print."""
-    widths = [
-        max((len(str(text)) for text in column), default=0)
-        for column in ([c.name for c in choices], [c.value for c in choices])
-    ]
-    lines = [f"  {c.name:{widths[0]}}  {c.value!s:{widths[1]}}  {c.reason}" for c in choices]
-    return "\n".join([f"preset {preset}; values that no flag set:", *lines])
+    rows = [(choice.name, str(choice.value), choice.reason) for choice in choices]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n  ".join([f"\npreset {preset}, for what no flag sets:", *lines]) + "\n"

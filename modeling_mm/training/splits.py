@@ -32,6 +32,7 @@ class Splits:
     validation: MMDataset
     test: MMDataset | None = None
     stream: MMStream | None = None
+    longest_clip: float = 0.0  # seconds of the longest audio clip in any of them
 
     def bad_rows(self) -> list[dict[str, Any]]:
         """The bad rows of the tables; a stream counts its own."""
@@ -112,8 +113,11 @@ def load_splits(
         else:
             table, folder = read_table(source, split)
         dataset = MMDataset(source, table, folder, columns, labels, task=data.task)
-        return dataset.check(skip, markers, data.max_seconds or MAX_SECONDS, num_frames)
+        dataset.check(skip, markers, data.max_seconds or MAX_SECONDS, num_frames)
+        longest.append(dataset.longest_clip)
+        return dataset
 
+    longest: list[float] = []
     stream, held_out = None, None
     if data.streaming:
         stream = open_stream(data, columns, seed, labels, num_frames, markers or media_markers())
@@ -137,11 +141,12 @@ def load_splits(
     if held_out is not None:
         return Splits(train, held_out, test, stream)
     if data.validation_file is not None:
-        return Splits(train, read(data.validation_file, "validation", train.labels), test)
+        validation = read(data.validation_file, "validation", train.labels)
+        return Splits(train, validation, test, longest_clip=max(longest))
     bad_rows = train.bad_rows
     rest, held = train.hold_out(data.validation_share, seed)
     rest.bad_rows = bad_rows
-    return Splits(rest, held, test)
+    return Splits(rest, held, test, longest_clip=max(longest))
 
 
 def open_stream(

@@ -71,11 +71,11 @@ class TimeLimitCallback(TrainerCallback):
     Args:
         clock: the command's clock.
         rows_after: rows to evaluate after training, in units of the validation rows: 2.0 is twice as many.
-        fixed: seconds that other work after training takes.
+        evaluates: evaluate and save as time allows; otherwise at the times of the training arguments.
     """
 
-    def __init__(self, clock: Clock, rows_after: float, fixed: float = 0.0):
-        self.clock, self.rows_after, self.fixed = clock, rows_after, fixed
+    def __init__(self, clock: Clock, rows_after: float, evaluates: bool = True):
+        self.clock, self.rows_after, self.evaluates = clock, rows_after, evaluates
         self.start = self.progress = self.evaluated_at = 0.0
         self.evaluation: float | None = None  # seconds of one
         self.started_steps: tuple[float, int] | None = None
@@ -83,7 +83,7 @@ class TimeLimitCallback(TrainerCallback):
     def reserve(self) -> float:
         """Seconds to leave for what follows training, one more evaluation included."""
         known = self.evaluation if self.evaluation is not None else 0.03 * self.clock.limit
-        return known * (1 + self.rows_after) + self.fixed + ENDING * self.clock.limit
+        return known * (1 + self.rows_after) + ENDING * self.clock.limit
 
     def update(self, step: int, max_steps: int) -> float:
         """Progress from 0 to 1, which never falls."""
@@ -109,11 +109,15 @@ class TimeLimitCallback(TrainerCallback):
         if state.is_world_process_zero:
             self.clock.save()
             self.announce(state)
+        control.should_training_stop |= self.progress >= 1
         wait = max(EVERY, COST * (self.evaluation or 0.0) / self.clock.limit)
-        if self.progress - self.evaluated_at >= (wait if self.evaluated_at else FIRST) or self.progress >= 1:
+        if (
+            self.evaluates
+            and self.progress - self.evaluated_at >= (wait if self.evaluated_at else FIRST)
+            or self.progress >= 1
+        ):
             control.should_evaluate = control.should_save = True
             self.evaluated_at = self.progress
-        control.should_training_stop |= self.progress >= 1
 
     def announce(self, state) -> None:
         """Say once, after the first steps, how many epochs fit."""
