@@ -259,6 +259,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if self.image_cache_mb < 0:
+            raise ValueError(f"--image_cache_mb is {self.image_cache_mb}; expected megabytes, 0 or more")
         self.number_forms: dict[str, str] = {}  # of number columns with dates, signs or commas; inferred, no flag
 
 
@@ -317,7 +319,6 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
         f"--group_size {data.group_size} needs --group_by_image true, and is 1 or more": (
             data.group_size is not None and not (grouped and data.group_size > 0)
         ),
-        f"--image_cache_mb is {data.image_cache_mb}; expected megabytes, 0 or more": data.image_cache_mb < 0,
         f"--calibrate is for probabilities, and --task {name} predicts none": (
             data.calibrate and not task.gives_probabilities
         ),
