@@ -30,13 +30,10 @@ class MMParser(HfArgumentParser):
         *parsed, rest = self.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
         if rest:
             raise ValueError(f"unknown argument {rest[0]}; see {self.prog} --help")
-        flags = [word.split("=")[0] for word in arguments if word.startswith("--")]
+        flags, known = [word.split("=")[0] for word in arguments if word.startswith("--")], self._option_string_actions
+        short = [flag for flag in flags if flag not in known]  # argparse completes them
         self.explicit = frozenset(
-            action.dest
-            for option, action in self._option_string_actions.items()
-            if any(
-                flag == option or option.startswith(flag) and flag not in self._option_string_actions for flag in flags
-            )
+            action.dest for option, action in known.items() if option in flags or option.startswith(tuple(short))
         )
         return tuple(parsed)
 

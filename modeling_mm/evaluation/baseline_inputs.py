@@ -222,7 +222,7 @@ def baseline_inputs(
                 for name in MODALITIES:
                     keys[name][part].extend([item.key for item in row.media[name]] for row in rows)
                 targets[part].extend(row.target for row in rows)
-                tables[part].extend(getattr(row, "table", None) or {} for row in rows)
+                tables[part].extend(row.table for row in rows)
                 kept[part].extend(replace(row, images=[], audio=[], videos=[], opened={}) for row in rows)
                 bar.update(len(rows))
     found = [media.inputs(name, keys[name]) for name in MODALITIES]

@@ -61,10 +61,8 @@ def is_pickle_of_trainer(path: str) -> bool:
 
 def is_known(path: str) -> bool:
     """True if pushing, `Trainer` or `modeling-mm train` writes a file of this path."""
-    if path.startswith(("runs/", "features/")) or is_pickle_of_trainer(
-        path
-    ):  # runs/ is for TensorBoard, features/ for those of frozen towers
-        return True
+    if path.startswith(("runs/", "features/")) or is_pickle_of_trainer(path):
+        return True  # runs/ is for TensorBoard, features/ for those of frozen towers
     inner = path.split("/", 1)[1] if matches(path.split("/", 1)[0] + "/", (*CHECKPOINTS, f"{BASE}/")) else path
     return is_replaced(inner) or matches(inner, TRAINER_FILES) or ("/" not in path and path.endswith(IMAGES))
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..tasks import TASKS
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, RetrievalArguments
 
 if TYPE_CHECKING:
-    pass
+    from transformers import TrainingArguments
+
+    from .splits import Splits
 
 PRESETS = ("scratch", "frozen", "lora", "full")
 STEPS = {"scratch": 4000, "frozen": 1500, "lora": 1500, "full": 1500}  # optimiser steps of a run without a limit

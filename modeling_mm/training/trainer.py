@@ -75,7 +75,7 @@ class MMTrainer(Trainer):
             options.accelerator_config.dispatch_batches = False
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False
-        if self.label_smoother is not None:
+        if self.label_smoother is not None:  # type: ignore[has-type]
             head = self.accelerator.unwrap_model(self.model)
             head = head.get_base_model() if hasattr(head, "get_base_model") else head
             self.label_smoother = None
