@@ -111,11 +111,8 @@ class TimeLimitCallback(TrainerCallback):
             self.announce(state)
         control.should_training_stop |= self.progress >= 1
         wait = max(EVERY, COST * (self.evaluation or 0.0) / self.clock.limit)
-        if (
-            self.evaluates
-            and self.progress - self.evaluated_at >= (wait if self.evaluated_at else FIRST)
-            or self.progress >= 1
-        ):
+        is_due = self.progress - self.evaluated_at >= (wait if self.evaluated_at else FIRST)
+        if self.evaluates and (is_due or self.progress >= 1):
             control.should_evaluate = control.should_save = True
             self.evaluated_at = self.progress
 
