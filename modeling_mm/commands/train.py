@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from ..checkpoint import BASE, last_checkpoint
 from ..data.collator import MMCollator
@@ -35,6 +35,7 @@ from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
 from ..model.audio_mm import MAX_SECONDS
 from ..model.media_mm import MODALITIES, TABLE
+from ..model.processing_mm import MMProcessor
 from ..report import figures
 from ..report.augmented import draw_augmented
 from ..report.sections import draw_examples
@@ -102,6 +103,30 @@ def read_rows(model_args: ModelArguments, data_args: DataArguments, seed: int) -
     return load_splits(data_args, seed, labels, num_frames, media_markers(known), table)
 
 
+def with_adapters(
+    model: PreTrainedModel,
+    processor: MMProcessor,
+    collator: MMCollator,
+    splits: Splits,
+    model_args: ModelArguments,
+    args: TrainingArguments,
+) -> PreTrainedModel:
+    """The model with LoRA adapters if there are to be any, without trainable parameters that cannot reach the loss."""
+    output = Path(str(args.output_dir))
+    if unused := freeze_unused(model, collator(rows_with_media(splits))):
+        logger.warning(f"{len(unused)} parameters do not reach the loss and are frozen: {', '.join(unused[:8])}")
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # there are none, and the search would cost a pass over the graph
+    if not model_args.use_peft:
+        return model
+    targets = lora_pattern(model, model_args)
+    if args.should_save:
+        model.save_pretrained(output / BASE)
+        processor.save_pretrained(output / BASE)
+        model.config.save_for_sentence_transformers(output)
+    return add_lora(model, model_args, targets, output)
+
+
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Run the verb; returns its results on the first process."""
     parser = MMParser((*TRAIN, TrainingArguments), prog="modeling-mm train")
@@ -124,17 +149,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     for split in filter(None, (splits.train, splits.validation, splits.test)):
         collator.check_lengths(split, data_args.on_bad_row == "skip")
     collator.negatives_seed = args.seed if TASKS[data_args.task].pairs else None
-    if unused := freeze_unused(model, collator(rows_with_media(splits))):
-        logger.warning(f"{len(unused)} parameters do not reach the loss and are frozen: {', '.join(unused[:8])}")
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # there are none, and the search would cost a pass over the graph
-    if model_args.use_peft:
-        targets = lora_pattern(model, model_args)
-        if args.should_save:
-            model.save_pretrained(output / BASE)
-            processor.save_pretrained(output / BASE)
-            model.config.save_for_sentence_transformers(output)
-        model = add_lora(model, model_args, targets, output)
+    model = with_adapters(model, processor, collator, splits, model_args, args)
     if not any((counts := trainable_parameters(model)).values()):
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
     logger.warning(f"trainable parameters: {counts}")

@@ -24,6 +24,7 @@ STEPS = {"scratch": 4000, "frozen": 1500, "lora": 1500, "full": 1500}  # optimis
 EPOCHS = (3, 60)  # fewest and most epochs for those steps
 EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
+CALIBRATION_ROWS = 100  # fewer validation rows may all be right, and tell nothing about probabilities
 UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which classes are weighted
 
 
@@ -34,8 +35,8 @@ class DefaultsArguments:
     preset: str | None = field(
         default=None,
         metadata={
-            "help": "defaults for untrained towers (scratch), frozen pretrained ones, LoRA, or full training; chosen "
-            "by the towers if left out",
+            "help": "situation that sets all arguments left out: untrained towers (scratch), frozen pretrained ones, "
+            "LoRA, or full training; found by the towers if left out",
             "choices": list(PRESETS),
         },
     )
@@ -98,33 +99,36 @@ def model_choices(preset: str, task: str, model: ModelArguments) -> list[Choice]
         choices.append(Choice("fusion_mlp", True, "an untrained text model"))
     if TASKS[task].has_labels and model.cross_attention is None and model.late_fusion is None:
         reason = "labels are predicted from the towers' pooled states too"
-        choices += [Choice("late_fusion", "product" if preset == "scratch" else "concat", reason)]
+        choices += [Choice("late_fusion", "concat", reason)]
         choices += [Choice("cross_attention", True, "beside late fusion")]
     return choices
 
 
 def data_choices(
-    preset: str, model: ModelArguments, data: DataArguments, present: Collection[str], longest_clip: float, output: str
+    preset: str, model: ModelArguments, data: DataArguments, present: Collection[str], splits: "Splits", output: str
 ) -> list[Choice]:
     """Choices about the rows: augmentation for towers that train on few of them, a feature cache for frozen ones."""
     task, choices = TASKS[data.task], list[Choice]()
-    has_images, has_audio = "image" in present, "audio" in present
-    if task.has_labels and task.gives_probabilities:
+    if task.has_labels and task.gives_probabilities and len(splits.validation) >= CALIBRATION_ROWS:
         choices.append(Choice("calibrate", True, "probabilities are to be trusted"))
     if preset != "scratch":
         frozen = not model.vision_trainable and data.augment_images == [] and not data.streaming
-        if has_images and frozen and preset != "full" and {*model.lora_parts} == {"text"}:
+        if "image" in present and frozen and preset != "full" and {*model.lora_parts} == {"text"}:
             choices.append(Choice("cache_features", f"{output}/features", "a frozen vision tower"))
         return choices
-    if longest_clip:
-        seconds = math.ceil(longest_clip)
-        choices.append(Choice("max_seconds", seconds, f"the longest audio clip lasts {longest_clip:.3g} s"))
-    if has_images:
+    if splits.longest_clip:
+        seconds = math.ceil(splits.longest_clip)
+        choices.append(Choice("max_seconds", seconds, f"the longest audio clip lasts {splits.longest_clip:.3g} s"))
+    trains = {"image": model.vision_trainable is not False, "audio": model.audio_trainable is not False}
+    augmented = {modality for modality, is_trained in trains.items() if is_trained and modality in present}
+    if data.cache_features is not None:
+        return choices
+    if "image" in present:
         choices.append(Choice("image_cache_mb", 512, "images are decoded once"))
-    if (task.has_labels or task.embeds) and has_images:
+    if (task.has_labels or task.embeds) and "image" in augmented:
         changes = ["rotate"] if task.embeds else ["crop", "rotate"]
         choices.append(Choice("augment_images", changes, "an untrained vision tower"))
-    if task.has_labels and has_audio:
+    if task.has_labels and "audio" in augmented:
         choices.append(Choice("augment_audio", ["shift", "noise", "specaugment"], "an untrained audio tower"))
     return choices
 
@@ -208,7 +212,7 @@ def choose_defaults(
     rows = (train.row(number) for number in train.kept)
     present = {name for row in rows for name, items in row.media.items() if items}
     choices = model_choices(preset, data.task, model)
-    choices += data_choices(preset, model, data, present, splits.longest_clip, str(args.output_dir))
+    choices += data_choices(preset, model, data, present, splits, str(args.output_dir))
     choices += retrieval_choices(preset, data.task)
     size, limited = None if is_stream else len(train), defaults.time_limit is not None
     choices += training_choices(preset, data.task, size, limited, explicit)
@@ -218,7 +222,7 @@ def choose_defaults(
 
 def uneven_classes(task: str, targets: Collection[Any]) -> list[Choice]:
     """Class weights, if the classes of one label per row are uneven."""
-    if task != "classification":
+    if not TASKS[task].has_classes or TASKS[task].several_labels:
         return []
     counts: dict[Any, int] = {}
     for target in targets:

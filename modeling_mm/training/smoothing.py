@@ -43,10 +43,12 @@ def smoothed_loss(model: PreTrainedModel, factor: float) -> Callable[..., torch.
     generates, weights = model.can_generate(), model.config.class_weights
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        logits = outputs["logits"]
+        # in evaluation, the loss of the model itself: unsmoothed, of logits before their calibration
+        logits = outputs["logits"] * (model.config.calibration_temperature or 1)
+        smoothing = factor if model.training else 0.0
         if generates:
             logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        each = functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=factor)
+        each = functional.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
         if weights is not None and not generates:
             each = each * each.new_tensor(weights)[labels]
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch

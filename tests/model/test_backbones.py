@@ -111,7 +111,7 @@ def test_proposals_to_a_recurrent_backbone_are_refused_as_the_library_does():
 
 
 def test_a_scratch_backbone_has_the_layers_asked_for(tokenizer):
-    for decoder in (False, True):
+    for decoder, layers in ((False, 3), (True, 2)):
         deep = scratch.text_config("scratch-tiny", tokenizer, decoder, layers=5)
         assert (deep.num_hidden_layers, deep.hidden_size) == (5, 96)
-        assert scratch.text_config("scratch-tiny", tokenizer, decoder).num_hidden_layers == 2
+        assert scratch.text_config("scratch-tiny", tokenizer, decoder).num_hidden_layers == layers

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from modeling_mm import MMForConditionalGeneration, cli
 from modeling_mm.checkpoint import load_checkpoint, merge_adapter
+from modeling_mm.training.arguments import ModelArguments
+from modeling_mm.training.trainable import lora_pattern
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
@@ -133,13 +135,20 @@ def test_the_command_adapts_the_parts_asked_for(trained, tmp_path, parts, adapte
     assert moved == adapted | whole
 
 
+def test_a_fusion_with_closed_gates_cannot_be_adapted():
+    model, args = mm_model(gate=0.0), ModelArguments(lora_parts=["text", "fusion"])
+    with pytest.raises(
+        ValueError, match="text fusion puts LoRA into a fusion whose gates are still zero"
+    ):
+        lora_pattern(model, args)
+
+
 @pytest.mark.parametrize(
     "parts,sentence",
     [
         (["audio"], "this model has no audio tower to adapt; it has text, fusion, vision"),
         (["text,txt"], "'txt' is no part to adapt; expected one or more of text, fusion, vision, or all"),
         (["vision"], "the vision part, a ResNetModel, has no linear layers for LoRA to adapt; leave it frozen"),
-        (["text", "fusion"], "--lora_parts text fusion puts LoRA into a fusion whose gates are still zero"),
     ],
 )
 def test_parts_that_cannot_be_adapted_are_one_sentence(trained, tmp_path, capsys, parts, sentence):

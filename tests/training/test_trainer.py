@@ -318,7 +318,8 @@ def command(capsys, *argv):
 
 
 def train(capsys, table, out, *argv):
-    argv = ["--validation_file", table, "--max_steps", 3, "--per_device_train_batch_size", 8, *QUIET, *argv]
+    sizes = ["--per_device_train_batch_size", 8, "--per_device_eval_batch_size", 8]
+    argv = ["--validation_file", table, "--max_steps", 3, *sizes, *QUIET, *argv]
     return command(capsys, "train", "--train_file", table, *SCRATCH, "--output_dir", out, *argv)
 
 
