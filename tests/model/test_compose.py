@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """A model can be composed from folders, configs and loaded models, and holds exactly the weights of its towers."""
 
+import math
+
 import pytest
 import torch
 from helpers.builders import (
@@ -254,3 +256,21 @@ def test_composing_twice_over_one_backbone_is_harmless():
     reference = mm_model(fusion_layers=[1], fusion_mlp=False)
     reference.load_state_dict(model.state_dict())
     torch.testing.assert_close(logits(model, **images), logits(reference, **images))
+
+
+def test_gates_start_open_over_a_backbone_with_random_weights():
+    model = MMForSequenceClassification.from_towers(vision_model(), text_config(), num_labels=2, fusion_mlp=True)
+    for gate in model.fusion_gates():
+        assert gate["cross_attention"] == gate["mlp"] == pytest.approx(math.tanh(0.5))
+    closed = MMForSequenceClassification.from_towers(vision_model(), text_config(), num_labels=2, fusion_gate_init=0.0)
+    assert not any(gate["cross_attention"] for gate in closed.fusion_gates())
+
+
+def test_positions_of_image_states_change_what_is_attended_only_if_configured():
+    shuffled = [3, 1, 0, 2]
+    for positions in (False, True):
+        torch.manual_seed(0)
+        fusion = mm_model(head=MMModel, image_positions=positions).fusion
+        states = torch.randn(1, 4, fusion.image_projector[0].normalized_shape[0])
+        projected = fusion.project(states)
+        assert torch.allclose(fusion.project(states[:, shuffled]), projected[:, shuffled], atol=1e-6) is not positions

@@ -137,9 +137,7 @@ def test_the_command_adapts_the_parts_asked_for(trained, tmp_path, parts, adapte
 
 def test_a_fusion_with_closed_gates_cannot_be_adapted():
     model, args = mm_model(gate=0.0), ModelArguments(lora_parts=["text", "fusion"])
-    with pytest.raises(
-        ValueError, match="text fusion puts LoRA into a fusion whose gates are still zero"
-    ):
+    with pytest.raises(ValueError, match="text fusion puts LoRA into a fusion whose gates are still zero"):
         lora_pattern(model, args)
 
 
