@@ -156,7 +156,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if splits.stream is not None:
         prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
     limit = None if clock is None else time_limit_callback(clock, splits, data_args, parser.explicit)
-    trainer = build_trainer(model, args, splits, collator, data_args, retrieval_args, limit)
+    trainer = build_trainer(
+        model, args, splits, collator, data_args, retrieval_args, limit, defaults.muon_learning_rate
+    )
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
     if trainer.data_collator.augmentation is not None and trainer.is_world_process_zero():

@@ -123,6 +123,7 @@ def build_trainer(
     data: DataArguments,
     retrieval: RetrievalArguments,
     time_limit: TimeLimitCallback | None = None,
+    muon_learning_rate: float = 0.0,
 ) -> MMTrainer:
     """The trainer of this task, with its data, collators, augmentation and metrics."""
     processor, task = collator.processor, TASKS[data.task]
@@ -138,6 +139,7 @@ def build_trainer(
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,
         "time_limit": time_limit,
+        "muon_learning_rate": muon_learning_rate,
     }
     if data.early_stopping_patience is not None:
         parts["callbacks"] = [EarlyStoppingCallback(data.early_stopping_patience, data.early_stopping_threshold)]

@@ -30,7 +30,7 @@ UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which class
 
 @dataclass
 class DefaultsArguments:
-    """Defaults: the values of all arguments that are not set."""
+    """Training in general: the situation, whose defaults all other arguments get, and limits."""
 
     preset: str | None = field(
         default=None,
@@ -45,6 +45,13 @@ class DefaultsArguments:
         metadata={
             "help": "seconds that the whole command may take; the number of epochs and the schedule of the learning "
             "rate follow"
+        },
+    )
+    muon_learning_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "learning rate of the Muon optimiser, which then trains matrices and convolutions, and AdamW the "
+            "rest; 0 leaves all to the optimiser of --optim"
         },
     )
 
@@ -154,7 +161,8 @@ def training_choices(
     if rows is not None:
         batch = max(8, min(batch, 2 ** round(math.log2(max(1, rows / 16)))))
     rate = {"scratch": 1.5e-3, "frozen": 1e-3, "lora": 3e-4, "full": 3e-5}[preset]
-    choices = [
+    choices = [Choice("muon_learning_rate", 2e-3, because)] if uses_muon(preset, task, explicit) else []
+    choices += [
         Choice("learning_rate", rate, because),
         Choice("lr_scheduler_type", "cosine", because),
         Choice("warmup_steps", 0.1, "share of all steps"),
@@ -174,6 +182,11 @@ def training_choices(
     if not set(EVALUATION) & set(explicit):
         choices += best_checkpoint(task, "steps" if limited else "epoch") if rows is not None else []
     return choices
+
+
+def uses_muon(preset: str, task: str, explicit: Collection[str]) -> bool:
+    """True if Muon is to train the weights of layers: those of untrained models that predict labels."""
+    return preset == "scratch" and TASKS[task].has_labels and not {"learning_rate", "optim", "fsdp"} & set(explicit)
 
 
 def best_checkpoint(task: str, when: str) -> list[Choice]:
@@ -217,7 +230,7 @@ def choose_defaults(
     size, limited = None if is_stream else len(train), defaults.time_limit is not None
     choices += training_choices(preset, data.task, size, limited, explicit)
     choices += [] if is_stream or model.model is not None else uneven_classes(data.task, train.targets())
-    return preset, applied(choices, explicit, model, data, retrieval, args)
+    return preset, applied(choices, explicit, defaults, model, data, retrieval, args)
 
 
 def uneven_classes(task: str, targets: Collection[Any]) -> list[Choice]:

@@ -32,6 +32,7 @@ from .callbacks import (
     StreamEpochCallback,
 )
 from .fsdp import with_placeholder_media
+from .muon import MuonAdamW, muon_groups
 from .smoothing import smoothed_loss
 from .time_limit import TimeLimitCallback, follow_progress
 
@@ -48,6 +49,8 @@ class MMTrainer(Trainer):
             without its augmentation.
         max_new_tokens: maximum number of tokens of an answer in evaluation.
         time_limit: callback that ends training in time; the learning rate schedule follows it.
+        muon_learning_rate: learning rate of Muon, which then updates matrices and convolutions in place of the
+            optimiser of the training arguments; see `muon.py`. 0: Muon is not used.
 
     Raises:
         ValueError: several GPUs in one process, among which `DataParallel` would split batches wrongly.
@@ -61,6 +64,7 @@ class MMTrainer(Trainer):
         eval_collator=None,
         max_new_tokens=32,
         time_limit: TimeLimitCallback | None = None,
+        muon_learning_rate: float = 0.0,
         **kwargs,
     ):
         self.group_by_image = group_by_image
@@ -87,7 +91,7 @@ class MMTrainer(Trainer):
             )
         self.audit = GradientAuditCallback()
         self.add_callback(self.audit)
-        self.time_limit = time_limit
+        self.time_limit, self.muon_learning_rate = time_limit, muon_learning_rate
         if time_limit is not None:
             self.add_callback(time_limit)
         if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
@@ -104,6 +108,18 @@ class MMTrainer(Trainer):
         processor = self.data_collator.processor if collates else self.processing_class
         self.fsdp_callback = FSDPCallback(processor if isinstance(processor, MMProcessor) else None)
         self.add_callback(self.fsdp_callback)
+
+    def create_optimizer(self, model=None):
+        if self.muon_learning_rate and self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            if kind is not torch.optim.AdamW or self.is_fsdp_enabled:
+                raise ValueError("--muon_learning_rate needs whole weights and AdamW beside it; set it to 0")
+            rates = (self.args.learning_rate, self.muon_learning_rate)
+            self.optimizer_cls_and_kwargs = None
+            self.optimizer = MuonAdamW(
+                muon_groups(model or self.model, *rates, self.args.weight_decay), **{**options, "fused": False}
+            )
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         is_new = self.lr_scheduler is None
