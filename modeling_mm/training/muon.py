@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Muon (Jordan et al. 2024) for matrices and convolutions of untrained models, and AdamW for all else, in one optimiser.
+"""Muon (Jordan et al. 2024) for weights of layers in untrained models, and AdamW for all else, in one optimiser.
 
 Muon makes the singular values of an update equal, so that a weight learns weak directions as fast as strong ones.
 In towers with random weights, what tells a digit from another is a weak direction of their states (docs/defaults.md).

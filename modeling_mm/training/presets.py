@@ -106,7 +106,7 @@ def model_choices(preset: str, task: str, model: ModelArguments) -> list[Choice]
         choices.append(Choice("fusion_mlp", True, "an untrained text model"))
     if TASKS[task].has_labels and model.cross_attention is None and model.late_fusion is None:
         reason = "labels are predicted from the towers' pooled states too"
-        choices += [Choice("late_fusion", "concat", reason)]
+        choices += [Choice("late_fusion", "product" if preset == "scratch" else "concat", reason)]
         choices += [Choice("cross_attention", True, "beside late fusion")]
     return choices
 

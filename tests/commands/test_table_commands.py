@@ -154,7 +154,7 @@ def test_a_table_alone_trains_by_cross_attention(folder):
     nothing = ["--image_column", "", "--text_column", "", "--max_steps", "2"]
     assert train(folder, "alone", *TABLE, *nothing) == 0
     model, _ = load_checkpoint(str(folder / "alone"))
-    assert model.config.cross_attention and model.config.late_fusion == "concat"
+    assert model.config.cross_attention and model.config.late_fusion == "product"
 
 
 def test_the_table_trains_in_full_beside_adapters_and_is_reloaded(folder, capsys):
