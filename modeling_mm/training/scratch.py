@@ -5,7 +5,7 @@ The vision tower is a small ResNet (He et al. 2016), which learns shapes and col
 plain vision transformer of the same size does not. The audio tower is a ResNet too: it takes log-mel features as an
 image and learns words from a few thousand clips. The text backbone is a Llama decoder or a ModernBERT encoder over a
 byte-level BPE tokenizer trained on the user's own text. ModernBERT's layers normalise their input; over a BERT, whose
-layers normalise their output, fusion learns far less from a few thousand rows (docs/fusion.md).
+layers normalise their output, fusion learns far less from a few thousand rows (docs/defaults.md).
 """
 
 import math

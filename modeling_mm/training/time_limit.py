@@ -24,6 +24,7 @@ FILE = "time_limit.json"
 FIRST, EVERY = 0.05, 0.05  # share of the training time before the first evaluation, and between two
 COST = 8  # an evaluation must be followed by this many times its duration of training
 ENDING = 0.04  # share of the limit for what is not measured: loading the best checkpoint, saving, pictures
+UNMEASURED = 0.1  # the same, with what will be measured
 PROBE_STEPS = 10  # optimiser steps that are timed before the number of epochs is announced
 
 
@@ -82,8 +83,9 @@ class TimeLimitCallback(TrainerCallback):
 
     def reserve(self) -> float:
         """Seconds to leave for what follows training, one more evaluation included."""
-        known = self.evaluation if self.evaluation is not None else 0.03 * self.clock.limit
-        return known * (1 + self.rows_after) + ENDING * self.clock.limit
+        if self.evaluation is None:
+            return UNMEASURED * self.clock.limit
+        return self.evaluation * (1 + self.rows_after) + ENDING * self.clock.limit
 
     def update(self, step: int, max_steps: int) -> float:
         """Progress from 0 to 1, which never falls."""
