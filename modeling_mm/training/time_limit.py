@@ -87,12 +87,11 @@ class TimeLimitCallback(TrainerCallback):
             return UNMEASURED * self.clock.limit
         return self.evaluation * (1 + self.rows_after) + ENDING * self.clock.limit
 
-    def update(self, step: int, max_steps: int) -> float:
-        """Progress from 0 to 1, which never falls."""
+    def update(self, step: int, max_steps: int) -> None:
+        """Set `progress`, from 0 to 1, which never falls."""
         budget = self.clock.limit - self.reserve() - self.start
         share = (self.clock.used() - self.start) / budget if budget > 0 else 1.0
         self.progress = min(1.0, max(self.progress, share, step / max_steps))
-        return self.progress
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.clock.left() <= 0:
@@ -104,10 +103,12 @@ class TimeLimitCallback(TrainerCallback):
         self.started_steps = (self.clock.used(), state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        progress = torch.tensor(self.update(state.global_step, state.max_steps), device=args.device)
-        if args.world_size > 1:
-            torch.distributed.all_reduce(progress, torch.distributed.ReduceOp.MAX)
-            self.progress = float(progress)
+        self.update(state.global_step, state.max_steps)
+        if args.world_size > 1:  # or processes would evaluate and stop at different steps
+            measured = torch.tensor([self.progress, self.evaluation or -1.0], device=args.device)
+            torch.distributed.all_reduce(measured, torch.distributed.ReduceOp.MAX)
+            self.progress, evaluation = measured.tolist()
+            self.evaluation = evaluation if evaluation >= 0 else None
         if state.is_world_process_zero:
             self.clock.save()
             self.announce(state)

@@ -122,3 +122,18 @@ def test_a_killed_and_resumed_run_keeps_to_the_limit(tmp_path):
     subprocess.run([*command, "--resume_from_checkpoint", "true"], check=True, capture_output=True)
     assert 0.8 * limit <= time.monotonic() - began <= 1.1 * limit
     assert json.loads((out / "report.json").read_text())["accuracy"] > 0.5
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step(tmp_path):
+    write_digits(tmp_path, "t.csv", 0, 200, ("image", "text", "label"))
+    limit, out = 50, tmp_path / "out"
+    argv = ["train", "--train_file", tmp_path / "t.csv", "--output_dir", out, "--time_limit", limit, "--use_cpu"]
+    command = ["torchrun", "--nproc_per_node", "2", "-m", "modeling_mm.cli", *map(str, argv)]
+    began = time.monotonic()
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    command += ["--num_train_epochs", "10000"]
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=4 * limit)
+    assert time.monotonic() - began <= 1.2 * limit
+    assert json.loads((out / "report.json").read_text())["accuracy"] > 0.3
