@@ -40,11 +40,11 @@ def test_smoothed_answers_are_those_of_the_library_shifted():
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     logits = model(**batch).logits
     expected = LabelSmoother(epsilon=0.1)({"logits": logits}, labels, shift_labels=True)
-    loss = smoothed_loss(model, 0.1)
+    loss, plain = smoothed_loss(model, 0.1), model(**batch, labels=labels).loss
+    torch.testing.assert_close(loss({"logits": logits}, labels), plain)  # evaluation does not smooth
+    model.train()
     torch.testing.assert_close(loss({"logits": logits}, labels), expected)
-    torch.testing.assert_close(
-        smoothed_loss(model, 0.0)({"logits": logits}, labels), model(**batch, labels=labels).loss
-    )
+    torch.testing.assert_close(smoothed_loss(model, 0.0)({"logits": logits}, labels), plain)
     # the losses of parts, each divided by the labels of the whole batch, sum up to its loss
     count = (labels != -100).sum()
     parts = [loss({"logits": logits[i : i + 1]}, labels[i : i + 1], num_items_in_batch=count) for i in range(2)]
@@ -63,6 +63,11 @@ def test_smoothed_labels_keep_class_weights(weights):
     torch.testing.assert_close(smoothed_loss(model, 0.0)(output, labels), output.loss)
     rows = functional.cross_entropy(output.logits, labels, label_smoothing=0.2, reduction="none")
     expected = (rows * torch.tensor(weights or [1.0] * 3)[labels]).mean()
+    model.config.calibration_temperature = 2.0
+    calibrated = model(**batch, labels=labels)
+    torch.testing.assert_close(smoothed_loss(model, 0.2)(calibrated, labels), calibrated.loss)
+    model.config.calibration_temperature = None
+    model.train()
     torch.testing.assert_close(smoothed_loss(model, 0.2)(output, labels), expected)
 
 
