@@ -31,6 +31,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
+    BertConfig,
     ConvNextConfig,
     PreTrainedTokenizerBase,
     SwinConfig,
@@ -40,7 +41,7 @@ from transformers import (
 )
 
 from modeling_mm.data.augmentation import image_transform
-from modeling_mm.training.scratch import text_config, train_tokenizer
+from modeling_mm.training.scratch import train_tokenizer
 
 SIDE = 32  # pixels: half the size of the images, at a quarter of the time
 SPLITS = ("train", "validation", "test_vendor", "test_concepts")
@@ -67,6 +68,14 @@ class Split(NamedTuple):
     image_index: torch.Tensor  # (N,): the image of each text
 
 
+def text_config(tokenizer: PreTrainedTokenizerBase) -> BertConfig:
+    """A small BERT, whose pooled output `VisionTextDualEncoderModel` needs."""
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return BertConfig(vocab_size=len(tokenizer), initializer_range=0.1, **sizes, **dropout, **ids)
+
+
 def write_towers(folder: Path, vision_tower: str, texts: list[str], seed: int) -> None:
     """Write towers with random weights to `folder/vision` and `folder/text`, unless they exist."""
     if (folder / "text" / "model.safetensors").exists():
@@ -77,7 +86,7 @@ def write_towers(folder: Path, vision_tower: str, texts: list[str], seed: int) -
     size = {"height": SIDE, "width": SIDE}
     ViTImageProcessorPil(size=size).save_pretrained(folder / "vision")
     tokenizer.save_pretrained(folder / "text")
-    AutoModel.from_config(text_config("scratch-tiny", tokenizer, decoder=False)).save_pretrained(folder / "text")
+    AutoModel.from_config(text_config(tokenizer)).save_pretrained(folder / "text")
 
 
 def read_split(folder: Path, split: str, image_processor: Any) -> Split:

@@ -92,7 +92,7 @@ def preset_for(model: ModelArguments, preset: str | None) -> str:
     return preset
 
 
-def model_choices(preset: str, task: str, model: ModelArguments) -> list[Choice]:
+def model_choices(preset: str, task: str, model: ModelArguments, present: Collection[str]) -> list[Choice]:
     """Choices about parts of the model and their training, made before it is built."""
     choices = list[Choice]()
     if preset == "lora":
@@ -104,7 +104,8 @@ def model_choices(preset: str, task: str, model: ModelArguments) -> list[Choice]
         return choices
     if preset == "scratch" and not TASKS[task].embeds:
         choices.append(Choice("fusion_mlp", True, "an untrained text model"))
-    if TASKS[task].has_labels and model.cross_attention is None and model.late_fusion is None:
+    fuses = model.cross_attention is None and model.late_fusion is None and "video" not in present  # pooled, unordered
+    if TASKS[task].has_labels and fuses:
         reason = "labels are predicted from the towers' pooled states too"
         choices += [Choice("late_fusion", "product" if preset == "scratch" else "concat", reason)]
         choices += [Choice("cross_attention", True, "beside late fusion")]
@@ -130,7 +131,7 @@ def data_choices(
     augmented = {modality for modality, is_trained in trains.items() if is_trained and modality in present}
     if data.cache_features is not None:
         return choices
-    if "image" in present:
+    if "image" in present and not data.streaming:
         choices.append(Choice("image_cache_mb", 512, "images are decoded once"))
     if (task.has_labels or task.embeds) and "image" in augmented:
         changes = ["rotate"] if task.embeds else ["crop", "rotate"]
@@ -153,7 +154,7 @@ def retrieval_choices(preset: str, task: str) -> list[Choice]:
 
 
 def training_choices(
-    preset: str, task: str, rows: int | None, limited: bool, explicit: Collection[str]
+    preset: str, task: str, rows: int | None, limited: bool, explicit: Collection[str], present: Collection[str] = ()
 ) -> list[Choice]:
     """Choices about optimisation; `rows` is the number of training rows, None for a stream; `limited` in time."""
     facts, because = TASKS[task], f"preset {preset}"
@@ -161,7 +162,7 @@ def training_choices(
     if rows is not None:
         batch = max(8, min(batch, 2 ** round(math.log2(max(1, rows / 16)))))
     rate = {"scratch": 1.5e-3, "frozen": 1e-3, "lora": 3e-4, "full": 3e-5}[preset]
-    choices = [Choice("muon_learning_rate", 2e-3, because)] if uses_muon(preset, task, explicit) else []
+    choices = [Choice("muon_learning_rate", 2e-3, because)] if uses_muon(preset, task, explicit, present) else []
     choices += [
         Choice("learning_rate", rate, because),
         Choice("lr_scheduler_type", "cosine", because),
@@ -184,8 +185,10 @@ def training_choices(
     return choices
 
 
-def uses_muon(preset: str, task: str, explicit: Collection[str]) -> bool:
-    """True if Muon is to train the weights of layers: those of untrained models that predict labels."""
+def uses_muon(preset: str, task: str, explicit: Collection[str], present: Collection[str]) -> bool:
+    """True if Muon is to train the weights of layers: those of untrained models that predict labels, not of video."""
+    if "video" in present:
+        return False
     return preset == "scratch" and TASKS[task].has_labels and not {"learning_rate", "optim", "fsdp"} & set(explicit)
 
 
@@ -224,11 +227,11 @@ def choose_defaults(
     train, is_stream = splits.train, splits.stream is not None
     rows = (train.row(number) for number in train.kept)
     present = {name for row in rows for name, items in row.media.items() if items}
-    choices = model_choices(preset, data.task, model)
+    choices = model_choices(preset, data.task, model, present)
     choices += data_choices(preset, model, data, present, splits, str(args.output_dir))
     choices += retrieval_choices(preset, data.task)
     size, limited = None if is_stream else len(train), defaults.time_limit is not None
-    choices += training_choices(preset, data.task, size, limited, explicit)
+    choices += training_choices(preset, data.task, size, limited, explicit, present)
     choices += [] if is_stream or model.model is not None else uneven_classes(data.task, train.targets())
     return preset, applied(choices, explicit, defaults, model, data, retrieval, args)
 

@@ -424,7 +424,7 @@ def test_a_process_without_pictures_does_not_stop_the_others(table, tmp_path, ch
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], *lines[1:5], *lines[5:9], *lines[1:5], *lines[1:5]]) + "\n")
     single, double = tmp_path / "one", tmp_path / "two"
-    flags = ["--text_model", "scratch-tiny", "--gradient_checkpointing", checkpointing]
+    flags = ["--text_model", "scratch-tiny", "--gradient_checkpointing", checkpointing, "--learning_rate", "5e-5"]
     for count, out in ((1, single), (2, double)):
         in_processes(count, table, out, *flags, size=2)
         assert (out / "checkpoint-8" / "trainer_state.json").exists()  # 16 rows, two a step: the world is `count`
