@@ -189,6 +189,16 @@ class MMDataset(torch.utils.data.Dataset):
         """The targets of all kept rows, not encoded; nothing is opened."""
         return [self.row(number).target for number in self.kept]
 
+    def present_media(self) -> set[str]:
+        """The modalities beside the text that rows have; reading ends with the last of those that have a column."""
+        columns, found = set(self.table.column_names), set[str]()
+        named = {name for name in MODALITIES if columns & set(self.reader.names[name])}
+        for number in self.kept:
+            if found == named:
+                break
+            found |= {name for name, items in self.row(number).media.items() if items}
+        return found
+
     def subset(self, kept: list[int]) -> "MMDataset":
         """The same table with other rows kept."""
         return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)

@@ -88,7 +88,10 @@ class Graph(nn.Module):
 
 
 class OneGraph(Graph):
-    """Maps text and images to one output: `logits` (B, labels) of a classifier or `last_hidden_state` (B, T, D)."""
+    """Maps text, images and a table to a classifier's `logits` (B, labels) or to the `last_hidden_state` (B, T, D).
+
+    The table (B, C) is an input of models that take one; rows without a cell have none.
+    """
 
     def __init__(self, model: PreTrainedModel, image_shape: tuple[int, ...], output: str):
         super().__init__(model, image_shape)
@@ -96,28 +99,7 @@ class OneGraph(Graph):
         # without it, a decoder would return its cache too
         self.options = {"use_cache": False} if model.config.is_text_decoder else {}
 
-    def forward(self, input_ids, attention_mask, pixel_values, image_index):
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            image_index=image_index,
-            return_dict=True,
-            **self.options,
-        )
-        return {self.output: output[self.output]}
-
-    def sample(self, sizes: Sizes) -> Inputs:
-        ids = self.text(sizes)
-        mask = torch.ones_like(ids)
-        mask[1:, sizes.tokens - sizes.tokens // 3 :] = 0  # padding on the right in all rows but the first
-        return {"input_ids": ids, "attention_mask": mask, **self.images(sizes)}
-
-
-class TableGraph(OneGraph):
-    """Maps text, images and a table to one output; rows without a cell have no table."""
-
-    def forward(self, input_ids, attention_mask, pixel_values, image_index, table_values):
+    def forward(self, input_ids, attention_mask, pixel_values, image_index, table_values=None):
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -130,12 +112,21 @@ class TableGraph(OneGraph):
         return {self.output: output[self.output]}
 
     def sample(self, sizes: Sizes) -> Inputs:
+        ids = self.text(sizes)
+        mask = torch.ones_like(ids)
+        mask[1:, sizes.tokens - sizes.tokens // 3 :] = 0  # padding on the right in all rows but the first
+        return {"input_ids": ids, "attention_mask": mask, **self.images(sizes), **self.table(sizes)}
+
+    def table(self, sizes: Sizes) -> Inputs:
+        """Random cells, some of them missing; nothing for a model without a table."""
         columns = self.model.config.table_columns
+        if columns is None:
+            return {}
         numbers = torch.tensor([column.get("mean", 0.0) for column in columns])
         scales = torch.tensor([column.get("scale", len(column.get("values", ()))) for column in columns])
         values = numbers + scales * torch.rand(sizes.rows, len(columns))
         values[1::2, ::2] = torch.nan
-        return {**super().sample(sizes), "table_values": values}
+        return {"table_values": values}
 
 
 class MediaEncoder(Graph):
@@ -259,5 +250,4 @@ def graphs_of(model: PreTrainedModel, processor: MMProcessor) -> dict[str, Graph
     if model.can_generate():
         parts = {"media_encoder": MediaEncoder, "media_start": MediaStart, "decoder": Decoder}
         return {name: part(model, shape) for name, part in parts.items()}
-    graph = OneGraph if model.config.table_columns is None else TableGraph
-    return {"model": graph(model, shape, "last_hidden_state" if model.base_model is model else "logits")}
+    return {"model": OneGraph(model, shape, "last_hidden_state" if model.base_model is model else "logits")}

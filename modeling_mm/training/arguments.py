@@ -97,6 +97,14 @@ class ModelArguments:
     lora_alpha: int = field(default=32, metadata={"help": "scale of the LoRA update, divided by the rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability in the LoRA layers"})
 
+    def trains(self, part: str) -> bool:
+        """True if the part "vision", "audio" or "text" trains in full, by its flag or because it starts from scratch."""
+        from .scratch import SIZES
+
+        flag = getattr(self, f"{part}_trainable")
+        source = self.text_model if part == "text" else getattr(self, f"{part}_tower")
+        return source in SIZES if flag is None else flag
+
 
 @dataclass
 class DataArguments:

@@ -99,10 +99,7 @@ def build_model(
 
 def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
     """Set the trainable parts by their flags; a tower without a flag trains if it starts from scratch."""
-    vision = args.vision_tower in scratch.SIZES if args.vision_trainable is None else args.vision_trainable
-    text = args.text_model in scratch.SIZES if args.text_trainable is None else args.text_trainable
-    audio = args.audio_tower in scratch.SIZES if args.audio_trainable is None else args.audio_trainable
-    set_trainable(model, vision, args.fusion_trainable, text, audio)
+    set_trainable(model, args.trains("vision"), args.fusion_trainable, args.trains("text"), args.trains("audio"))
 
 
 def build_collator(model: PreTrainedModel, processor: MMProcessor, data: DataArguments) -> MMCollator:

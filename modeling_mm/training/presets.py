@@ -7,12 +7,13 @@ imports neither torch nor transformers.
 """
 
 import math
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..tasks import TASKS
-from .arguments import DataArguments, ModelArguments, RetrievalArguments
+from .arguments import DataArguments, ModelArguments, RetrievalArguments, words
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -116,27 +117,25 @@ def data_choices(
     preset: str, model: ModelArguments, data: DataArguments, present: Collection[str], splits: "Splits", output: str
 ) -> list[Choice]:
     """Choices about the rows: augmentation for towers that train on few of them, a feature cache for frozen ones."""
+    from .scratch import SIZES
+
     task, choices = TASKS[data.task], list[Choice]()
     if task.has_labels and task.gives_probabilities and len(splits.validation) >= CALIBRATION_ROWS:
         choices.append(Choice("calibrate", True, "probabilities are to be trusted"))
-    if preset != "scratch":
-        frozen = not model.vision_trainable and data.augment_images == [] and not data.streaming
-        if "image" in present and frozen and preset != "full" and {*model.lora_parts} == {"text"}:
-            choices.append(Choice("cache_features", f"{output}/features", "a frozen vision tower"))
-        return choices
-    if splits.longest_clip:
+    changed = model.trains("vision") or preset == "full" or {"vision", "all"} & set(words(model.lora_parts))
+    if "image" in present and not (changed or data.augment_images or data.augment_audio or data.streaming):
+        choices.append(Choice("cache_features", f"{output}/features", "a frozen vision tower"))
+    if splits.longest_clip and model.audio_tower in SIZES:
         seconds = math.ceil(splits.longest_clip)
         choices.append(Choice("max_seconds", seconds, f"the longest audio clip lasts {splits.longest_clip:.3g} s"))
-    trains = {"image": model.vision_trainable is not False, "audio": model.audio_trainable is not False}
-    augmented = {modality for modality, is_trained in trains.items() if is_trained and modality in present}
-    if data.cache_features is not None:
+    if preset != "scratch" or data.cache_features is not None:
         return choices
     if "image" in present and not data.streaming:
         choices.append(Choice("image_cache_mb", 512, "images are decoded once"))
-    if (task.has_labels or task.embeds) and "image" in augmented:
+    if "image" in present and model.trains("vision") and (task.has_labels or task.embeds):
         changes = ["rotate"] if task.embeds else ["crop", "rotate"]
         choices.append(Choice("augment_images", changes, "an untrained vision tower"))
-    if task.has_labels and "audio" in augmented:
+    if "audio" in present and model.trains("audio") and task.has_labels:
         choices.append(Choice("augment_audio", ["shift", "noise", "specaugment"], "an untrained audio tower"))
     return choices
 
@@ -154,15 +153,20 @@ def retrieval_choices(preset: str, task: str) -> list[Choice]:
 
 
 def training_choices(
-    preset: str, task: str, rows: int | None, limited: bool, explicit: Collection[str], present: Collection[str] = ()
+    preset: str, task: str, rows: int | None, limited: bool, explicit: Collection[str], muon: bool = False
 ) -> list[Choice]:
-    """Choices about optimisation; `rows` is the number of training rows, None for a stream; `limited` in time."""
+    """Choices about optimisation.
+
+    Args:
+        rows: number of training rows, None for a stream. limited: there is a time limit. muon: Muon may be used.
+    """
     facts, because = TASKS[task], f"preset {preset}"
     batch = 128 if facts.embeds else 64 if preset == "scratch" else 32
     if rows is not None:
         batch = max(8, min(batch, 2 ** round(math.log2(max(1, rows / 16)))))
     rate = {"scratch": 1.5e-3, "frozen": 1e-3, "lora": 3e-4, "full": 3e-5}[preset]
-    choices = [Choice("muon_learning_rate", 2e-3, because)] if uses_muon(preset, task, explicit, present) else []
+    muon = muon and not {"learning_rate", "optim"} & set(explicit)
+    choices = [Choice("muon_learning_rate", 2e-3, "untrained weights of layers")] if muon else []
     choices += [
         Choice("learning_rate", rate, because),
         Choice("lr_scheduler_type", "cosine", because),
@@ -185,11 +189,14 @@ def training_choices(
     return choices
 
 
-def uses_muon(preset: str, task: str, explicit: Collection[str], present: Collection[str]) -> bool:
-    """True if Muon is to train the weights of layers: those of untrained models that predict labels, not of video."""
-    if "video" in present:
-        return False
-    return preset == "scratch" and TASKS[task].has_labels and not {"learning_rate", "optim", "fsdp"} & set(explicit)
+def uses_muon(
+    preset: str, task: str, model: ModelArguments, args: "TrainingArguments", present: Collection[str]
+) -> bool:
+    """True if Muon is to train the weights of layers: whole ones of untrained models that predict labels, no video."""
+    launcher = (os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() for name in ("FSDP", "DEEPSPEED"))
+    is_sharded = bool(args.fsdp or args.deepspeed) or "true" in launcher
+    fits = TASKS[task].has_labels and "video" not in present
+    return preset == "scratch" and fits and not (model.use_peft or is_sharded)
 
 
 def best_checkpoint(task: str, when: str) -> list[Choice]:
@@ -225,13 +232,13 @@ def choose_defaults(
     """
     preset = preset_for(model, defaults.preset)
     train, is_stream = splits.train, splits.stream is not None
-    rows = (train.row(number) for number in train.kept)
-    present = {name for row in rows for name, items in row.media.items() if items}
+    present = train.present_media()
     choices = model_choices(preset, data.task, model, present)
     choices += data_choices(preset, model, data, present, splits, str(args.output_dir))
     choices += retrieval_choices(preset, data.task)
     size, limited = None if is_stream else len(train), defaults.time_limit is not None
-    choices += training_choices(preset, data.task, size, limited, explicit, present)
+    muon = uses_muon(preset, data.task, model, args, present)
+    choices += training_choices(preset, data.task, size, limited, explicit, muon)
     choices += [] if is_stream or model.model is not None else uneven_classes(data.task, train.targets())
     return preset, applied(choices, explicit, defaults, model, data, retrieval, args)
 

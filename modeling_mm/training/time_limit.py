@@ -36,7 +36,7 @@ class Clock:
         folder: the output folder. resumed: count the seconds of the run that is resumed.
 
     Raises:
-        ValueError: the limit is not positive, or is used up before training starts.
+        ValueError: the limit is not positive.
     """
 
     def __init__(self, limit: float, folder: Path, resumed: bool):
@@ -68,6 +68,8 @@ class Clock:
 
 class TimeLimitCallback(TrainerCallback):
     """Ends training, and evaluates during it, so that the command keeps to its limit.
+
+    A limit that is used up before the first step raises a `ValueError`.
 
     Args:
         clock: the command's clock.

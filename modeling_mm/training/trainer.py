@@ -115,7 +115,6 @@ class MMTrainer(Trainer):
             if kind is not torch.optim.AdamW or self.is_fsdp_enabled:
                 raise ValueError("--muon_learning_rate needs whole weights and AdamW beside it; set it to 0")
             rates = (self.args.learning_rate, self.muon_learning_rate)
-            self.optimizer_cls_and_kwargs = None
             self.optimizer = MuonAdamW(
                 muon_groups(model or self.model, *rates, self.args.weight_decay), **{**options, "fused": False}
             )

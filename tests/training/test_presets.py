@@ -1,9 +1,13 @@
 """Presets: arguments that nothing sets get values that suit the situation, and whatever is set stays."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
+from helpers.builders import causal_model, vision_model
 from helpers.digits import write_digits
+from transformers import CLIPImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.commands.arguments import MMParser
@@ -12,9 +16,11 @@ from modeling_mm.training.presets import (
     Choice,
     applied,
     choices_table,
+    data_choices,
     preset_for,
     training_choices,
     uneven_classes,
+    uses_muon,
 )
 
 SCRATCH = {"vision_tower": "scratch-tiny", "text_model": "scratch-tiny"}
@@ -105,3 +111,70 @@ def test_a_run_without_flags_reports_what_was_chosen(tmp_path, capsys):
     assert report["preset"] == "scratch" and report["defaults"]["late_fusion"]["value"] == "product"
     assert "learning_rate" not in report["defaults"] and "num_train_epochs" not in report["defaults"]
     assert "preset scratch, for what no flag sets:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags,chosen",
+    [
+        ({}, {"image_cache_mb", "augment_images"}),
+        ({"vision_tower": "a/vision"}, {"image_cache_mb", "cache_features"}),
+        ({"text_model": "a/text"}, set()),
+        ({"vision_tower": "a/vision", "text_model": "a/text"}, {"cache_features"}),
+        ({"vision_tower": "a/vision", "text_model": "a/text", "lora_parts": ["text,vision"]}, set()),
+        ({"vision_tower": "a/vision", "text_model": "a/text", "vision_trainable": True}, set()),
+    ],
+)
+def test_only_frozen_towers_are_cached_and_only_untrained_ones_augmented(flags, chosen):
+    model, data = ModelArguments(**{**SCRATCH, **flags}), DataArguments(task="classification")
+    splits = SimpleNamespace(validation=range(9), longest_clip=0.0)
+    choices = data_choices(preset_for(model, None), model, data, {"image"}, splits, "out")
+    assert {choice.name for choice in choices} == chosen
+
+
+@pytest.mark.parametrize(
+    "task,flags,sharded,present,expected",
+    [
+        ("classification", {}, "", {"image"}, True),
+        ("generation", {}, "", {"image"}, False),
+        ("classification", {"use_peft": True}, "", {"image"}, False),
+        ("classification", {}, "fsdp", {"image"}, False),
+        ("classification", {}, "launcher", {"image"}, False),
+        ("classification", {}, "", {"image", "video"}, False),
+    ],
+)
+def test_muon_is_for_whole_weights_of_untrained_models_with_labels(
+    monkeypatch, task, flags, sharded, present, expected
+):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true" if sharded == "launcher" else "false")
+    args = SimpleNamespace(fsdp="full_shard" if sharded == "fsdp" else "", deepspeed=None)
+    assert uses_muon("scratch", task, ModelArguments(**SCRATCH, **flags), args, present) is expected
+
+
+@pytest.fixture
+def towers(tmp_path, tokenizer):
+    """Flags of small pretrained towers, and of a table of digits."""
+    folder = tmp_path / "towers"
+    folder.mkdir()
+    torch.manual_seed(0)
+    vision_model("clip_vision_model").save_pretrained(folder / "vision")
+    CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder / "vision")
+    tokenizer.save_pretrained(folder / "text")
+    causal_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "text")
+    write_digits(folder, "t.csv", 0, 40, ("image", "text", "label"))
+    return ["--train_file", folder / "t.csv", "--vision_tower", folder / "vision", "--text_model", folder / "text"]
+
+
+@pytest.mark.parametrize("preset", ["frozen", "lora", "full"])
+def test_each_preset_of_pretrained_towers_restores_its_best_checkpoint(towers, tmp_path, capsys, preset):
+    out = tmp_path / "out"
+    argv = [*towers, "--output_dir", out, "--num_train_epochs", 2, "--use_cpu", "--disable_tqdm", "true"]
+    argv += ["--preset", preset, "--baselines", "false"]
+    assert cli.main(["train", *map(str, argv)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["preset"] == preset and report["defaults"]["load_best_model_at_end"]["value"]
+    assert ("cache_features" in report["defaults"]) is (preset != "full") is (out / "features").is_dir()
+    assert (out / "adapter_config.json").is_file() is (preset == "lora")
+    capsys.readouterr()
+    test = ["--test_file", towers[1], "--output_dir", out / "again", "--device", "cpu"]
+    assert cli.main(["evaluate", "--model", str(out), *map(str, test)]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out.splitlines()[-1])["accuracy"] <= 1
