@@ -98,7 +98,7 @@ class ModelArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout probability in the LoRA layers"})
 
     def trains(self, part: str) -> bool:
-        """True if the part "vision", "audio" or "text" trains in full, by its flag or because it starts from scratch."""
+        """True if the part "vision", "audio" or "text" trains in full, by its flag or as it starts from scratch."""
         from .scratch import SIZES
 
         flag = getattr(self, f"{part}_trainable")
