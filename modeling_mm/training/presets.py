@@ -31,13 +31,13 @@ UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which class
 
 @dataclass
 class DefaultsArguments:
-    """Training in general: the situation, whose defaults all other arguments get, and limits."""
+    """Overall: defaults for all other arguments, a time limit, and Muon."""
 
     preset: str | None = field(
         default=None,
         metadata={
-            "help": "situation that sets all arguments left out: untrained towers (scratch), frozen pretrained ones, "
-            "LoRA, or full training; found by the towers if left out",
+            "help": "values for the arguments left out: for untrained towers (scratch), frozen pretrained ones "
+            "(frozen), LoRA adapters (lora) or full training (full); chosen by the towers if left out itself",
             "choices": list(PRESETS),
         },
     )
@@ -192,7 +192,10 @@ def training_choices(
 def uses_muon(
     preset: str, task: str, model: ModelArguments, args: "TrainingArguments", present: Collection[str]
 ) -> bool:
-    """True if Muon is to train the weights of layers: whole ones of untrained models that predict labels, no video."""
+    """True if Muon may train the weights of layers: whole ones, without adapters, of an untrained model for labels.
+
+    Rows with video are left out: there, AdamW learns more (docs/defaults.md).
+    """
     launcher = (os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() for name in ("FSDP", "DEEPSPEED"))
     is_sharded = bool(args.fsdp or args.deepspeed) or "true" in launcher
     fits = TASKS[task].has_labels and "video" not in present
@@ -275,4 +278,4 @@ def choices_table(preset: str, choices: Collection[Choice]) -> str:
     rows = [(choice.name, str(choice.value), choice.reason) for choice in choices]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n  ".join([f"\npreset {preset}, for what no flag sets:", *lines]) + "\n"
+    return "\n  ".join([f"\nDefaults of preset {preset}, for arguments that are not set:", *lines]) + "\n"

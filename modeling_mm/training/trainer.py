@@ -113,7 +113,9 @@ class MMTrainer(Trainer):
         if self.muon_learning_rate and self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             if kind is not torch.optim.AdamW or self.is_fsdp_enabled:
-                raise ValueError("--muon_learning_rate needs whole weights and AdamW beside it; set it to 0")
+                raise ValueError(
+                    "--muon_learning_rate needs AdamW (--optim adamw_torch) and weights that are not sharded; leave it out"
+                )
             rates = (self.args.learning_rate, self.muon_learning_rate)
             self.optimizer = MuonAdamW(
                 muon_groups(model or self.model, *rates, self.args.weight_decay), **{**options, "fused": False}

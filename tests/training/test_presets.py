@@ -110,7 +110,7 @@ def test_a_run_without_flags_reports_what_was_chosen(tmp_path, capsys):
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["preset"] == "scratch" and report["defaults"]["late_fusion"]["value"] == "product"
     assert "learning_rate" not in report["defaults"] and "num_train_epochs" not in report["defaults"]
-    assert "preset scratch, for what no flag sets:" in capsys.readouterr().err
+    assert "Defaults of preset scratch, for arguments that are not set:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
