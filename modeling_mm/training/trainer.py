@@ -114,8 +114,8 @@ class MMTrainer(Trainer):
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             if kind is not torch.optim.AdamW or self.is_fsdp_enabled:
                 raise ValueError(
-                    "--muon_learning_rate needs AdamW (--optim adamw_torch) and weights that are not sharded; leave it "
-                    "out"
+                    "--muon_learning_rate needs AdamW (--optim adamw_torch) and weights that are not sharded; "
+                    "leave it out"
                 )
             rates = (self.args.learning_rate, self.muon_learning_rate)
             self.optimizer = MuonAdamW(
