@@ -50,6 +50,7 @@ from ..training.splits import Splits, known_labels, known_processor, load_splits
 from ..training.time_limit import Clock, TimeLimitCallback
 from ..training.trainable import add_lora, freeze_unused, lora_pattern, trainable_parameters
 from ..training.trainer import MMTrainer
+from ..training.warm_start import warm_start
 from .arguments import MMParser
 from .verbs import TRAIN
 
@@ -163,6 +164,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
     if trainer.data_collator.augmentation is not None and trainer.is_world_process_zero():
         draw_augmented(splits.train, trainer.data_collator, output / "augmented.png")
+    start = {}
+    if checkpoint is None and model.config.late_fusion == "linear" and splits.stream is None:
+        start = {"warm_start": warm_start(trainer, data_args.task, splits.train, splits.validation)}
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
@@ -170,7 +174,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         base = output / BASE if model_args.use_peft else None
         calibrate(trainer, data_args.task, retrieval_args.rerank or CANDIDATES, base)
     trainer.save_model()
-    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train), **streamed_figures(trainer)}
+    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train), **start}
+    report |= streamed_figures(trainer)
     if isinstance(trainer, RetrievalTrainer):
         report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
         report |= {"evaluated_on": "test" if splits.test else "validation"}

@@ -24,9 +24,9 @@ from ..data.media import MediaRef
 from ..data.rows import Row
 from ..model.media_mm import MODALITIES
 from ..model.pooling_mm import masked_mean
+from ..model.towers_mm import has_class_token
 from .baselines import Inputs, Parts
 
-CLASS_TOKENS = ("cls_token", "class_embedding")  # the parameters of vision towers whose first state is a class token
 TOKEN = r"(?u)\w+|[^\w\s]"  # a word, or a sign such as +
 MOST_WORDS = 20_000
 MOST_CATEGORIES = 254  # gradient boosting takes no more; rare ones share a code
@@ -86,7 +86,7 @@ class MediaVectors:
             return {mean: masked_mean(states, mask)}
         output = model.get_image_features(**batch, return_dict=True)
         vectors = {mean: masked_mean(output.pooler_output, batch.get("pixel_attention_mask"))}
-        if any(key.endswith(CLASS_TOKENS) for key, _ in model.vision_tower.named_parameters()):
+        if has_class_token(model.vision_tower):
             vectors[f"the {tower}'s class token"] = output.pooler_output[:, 0]
         elif output.pooled is not None:
             vectors[f"the {tower}'s pooled output"] = output.pooled.flatten(1)

@@ -12,6 +12,7 @@ evaluated rows are only scored. A baseline that cannot be fitted has a reason in
 Shapes: R rows, F features, C classes, labels or numbers.
 """
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,13 +131,13 @@ def scaled(parts: Parts, present: Parts) -> Parts:
     return Parts(*(joined([block, 1.0 - has[:, None]]) for block, has in zip(blocks, present, strict=True)))
 
 
-def outputs_from(targets: Targets, estimators: Sequence[Any], features: Parts) -> Parts:
-    """Fit one estimator for each problem and return their outputs (R, C) for all rows; a constant is repeated."""
+def outputs_from(targets: Targets, estimators: Sequence[Any], features: Parts) -> tuple[Parts, list[Any]]:
+    """Fit one estimator for each problem; their outputs (R, C) for all rows, and themselves, or a constant target."""
     fitted = []
     for estimator, truths in zip(estimators, targets.problems(), strict=True):
         constant = bool((truths == truths[0]).all())
         fitted.append(float(truths[0]) if constant else estimator.fit(features.train, truths))
-    return Parts(*(predicted(targets, fitted, part) for part in features))
+    return Parts(*(predicted(targets, fitted, part) for part in features)), fitted
 
 
 def predicted(targets: Targets, fitted: Sequence[Any], features: Any) -> np.ndarray:
@@ -157,8 +158,18 @@ def predicted(targets: Targets, fitted: Sequence[Any], features: Any) -> np.ndar
     return outputs if task.numbers else logit(outputs.clip(LEAST, 1 - LEAST))
 
 
-def linear(targets: Targets, features: Parts) -> tuple[Parts, float]:
-    """Outputs of logistic regression, for numbers of ridge regression, and their score; validation sets the penalty.
+class LinearFit(NamedTuple):
+    """A regression: its outputs (R, C), their score in validation, its estimators by `problems`, a constant in place
+    of one whose targets are constant, and the inverse of its penalty."""
+
+    outputs: Parts
+    score: float
+    fitted: list[Any]
+    strength: float
+
+
+def linear(targets: Targets, features: Parts) -> LinearFit:
+    """Logistic regression, for numbers ridge regression; the validation rows set its penalty.
 
     Raises:
         ValueError: all training rows are of one class.
@@ -167,14 +178,15 @@ def linear(targets: Targets, features: Parts) -> tuple[Parts, float]:
 
     problems, numbers = targets.problems(), TASKS[targets.task].numbers
     estimators = [Ridge() if numbers else LogisticRegression(warm_start=True, max_iter=STEPS) for _ in problems]
-    best, tried_since = None, 0
+    best: LinearFit | None = None
+    tried_since = 0
     for strength in STRENGTHS:
         for estimator in estimators:
             estimator.set_params(**({"alpha": 1 / strength} if numbers else {"C": strength}))
-        outputs = outputs_from(targets, estimators, features)
+        outputs, fitted = outputs_from(targets, estimators, features)
         score, tried_since = targets.score(outputs.validation), tried_since + 1
-        if best is None or score > best[1]:
-            best, tried_since = (outputs, score), 0
+        if best is None or score > best.score:
+            best, tried_since = LinearFit(outputs, score, copy.deepcopy(fitted), strength), 0
         if tried_since == PATIENCE:
             break
     assert best is not None
@@ -193,7 +205,7 @@ def boosting(targets: Targets, table: Parts, categories: np.ndarray | None, seed
     found = []
     for settings in BOOSTINGS if len(targets.names) <= FEW_OUTPUTS else BOOSTINGS[:1]:
         options = {"categorical_features": categories, "random_state": seed, **settings}
-        outputs = outputs_from(targets, [kind(**options) for _ in targets.problems()], table)
+        outputs, _ = outputs_from(targets, [kind(**options) for _ in targets.problems()], table)
         found.append((outputs, targets.score(outputs.validation)))
     return max(found, key=lambda pair: pair[1])
 
@@ -227,9 +239,9 @@ def alone(targets: Targets, inputs: Inputs, seed: int) -> tuple[list[Baseline], 
     try:
         for description, parts in inputs.features.items():
             features = scaled(parts, inputs.present)
-            outputs, score = linear(targets, features)
-            if chosen is None or score > best.score:
-                best, chosen = Baseline(name, f"{kind} on {description}", outputs, score), features
+            fit = linear(targets, features)
+            if chosen is None or fit.score > best.score:
+                best, chosen = Baseline(name, f"{kind} on {description}", fit.outputs, fit.score), features
     except ValueError as error:
         best = failure(name, kind, error)
     found = [best]
@@ -263,7 +275,8 @@ def late_fusion(
     mean = Baseline("late fusion", method, outputs, targets.score(outputs.validation))
     together = Parts(*(joined(blocks) for blocks in zip(*features, strict=True)))
     kind = "ridge regression" if numbers else "logistic regression"
-    regression = Baseline("late fusion", f"{kind} on all features side by side", *linear(targets, together))
+    fit = linear(targets, together)
+    regression = Baseline("late fusion", f"{kind} on all features side by side", fit.outputs, fit.score)
     return max(regression, mean, key=lambda baseline: baseline.score)
 
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """MMForSequenceClassification: one label, several labels or numbers for each row of text and media.
 
-With `late_fusion`, the pooled text is joined with one vector per other modality, the mean of its projected states.
+With `late_fusion`, the pooled text is joined with one vector per other modality: the mean of its projected states, or
+with "linear" the mean of its tower's states and the tower's class token, if it has one.
 
 Shapes: B rows, I distinct images, N images per row, M modalities, P states per image, T text tokens, D text width.
 """
@@ -16,7 +17,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from .attention_maps_mm import MMAttentionMapsMixin
 from .configuration_mm import MMConfig
 from .late_fusion_mm import MMLateFusion
-from .media_mm import TABLE, Memory, check_text
+from .media_mm import MODALITIES, TABLE, Memory, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 from .pooling_mm import pool_tokens
@@ -44,7 +45,10 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
             modalities += ["audio"] if config.audio_config is not None else []
             modalities += ["video"] if config.num_frames is not None else []
             modalities += [TABLE] if config.table_columns is not None else []
-            self.late_fusion = MMLateFusion(config.late_fusion, width, modalities)
+            widths = dict.fromkeys(modalities, width)
+            if config.late_fusion == "linear":
+                widths |= {name: self.model.vector_width(name) for name in modalities if name in MODALITIES}
+            self.late_fusion = MMLateFusion(config.late_fusion, width, widths)
             width = self.late_fusion.output_width
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
@@ -74,7 +78,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
         return {"media_key_values": key_values, "media_start": start}, memories
 
     def fuse(self, text: torch.Tensor, memories: dict[str, Memory], text_present: torch.Tensor | None) -> torch.Tensor:
-        """The pooled text (B, D) and the mean states of each other modality, joined by late fusion."""
+        """The pooled text (B, D) and the embedding of each other modality, joined by late fusion."""
         assert self.late_fusion is not None
         in_no_row = torch.zeros(text.shape[0], dtype=torch.bool, device=text.device)
         states: list[torch.Tensor | None] = [text]

@@ -152,10 +152,11 @@ class MMConfig(PreTrainedConfig):
         resampler_layers (`int`): depth of the resampler.
         lm_head_bias (`bool`): whether the language modelling head of the backbone has a bias.
         pooling (`"first"`, `"last"` or `"mean"`, *optional*): how hidden states are pooled in classification and
-            retrieval, default the first token for an encoder and the last for a decoder.
+            retrieval, default the first token for an encoder (the mean with linear late fusion) and the
+            last for a decoder.
         classifier_dropout (`float`): dropout before the classification head.
-        late_fusion (`"concat"`, `"sum"`, `"weighted"`, `"gated"` or `"product"`, *optional*): how one embedding per
-            modality is joined before the classification head, see `MMLateFusion`.
+        late_fusion (`"linear"`, `"concat"`, `"sum"`, `"weighted"`, `"gated"` or `"product"`, *optional*): how one
+            embedding per modality is joined before the classification head, see `MMLateFusion`.
         cross_attention (`bool`, *optional*): whether the backbone attends to media. Default: only without
             `late_fusion`, so that each can be measured alone; True together with `late_fusion` uses both.
         label_mean, label_scale (`list[float]`, *optional*): mean and standard deviation of each label of a
@@ -233,7 +234,7 @@ class MMConfig(PreTrainedConfig):
     lm_head_bias: bool = False
     pooling: Literal["first", "last", "mean"] | None = None
     classifier_dropout: float | int = 0.0
-    late_fusion: Literal["concat", "sum", "weighted", "gated", "product"] | None = None
+    late_fusion: Literal["linear", "concat", "sum", "weighted", "gated", "product"] | None = None
     cross_attention: bool | None = None
     label_mean: list[float] | None = None
     label_scale: list[float] | None = None
@@ -288,7 +289,7 @@ class MMConfig(PreTrainedConfig):
         if self.initializer_range is None:
             self.initializer_range = getattr(text, "initializer_range", 0.02)
         if self.pooling is None:
-            self.pooling = "last" if self.is_text_decoder else "first"
+            self.pooling = "last" if self.is_text_decoder else "mean" if self.late_fusion == "linear" else "first"
         if self.embedding_size is None:
             self.embedding_size = min(512, text.hidden_size)
         if self.logit_scale_init is None:

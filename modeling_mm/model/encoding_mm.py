@@ -30,6 +30,8 @@ from .media_mm import (
     one_per_row,
 )
 from .outputs_mm import MMAudioOutput, MMImageOutput
+from .pooling_mm import masked_mean
+from .towers_mm import has_class_token
 
 
 class MMEncodingMixin:
@@ -213,8 +215,24 @@ class MMEncodingMixin:
             index: (B, N) into the items, by default one per row. in_order: the index counts from 0 to I - 1.
         """
         memory = self.fusion.project(states, present, modality)
+        vectors = self.tower_vectors(modality, states, present) if self.config.late_fusion == "linear" else None
         present = present if self.config.num_latents is None else None
-        return Memory(memory, one_per_row(states) if index is None else index, present, in_order or index is None)
+        in_order = in_order or index is None
+        return Memory(memory, one_per_row(states) if index is None else index, present, in_order, vectors)
+
+    def tower_vectors(self, modality: str, states: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings (I, W) of items for linear late fusion: the mean of their states, and the class token of a
+        vision tower that has one; arguments as for `project_states`."""
+        mean = masked_mean(states.flatten(1, 2) if modality == "video" else states, present)
+        has_token = modality == "image" and has_class_token(self.vision_tower)
+        return torch.cat([mean, states[:, 0]], dim=1) if has_token else mean
+
+    def vector_width(self, modality: str) -> int:
+        """Width W of `tower_vectors`."""
+        if modality == "audio":
+            return audio_width(self.config.audio_config)
+        has_token = modality == "image" and has_class_token(self.vision_tower)
+        return (1 + has_token) * tower_width(self.config.vision_config)
 
     def encode_media(self, pixel_values: torch.Tensor | None = None, *args, **media) -> torch.Tensor:
         """Run the towers and the fusion's key/value projection, once per distinct image and clip.

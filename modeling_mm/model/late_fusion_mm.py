@@ -4,12 +4,14 @@
 - `concat`, `sum` and `weighted` are additive: under a linear head, a row's score is a sum of one score per modality.
 - `gated` weighs modalities by feature and row; for two it is a = sigmoid(W[h1, h2]), h = a * h1 + (1 - a) * h2, the
   gated multimodal unit (Arevalo et al. 2017). `product` adds pairwise and triple products to `concat`.
+- `linear` joins the standardised states of the towers themselves, without projection: logistic regression under the
+  head, which can start as a fitted one.
 - A row without a modality has exactly the output of a call without that modality.
 
-Shapes: B rows, M modalities, D width.
+Shapes: B rows, M modalities, D width, W width of a modality's embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -23,15 +25,20 @@ class MMLateFusion(nn.Module):
     weights can be compared.
 
     Args:
-        kind: "concat", "sum", "weighted", "gated" or "product".
-        width: width D of every embedding.
-        modalities: names of the modalities, in the order of their embeddings.
+        kind: "linear", "concat", "sum", "weighted", "gated" or "product".
+        width: width D of projected embeddings.
+        modalities: the width W of each modality's embedding, in their order; D for all kinds but "linear".
     """
 
-    def __init__(self, kind: str, width: int, modalities: Sequence[str]):
+    def __init__(self, kind: str, width: int, modalities: Mapping[str, int]):
         super().__init__()
         self.kind, self.width, self.modalities = kind, width, tuple(modalities)
         count = len(self.modalities)
+        if kind == "linear":
+            self.widths = tuple(modalities.values())
+            self.register_buffer("mean", torch.zeros(sum(self.widths)))
+            self.register_buffer("scale", torch.ones(sum(self.widths)))
+            return
         self.projectors = nn.ModuleList([nn.Linear(width, width) for _ in self.modalities])
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.products: list[tuple[int, ...]] = []
@@ -45,6 +52,8 @@ class MMLateFusion(nn.Module):
     @property
     def output_width(self) -> int:
         """Width of the output of `forward`."""
+        if self.kind == "linear":
+            return sum(self.widths) + len(self.widths)
         if self.kind in ("concat", "product"):
             return self.width * (len(self.modalities) + len(self.products))
         return self.width
@@ -53,9 +62,11 @@ class MMLateFusion(nn.Module):
         """The joined embeddings (B, output_width); zeros for a row without any modality.
 
         Args:
-            embeddings: (B, D) per modality, None for a modality that no row has.
+            embeddings: (B, W) per modality, None for a modality that no row has.
             present: (B, M) bool, the modalities of each row; the embedding of a missing one is ignored.
         """
+        if self.kind == "linear":
+            return self.standardised(embeddings, present)
         states = self.normalised(embeddings, present)  # (B, M, D)
         if self.kind == "sum":
             return states.sum(dim=1)
@@ -64,8 +75,21 @@ class MMLateFusion(nn.Module):
         products = [states[:, list(factors)].prod(dim=1, keepdim=True) for factors in self.products]
         return torch.cat([states, *products], dim=1).flatten(1)
 
-    def normalised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
-        """Projected and normalised embeddings (B, M, D), zero for missing modalities.
+    def standardised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, sum of W) less their mean and times their scale, zero for missing modalities, and a 1 in the
+        column of each missing one: (B, sum of W + M)."""
+        self.check_embeddings(embeddings, present)
+        means, scales = self.mean.split(self.widths), self.scale.split(self.widths)
+        states = [
+            mean.new_zeros(present.shape[0], len(mean))
+            if embedding is None
+            else torch.where(present[:, m, None], (embedding.to(mean.dtype) - mean) * scale, 0)
+            for m, (embedding, mean, scale) in enumerate(zip(embeddings, means, scales, strict=True))
+        ]
+        return torch.cat([*states, (~present).to(self.mean.dtype)], dim=1)
+
+    def check_embeddings(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> None:
+        """Refuse embeddings of another number of modalities.
 
         Raises:
             ValueError: there is not one embedding per modality.
@@ -75,6 +99,10 @@ class MMLateFusion(nn.Module):
                 f"late fusion got {len(embeddings)} embeddings and a mask for {present.shape[1]}; expected one for "
                 f"each of {', '.join(self.modalities)}"
             )
+
+    def normalised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
+        """Projected and normalised embeddings (B, M, D), zero for missing modalities."""
+        self.check_embeddings(embeddings, present)
         weight = self.projectors[0].weight
         zeros = weight.new_zeros(present.shape[0], self.width)
         # a missing modality still goes through its projector, so that all parameters get a gradient in every process

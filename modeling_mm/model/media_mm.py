@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .configuration_mm import MMConfig
+from .pooling_mm import masked_mean
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ class Memory:
     """The projected states of one modality in a batch.
 
     states: (I, P, M). index: (B, N) into them, -1 beyond a row's last item. present: (I, P) bool, False for padding;
-    None without padding. in_order: the index counts from 0 to I - 1, so that no lookup is needed. embedding: (I, D),
+    None without padding. in_order: the index counts from 0 to I - 1, so that no lookup is needed. embedding: (I, W),
     the item's embedding for late fusion, if it is not the mean of its states.
     """
 
@@ -323,11 +324,8 @@ class Memory:
     embedding: torch.Tensor | None = None
 
     def pooled(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean state (B, M) of each row, over the mean states of its items; and (B,) bool, False without items."""
-        pooled = self.states.mean(dim=1) if self.embedding is None else self.embedding  # (I, M)
-        if self.present is not None:
-            weight = self.present[..., None].to(self.states.dtype)
-            pooled = (self.states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        """The mean (B, M or W) of each row over the embeddings of its items; and (B,) bool, False without items."""
+        pooled = masked_mean(self.states, self.present) if self.embedding is None else self.embedding  # (I, M or W)
         real = self.index >= 0  # (B, N)
         items = pooled[self.index.clamp(min=0)] * real[..., None]  # (B, N, M)
         return items.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp(min=1), real.any(dim=1)

@@ -31,6 +31,7 @@ from .audio_towers_mm import audio_tower_from_config
 from .configuration_mm import MMConfig
 from .encoding_mm import MMEncodingMixin
 from .fusion_mm import FusionContext, MMFusion, active_context, add_fusion_hooks, text_layers
+from .late_fusion_mm import MMLateFusion
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
 from .resampler_mm import MMResampler
@@ -40,7 +41,6 @@ from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
 if TYPE_CHECKING:  # never runs; transformers copies the files imported here, so every head travels with every class
     from .classification_mm import MMForSequenceClassification  # noqa: F401
     from .generation_mm import MMForConditionalGeneration  # noqa: F401
-    from .late_fusion_mm import MMLateFusion  # noqa: F401
     from .pipeline_mm import MultimodalClassificationPipeline  # noqa: F401
     from .retrieval_mm import MMForImageTextRetrieval  # noqa: F401
 
@@ -131,6 +131,9 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
             init.normal_(module.latents, mean=0.0, std=self.config.initializer_range)
         if isinstance(module, MMTableTower):
             module.reset()
+        if isinstance(module, MMLateFusion) and module.kind == "linear":
+            init.zeros_(module.mean)
+            init.ones_(module.scale)
         for name in ("cross_attn_gate", "mlp_gate"):
             if name in module._parameters:
                 init.constant_(module._parameters[name], self.config.fusion_gate_init)

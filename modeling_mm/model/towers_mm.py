@@ -27,7 +27,13 @@ from .configuration_mm import MMConfig
 
 CHANGES = "tower_changes.safetensors"
 HALVES = {"vision_tower": "vision_config", "text_model": "text_config"}  # sub-configs of a CLIP-like source
+CLASS_TOKENS = ("cls_token", "class_embedding")  # the parameters of vision towers whose first state is a class token
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+
+
+def has_class_token(vision_tower: nn.Module) -> bool:
+    """True if the first of the tower's states (I, P, V) is that of a class token."""
+    return any(name.endswith(CLASS_TOKENS) for name, _ in vision_tower.named_parameters())
 
 
 def tower_weights(part: str, source: dict[str, str], with_head: bool, **hub_arguments: Any) -> dict[str, torch.Tensor]:

@@ -69,7 +69,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "join pooled embeddings of the modalities before the head, in place of cross-attention",
-            "choices": ["concat", "sum", "weighted", "gated", "product"],
+            "choices": ["linear", "concat", "sum", "weighted", "gated", "product"],
         },
     )
     cross_attention: bool | None = field(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PRESETS = ("scratch", "frozen", "lora", "full")
 STEPS = {"scratch": 4000, "frozen": 1500, "lora": 1500, "full": 1500}  # optimiser steps of a run without a limit
 EPOCHS = (3, 60)  # fewest and most epochs for those steps
+FUSION = {"scratch": "product", "frozen": "linear", "lora": "concat", "full": "concat"}  # late fusion, for labels
 EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
 CALIBRATION_ROWS = 100  # fewer validation rows may all be right, and tell nothing about probabilities
@@ -108,7 +109,7 @@ def model_choices(preset: str, task: str, model: ModelArguments, present: Collec
     fuses = model.cross_attention is None and model.late_fusion is None and "video" not in present  # pooled, unordered
     if TASKS[task].has_labels and fuses:
         reason = "labels are predicted from the towers' pooled states too"
-        choices += [Choice("late_fusion", "product" if preset == "scratch" else "concat", reason)]
+        choices += [Choice("late_fusion", FUSION[preset], reason)]
         choices += [Choice("cross_attention", True, "beside late fusion")]
     return choices
 

@@ -10,15 +10,15 @@ from transformers import AutoModelForSequenceClassification
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
 from modeling_mm.model.late_fusion_mm import MMLateFusion
 
-KINDS = ["concat", "sum", "weighted", "gated", "product"]
+KINDS = ["linear", "concat", "sum", "weighted", "gated", "product"]
 NAMES = ("text", "image", "audio")
 
 
 def fusion(kind, width=8):
     """Late fusion of three modalities with different weights."""
-    module = MMLateFusion(kind, width, NAMES)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter)
+    module = MMLateFusion(kind, width, dict.fromkeys(NAMES, width))
+    for tensor in (*module.parameters(), *module.buffers()):
+        torch.nn.init.normal_(tensor)
     return module
 
 
@@ -39,7 +39,9 @@ def test_a_missing_modality_is_one_that_is_not_given(kind, dtype):
         inputs = [state[row : row + 1] if has else None for state, has in zip(states, present[row], strict=True)]
         torch.testing.assert_close(module(inputs, present[row : row + 1])[0], whole[row])
     assert whole.dtype is dtype and whole.shape == (4, module.output_width)
+    whole, missing = (whole[:, :-3], whole[:, -3:]) if kind == "linear" else (whole, None)
     assert whole[3].eq(0).all() and whole[:3].isfinite().all() and whole[2].ne(0).any()
+    assert missing is None or missing.bool().equal(~present)
 
 
 @torch.no_grad()
@@ -55,6 +57,8 @@ def test_each_kind_computes_what_it_says():
         module = fusion(kind)
         t, i, a = module.normalised(states, present).unbind(1)
         torch.testing.assert_close(module(states, present), expected(t, i, a))
+    module, joined = fusion("linear"), torch.cat([*states, torch.zeros(2, 3)], 1)
+    torch.testing.assert_close(module(states, present)[:, :24], (joined[:, :24] - module.mean) * module.scale)
     module = fusion("weighted")
     weights, normalised = module.modality_weights(), module.normalised(states, present).unbind(1)
     torch.testing.assert_close(
@@ -65,7 +69,7 @@ def test_each_kind_computes_what_it_says():
 
 @torch.no_grad()
 def test_the_gate_of_two_modalities_is_a_sigmoid():
-    module = MMLateFusion("gated", 8, NAMES[:2])
+    module = MMLateFusion("gated", 8, dict.fromkeys(NAMES[:2], 8))
     states, present = [torch.randn(5, 8) for _ in range(2)], torch.ones(5, 2).bool()
     t, i = module.normalised(states, present).unbind(1)
     a = module.gate(torch.cat([t, i], 1)).sigmoid()
@@ -73,7 +77,7 @@ def test_the_gate_of_two_modalities_is_a_sigmoid():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["concat", "sum", "weighted"])
+@pytest.mark.parametrize("kind", ["linear", "concat", "sum", "weighted"])
 def test_additive_kinds_are_sums_of_what_single_modalities_say(kind):
     module, head = fusion(kind), torch.nn.Linear(fusion(kind).output_width, 2)
     first, second = ([torch.randn(1, 8) for _ in NAMES] for _ in range(2))
@@ -135,7 +139,9 @@ def test_every_parameter_of_the_fusion_gets_a_gradient(kind, cross_attention, pr
     model.model.vision_tower.post_layernorm.requires_grad_(False)  # for the unused pooler
     ids, labels = torch.stack([token_row(6, [1]), token_row(6, [1])]), torch.tensor([0, 2])
     model(input_ids=ids, labels=labels, **(pictures(2) if present else {})).loss.backward()
-    parts = [model.late_fusion, model.classifier] + [model.model.fusion, model.model.vision_tower] * present
+    media = [model.model.vision_tower]  # whose states linear late fusion joins without a projection
+    media += [] if kind == "linear" and not cross_attention else [model.model.fusion]
+    parts = [model.late_fusion, model.classifier] + media * present
     silent = [
         name
         for part in parts
@@ -146,9 +152,24 @@ def test_every_parameter_of_the_fusion_gets_a_gradient(kind, cross_attention, pr
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("vision, has_token", [("clip_vision_model", True), ("siglip_vision_model", False)])
+def test_linear_late_fusion_joins_the_states_of_the_tower(vision, has_token):
+    model, media = classifier("linear", vision), pictures(1, vision)
+    joined = []
+    model.late_fusion.register_forward_hook(lambda module, args, output: joined.append(args[0][1]))
+    model(input_ids=token_row(6)[None], **media)
+    states = model.model.get_image_features(**media, return_dict=True).pooler_output
+    expected = torch.cat([states.mean(dim=1), states[:, 0]], dim=1) if has_token else states.mean(dim=1)
+    torch.testing.assert_close(joined[0], expected)
+    assert model.config.pooling == "mean"
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_model_is_the_model(kind, tmp_path):
     model = classifier(kind)
+    for buffer in model.late_fusion.buffers():
+        torch.nn.init.normal_(buffer)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "late_fusion_mm.py").is_file()
     inputs = {"input_ids": torch.stack([token_row(6, [1]) for _ in range(4)]), **pictures(4)}

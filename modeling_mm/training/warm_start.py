@@ -1,0 +1,126 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Warm start of linear late fusion: training begins with a regression that is fitted to the towers' features.
+
+The features are the embeddings that late fusion joins, standardised by the training rows; the penalty of the logistic
+regression, or ridge regression for numbers, is chosen on the validation rows, as for the simple baselines. Training
+goes on from there (Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform
+out-of-distribution"), and the first evaluation scores the start itself, so that the best checkpoint is never below it.
+
+Shapes: R rows, F features, M modalities, C outputs of the head.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..data.dataset import MMDataset
+from ..evaluation.baseline_scores import fitted_rows
+from ..evaluation.baselines import LEAST, Parts, Targets, linear
+from ..tasks import TASKS
+from .trainer import MMTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class FirstStepCallback(TrainerCallback):
+    """Evaluates and saves after the first step, whose learning rate is 0 with a warmup: it scores the start."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            control.should_evaluate = control.should_save = True
+
+
+@torch.no_grad()
+def joined_embeddings(trainer: MMTrainer, head: PreTrainedModel, dataset: MMDataset) -> tuple[np.ndarray, np.ndarray]:
+    """What late fusion joins for each row (R, F + M), and the targets of the rows."""
+    collator = trainer.eval_collator or trainer.data_collator
+    loader = DataLoader(dataset, trainer.args.per_device_eval_batch_size, collate_fn=collator)
+    joined: list[np.ndarray] = []
+    hook = head.late_fusion.register_forward_hook(lambda *call: joined.append(call[2].float().cpu().numpy()))
+    targets = []
+    try:
+        for batch in tqdm(loader, desc="Encoding rows for the start", disable=trainer.args.disable_tqdm):
+            targets.append(batch["labels"].numpy())
+            head(**trainer._prepare_inputs(batch))
+    finally:
+        hook.remove()
+    return np.concatenate(joined), np.concatenate(targets)
+
+
+def standardise(fusion: Any, train: np.ndarray) -> None:
+    """Set mean and scale of a late fusion by its output (R, F + M) for the training rows.
+
+    The scaled features of a modality have a mean squared norm of one, so that one grid of penalties suits all.
+    """
+    missing, start = train[:, sum(fusion.widths) :] > 0, 0
+    for modality, width in enumerate(fusion.widths):
+        known = train[~missing[:, modality], start : start + width].astype(np.float64)
+        if len(known):
+            deviation = known.std(axis=0)
+            varies = deviation > 1e-6 * np.abs(known).max(initial=1e-6)
+            scale = np.where(varies, 1 / (np.where(varies, deviation, 1) * np.sqrt(max(1, varies.sum()))), 0)
+            place = slice(start, start + width)
+            fusion.mean[place] = torch.from_numpy(known.mean(axis=0)).to(fusion.mean)
+            fusion.scale[place] = torch.from_numpy(scale).to(fusion.scale)
+        start += width
+
+
+def standardised(fusion: Any, joined: np.ndarray) -> np.ndarray:
+    """The output (R, F + M) that late fusion has with its mean and scale, from that without."""
+    mean, scale = fusion.mean.cpu().numpy(), fusion.scale.cpu().numpy()
+    present = np.repeat(joined[:, len(mean) :] == 0, fusion.widths, axis=1)
+    features = np.where(present, (joined[:, : len(mean)] - mean) * scale, 0)
+    return np.concatenate([features, joined[:, len(mean) :]], axis=1).astype(np.float32)
+
+
+def head_weights(task: str, fitted: list[Any], features: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (C, features) and bias (C,) of a linear head with the outputs of fitted regressions."""
+    weight, bias = np.zeros((outputs, features)), np.full(outputs, np.log(LEAST))
+    if not (TASKS[task].numbers or TASKS[task].several_labels):
+        coefficients, intercepts = fitted[0].coef_, fitted[0].intercept_
+        if len(coefficients) == 1:  # of two classes: the softmax of -z / 2 and z / 2 is the sigmoid of z
+            coefficients, intercepts = np.array([[-0.5], [0.5]]) * coefficients, np.array([-0.5, 0.5]) * intercepts
+        weight[fitted[0].classes_], bias[fitted[0].classes_] = coefficients, intercepts
+        return weight, bias
+    for row, estimator in enumerate(fitted):
+        if not isinstance(estimator, float):
+            weight[row], bias[row] = np.ravel(estimator.coef_), np.ravel(estimator.intercept_)[0]
+        elif TASKS[task].numbers:
+            bias[row] = estimator
+        else:
+            bias[row] = np.log(max(estimator, LEAST) / max(1 - estimator, LEAST))
+    return weight, bias
+
+
+def warm_start(trainer: MMTrainer, task: str, train: MMDataset, validation: MMDataset) -> dict[str, Any]:
+    """Set the statistics of linear late fusion and the weights of the head by a fitted regression.
+
+    Returns:
+        what was fitted, for the report: `rows`, `penalty` and the main metric of the `validation` rows.
+
+    Raises:
+        ValueError: all training rows are of one class.
+    """
+    head = trainer.model.to(trainer.args.device).eval()
+    rows = fitted_rows(Parts(train, validation, validation), train.labels, trainer.args.seed)
+    joined, targets = joined_embeddings(trainer, head, rows.train)
+    standardise(head.late_fusion, joined)
+    features = standardised(head.late_fusion, joined)
+    chosen, truths = joined_embeddings(trainer, head, rows.validation)
+    if TASKS[task].numbers:
+        moments = np.asarray(head.config.label_mean), np.asarray(head.config.label_scale)
+        targets, truths = ((part.reshape(len(part), -1) - moments[0]) / moments[1] for part in (targets, truths))
+    best = linear(Targets(task, Parts(targets, truths, truths), train.labels or []), Parts(features, chosen, chosen))
+    weight, bias = head_weights(task, best.fitted, features.shape[1], head.classifier.out_features)
+    with torch.no_grad():
+        head.classifier.weight.copy_(torch.from_numpy(weight))
+        head.classifier.bias.copy_(torch.from_numpy(bias))
+    trainer.add_callback(FirstStepCallback())
+    result = {"rows": len(features), "penalty": 1 / best.strength, "validation": round(best.score, 6)}
+    logger.warning(f"training starts from a linear model of the towers' features, fitted to {len(features)} rows")
+    return result
