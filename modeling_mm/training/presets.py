@@ -169,12 +169,13 @@ def training_choices(
     explicit: Collection[str],
     muon: bool = False,
     table_only: bool = False,
+    by_loss: bool = False,
 ) -> list[Choice]:
     """Choices about optimisation.
 
     Args:
         rows: number of training rows, None for a stream. limited: there is a time limit. muon: Muon may be used.
-        table_only: the untrained model reads numbers and categories alone.
+        table_only: rows are numbers and categories alone. by_loss: the best checkpoint is that of least loss.
     """
     facts, because = TASKS[task], f"preset {preset}"
     batch = 128 if facts.embeds else 64 if preset == "scratch" else 32
@@ -201,7 +202,7 @@ def training_choices(
     if "logging_steps" not in explicit:
         choices.append(Choice("logging_strategy", "epoch", "a point of the curves per epoch"))
     if not set(EVALUATION) & set(explicit):
-        choices += best_checkpoint(task, "steps" if limited else "epoch", table_only) if rows is not None else []
+        choices += best_checkpoint(task, "steps" if limited else "epoch", by_loss) if rows is not None else []
     return choices
 
 
@@ -222,7 +223,7 @@ def best_checkpoint(task: str, when: str, by_loss: bool = False) -> list[Choice]
     """Evaluation after each epoch, or whenever a time limit allows it; the best checkpoint is restored at the end.
 
     Args:
-        by_loss: the best is that of least loss; of few rows, all may be right long before a model is sure of them.
+        by_loss: the best is that of least loss, else that of the best main metric.
     """
     reason = "the best checkpoint is kept"
     return [
@@ -262,8 +263,9 @@ def choose_defaults(
     choices += data_choices(preset, model, data, present, splits, str(args.output_dir))
     choices += retrieval_choices(preset, data.task)
     size, limited = None if is_stream else len(train), defaults.time_limit is not None
-    muon = not table_only and uses_muon(preset, data.task, model, args, present)
-    choices += training_choices(preset, data.task, size, limited, explicit, muon, table_only)
+    muon = uses_muon(preset, data.task, model, args, present)
+    by_loss = table_only and len(splits.validation) < CALIBRATION_ROWS  # all may be right before the model is sure
+    choices += training_choices(preset, data.task, size, limited, explicit, muon, table_only, by_loss)
     choices += [] if is_stream or model.model is not None else uneven_classes(data.task, train.targets())
     return preset, applied(choices, explicit, defaults, model, data, retrieval, args)
 
