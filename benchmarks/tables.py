@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Tables of scikit-learn by `modeling-mm train` without flags, beside gradient boosting with scikit-learn's defaults.
 
-    python benchmarks/tables.py  # 15 minutes on two CPU cores; prints a Markdown table
+    python benchmarks/tables.py  # 8 minutes; prints a Markdown table
 
 A split has 60 % training, 20 % validation and 20 % test rows, classes in equal shares; its seed is that of training.
 Boosting is fitted on the training rows, which the model trains on too, and on training and validation rows, which
