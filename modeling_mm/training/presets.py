@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PRESETS = ("scratch", "frozen", "lora", "full")
 STEPS = {"scratch": 4000, "frozen": 1500, "lora": 1500, "full": 1500}  # optimiser steps of a run without a limit
 EPOCHS = (3, 60)  # fewest and most epochs for those steps
-TABLE_EPOCHS = 20  # most epochs of rows that are numbers and categories alone: with more, small tables are overfitted
+TABLE_EPOCHS = 20  # most epochs of rows that are numbers and categories alone: more overfit a few hundred rows
 EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
 CALIBRATION_ROWS = 100  # fewer validation rows may all be right, and tell nothing about probabilities
