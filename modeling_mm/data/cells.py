@@ -5,16 +5,15 @@ A form is PLAIN (12.5), POINT (with a currency, a per cent sign, a unit or thous
 (1.234,5 kg) or the `strptime` format of a date, whose number counts the days since 1970.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timezone
-from decimal import Decimal
 from typing import Any
+
+from ..model.table_mm import NUMBER, is_empty, read_number
 
 PLAIN, POINT, COMMA = "", "point", "comma"
 MISSING = {"", "-", "--", "?", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null", "missing"}
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 CURRENCY, UNIT = "[$€£¥₹]", r"%|[^\W\d_]{1,8}[²³]?"
 DRESSED = re.compile(rf"([+-]?)\s?({CURRENCY})?\s?(\d[\d.,'\s]*?)\s?({UNIT}|{CURRENCY})?")
 DIGITS = {
@@ -37,29 +36,29 @@ DAY = 24 * 60 * 60  # seconds
 
 def is_missing(cell: Any) -> bool:
     """True for an empty cell, and for the words that stand for a missing number or date."""
-    return cell is None or cell != cell or (isinstance(cell, str) and cell.strip().lower() in MISSING)
+    return is_empty(cell) or (isinstance(cell, str) and cell.strip().lower() in MISSING)
 
 
-def cell_number(cell: Any, form: str = PLAIN) -> float | None:
-    """The number of a cell in the form of its column; None if it is missing.
+def cell_number(cell: Any, column: str, form: str = PLAIN) -> float | None:
+    """The number of a cell in the form of its column; None if it is missing. Once plain, `read_number` reads it.
+
+    Args:
+        column: the column's name, for messages.
 
     Raises:
-        ValueError: the cell holds no finite number, or no date, of this form.
+        ValueError: names the column and the value that is no finite number, or no date, of this form.
     """
     if is_missing(cell):
         return None
     if isinstance(cell, (date, datetime)):
         return typed_days(cell)
-    if isinstance(cell, (int, float, Decimal)):
-        number: float | None = float(cell)
-    elif form.startswith("%"):
-        number = days(cell, form)
-    else:
-        number = written_number(cell, form)
-    if number is None or not math.isfinite(number):
-        expected = f"a date like {form}" if form.startswith("%") else "a number"
-        raise ValueError(f"{cell!r:.60} is not {expected}")
-    return number
+    if isinstance(cell, str):
+        plain = days(cell, form) if form.startswith("%") else plain_number(cell, form)
+        if plain is None:
+            expected = f"a date like {form}" if form.startswith("%") else "a number"
+            raise ValueError(f"'{column}' is {cell!r:.60}; expected {expected}")
+        cell = plain
+    return read_number(cell, column)
 
 
 def formed_numbers(cells: Mapping[str, Any], forms: Mapping[str, str]) -> dict[str, Any]:
@@ -68,25 +67,19 @@ def formed_numbers(cells: Mapping[str, Any], forms: Mapping[str, str]) -> dict[s
     Raises:
         ValueError: names the column and its cell of another form.
     """
-    numbers = dict(cells)
-    for name in numbers.keys() & forms.keys():
-        try:
-            numbers[name] = cell_number(cells[name], forms[name])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"'{name}': {error}") from None
-    return numbers
+    return {name: cell_number(cell, name, forms[name]) if name in forms else cell for name, cell in cells.items()}
 
 
-def written_number(cell: str, form: str) -> float | None:
-    """The number that a text holds, None if it holds none of this form."""
+def plain_number(cell: str, form: str) -> str | None:
+    """The number that a text holds, without unit and commas; None if it holds none of this form."""
     text = cell.strip()
     if NUMBER.fullmatch(text) and (form != COMMA or "." not in text):
-        return float(text)
+        return text
     match = DRESSED.fullmatch(text) if form else None
     if match is None or not DIGITS[form].fullmatch(match[3]):
         return None
     grouping, mark = (r"[,'\s]", ".") if form == POINT else (r"[.'\s]", ",")
-    return float(match[1] + re.sub(grouping, "", match[3]).replace(mark, "."))
+    return match[1] + re.sub(grouping, "", match[3]).replace(mark, ".")
 
 
 def different_marks(cells: Iterable[str]) -> list[str] | None:
@@ -108,7 +101,7 @@ def number_form(cells: Sequence[str]) -> str | None:
     others = [cell for cell in dict.fromkeys(cells) if not NUMBER.fullmatch(cell.strip())]
     if not others:
         return PLAIN
-    strange = [cell for cell in others if written_number(cell, POINT) is written_number(cell, COMMA) is None]
+    strange = [cell for cell in others if plain_number(cell, POINT) is plain_number(cell, COMMA) is None]
     suffixes = {cell: match[4] for cell in others if (match := DRESSED.fullmatch(cell.strip())) and match[4]}
     if len([cell for cell in cells if cell in strange]) > 0.1 * len(cells) or len({*suffixes.values()}) > SUFFIXES:
         return None
@@ -119,7 +112,7 @@ def number_form(cells: Sequence[str]) -> str | None:
     if twice := different_marks(cells):
         raise ValueError(f"'{twice[0]}' and '{twice[1]}', numbers of different units")
     for cell in others:
-        if written_number(cell, POINT) is None:
+        if plain_number(cell, POINT) is None:
             mark = "a decimal comma" if "," in cell else "points between thousands"
             raise ValueError(f"'{cell}', a number with {mark}")
     commas = [cell for cell in others if "," in cell]

@@ -22,10 +22,10 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from PIL import Image
 
+from ..model.table_mm import NUMBER
 from .cells import (
     COMMA,
     FORMATS,
-    NUMBER,
     PLAIN,
     POINT,
     cell_number,
@@ -199,8 +199,8 @@ def forced_kind(cells: Cells, kind: str) -> tuple[str, str]:
     mark = COMMA if kind == "comma_number" else POINT
     for value in cells.known:
         try:
-            cell_number(value, mark)
-        except (TypeError, ValueError):
+            cell_number(value, cells.name, mark)
+        except ValueError:
             raise cells.refuse(f"'{value!s:.60}', which is no number with a decimal {mark}", "ignore") from None
     if twice := different_marks([str(value) for value in cells.known]):
         raise cells.refuse(f"'{twice[0]}' and '{twice[1]}', numbers of different units", "category", "ignore")
@@ -335,7 +335,7 @@ def number_or_date(cells: Cells, known: Sequence[str]) -> tuple[str, str, str] |
         return None
     if any(re.match(r"0\d", value.strip()) for value in known):
         return code_kind(cells, known, "codes with leading zeros")
-    return number_kind(cells, [cell_number(value, form) for value in known], form)
+    return number_kind(cells, [cell_number(value, cells.name, form) for value in known], form)
 
 
 def number_kind(cells: Cells, numbers: Sequence[Any], form: str) -> tuple[str, str, str]:

@@ -11,7 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from .targets import encode_target
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # rows that are checked at a time
+KEPT_CELLS = 2_000_000  # of rows without texts and media that are read once, and not in each epoch; about 200 MB
 FEW = 5  # a warning names classes with fewer rows
 
 
@@ -64,6 +67,7 @@ class MMDataset(torch.utils.data.Dataset):
                 self.table = self.table.cast_column(name, undecoded(feature))
         if self.kept is None:
             self.kept = list(range(len(self.table)))
+        self.read_rows: dict[int, Row] = {}
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -76,7 +80,18 @@ class MMDataset(torch.utils.data.Dataset):
 
     def row(self, number: int) -> Row:
         """Row `number` (from 0) of the table, its target not yet encoded; nothing is opened yet."""
-        return self.reader.row(self.table[number], number + 1)
+        if number in self.read_rows:
+            return copy(self.read_rows[number])
+        row = self.reader.row(self.table[number], number + 1)
+        if self.is_table_only and len(self.read_rows) * len(self.columns.table) < KEPT_CELLS:
+            self.read_rows[number] = copy(row)
+        return row
+
+    @cached_property
+    def is_table_only(self) -> bool:
+        """True if rows are numbers and categories alone; no column holds texts or media."""
+        named = {name for names in self.reader.names.values() for name in names}
+        return bool(self.columns.table) and not named & set(self.table.column_names)
 
     def check(
         self,

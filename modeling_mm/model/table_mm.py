@@ -8,6 +8,7 @@ texts that occur there. A table row maps names to cells; a missing cell is absen
 Shapes: B rows, C columns.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -21,7 +22,7 @@ LARGEST = float(np.finfo(np.float32).max)
 LISTED = 20  # column names in an error message
 
 
-def is_missing(cell: Any) -> bool:
+def is_empty(cell: Any) -> bool:
     """True for None, an empty text and NaN."""
     return cell is None or (not cell.strip() if isinstance(cell, str) else bool(cell != cell))
 
@@ -35,7 +36,9 @@ def read_number(cell: Any, column: str, decimal: str = ".") -> float | None:
     Raises:
         ValueError: names the column and the value that is no finite number.
     """
-    if is_missing(cell) or str(cell).strip().lower() == "nan":
+    if type(cell) is float and -LARGEST <= cell <= LARGEST:
+        return cell
+    if is_empty(cell) or str(cell).strip().lower() == "nan":
         return None
     found = f"'{column}' is {cell!r:.60}"
     if isinstance(cell, str):
@@ -60,7 +63,7 @@ def read_category(cell: Any, column: str) -> str | None:
     Raises:
         ValueError: the cell holds a list or a structure.
     """
-    if not isinstance(cell, (list, dict)) and is_missing(cell):
+    if not isinstance(cell, (list, dict)) and is_empty(cell):
         return None
     if not isinstance(cell, (str, int, float, Decimal, np.generic)):
         raise ValueError(f"'{column}' is {cell!r:.60}; expected one plain value")
@@ -97,7 +100,7 @@ def table_tensor(
     rows = [rows] if isinstance(rows, Mapping) else list(rows)
     if texts is not None and len(rows) != len(texts):
         raise ValueError(f"{len(rows)} table rows came with {len(texts)} texts; expected a dict or None for each")
-    values = torch.full((len(rows), len(columns)), torch.nan)
+    values = [[math.nan] * len(columns) for _ in rows]  # a tensor is slow to fill cell by cell
     known = [column["name"] for column in columns]
     for place, row in enumerate(rows):
         if row is not None and not isinstance(row, Mapping):
@@ -115,8 +118,8 @@ def table_tensor(
             else:
                 cell = None
             if cell is not None:
-                values[place, number] = cell
-    return values
+                values[place][number] = cell
+    return torch.tensor(values, dtype=torch.float32).reshape(len(rows), len(columns))
 
 
 def cells_only(columns: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 
 from ..checkpoint import BASE, read_config
-from ..data.cells import NUMBER
 from ..data.column_kinds import FORCED, MEDIA, Column, column_kinds, plain
 from ..data.rows import split_names, undecoded
 from ..data.tables import read_table
+from ..model.table_mm import NUMBER
 from ..tasks import TASKS
 from .arguments import DataArguments, ModelArguments, fill_defaults
 

@@ -24,6 +24,7 @@ PRESETS = ("scratch", "frozen", "lora", "full")
 STEPS = {"scratch": 4000, "frozen": 1500, "lora": 1500, "full": 1500}  # optimiser steps of a run without a limit
 EPOCHS = (3, 60)  # fewest and most epochs for those steps
 FUSION = {"scratch": "product", "frozen": "linear", "lora": "concat", "full": "concat"}  # late fusion, for labels
+TABLE_EPOCHS = 20  # most epochs of rows that are numbers and categories alone: more overfit a few hundred rows
 EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
 CALIBRATION_ROWS = 100  # fewer validation rows may all be right, and tell nothing about probabilities
@@ -114,6 +115,14 @@ def model_choices(preset: str, task: str, model: ModelArguments, present: Collec
     return choices
 
 
+def table_choices() -> list[Choice]:
+    """Choices about the model of rows that are numbers and categories alone: only the tower of the table trains."""
+    reason = "rows are a table alone"
+    chosen = {"late_fusion": "sum", "cross_attention": False, "text_layers": 1}
+    chosen |= {"text_trainable": False, "vision_trainable": False}
+    return [Choice(name, value, reason) for name, value in chosen.items()]
+
+
 def data_choices(
     preset: str, model: ModelArguments, data: DataArguments, present: Collection[str], splits: "Splits", output: str
 ) -> list[Choice]:
@@ -154,12 +163,20 @@ def retrieval_choices(preset: str, task: str) -> list[Choice]:
 
 
 def training_choices(
-    preset: str, task: str, rows: int | None, limited: bool, explicit: Collection[str], muon: bool = False
+    preset: str,
+    task: str,
+    rows: int | None,
+    limited: bool,
+    explicit: Collection[str],
+    muon: bool = False,
+    table_only: bool = False,
+    by_loss: bool = False,
 ) -> list[Choice]:
     """Choices about optimisation.
 
     Args:
         rows: number of training rows, None for a stream. limited: there is a time limit. muon: Muon may be used.
+        table_only: rows are numbers and categories alone. by_loss: the best checkpoint is that of least loss.
     """
     facts, because = TASKS[task], f"preset {preset}"
     batch = 128 if facts.embeds else 64 if preset == "scratch" else 32
@@ -180,13 +197,13 @@ def training_choices(
         choices.append(Choice("label_smoothing_factor", 0.05, "one label per row"))
     if rows is not None and "max_steps" not in explicit:
         more = 3 if limited else 1  # the limit ends most runs before
-        steps, fewest, most = more * STEPS[preset], EPOCHS[0], more * EPOCHS[1]
+        steps, fewest, most = more * STEPS[preset], EPOCHS[0], TABLE_EPOCHS if table_only else more * EPOCHS[1]
         epochs = max(fewest, min(most, round(steps * batch / rows)))
         choices.append(Choice("num_train_epochs", epochs, f"about {steps} steps, {fewest} to {most} epochs"))
     if "logging_steps" not in explicit:
         choices.append(Choice("logging_strategy", "epoch", "a point of the curves per epoch"))
     if not set(EVALUATION) & set(explicit):
-        choices += best_checkpoint(task, "steps" if limited else "epoch") if rows is not None else []
+        choices += best_checkpoint(task, "steps" if limited else "epoch", by_loss) if rows is not None else []
     return choices
 
 
@@ -203,8 +220,12 @@ def uses_muon(
     return preset == "scratch" and fits and not (model.use_peft or is_sharded)
 
 
-def best_checkpoint(task: str, when: str) -> list[Choice]:
-    """Evaluation after each epoch, or whenever a time limit allows it; the best checkpoint is restored at the end."""
+def best_checkpoint(task: str, when: str, by_loss: bool = False) -> list[Choice]:
+    """Evaluation after each epoch, or whenever a time limit allows it; the best checkpoint is restored at the end.
+
+    Args:
+        by_loss: the best is that of least loss, else that of the best main metric.
+    """
     reason = "the best checkpoint is kept"
     return [
         Choice("eval_strategy", when, reason),
@@ -212,8 +233,8 @@ def best_checkpoint(task: str, when: str) -> list[Choice]:
         *([Choice(name, NEVER, "as time allows") for name in ("eval_steps", "save_steps")] if when == "steps" else []),
         Choice("save_total_limit", 1, reason),
         Choice("load_best_model_at_end", True, reason),
-        Choice("metric_for_best_model", TASKS[task].main_metric, reason),
-        Choice("greater_is_better", True, reason),
+        Choice("metric_for_best_model", "loss" if by_loss else TASKS[task].main_metric, reason),
+        Choice("greater_is_better", not by_loss, reason),
     ]
 
 
@@ -237,12 +258,15 @@ def choose_defaults(
     preset = preset_for(model, defaults.preset)
     train, is_stream = splits.train, splits.stream is not None
     present = train.present_media()
-    choices = model_choices(preset, data.task, model, present)
+    table_only = preset == "scratch" and TASKS[data.task].has_labels and train.is_table_only
+    table_only &= not model.cross_attention
+    choices = table_choices() if table_only else model_choices(preset, data.task, model, present)
     choices += data_choices(preset, model, data, present, splits, str(args.output_dir))
     choices += retrieval_choices(preset, data.task)
     size, limited = None if is_stream else len(train), defaults.time_limit is not None
     muon = uses_muon(preset, data.task, model, args, present)
-    choices += training_choices(preset, data.task, size, limited, explicit, muon)
+    by_loss = table_only and len(splits.validation) < CALIBRATION_ROWS  # all may be right before the model is sure
+    choices += training_choices(preset, data.task, size, limited, explicit, muon, table_only, by_loss)
     choices += [] if is_stream or model.model is not None else uneven_classes(data.task, train.targets())
     return preset, applied(choices, explicit, defaults, model, data, retrieval, args)
 

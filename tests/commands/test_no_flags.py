@@ -90,9 +90,9 @@ def test_dates_and_marked_numbers_are_read_alike_in_all_verbs(tmp_path, capsys):
         assert cli.main(["predict", "--model", str(out), "--table", table, "--device", "cpu"]) == 0
         assert json.loads(capsys.readouterr().out)["results"][0]["label"] == label
     assert cli.main(["predict", "--model", str(out), "--table", '{"sold": "2010-03-03"}', "--device", "cpu"]) == 2
-    assert "'sold': '2010-03-03' is not a date like %d.%m.%Y" in capsys.readouterr().err
+    assert "'sold' is '2010-03-03'; expected a date like %d.%m.%Y" in capsys.readouterr().err
     write_rows(tmp_path / "bad.csv", ["sold", "weight", "label"], [["13.13.2010", "1,5", "old"]])
     assert (
         cli.main(["evaluate", "--model", str(out), "--test_file", str(tmp_path / "bad.csv"), "--device", "cpu"]) == 2
     )
-    assert "bad.csv, row 1: 'sold': '13.13.2010' is not a date" in capsys.readouterr().err
+    assert "bad.csv, row 1: 'sold' is '13.13.2010'; expected a date" in capsys.readouterr().err

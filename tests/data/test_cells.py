@@ -4,6 +4,7 @@
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from modeling_mm.data.cells import COMMA, PLAIN, POINT, cell_number, date_form, number_form
@@ -17,6 +18,7 @@ from modeling_mm.data.cells import COMMA, PLAIN, POINT, cell_number, date_form, 
         ("1e5", PLAIN, 1e5),
         (7, PLAIN, 7),
         (Decimal("2.50"), PLAIN, 2.5),
+        (np.float32(2.5), PLAIN, 2.5),
         (None, PLAIN, None),
         ("NA", PLAIN, None),
         ("nan", PLAIN, None),
@@ -42,7 +44,7 @@ from modeling_mm.data.cells import COMMA, PLAIN, POINT, cell_number, date_form, 
     ],
 )
 def test_a_cell_is_its_number(cell, form, number):
-    assert cell_number(cell, form) == (None if number is None else pytest.approx(number))
+    assert cell_number(cell, "price", form) == (None if number is None else pytest.approx(number))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +52,12 @@ def test_a_cell_is_its_number(cell, form, number):
     [
         ("12,5", PLAIN), ("$5", PLAIN), ("1_000", PLAIN), ("inf", PLAIN), ("12,5 kg", POINT), ("1,23,4", POINT),
         ("1 2", POINT), ("1.5", COMMA), ("1,234.5", COMMA), ("31.2.1970", "%d.%m.%Y"), ("1970-01-02", "%d.%m.%Y"),
-        (float("inf"), PLAIN),
+        (float("inf"), PLAIN), (True, PLAIN), ("1e39", POINT), ("٣", PLAIN),
     ],
 )  # fmt: skip
 def test_a_cell_of_another_form_is_refused(cell, form):
-    with pytest.raises(ValueError, match="is not a"):
-        cell_number(cell, form)
+    with pytest.raises(ValueError, match="'price' is .*; expected a"):
+        cell_number(cell, "price", form)
 
 
 @pytest.mark.parametrize(

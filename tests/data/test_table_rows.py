@@ -2,16 +2,18 @@
 """Numbers and categories of a file: read as they stand, left out like other modalities, counted in training rows."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import pytest
 
+from modeling_mm.data import dataset as data
 from modeling_mm.data import table_columns as statistics
 from modeling_mm.data.augmentation import drop_modalities
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.media import BadRow
-from modeling_mm.data.rows import Columns, Row, media_markers, present_modalities, without
+from modeling_mm.data.rows import Columns, Row, RowReader, media_markers, present_modalities, without
 from modeling_mm.data.table_columns import names_by_kind, number_statistics, table_columns
 from modeling_mm.data.tables import read_table
 from modeling_mm.model.configuration_mm import check_table_columns
@@ -45,6 +47,24 @@ def test_every_format_gives_the_same_cells(csv_file, tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("t.parquet", "t.jsonl"):
         assert [dataset_of(tmp_path / name)[i].table for i in range(4)] == expected
+
+
+def test_rows_of_a_table_alone_are_read_once_and_copied(csv_file, monkeypatch):
+    dataset = dataset_of(csv_file)
+    with_text = dataset_of(csv_file, replace(COLUMNS, text="sex", categories=()))
+    assert dataset.is_table_only and not with_text.is_table_only
+    dataset.labels = ["a", "b"]
+    assert [dataset[0].target, dataset[0].target, dataset.row(0).target] == [0, 0, "a"]
+    first = dataset.row(0)
+    monkeypatch.setattr(RowReader, "row", lambda *_: pytest.fail("read again"))
+    assert dataset.row(0) == first and dataset.row(0) is not first
+
+
+def test_rows_beyond_the_bound_are_read_in_each_epoch(csv_file, monkeypatch):
+    monkeypatch.setattr(data, "KEPT_CELLS", 3)  # two rows of two cells
+    dataset = dataset_of(csv_file)
+    assert [dataset.row(number).number for number in (0, 1, 2, 3, 3)] == [1, 2, 3, 4, 4]
+    assert list(dataset.read_rows) == [0, 1]
 
 
 def test_an_empty_row_and_a_bad_cell_are_named(tmp_path):

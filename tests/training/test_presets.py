@@ -10,9 +10,11 @@ from helpers.digits import write_digits
 from transformers import CLIPImageProcessorPil
 
 from modeling_mm import cli
+from modeling_mm.checkpoint import load_checkpoint
 from modeling_mm.commands.arguments import MMParser
 from modeling_mm.training.arguments import DataArguments, ModelArguments
 from modeling_mm.training.presets import (
+    TABLE_EPOCHS,
     Choice,
     applied,
     choices_table,
@@ -111,6 +113,32 @@ def test_a_run_without_flags_reports_what_was_chosen(tmp_path, capsys):
     assert report["preset"] == "scratch" and report["defaults"]["late_fusion"]["value"] == "product"
     assert "learning_rate" not in report["defaults"] and "num_train_epochs" not in report["defaults"]
     assert "Defaults of preset scratch, for arguments that are not set:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--cross_attention", "true"]])
+def test_rows_that_are_a_table_alone_train_nothing_but_its_tower(tmp_path, flags):
+    rows = [f"{number % 7},{number * 0.37:.2f},{'ab'[number % 2]},{number % 2}" for number in range(24)]
+    (tmp_path / "t.csv").write_text("\n".join(["size,price,kind,label", *rows]) + "\n")
+    argv = ["--train_file", tmp_path / "t.csv", "--output_dir", tmp_path / "out", "--max_steps", 2, "--use_cpu"]
+    assert cli.main(["train", *map(str, argv), "--disable_tqdm", "true", *flags]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    chosen = {name: entry["value"] for name, entry in report["defaults"].items()}
+    if flags:
+        assert "text_layers" not in chosen and chosen["metric_for_best_model"] == "accuracy"
+        return
+    assert chosen["late_fusion"] == "sum" and chosen["text_layers"] == 1
+    assert not any(chosen[name] for name in ("cross_attention", "text_trainable", "vision_trainable"))
+    assert chosen["metric_for_best_model"] == "loss" and chosen["greater_is_better"] is False
+    model, _ = load_checkpoint(str(tmp_path / "out"))
+    assert not model.config.cross_attention and model.config.text_config.num_hidden_layers == 1
+
+
+@pytest.mark.parametrize("rows", [100, 1000, 10**5])
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_small_table_is_not_read_more_often_with_a_time_limit(rows, limited):
+    flags = ("scratch", "classification", rows, limited, ())
+    chosen, media = ({c.name: c.value for c in training_choices(*flags, table_only=is_table)} for is_table in (1, 0))
+    assert chosen["num_train_epochs"] == min(TABLE_EPOCHS, media["num_train_epochs"])
 
 
 @pytest.mark.parametrize(
