@@ -2,7 +2,7 @@
 """MMForSequenceClassification: one label, several labels or numbers for each row of text and media.
 
 With `late_fusion`, the pooled text is joined with one vector per other modality: the mean of its projected states, or
-with "linear" the mean of its tower's states and the tower's class token, if it has one.
+with "linear" its tower's class token, or the mean of the tower's states if there is none.
 
 Shapes: B rows, I distinct images, N images per row, M modalities, P states per image, T text tokens, D text width.
 """
@@ -15,9 +15,10 @@ from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .attention_maps_mm import MMAttentionMapsMixin
-from .configuration_mm import MMConfig
+from .audio_towers_mm import audio_width
+from .configuration_mm import MMConfig, tower_width
 from .late_fusion_mm import MMLateFusion
-from .media_mm import MODALITIES, TABLE, Memory, check_text
+from .media_mm import TABLE, Memory, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 from .pooling_mm import pool_tokens
@@ -47,7 +48,8 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
             modalities += [TABLE] if config.table_columns is not None else []
             widths = dict.fromkeys(modalities, width)
             if config.late_fusion == "linear":
-                widths |= {name: self.model.vector_width(name) for name in modalities if name in MODALITIES}
+                widths |= {name: tower_width(config.vision_config) for name in ("image", "video") if name in widths}
+                widths |= {"audio": audio_width(config.audio_config)} if "audio" in widths else {}
             self.late_fusion = MMLateFusion(config.late_fusion, width, widths)
             width = self.late_fusion.output_width
         self.classifier = nn.Linear(width, config.num_labels)

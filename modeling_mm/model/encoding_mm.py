@@ -221,18 +221,11 @@ class MMEncodingMixin:
         return Memory(memory, one_per_row(states) if index is None else index, present, in_order, vectors)
 
     def tower_vectors(self, modality: str, states: torch.Tensor, present: torch.Tensor | None) -> torch.Tensor:
-        """Embeddings (I, W) of items for linear late fusion: the mean of their states, and the class token of a
-        vision tower that has one; arguments as for `project_states`."""
-        mean = masked_mean(states.flatten(1, 2) if modality == "video" else states, present)
-        has_token = modality == "image" and has_class_token(self.vision_tower)
-        return torch.cat([mean, states[:, 0]], dim=1) if has_token else mean
-
-    def vector_width(self, modality: str) -> int:
-        """Width W of `tower_vectors`."""
-        if modality == "audio":
-            return audio_width(self.config.audio_config)
-        has_token = modality == "image" and has_class_token(self.vision_tower)
-        return (1 + has_token) * tower_width(self.config.vision_config)
+        """Embeddings (I, V) of items for linear late fusion: a vision tower's class token if it has one, otherwise
+        the mean of an item's states; arguments as for `project_states`."""
+        if modality == "image" and has_class_token(self.vision_tower):
+            return states[:, 0]
+        return masked_mean(states.flatten(1, 2) if modality == "video" else states, present)
 
     def encode_media(self, pixel_values: torch.Tensor | None = None, *args, **media) -> torch.Tensor:
         """Run the towers and the fusion's key/value projection, once per distinct image and clip.
