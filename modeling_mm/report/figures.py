@@ -191,6 +191,47 @@ def draw_bars(
     save(figure, path)
 
 
+def draw_search(
+    trials: Sequence[dict[str, Any]], importance: Mapping[str, float], metric: str, best: int | None, path: Path
+) -> None:
+    """Draw the scores of a search's trials, in their order, and the importance of each argument.
+
+    Args:
+        trials: dicts with `trial`, its number, and `metric`, None for one that was not completed.
+        importance: shares in the variance of the score; may be empty.
+        best: number of the best trial.
+    """
+    figure = Figure(figsize=(10, 1.4 + 0.34 * max(6, len(importance))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1.1, 1])
+    scores = [(row["trial"], row[metric]) for row in trials if row[metric] is not None]
+    others = [row["trial"] for row in trials if row[metric] is None]
+    name = metric.replace("_", " ")
+    if scores:
+        numbers, values = zip(*scores, strict=True)
+        left.step(numbers, np.maximum.accumulate(values), where="post", color="grey", linewidth=1, label="best so far")
+        left.scatter(numbers, values, label="completed", zorder=3)
+        left.scatter([best], [max(values)], s=140, facecolors="none", edgecolors="C3", label="trained in full")
+    if others:
+        places = [left.get_ylim()[0] if scores else 0.0] * len(others)
+        left.scatter(others, places, marker="x", color="grey", label="pruned or failed", clip_on=False, zorder=3)
+    left.set(xlabel="trial (the first has the defaults)", ylabel=f"{name} of the validation rows")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    bars = right.barh(range(len(importance)), list(importance.values()), height=0.7)
+    right.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    right.set_yticks(range(len(importance)), [name.replace("_", " ") for name in importance], parse_math=False)
+    right.invert_yaxis()
+    right.set_xlim(0, 1.15 * max(importance.values(), default=1.0))
+    right.set_xlabel(f"importance: share in the variance of {name}")
+    right.grid(axis="x", alpha=0.3)
+    right.set_axisbelow(True)
+    if not importance:
+        right.axis("off")
+        right.text(0.5, 0.5, "too few trials, or too little\ndifference between their scores", ha="center", fontsize=9)
+    save(figure, path)
+
+
 def draw_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], path: Path) -> None:
     """Draw the share of true predictions by confidence, with an interval for each bin, and below it the bin's size."""
     figure = Figure(figsize=(5, 5.4), layout="constrained")

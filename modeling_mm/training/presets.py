@@ -31,7 +31,7 @@ UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which class
 
 @dataclass
 class DefaultsArguments:
-    """Overall: defaults for all other arguments, a time limit, and Muon."""
+    """Overall: defaults for all other arguments, a time limit, a search, and Muon."""
 
     preset: str | None = field(
         default=None,
@@ -46,6 +46,13 @@ class DefaultsArguments:
         metadata={
             "help": "seconds that the whole command may take; the number of epochs and the schedule of the learning "
             "rate follow"
+        },
+    )
+    search: int = field(
+        default=0,
+        metadata={
+            "help": "number of trials of other learning rates, regularisation, layers and augmentation, as far as no "
+            "flag sets them; the best by the validation rows is trained in full (needs the extra search_hp)"
         },
     )
     muon_learning_rate: float = field(
