@@ -19,7 +19,7 @@ from ..training.arguments import DataArguments, ModelArguments, RetrievalArgumen
 from ..training.build import build_collator, build_model, choose_trainable
 from ..training.hyperparameter_search import Search
 from ..training.presets import Choice, DefaultsArguments
-from ..training.search_results import best_trial, importances, trial_rows, trials_table
+from ..training.search_results import best_trial, cell, importances, trial_rows, trials_table
 from ..training.search_space import search_space
 from ..training.splits import Splits
 from ..training.time_limit import Clock
@@ -56,6 +56,12 @@ class Found:
     processor: MMProcessor
     used: float
     has_run: bool
+
+    def summary(self) -> str:
+        """A sentence for the model card."""
+        values = ", ".join(f"{choice.name} {cell(choice.value)}" for choice in self.choices)
+        trials, metric = len(self.report["trials"]), self.report["metric"]
+        return f"Of {trials} trials, the best by {metric} of the validation rows chose {values or 'no values'}."
 
 
 def assemble(

@@ -170,7 +170,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     chosen = {choice.name: {"value": choice.value, "why": choice.reason} for choice in choices}
     more = {**columns, "preset": preset, "defaults": chosen, **({"search": found.report} if found else {})}
     write_history(trainer.state.log_history, report | more, output)
-    write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
+    summary = {"search_summary": found.summary() if found else None}
+    write_card(output, model, report, {**vars(model_args), **vars(data_args), **summary}, argv)
     if not TASKS[data_args.task].embeds:
         show_examples(splits.test or splits.validation, output)
     return report

@@ -223,7 +223,7 @@ def draw_search(
     right.set_yticks(range(len(importance)), [name.replace("_", " ") for name in importance], parse_math=False)
     right.invert_yaxis()
     right.set_xlim(0, 1.15 * max(importance.values(), default=1.0))
-    right.set_xlabel(f"importance: share in the variance of {name}")
+    right.set_xlabel(f"importance: share in the variance of {name} ({len(scores)} trials)")
     right.grid(axis="x", alpha=0.3)
     right.set_axisbelow(True)
     if not importance:

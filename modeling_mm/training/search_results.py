@@ -53,7 +53,8 @@ def trial_rows(study: "Study", metric: str) -> list[dict[str, Any]]:
     rows = []
     for trial in study.trials:
         seconds = None if trial.duration is None else round(trial.duration.total_seconds(), 1)
-        facts = {"trial": trial.number, "state": trial.state.name.lower(), metric: score(trial), "seconds": seconds}
+        state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+        facts = {"trial": trial.number, "state": state, metric: score(trial), "seconds": seconds}
         rows.append({**facts, "values": trial.params})
     return rows
 
