@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from ..checkpoint import BASE
 from ..data.collator import MMCollator
@@ -18,7 +18,7 @@ from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments
 from ..training.build import build_collator, build_model, choose_trainable
 from ..training.hyperparameter_search import Search
-from ..training.presets import Choice, DefaultsArguments
+from ..training.presets import Choice, DefaultsArguments, applied
 from ..training.search_results import best_trial, cell, importances, trial_rows, trials_table
 from ..training.search_space import search_space
 from ..training.splits import Splits
@@ -119,7 +119,7 @@ def rows_with_media(splits: Splits) -> list[Any]:
 
 
 def search(arguments: Arguments, splits: Splits, explicit: Collection[str], clock: Clock | None) -> Found:
-    """Search for better values of the arguments that no flag sets, print the trials and draw search.png.
+    """Search for better values of the arguments that no flag sets, and set them; prints the trials, draws search.png.
 
     Raises:
         ValueError: there is nothing to search, or see `Search.run`.
@@ -144,4 +144,6 @@ def search(arguments: Arguments, splits: Splits, explicit: Collection[str], cloc
     figures.draw_search(rows, shares, metric, number, Path(str(args.output_dir)) / "search.png")
     report = {"metric": metric, "best_trial": number, "importance": shares, "trials": rows}
     choices = [] if best is None else trials.choices(best, f"trial {number} of the search")
+    applied(choices, (), *groups)
+    set_seed(args.seed)
     return Found(choices, report, collator.processor, study.user_attrs.get("used", 0.0), has_run)

@@ -42,7 +42,7 @@ from ..training.arguments import DataArguments, ModelArguments, augmentation_of,
 from ..training.build import build_trainer, use_cached_features
 from ..training.columns import choose_columns
 from ..training.hyperparameter_search import check_search, is_interrupted
-from ..training.presets import EVALUATION, applied, choices_table, choose_defaults
+from ..training.presets import EVALUATION, choices_table, choose_defaults
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.smoothing import check_smoothing
 from ..training.splits import Splits, known_labels, known_processor, load_splits, num_video_frames
@@ -115,8 +115,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     output = Path(args.output_dir)
     goes_on = defaults.search > 0 and is_interrupted(output)
     checkpoint = resume_path(args, goes_on)
-    limit = defaults.time_limit
-    clock = None if limit is None else Clock(limit, output, goes_on or checkpoint is not None)
+    clock = command_clock(defaults.time_limit, output, goes_on or checkpoint is not None)
     set_seed(args.seed)
     columns = choose_columns(model_args, data_args, args.process_index == 0)
     check_task(model_args, data_args)
@@ -127,12 +126,10 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     preset, choices = choose_defaults(defaults, model_args, data_args, retrieval_args, args, splits, parser.explicit)
     if args.process_index == 0 and choices:
         print(choices_table(preset, choices))
-    arguments, found = Arguments(defaults, model_args, data_args, retrieval_args, args), None
-    if defaults.search:
-        found = search(arguments, splits, parser.explicit, clock)
-        choices += applied(found.choices, (), *vars(arguments).values())
-        checkpoint = None if found.has_run else checkpoint  # of other values, perhaps
-        set_seed(args.seed)
+    arguments = Arguments(defaults, model_args, data_args, retrieval_args, args)
+    found = search(arguments, splits, parser.explicit, clock) if defaults.search else None
+    choices += found.choices if found else []
+    checkpoint = None if found and found.has_run else checkpoint  # of other values, perhaps
     model, collator = assemble(arguments, splits, found.processor if found else None)
     model = with_adapters(model, collator, splits, arguments)
     if not any((counts := trainable_parameters(model)).values()):
@@ -140,12 +137,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     logger.warning(f"trainable parameters: {counts}")
     if splits.stream is not None:
         prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
-    callback = None
-    if clock is not None:
-        callback = time_limit_callback(clock, splits, data_args, parser.explicit, found.used if found else 0.0)
-    trainer = build_trainer(
-        model, args, splits, collator, data_args, retrieval_args, callback, defaults.muon_learning_rate
-    )
+    callback = time_limit_callback(clock, splits, data_args, parser.explicit, found.used if found else 0.0)
+    rest = (splits, collator, data_args, retrieval_args, callback, defaults.muon_learning_rate)
+    trainer = build_trainer(model, args, *rest)
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
     if trainer.data_collator.augmentation is not None and trainer.is_world_process_zero():
@@ -177,14 +171,22 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     return report
 
 
+def command_clock(limit: float | None, output: Path, resumed: bool) -> Clock | None:
+    """The clock of the command, if it has a time limit."""
+    return None if limit is None else Clock(limit, output, resumed)
+
+
 def time_limit_callback(
-    clock: Clock, splits: Splits, data: DataArguments, explicit: Collection[str], before: float
-) -> TimeLimitCallback:
+    clock: Clock | None, splits: Splits, data: DataArguments, explicit: Collection[str], before: float
+) -> TimeLimitCallback | None:
     """The callback that keeps training within the limit, with an estimate of the evaluations that follow it.
 
     Args:
+        clock: of the limit; None without one.
         before: seconds that a search had used before the training.
     """
+    if clock is None:
+        return None
     validation, train = len(splits.validation), 0 if splits.stream else len(splits.train)
     evaluated = 2 * len(splits.test or splits.validation) + (validation if data.calibrate else 0)
     if data.baselines and not TASKS[data.task].embeds:

@@ -85,10 +85,7 @@ def build_model(
         image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
         vision = scratch.vision_config(vision)
     if text in scratch.SIZES:
-        if tokenizer is None:
-            rows = [train.row(number) for number in train.kept]
-            words = [format_answer(part) for r in rows for part in (r.text, r.target) if part is not None]
-            tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
+        tokenizer = tokenizer or scratch_tokenizer(args, train)
         decoder = TASKS[data.task].generates or bool(retrieval.language_weight)
         text = scratch.text_config(text, tokenizer, decoder, args.text_layers)
     audio: Any = args.audio_tower
@@ -110,6 +107,14 @@ def build_model(
         processor.tokenizer.padding_side = "left"
     head = TASKS[data.task].head_class()
     return head.from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options), processor
+
+
+def scratch_tokenizer(args: ModelArguments, train: MMDataset) -> PreTrainedTokenizerBase:
+    """The tokenizer of a scratch text backbone, trained on the texts of the rows."""
+    rows = [train.row(number) for number in train.kept]
+    words = [format_answer(part) for row in rows for part in (row.text, row.target) if part is not None]
+    markers = (args.audio_tower is not None, args.num_frames is not None)
+    return scratch.train_tokenizer(words, str(args.text_model), *markers)
 
 
 def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:

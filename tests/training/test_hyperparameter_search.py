@@ -30,9 +30,9 @@ SCRATCH = {"vision_tower": "scratch-tiny", "text_model": "scratch-tiny"}
 @pytest.fixture
 def digits(tmp_path):
     """Flags of a training on a few digits."""
-    write_digits(tmp_path, "t.csv", 0, 40, ("image", "text", "label"))
+    write_digits(tmp_path, "t.csv", 0, 30, ("image", "text", "label"))
     flags = ["--train_file", tmp_path / "t.csv", "--task", "classification", "--output_dir", tmp_path / "out"]
-    return [*flags, "--num_train_epochs", 3, "--baselines", "false", "--use_cpu", "--disable_tqdm", "true"]
+    return [*flags, "--max_steps", 3, "--baselines", "false", "--use_cpu", "--disable_tqdm", "true"]
 
 
 def train(flags, *more):
@@ -202,8 +202,8 @@ def test_a_search_goes_on_after_an_error_and_repeats_the_trial(digits, tmp_path,
 def test_a_search_of_retrieval(tmp_path):
     write_digits(tmp_path, "t.csv", 0, 40, ("image", "which", "text"))
     flags = ["--train_file", tmp_path / "t.csv", "--task", "retrieval", "--output_dir", tmp_path / "out"]
-    flags += ["--max_steps", 6, "--per_device_train_batch_size", 8, "--use_cpu", "--disable_tqdm", "true"]
-    assert train(flags, "--search", 2, "--contrastive_batch_size", 16) == 0
+    flags += ["--max_steps", 3, "--per_device_train_batch_size", 4, "--use_cpu", "--disable_tqdm", "true"]
+    assert train(flags, "--search", 2, "--contrastive_batch_size", 8) == 0
     search = report_of(tmp_path)["search"]
     assert search["metric"] == "text_to_image_r1" and len(search["trials"]) == 2
     assert "label_smoothing_factor" not in search["trials"][0]["values"]
