@@ -148,10 +148,10 @@ class Search:
 
         study = self.study()
         missing = self.trials - len(finished_trials(study))
-        timeout = self.seconds_left(study)
-        if missing <= 0 or timeout == 0:
+        if missing <= 0:
             return study, False
         self.trainer = self.make_trainer()
+        timeout = self.seconds_left(study)
         steps = 1 / EVERY if self.clock else self.steps()
         self.trainer.hyperparameter_search(
             hp_space=self.set_up,
@@ -169,6 +169,8 @@ class Search:
             gc_after_trial=True,
         )
         del self.trainer
+        if left := self.trials - len(finished_trials(study)):
+            logger.warning(f"{left} of {self.trials} trials did not fit into their share of the time limit")
         if self.clock is not None:
             study.set_user_attr("used", self.clock.used())
         return study, True
@@ -193,9 +195,9 @@ class Search:
         settings, before = self.settings(), study.user_attrs.get("settings")
         if before is None:
             study.set_user_attr("settings", settings)
-        elif other := [name for name in settings if before[name] != settings[name]]:
+        elif other := [name for name in settings if before.get(name) != settings[name]]:
             raise ValueError(
-                f"'{path}' holds trials of another search, whose {other[0]} differ: {before[other[0]]}, not "
+                f"'{path}' holds trials of another search, whose {other[0]} differ: {before.get(other[0])}, not "
                 f"{settings[other[0]]}; repeat that command, or give another --output_dir"
             )
         if not study.trials:
@@ -236,7 +238,8 @@ class Search:
             study.set_user_attr("trial_seconds", seconds / self.trials)
             study.set_user_attr("end", self.clock.used() + seconds)
         self.trial_seconds = study.user_attrs["trial_seconds"]
-        return max(0.0, study.user_attrs["end"] - self.clock.used())
+        least = 0.0 if finished_trials(study) else 1e-3  # the first trial is run in any case
+        return max(least, study.user_attrs["end"] - self.clock.used())
 
     def make_trainer(self) -> MMTrainer:
         """The trainer of all trials, with the cached features of frozen towers."""

@@ -11,9 +11,12 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
+from helpers.builders import causal_model, vision_model
 from helpers.digits import write_digits
 from helpers.retrieval import TESTS
 from huggingface_hub import ModelCard
+from transformers import CLIPImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.checkpoint import read_config
@@ -207,6 +210,22 @@ def test_a_search_of_retrieval(tmp_path):
     search = report_of(tmp_path)["search"]
     assert search["metric"] == "text_to_image_r1" and len(search["trials"]) == 2
     assert "label_smoothing_factor" not in search["trials"][0]["values"]
+
+
+def test_a_search_of_adapters_shares_cached_features(tmp_path, tokenizer):
+    torch.manual_seed(0)
+    vision_model("clip_vision_model").save_pretrained(tmp_path / "vision")
+    CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(tmp_path / "vision")
+    tokenizer.save_pretrained(tmp_path / "text")
+    causal_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "text")
+    write_digits(tmp_path, "t.csv", 0, 30, ("image", "text", "answer"))
+    flags = ["--train_file", tmp_path / "t.csv", "--output_dir", tmp_path / "out", "--max_steps", 3, "--use_cpu"]
+    flags += ["--vision_tower", tmp_path / "vision", "--text_model", tmp_path / "text", "--baselines", "false"]
+    assert train(flags, "--task", "generation", "--search", 2, "--use_peft", "true", "--disable_tqdm", "true") == 0
+    values = report_of(tmp_path)["search"]["trials"][0]["values"]
+    assert values["lora_dropout"] == 0.0 and values["fusion_layers"] == "every fourth"
+    assert not {"text_layers", "augment_images", "muon_learning_rate"} & values.keys()
+    assert (tmp_path / "out/adapter_config.json").is_file() and len(list((tmp_path / "out/features").iterdir())) == 1
 
 
 def test_the_earliest_of_equal_trials_is_the_best_and_the_table_has_all():
