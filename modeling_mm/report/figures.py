@@ -215,6 +215,7 @@ def draw_search(
         edge, style = left.get_xaxis_transform(), {"marker": "x", "color": "grey", "clip_on": False, "zorder": 3}
         left.scatter(others, [0] * len(others), label="pruned or failed", transform=edge, **style)
     left.set(xlabel="trial (the first has the defaults)", ylabel=f"{quantity} of the validation rows")
+    left.set_xlim(-0.5, len(trials) - 0.5)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
     left.legend(fontsize=8)

@@ -61,6 +61,8 @@ def trial_rows(study: "Study", metric: str) -> list[dict[str, Any]]:
 
 def cell(value: Any) -> str:
     """A value as the table prints it."""
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
