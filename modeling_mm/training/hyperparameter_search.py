@@ -98,7 +98,11 @@ def trial_arguments(args: TrainingArguments, limited: bool) -> TrainingArguments
 
 
 class TrialLimitCallback(TimeLimitCallback):
-    """The limit of a trial, which is not announced."""
+    """The limit of a trial, which is not announced, and whose model is not saved."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        control.should_save = False
 
     def announce(self, state) -> None:
         pass

@@ -204,6 +204,14 @@ def test_a_search_goes_on_after_an_error_and_repeats_the_trial(digits, tmp_path,
     assert "holds trials of another search, whose flags differ" in capsys.readouterr().err
 
 
+def test_trials_that_the_time_ends_save_nothing(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_mm.training.hyperparameter_search.TIME", 1e-3)  # of the limit, for both trials
+    assert train(digits, "--time_limit", 300, "--search", 2) == 0
+    trials = report_of(tmp_path)["search"]["trials"]
+    assert trials[0]["state"] == "complete" and not list((tmp_path / "out").glob("run-*"))
+    assert json.loads((tmp_path / "out/time_limit.json").read_text())["limit"] == 300
+
+
 def test_a_search_of_retrieval(tmp_path):
     write_digits(tmp_path, "t.csv", 0, 40, ("image", "which", "text"))
     flags = ["--train_file", tmp_path / "t.csv", "--task", "retrieval", "--output_dir", tmp_path / "out"]
@@ -266,4 +274,4 @@ def test_a_search_keeps_to_the_limit(tmp_path, kill):
     report = json.loads((out / "report.json").read_text())
     states = [trial["state"] for trial in report["search"]["trials"]]
     assert states.count("complete") >= 2 and states.count("failed") == kill
-    assert report["accuracy"] > 0.5
+    assert report["accuracy"] > 0.5 and not list(out.glob("run-*"))
