@@ -81,6 +81,8 @@ class Clock:
 class TrialClock(Clock):
     """The seconds that a trial of a search has used; the file holds those of the whole command.
 
+    A trial takes one step even if its seconds are used up before.
+
     Args:
         limit: seconds that the trial may use.
     """
@@ -88,6 +90,9 @@ class TrialClock(Clock):
     def __init__(self, limit: float, command: Clock):
         self.limit, self.command = limit, command
         self.earlier, self.began = 0.0, time.time()
+
+    def check(self) -> None:
+        pass
 
     def save(self) -> None:
         self.command.save()
