@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from ..checkpoint import BASE, last_checkpoint
 from ..data.collator import MMCollator
@@ -34,31 +34,33 @@ from ..evaluation.predictions import Evaluation, evaluate_rows, write_prediction
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
 from ..model.audio_mm import MAX_SECONDS
-from ..model.media_mm import MODALITIES, TABLE
-from ..model.processing_mm import MMProcessor
 from ..report import figures
 from ..report.augmented import draw_augmented
 from ..report.sections import draw_examples
 from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, augmentation_of, check_task
-from ..training.build import build_collator, build_model, build_trainer, choose_trainable, use_cached_features
+from ..training.build import build_trainer, use_cached_features
 from ..training.columns import choose_columns
+from ..training.hyperparameter_search import check_search, is_interrupted
 from ..training.presets import EVALUATION, choices_table, choose_defaults
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.smoothing import check_smoothing
 from ..training.splits import Splits, known_labels, known_processor, load_splits, num_video_frames
 from ..training.time_limit import Clock, TimeLimitCallback
-from ..training.trainable import add_lora, freeze_unused, lora_pattern, trainable_parameters
+from ..training.trainable import trainable_parameters
 from ..training.trainer import MMTrainer
-from ..training.warm_start import warm_start
 from .arguments import MMParser
+from .assembly import Arguments, assemble, search, with_adapters
 from .verbs import TRAIN
 
 logger = logging.getLogger(__name__)
 
 
-def resume_path(args: TrainingArguments) -> str | None:
+def resume_path(args: TrainingArguments, is_searching: bool) -> str | None:
     """The checkpoint to resume from: a path, or the newest complete one in the output folder for "true" or "last".
+
+    Args:
+        is_searching: a search was interrupted, perhaps before the first checkpoint.
 
     Raises:
         ValueError: there is no such checkpoint.
@@ -67,6 +69,8 @@ def resume_path(args: TrainingArguments) -> str | None:
     if source is None or str(source).lower() == "false":
         return None
     path = last_checkpoint(str(args.output_dir)) if str(source).lower() in ("true", "last") else str(source)
+    if path is None and is_searching:
+        return None
     if path is None or not Path(path, "trainer_state.json").is_file():
         raise ValueError(f"no complete checkpoint to resume from in '{path or args.output_dir}'")
     return path
@@ -104,69 +108,42 @@ def read_rows(model_args: ModelArguments, data_args: DataArguments, seed: int) -
     return load_splits(data_args, seed, labels, num_frames, media_markers(known), table)
 
 
-def with_adapters(
-    model: PreTrainedModel,
-    processor: MMProcessor,
-    collator: MMCollator,
-    splits: Splits,
-    model_args: ModelArguments,
-    args: TrainingArguments,
-) -> PreTrainedModel:
-    """The model with LoRA adapters if there are to be any, without trainable parameters that cannot reach the loss."""
-    output = Path(str(args.output_dir))
-    if unused := freeze_unused(model, collator(rows_with_media(splits))):
-        logger.warning(f"{len(unused)} parameters do not reach the loss and are frozen: {', '.join(unused[:8])}")
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # there are none, and the search would cost a pass over the graph
-    if not model_args.use_peft:
-        return model
-    targets = lora_pattern(model, model_args)
-    if args.should_save:
-        model.save_pretrained(output / BASE)
-        processor.save_pretrained(output / BASE)
-        model.config.save_for_sentence_transformers(output)
-    return add_lora(model, model_args, targets, output)
-
-
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Run the verb; returns its results on the first process."""
     parser = MMParser((*TRAIN, TrainingArguments), prog="modeling-mm train")
     defaults, model_args, data_args, retrieval_args, args = parser.parse(argv)
     output = Path(args.output_dir)
-    checkpoint = resume_path(args)
-    clock = None if defaults.time_limit is None else Clock(defaults.time_limit, output, checkpoint is not None)
+    goes_on = defaults.search > 0 and is_interrupted(output)
+    checkpoint = resume_path(args, goes_on)
+    clock = command_clock(defaults.time_limit, output, goes_on or checkpoint is not None)
     set_seed(args.seed)
     columns = choose_columns(model_args, data_args, args.process_index == 0)
     check_task(model_args, data_args)
     check_training(data_args, args)
+    check_search(defaults, data_args, args)
     augmentation_of(data_args, args.seed)  # refuses bad values before the rows are read
     splits = read_rows(model_args, data_args, args.seed)
     preset, choices = choose_defaults(defaults, model_args, data_args, retrieval_args, args, splits, parser.explicit)
     if args.process_index == 0 and choices:
         print(choices_table(preset, choices))
-    model, processor = build_model(model_args, data_args, splits.train, retrieval_args)
-    choose_trainable(model, model_args)
-    collator = build_collator(model, processor, data_args)
-    for split in filter(None, (splits.train, splits.validation, splits.test)):
-        collator.check_lengths(split, data_args.on_bad_row == "skip")
-    collator.negatives_seed = args.seed if TASKS[data_args.task].pairs else None
-    model = with_adapters(model, processor, collator, splits, model_args, args)
+    arguments = Arguments(defaults, model_args, data_args, retrieval_args, args)
+    found = search(arguments, splits, parser.explicit, clock) if defaults.search else None
+    choices += found.choices if found else []
+    checkpoint = None if found and found.has_run else checkpoint  # of other values, perhaps
+    model, collator = assemble(arguments, splits, found.processor if found else None)
+    model = with_adapters(model, collator, splits, arguments)
     if not any((counts := trainable_parameters(model)).values()):
         raise ValueError("every part is frozen; train one by --fusion_trainable, --text_trainable, ... or --use_peft")
     logger.warning(f"trainable parameters: {counts}")
     if splits.stream is not None:
         prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
-    limit = None if clock is None else time_limit_callback(clock, splits, data_args, parser.explicit)
-    trainer = build_trainer(
-        model, args, splits, collator, data_args, retrieval_args, limit, defaults.muon_learning_rate
-    )
+    callback = time_limit_callback(clock, splits, data_args, parser.explicit, found.used if found else 0.0)
+    rest = (splits, collator, data_args, retrieval_args, callback, defaults.muon_learning_rate)
+    trainer = build_trainer(model, args, *rest)
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)
     if trainer.data_collator.augmentation is not None and trainer.is_world_process_zero():
         draw_augmented(splits.train, trainer.data_collator, output / "augmented.png")
-    start = {}
-    if checkpoint is None and model.config.late_fusion == "linear" and splits.stream is None:
-        start = {"warm_start": warm_start(trainer, data_args.task, splits.train, splits.validation)}
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
@@ -174,8 +151,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         base = output / BASE if model_args.use_peft else None
         calibrate(trainer, data_args.task, retrieval_args.rerank or CANDIDATES, base)
     trainer.save_model()
-    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train), **start}
-    report |= streamed_figures(trainer)
+    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train)}
+    report |= streamed_figures(trainer) | ({"warm_start": trainer.warm_start.fit} if trainer.warm_start.fit else {})
     if isinstance(trainer, RetrievalTrainer):
         report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
         report |= {"evaluated_on": "test" if splits.test else "validation"}
@@ -186,23 +163,36 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         return None
     write_bad_rows(splits.bad_rows(), output)
     chosen = {choice.name: {"value": choice.value, "why": choice.reason} for choice in choices}
-    more = {**columns, "preset": preset, "defaults": chosen}
+    more = {**columns, "preset": preset, "defaults": chosen, **({"search": found.report} if found else {})}
     write_history(trainer.state.log_history, report | more, output)
-    write_card(output, model, report, {**vars(model_args), **vars(data_args)}, argv)
+    summary = {"search_summary": found.summary() if found else None}
+    write_card(output, model, report, {**vars(model_args), **vars(data_args), **summary}, argv)
     if not TASKS[data_args.task].embeds:
         show_examples(splits.test or splits.validation, output)
     return report
 
 
+def command_clock(limit: float | None, output: Path, resumed: bool) -> Clock | None:
+    """The clock of the command, if it has a time limit."""
+    return None if limit is None else Clock(limit, output, resumed)
+
+
 def time_limit_callback(
-    clock: Clock, splits: Splits, data: DataArguments, explicit: Collection[str]
-) -> TimeLimitCallback:
-    """The callback that keeps training within the limit, with an estimate of the evaluations that follow it."""
+    clock: Clock | None, splits: Splits, data: DataArguments, explicit: Collection[str], before: float
+) -> TimeLimitCallback | None:
+    """The callback that keeps training within the limit, with an estimate of the evaluations that follow it.
+
+    Args:
+        clock: of the limit; None without one.
+        before: seconds that a search had used before the training.
+    """
+    if clock is None:
+        return None
     validation, train = len(splits.validation), 0 if splits.stream else len(splits.train)
     evaluated = 2 * len(splits.test or splits.validation) + (validation if data.calibrate else 0)
     if data.baselines and not TASKS[data.task].embeds:
         evaluated += train + validation
-    return TimeLimitCallback(clock, evaluated / validation, evaluates=not set(EVALUATION) & set(explicit))
+    return TimeLimitCallback(clock, evaluated / validation, not set(EVALUATION) & set(explicit), before)
 
 
 def prepare_stream(
@@ -242,17 +232,6 @@ def write_history(history: list[dict[str, float]], report: dict[str, Any], outpu
     figures.draw_curves(history, output / "curves.png")
     losses = {"loss_history": [log["loss"] for log in history if "loss" in log]}
     (output / "report.json").write_text(json.dumps(report | losses, indent=2), encoding="utf-8")
-
-
-def rows_with_media(splits: Splits) -> list[Any]:
-    """The first row with an image, audio, video and a table, if there are any; without them, fusion and towers would
-    seem unused. Modalities that the first rows of a stream lack are looked for in the validation rows."""
-    rows = []
-    for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
-        media = [{**row.media, TABLE: row.table} for row in map(dataset.row, dataset.kept)]
-        firsts = [next((i for i, items in enumerate(media) if items[name]), None) for name in (*MODALITIES, TABLE)]
-        rows += [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)]
-    return rows or [splits.train[0]]
 
 
 def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:

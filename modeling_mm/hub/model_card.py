@@ -171,6 +171,7 @@ def write_card(
         source=settings["dataset"] or settings["train_file"],
         seconds=report["train_seconds"],
         hardware=hardware(),
+        search=settings.get("search_summary"),
         command=f"modeling-mm train {shlex.join(without_token(argv))}",
     )
     (output / "README.md").write_text(f"{card}\n", encoding="utf-8")

@@ -38,7 +38,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 TRAINER_PICKLES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 TRAINER_FILES = (
     *(".gitattributes", ".gitignore", "trainer_state.json", "*_results.json", "report.json", "report.html"),
-    "time_limit.json",
+    *("time_limit.json", "search/trials.db"),
     *("predictions.jsonl", "bad_rows.jsonl"),
 )
 CHECKPOINTS = ("checkpoint-*/", "last-checkpoint/")

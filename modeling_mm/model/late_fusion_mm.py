@@ -49,6 +49,10 @@ class MMLateFusion(nn.Module):
         if kind == "gated":  # the last modality's logit is 0; for two modalities, the softmax is then a sigmoid
             self.gate = nn.Linear(count * width, (count - 1) * width)
 
+    def is_fitted(self) -> bool:
+        """True if mean and scale of "linear" were set."""
+        return bool((self.scale != 1).any())
+
     @property
     def output_width(self) -> int:
         """Width of the output of `forward`."""

@@ -191,6 +191,47 @@ def draw_bars(
     save(figure, path)
 
 
+def draw_search(
+    trials: Sequence[dict[str, Any]], importance: Mapping[str, float], metric: str, best: int | None, path: Path
+) -> None:
+    """Draw the scores of a search's trials, in their order, and the importance of each argument.
+
+    Args:
+        trials: dicts with `trial`, its number, and `metric`, None for one that was not completed.
+        importance: shares in the variance of the score; if there are none, only the scores are drawn.
+        best: number of the best trial.
+    """
+    figure = Figure(figsize=(5 + 5 * bool(importance), 1.4 + 0.34 * max(6, len(importance))), layout="constrained")
+    axes = np.ravel(figure.subplots(1, 1 + bool(importance), squeeze=False))
+    scores = [(row["trial"], row[metric]) for row in trials if row[metric] is not None]
+    others = [row["trial"] for row in trials if row[metric] is None]
+    quantity, left = metric.replace("_", " "), axes[0]
+    if scores:
+        numbers, values = zip(*scores, strict=True)
+        left.step(numbers, np.maximum.accumulate(values), where="post", color="grey", linewidth=1, label="best so far")
+        left.scatter(numbers, values, label="completed", zorder=3)
+        left.scatter([best], [max(values)], s=140, facecolors="none", edgecolors="C3", label="trained in full")
+    if others:  # on the lower edge
+        edge, style = left.get_xaxis_transform(), {"marker": "x", "color": "grey", "clip_on": False, "zorder": 3}
+        left.scatter(others, [0] * len(others), label="pruned or failed", transform=edge, **style)
+    left.set(xlabel="trial (the first has the defaults)", ylabel=f"{quantity} of the validation rows")
+    left.set_xlim(-0.5, len(trials) - 0.5)
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    for right in axes[1:]:
+        bars = right.barh(range(len(importance)), list(importance.values()), height=0.7)
+        right.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        names = [name.replace("_", " ") for name in importance]
+        right.set_yticks(range(len(names)), names, parse_math=False)
+        right.invert_yaxis()
+        right.set_xlim(0, 1.15 * max(importance.values()))
+        right.set_xlabel(f"importance: share in the variance of {quantity} ({len(scores)} trials)")
+        right.grid(axis="x", alpha=0.3)
+        right.set_axisbelow(True)
+    save(figure, path)
+
+
 def draw_reliability(curves: Mapping[str, Sequence[tuple[float, float, int]]], path: Path) -> None:
     """Draw the share of true predictions by confidence, with an interval for each bin, and below it the bin's size."""
     figure = Figure(figsize=(5, 5.4), layout="constrained")

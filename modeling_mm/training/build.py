@@ -2,12 +2,19 @@
 """Assembly of a training run from its flags: model, collator, trainer."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, ViTImageProcessorPil
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    ViTImageProcessorPil,
+)
 
 from ..checkpoint import load_checkpoint
 from ..data.collator import MMCollator, RetrievalCollator
@@ -36,9 +43,15 @@ logger = logging.getLogger(__name__)
 
 
 def build_model(
-    args: ModelArguments, data: DataArguments, train: MMDataset, retrieval: RetrievalArguments
+    args: ModelArguments,
+    data: DataArguments,
+    train: MMDataset,
+    retrieval: RetrievalArguments,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreTrainedModel, MMProcessor]:
     """The model to train, in float32, and its processor: loaded from a trained folder or composed from towers.
+
+    A scratch text backbone has this tokenizer, or a new one of the texts of `train`.
 
     Raises:
         ValueError: towers are missing or given beside a model, or the model was trained for another task.
@@ -65,15 +78,14 @@ def build_model(
         raise ValueError("give --vision_tower and --text_model (ids, folders or scratch-tiny), or --model")
     vision: Any = args.vision_tower
     text: Any = args.text_model
-    image_processor = tokenizer = extractor = None
+    image_processor = extractor = None
+    tokenizer = tokenizer if text in scratch.SIZES else None
     if vision in scratch.SIZES:
         side = scratch.SIZES[vision]["image_size"]
         image_processor = ViTImageProcessorPil(size={"height": side, "width": side})
         vision = scratch.vision_config(vision)
     if text in scratch.SIZES:
-        rows = [train.row(number) for number in train.kept]
-        words = [format_answer(part) for r in rows for part in (r.text, r.target) if part is not None]
-        tokenizer = scratch.train_tokenizer(words, text, args.audio_tower is not None, args.num_frames is not None)
+        tokenizer = tokenizer or scratch_tokenizer(args, train)
         decoder = TASKS[data.task].generates or bool(retrieval.language_weight)
         text = scratch.text_config(text, tokenizer, decoder, args.text_layers)
     audio: Any = args.audio_tower
@@ -95,6 +107,14 @@ def build_model(
         processor.tokenizer.padding_side = "left"
     head = TASKS[data.task].head_class()
     return head.from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options), processor
+
+
+def scratch_tokenizer(args: ModelArguments, train: MMDataset) -> PreTrainedTokenizerBase:
+    """The tokenizer of a scratch text backbone, trained on the texts of the rows."""
+    rows = [train.row(number) for number in train.kept]
+    words = [format_answer(part) for row in rows for part in (row.text, row.target) if part is not None]
+    markers = (args.audio_tower is not None, args.num_frames is not None)
+    return scratch.train_tokenizer(words, str(args.text_model), *markers)
 
 
 def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
@@ -121,11 +141,16 @@ def build_trainer(
     retrieval: RetrievalArguments,
     time_limit: TimeLimitCallback | None = None,
     muon_learning_rate: float = 0.0,
+    model_init: Callable[..., PreTrainedModel] | None = None,
 ) -> MMTrainer:
-    """The trainer of this task, with its data, collators, augmentation and metrics."""
+    """The trainer of this task, with its data, collators, augmentation and metrics.
+
+    With `model_init`, as in a search, that makes the models, and `model` is the first of them.
+    """
     processor, task = collator.processor, TASKS[data.task]
     parts: dict[str, Any] = {
-        "model": model,
+        "model": model if model_init is None else None,
+        "model_init": model_init,
         "args": args,
         "train_dataset": splits.stream or splits.train,
         "eval_dataset": MatchingPairs(splits.validation, args.seed) if task.pairs else splits.validation,

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PRESETS = ("scratch", "frozen", "lora", "full")
 STEPS = {"scratch": 4000, "frozen": 1500, "lora": 1500, "full": 1500}  # optimiser steps of a run without a limit
 EPOCHS = (3, 60)  # fewest and most epochs for those steps
-FUSION = {"scratch": "product", "frozen": "linear", "lora": "concat", "full": "concat"}  # late fusion, for labels
 TABLE_EPOCHS = 20  # most epochs of rows that are numbers and categories alone: more overfit a few hundred rows
+MODALITY_DROPOUT = 0.15
 EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
 CALIBRATION_ROWS = 100  # fewer validation rows may all be right, and tell nothing about probabilities
@@ -33,7 +33,7 @@ UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which class
 
 @dataclass
 class DefaultsArguments:
-    """Overall: defaults for all other arguments, a time limit, and Muon."""
+    """Overall: defaults for all other arguments, a time limit, a search, and Muon."""
 
     preset: str | None = field(
         default=None,
@@ -48,6 +48,13 @@ class DefaultsArguments:
         metadata={
             "help": "seconds that the whole command may take; the number of epochs and the schedule of the learning "
             "rate follow"
+        },
+    )
+    search: int = field(
+        default=0,
+        metadata={
+            "help": "number of trials of other learning rates, regularisation, layers and augmentation, as far as no "
+            "flag sets them; the best by the validation rows is trained in full (needs the extra search_hp)"
         },
     )
     muon_learning_rate: float = field(
@@ -95,7 +102,18 @@ def preset_for(model: ModelArguments, preset: str | None) -> str:
     return preset
 
 
-def model_choices(preset: str, task: str, model: ModelArguments, present: Collection[str]) -> list[Choice]:
+def late_fusion_kind(preset: str, task: str, model: ModelArguments, streaming: bool) -> str:
+    """The late fusion of a new model with labels: products for towers that learn with it or pairs that are compared,
+    a fitted linear one for frozen towers."""
+    if preset == "scratch" or TASKS[task].pairs:
+        return "product"
+    trains = any(model.trains(part) for part in ("vision", "text", "audio"))
+    return "concat" if preset != "frozen" or trains or streaming else "linear"
+
+
+def model_choices(
+    preset: str, task: str, model: ModelArguments, present: Collection[str], streaming: bool = False
+) -> list[Choice]:
     """Choices about parts of the model and their training, made before it is built."""
     choices = list[Choice]()
     if preset == "lora":
@@ -107,11 +125,14 @@ def model_choices(preset: str, task: str, model: ModelArguments, present: Collec
         return choices
     if preset == "scratch" and not TASKS[task].embeds:
         choices.append(Choice("fusion_mlp", True, "an untrained text model"))
-    fuses = model.cross_attention is None and model.late_fusion is None and "video" not in present  # pooled, unordered
-    if TASKS[task].has_labels and fuses:
+    kind = late_fusion_kind(preset, task, model, streaming)
+    fuses = "video" not in present or kind == "linear"  # towers that learn with it lose the order of frames
+    if TASKS[task].has_labels and fuses and model.cross_attention is None and model.late_fusion is None:
         reason = "labels are predicted from the towers' pooled states too"
-        choices += [Choice("late_fusion", FUSION[preset], reason)]
+        choices += [Choice("late_fusion", kind, reason)]
         choices += [Choice("cross_attention", True, "beside late fusion")]
+        dropout = Choice("modality_dropout", MODALITY_DROPOUT, "each modality is to tell what it can by itself")
+        choices += [dropout] if kind == "linear" else []
     return choices
 
 
@@ -260,7 +281,7 @@ def choose_defaults(
     present = train.present_media()
     table_only = preset == "scratch" and TASKS[data.task].has_labels and train.is_table_only
     table_only &= not model.cross_attention
-    choices = table_choices() if table_only else model_choices(preset, data.task, model, present)
+    choices = table_choices() if table_only else model_choices(preset, data.task, model, present, data.streaming)
     choices += data_choices(preset, model, data, present, splits, str(args.output_dir))
     choices += retrieval_choices(preset, data.task)
     size, limited = None if is_stream else len(train), defaults.time_limit is not None

@@ -56,6 +56,18 @@ class Clock:
         """Seconds left; negative once the limit is exceeded."""
         return self.limit - self.used()
 
+    def check(self) -> None:
+        """Refuse to train without time.
+
+        Raises:
+            ValueError: the limit is used up.
+        """
+        if self.left() <= 0:
+            raise ValueError(
+                f"--time_limit {self.limit:g} is used up before the first step: start and reading took "
+                f"{self.used():.0f} s; give more"
+            )
+
     def save(self) -> None:
         """Write the seconds used so far, at most once a second."""
         if (now := self.used()) - self.saved >= 1:
@@ -64,6 +76,26 @@ class Clock:
             part = self.file.with_name(f"{FILE}.part")
             part.write_text(json.dumps({"seconds": round(now, 1), "limit": self.limit}), encoding="utf-8")
             part.replace(self.file)
+
+
+class TrialClock(Clock):
+    """The seconds that a trial of a search has used; the file holds those of the whole command.
+
+    A trial takes one step even if its seconds are used up before.
+
+    Args:
+        limit: seconds that the trial may use.
+    """
+
+    def __init__(self, limit: float, command: Clock):
+        self.limit, self.command = limit, command
+        self.earlier, self.began = 0.0, time.time()
+
+    def check(self) -> None:
+        pass
+
+    def save(self) -> None:
+        self.command.save()
 
 
 class TimeLimitCallback(TrainerCallback):
@@ -75,10 +107,11 @@ class TimeLimitCallback(TrainerCallback):
         clock: the command's clock.
         rows_after: rows to evaluate after training, in units of the validation rows: 2.0 is twice as many.
         evaluates: evaluate and save as time allows; otherwise at the times of the training arguments.
+        before: seconds that had been used before training, if it is resumed; a search takes them.
     """
 
-    def __init__(self, clock: Clock, rows_after: float, evaluates: bool = True):
-        self.clock, self.rows_after, self.evaluates = clock, rows_after, evaluates
+    def __init__(self, clock: Clock, rows_after: float, evaluates: bool = True, before: float = 0.0):
+        self.clock, self.rows_after, self.evaluates, self.before = clock, rows_after, evaluates, before
         self.start = self.progress = self.evaluated_at = 0.0
         self.evaluation: float | None = None  # seconds of one
         self.started_steps: tuple[float, int] | None = None
@@ -89,6 +122,10 @@ class TimeLimitCallback(TrainerCallback):
             return UNMEASURED * self.clock.limit
         return self.evaluation * (1 + self.rows_after) + ENDING * self.clock.limit
 
+    def twentieths(self) -> int:
+        """Twentieths of the training that have passed, about one for each evaluation."""
+        return int(self.progress / EVERY + 1e-6)
+
     def update(self, step: int, max_steps: int) -> None:
         """Set `progress`, from 0 to 1, which never falls."""
         budget = self.clock.limit - self.reserve() - self.start
@@ -96,12 +133,8 @@ class TimeLimitCallback(TrainerCallback):
         self.progress = min(1.0, max(self.progress, share, step / max_steps))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.clock.left() <= 0:
-            raise ValueError(
-                f"--time_limit {self.clock.limit:g} is used up before the first step: start and reading took "
-                f"{self.clock.used():.0f} s; give more"
-            )
-        self.start = 0.0 if state.global_step else self.clock.used()  # resumed: earlier training counts
+        self.clock.check()
+        self.start = self.before if state.global_step else self.clock.used()  # resumed: earlier training counts
         self.started_steps = (self.clock.used(), state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -35,6 +35,7 @@ from .fsdp import with_placeholder_media
 from .muon import MuonAdamW, muon_groups
 from .smoothing import smoothed_loss
 from .time_limit import TimeLimitCallback, follow_progress
+from .warm_start import WarmStartCallback
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,8 @@ class MMTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False
         if self.label_smoother is not None:  # type: ignore[has-type]
-            head = self.accelerator.unwrap_model(self.model)
-            head = head.get_base_model() if hasattr(head, "get_base_model") else head
             self.label_smoother = None
-            self.compute_loss_func = smoothed_loss(head, self.args.label_smoothing_factor)
+            self.smooth_labels(self.args.label_smoothing_factor)
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs in one process would split images from their rows; "
@@ -91,6 +90,8 @@ class MMTrainer(Trainer):
             )
         self.audit = GradientAuditCallback()
         self.add_callback(self.audit)
+        self.warm_start = WarmStartCallback(self)
+        self.add_callback(self.warm_start)  # before the time limit, which times the steps
         self.time_limit, self.muon_learning_rate = time_limit, muon_learning_rate
         if time_limit is not None:
             self.add_callback(time_limit)
@@ -108,6 +109,12 @@ class MMTrainer(Trainer):
         processor = self.data_collator.processor if collates else self.processing_class
         self.fsdp_callback = FSDPCallback(processor if isinstance(processor, MMProcessor) else None)
         self.add_callback(self.fsdp_callback)
+
+    def smooth_labels(self, factor: float) -> None:
+        """Train the present model on labels smoothed by `factor`, or as it is without one."""
+        head = self.accelerator.unwrap_model(self.model)
+        head = head.get_base_model() if hasattr(head, "get_base_model") else head
+        self.compute_loss_func = smoothed_loss(head, factor) if factor else None
 
     def create_optimizer(self, model=None):
         if self.muon_learning_rate and self.optimizer is None:
@@ -129,6 +136,10 @@ class MMTrainer(Trainer):
         if self.time_limit is not None and is_new:
             follow_progress(scheduler, self.time_limit, num_training_steps)
         return scheduler
+
+    def _report_to_hp_search(self, trial, step, metrics):
+        """Extends the base method: trials with a time limit take different steps, so that its share counts."""
+        super()._report_to_hp_search(trial, self.time_limit.twentieths() if self.time_limit else step, metrics)
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset

@@ -10,7 +10,7 @@ Shapes: R rows, F features, M modalities, C outputs of the head.
 """
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,21 +22,41 @@ from ..data.dataset import MMDataset
 from ..evaluation.baseline_scores import fitted_rows
 from ..evaluation.baselines import LEAST, Parts, Targets, linear
 from ..tasks import TASKS
-from .trainer import MMTrainer
+
+if TYPE_CHECKING:
+    from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class FirstStepCallback(TrainerCallback):
-    """Evaluates and saves after the first step, whose learning rate is 0 with a warmup: it scores the start."""
+class WarmStartCallback(TrainerCallback):
+    """Fits the start when a training begins, unless it is fitted, as in a model that was trained before.
+
+    With a warmup, the learning rate of the first step is 0, so that the evaluation after it scores the start itself.
+
+    Args:
+        trainer: the trainer that calls back. `fit` holds what `warm_start` returned, None if it did not run.
+    """
+
+    def __init__(self, trainer: "MMTrainer"):
+        self.trainer, self.fit = trainer, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.fit = None
+        head, train = self.trainer.model, self.trainer.train_dataset
+        fusion = getattr(head, "late_fusion", None)
+        if isinstance(train, MMDataset) and fusion is not None and fusion.kind == "linear" and not fusion.is_fitted():
+            self.fit = warm_start(self.trainer, head, train, self.trainer.eval_dataset)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 1:
+        if self.fit is not None and state.global_step == 1 and args.load_best_model_at_end:
             control.should_evaluate = control.should_save = True
 
 
 @torch.no_grad()
-def joined_embeddings(trainer: MMTrainer, head: PreTrainedModel, dataset: MMDataset) -> tuple[np.ndarray, np.ndarray]:
+def joined_embeddings(
+    trainer: "MMTrainer", head: PreTrainedModel, dataset: MMDataset
+) -> tuple[np.ndarray, np.ndarray]:
     """What late fusion joins for each row (R, F + M), and the targets of the rows."""
     collator = trainer.eval_collator or trainer.data_collator
     loader = DataLoader(dataset, trainer.args.per_device_eval_batch_size, collate_fn=collator)
@@ -97,8 +117,8 @@ def head_weights(task: str, fitted: list[Any], features: int, outputs: int) -> t
     return weight, bias
 
 
-def warm_start(trainer: MMTrainer, task: str, train: MMDataset, validation: MMDataset) -> dict[str, Any]:
-    """Set the statistics of linear late fusion and the weights of the head by a fitted regression.
+def warm_start(trainer: "MMTrainer", head: PreTrainedModel, train: MMDataset, validation: MMDataset) -> dict[str, Any]:
+    """Set the statistics of linear late fusion and the weights of its head by a fitted regression.
 
     Returns:
         what was fitted, for the report: `rows`, `penalty` and the main metric of the `validation` rows.
@@ -106,7 +126,8 @@ def warm_start(trainer: MMTrainer, task: str, train: MMDataset, validation: MMDa
     Raises:
         ValueError: all training rows are of one class.
     """
-    head = trainer.model.to(trainer.args.device).eval()
+    training, task = head.training, train.task
+    head.eval()
     rows = fitted_rows(Parts(train, validation, validation), train.labels, trainer.args.seed)
     joined, targets = joined_embeddings(trainer, head, rows.train)
     standardise(head.late_fusion, joined)
@@ -120,7 +141,7 @@ def warm_start(trainer: MMTrainer, task: str, train: MMDataset, validation: MMDa
     with torch.no_grad():
         head.classifier.weight.copy_(torch.from_numpy(weight))
         head.classifier.bias.copy_(torch.from_numpy(bias))
-    trainer.add_callback(FirstStepCallback())
+    head.train(training)
     result = {"rows": len(features), "penalty": 1 / best.strength, "validation": round(best.score, 6)}
     logger.warning(f"training starts from a linear model of the towers' features, fitted to {len(features)} rows")
     return result
