@@ -131,12 +131,14 @@ def scaled(parts: Parts, present: Parts) -> Parts:
     return Parts(*(joined([block, 1.0 - has[:, None]]) for block, has in zip(blocks, present, strict=True)))
 
 
-def outputs_from(targets: Targets, estimators: Sequence[Any], features: Parts) -> tuple[Parts, list[Any]]:
+def outputs_from(
+    targets: Targets, estimators: Sequence[Any], features: Parts, weights: np.ndarray | None = None
+) -> tuple[Parts, list[Any]]:
     """Fit one estimator for each problem; their outputs (R, C) for all rows, and themselves, or a constant target."""
     fitted = []
     for estimator, truths in zip(estimators, targets.problems(), strict=True):
         constant = bool((truths == truths[0]).all())
-        fitted.append(float(truths[0]) if constant else estimator.fit(features.train, truths))
+        fitted.append(float(truths[0]) if constant else estimator.fit(features.train, truths, weights))
     return Parts(*(predicted(targets, fitted, part) for part in features)), fitted
 
 
@@ -168,8 +170,11 @@ class LinearFit(NamedTuple):
     strength: float
 
 
-def linear(targets: Targets, features: Parts) -> LinearFit:
+def linear(targets: Targets, features: Parts, weights: np.ndarray | None = None) -> LinearFit:
     """Logistic regression, for numbers ridge regression; the validation rows set its penalty.
+
+    Args:
+        weights: (R,) weights of the training rows; all equal by default.
 
     Raises:
         ValueError: all training rows are of one class.
@@ -183,7 +188,7 @@ def linear(targets: Targets, features: Parts) -> LinearFit:
     for strength in STRENGTHS:
         for estimator in estimators:
             estimator.set_params(**({"alpha": 1 / strength} if numbers else {"C": strength}))
-        outputs, fitted = outputs_from(targets, estimators, features)
+        outputs, fitted = outputs_from(targets, estimators, features, weights)
         score, tried_since = targets.score(outputs.validation), tried_since + 1
         if best is None or score > best.score:
             best, tried_since = LinearFit(outputs, score, copy.deepcopy(fitted), strength), 0

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SINGLE = (
+    0.7  # share of the weight of rows of which one modality is seen; chosen on training rows, see docs/defaults.md
+)
+
 
 class WarmStartCallback(TrainerCallback):
     """Fits the start when a training begins, unless it is fitted, as in a model that was trained before.
@@ -98,6 +102,27 @@ def standardised(fusion: Any, joined: np.ndarray) -> np.ndarray:
     return np.concatenate([features, joined[:, len(mean) :]], axis=1).astype(np.float32)
 
 
+def with_single_modalities(fusion: Any, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (R, F + M) followed by those of each modality alone; the row that each is from, and its weight.
+
+    A regression on them learns what each modality tells by itself too, and relies less on chance agreements of several.
+    """
+    width, count = sum(fusion.widths), len(fusion.widths)
+    places = np.repeat(np.arange(count), fusion.widths)
+    used = [m for m in range(count) if not features[:, width + m].all()]
+    if len(used) < 2:
+        return features, np.arange(len(features)), np.ones(len(features))
+    blocks, rows, weights = [features], [np.arange(len(features))], [np.full(len(features), 1 - SINGLE)]
+    for modality in used:
+        rows.append(np.flatnonzero(features[:, width + modality] == 0))
+        alone = features[rows[-1]]
+        alone[:, :width] *= places == modality
+        alone[:, width:] = np.arange(count) != modality
+        blocks.append(alone)
+        weights.append(np.full(len(alone), SINGLE / len(used)))
+    return np.concatenate(blocks), np.concatenate(rows), np.concatenate(weights)
+
+
 def head_weights(task: str, fitted: list[Any], features: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
     """Weight (C, features) and bias (C,) of a linear head with the outputs of fitted regressions."""
     weight, bias = np.zeros((outputs, features)), np.full(outputs, np.log(LEAST))
@@ -131,17 +156,18 @@ def warm_start(trainer: "MMTrainer", head: PreTrainedModel, train: MMDataset, va
     rows = fitted_rows(Parts(train, validation, validation), train.labels, trainer.args.seed)
     joined, targets = joined_embeddings(trainer, head, rows.train)
     standardise(head.late_fusion, joined)
-    features = standardised(head.late_fusion, joined)
+    features, places, weights = with_single_modalities(head.late_fusion, standardised(head.late_fusion, joined))
     chosen, truths = joined_embeddings(trainer, head, rows.validation)
     if TASKS[task].numbers:
         moments = np.asarray(head.config.label_mean), np.asarray(head.config.label_scale)
         targets, truths = ((part.reshape(len(part), -1) - moments[0]) / moments[1] for part in (targets, truths))
-    best = linear(Targets(task, Parts(targets, truths, truths), train.labels or []), Parts(features, chosen, chosen))
+    fitted_to = Targets(task, Parts(targets[places], truths, truths), train.labels or [])
+    best = linear(fitted_to, Parts(features, chosen, chosen), weights)
     weight, bias = head_weights(task, best.fitted, features.shape[1], head.classifier.out_features)
     with torch.no_grad():
         head.classifier.weight.copy_(torch.from_numpy(weight))
         head.classifier.bias.copy_(torch.from_numpy(bias))
     head.train(training)
-    result = {"rows": len(features), "penalty": 1 / best.strength, "validation": round(best.score, 6)}
-    logger.warning(f"training starts from a linear model of the towers' features, fitted to {len(features)} rows")
+    result = {"rows": len(joined), "penalty": 1 / best.strength, "validation": round(best.score, 6)}
+    logger.warning(f"training starts from a linear model of the towers' features, fitted to {len(joined)} rows")
     return result
