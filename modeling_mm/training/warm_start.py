@@ -80,18 +80,20 @@ def standardise(fusion: Any, train: np.ndarray) -> None:
     """Set mean and scale of a late fusion by its output (R, F + M) for the training rows.
 
     The scaled features of a modality have a mean squared norm of one, so that one grid of penalties suits all.
+    Features that are constant so far, as those of a text that all rows share, are scaled by the spread of all: fusion
+    may make them vary.
     """
     missing, start = train[:, sum(fusion.widths) :] > 0, 0
     for modality, width in enumerate(fusion.widths):
         known = train[~missing[:, modality], start : start + width].astype(np.float64)
-        if len(known):
-            deviation = known.std(axis=0)
-            varies = deviation > 1e-6 * np.abs(known).max(initial=1e-6)
-            scale = np.where(varies, 1 / (np.where(varies, deviation, 1) * np.sqrt(max(1, varies.sum()))), 0)
-            place = slice(start, start + width)
-            fusion.mean[place] = torch.from_numpy(known.mean(axis=0)).to(fusion.mean)
-            fusion.scale[place] = torch.from_numpy(scale).to(fusion.scale)
-        start += width
+        place, start = slice(start, start + width), start + width
+        if not len(known):
+            continue
+        mean, deviation = known.mean(axis=0), known.std(axis=0)
+        varies = deviation > LEAST * np.abs(known).max(initial=LEAST)
+        scale = 1 / (np.where(varies, deviation, known.std() or 1.0) * np.sqrt(width))
+        fusion.mean[place] = torch.from_numpy(mean).to(fusion.mean)
+        fusion.scale[place] = torch.from_numpy(scale).to(fusion.scale)
 
 
 def standardised(fusion: Any, joined: np.ndarray) -> np.ndarray:
@@ -105,7 +107,7 @@ def standardised(fusion: Any, joined: np.ndarray) -> np.ndarray:
 def with_single_modalities(fusion: Any, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features (R, F + M) followed by those of each modality alone; the row that each is from, and its weight.
 
-    A regression on them learns what each modality tells by itself too, and relies less on chance agreements of several.
+    A regression on them learns what each modality tells by itself too, not only what several tell together.
     """
     width, count = sum(fusion.widths), len(fusion.widths)
     places = np.repeat(np.arange(count), fusion.widths)

@@ -1,0 +1,135 @@
+"""Linear late fusion starts as a regression that is fitted to the features of frozen towers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.builders import causal_model, vision_model
+from helpers.digits import write_digits
+from helpers.tables import write_rows
+from sklearn.linear_model import LogisticRegression, Ridge
+from transformers import AutoModelForSequenceClassification, CLIPImageProcessorPil
+
+from modeling_mm import cli
+from modeling_mm.model.late_fusion_mm import MMLateFusion
+from modeling_mm.training.warm_start import head_weights, standardise, standardised, with_single_modalities
+
+WIDTHS = {"text": 3, "image": 2}
+
+
+def joined(rows=40):
+    """The output of a new linear late fusion of two modalities, one of which every fourth row lacks."""
+    module = MMLateFusion("linear", 3, WIDTHS)
+    generator = torch.Generator().manual_seed(0)
+    states = [5 + 9 * torch.randn(rows, width, generator=generator) for width in WIDTHS.values()]
+    states[0][:, 1] = 4.0  # constant
+    present = torch.ones(rows, 2).bool()
+    present[::4, 1] = False
+    return module, states, present, module(states, present).numpy()
+
+
+def test_features_are_standardised_where_there_are_any():
+    module, states, present, raw = joined()
+    assert not module.is_fitted()
+    standardise(module, raw)
+    assert module.is_fitted()
+    features = module(states, present).numpy()
+    np.testing.assert_allclose(standardised(module, raw), features, atol=1e-5)
+    assert not features[:, 1].any() and not features[::4, 3:5].any() and features[::4, 6].all()
+    np.testing.assert_allclose(features[:, [0, 2]].mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose((features[:, :3] ** 2).mean(0) * 3, [1, 0, 1], atol=1e-5)
+    assert module.scale[:3].isfinite().all() and module.scale[1] > 0  # fusion may make it vary
+    np.testing.assert_allclose((features[present[:, 1].numpy(), 3:5] ** 2).sum(1).mean(), 1, atol=1e-5)
+
+
+def test_each_modality_counts_alone_too():
+    module, states, present, raw = joined()
+    standardise(module, raw)
+    features, rows, weights = with_single_modalities(module, standardised(module, raw))
+    assert len(features) == len(rows) == len(weights) == 40 + 40 + 30
+    image = module([None, states[1][rows[80:]]], torch.tensor([[False, True]]).expand(30, 2))
+    np.testing.assert_allclose(features[80:], image.numpy(), atol=1e-5)
+    assert np.isclose(weights[0] + weights[40] + weights[80], 1)
+    alone = raw.copy()
+    alone[:, 6] = 1
+    assert len(with_single_modalities(module, alone)[0]) == 40
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_head_has_the_outputs_of_the_regression(classes):
+    rng = np.random.default_rng(0)
+    features, truths = rng.normal(size=(60, 5)), rng.integers(0, classes, 60)
+    fitted = LogisticRegression().fit(features, truths)
+    weight, bias = head_weights("classification", [fitted], 5, classes + 1)  # one class is in no row
+    logits = features @ weight.T + bias
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(shares[:, :classes], fitted.predict_proba(features), atol=1e-4)
+
+
+def test_several_labels_and_numbers_have_an_output_each():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 5))
+    labels = LogisticRegression().fit(features, features[:, 0] > 0)
+    weight, bias = head_weights("multilabel", [labels, 1.0], 5, 2)
+    np.testing.assert_allclose(features @ weight[0] + bias[0], labels.decision_function(features))
+    assert bias[1] > 5 and not weight[1].any()
+    ridge = Ridge().fit(features, features[:, 1])
+    weight, bias = head_weights("regression", [ridge], 5, 1)
+    np.testing.assert_allclose(features @ weight[0] + bias[0], ridge.predict(features))
+
+
+@pytest.fixture
+def towers(tmp_path, tokenizer):
+    """Flags of small pretrained towers."""
+    folder = tmp_path / "towers"
+    torch.manual_seed(0)
+    vision_model("clip_vision_model").save_pretrained(folder / "vision")
+    CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder / "vision")
+    tokenizer.save_pretrained(folder / "text")
+    causal_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "text")
+    return ["--vision_tower", folder / "vision", "--text_model", folder / "text"]
+
+
+def train(folder, *flags):
+    quiet = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--baselines", "false"]
+    argv = ["train", "--output_dir", folder / "out", "--num_train_epochs", 2, *quiet, *flags]
+    assert cli.main([str(part) for part in argv]) == 0
+    return json.loads((folder / "out" / "report.json").read_text())
+
+
+def test_training_starts_there_and_is_never_below_it_in_validation(towers, tmp_path):
+    rows = ("image", "text", "label")
+    files = ["--train_file", write_digits(tmp_path, "t.csv", 0, 200, rows)]
+    files += ["--validation_file", write_digits(tmp_path, "v.csv", 200, 100, rows)]
+    report = train(tmp_path, *towers, *files, "--learning_rate", "0.5")  # so high that training spoils the start
+    assert report["warm_start"]["rows"] == 200 and report["defaults"]["late_fusion"]["value"] == "linear"
+    assert report["accuracy"] == report["warm_start"]["validation"] > 0.3  # chance is 0.1
+    first, second = (
+        AutoModelForSequenceClassification.from_pretrained(folder)
+        for folder in (tmp_path / "out", next((tmp_path / "out").glob("checkpoint-*")))
+    )
+    assert torch.equal(first.classifier.weight, second.classifier.weight) and first.late_fusion.is_fitted()
+    again = train(tmp_path, "--model", tmp_path / "out", "--task", "classification", *files)
+    assert "warm_start" not in again
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_other_labels_start_there_too(towers, tmp_path, task):
+    path = write_digits(tmp_path, "t.csv", 0, 160, ("image", "text", "label"))
+    lines = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    value = {
+        "regression": lambda name: len(name),
+        "multilabel": lambda name: "|".join(sorted(set(name) & set("efiort"))),
+    }
+    write_rows(path, ["image", "text", "label"], [(image, text, value[task](name)) for image, text, name in lines])
+    report = train(tmp_path, *towers, "--train_file", path, "--task", task)
+    assert report["warm_start"]["validation"] > 0
+
+
+@pytest.mark.parametrize("flags", [["--use_peft", "true"], ["--streaming", "true", "--validation_file", "v.csv"]])
+def test_a_start_that_cannot_be_fitted_is_refused(towers, tmp_path, capsys, flags):
+    rows = write_digits(tmp_path, "t.csv", 0, 8, ("image", "text", "label"))
+    argv = ["--task", "classification", "--late_fusion", "linear", "--train_file", rows, "--output_dir", tmp_path]
+    assert cli.main(["train", *map(str, [*argv, *towers]), *flags]) == 2
+    assert "--late_fusion linear starts from a fitted head" in capsys.readouterr().err
