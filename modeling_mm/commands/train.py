@@ -151,8 +151,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         base = output / BASE if model_args.use_peft else None
         calibrate(trainer, data_args.task, retrieval_args.rerank or CANDIDATES, base)
     trainer.save_model()
-    report: dict[str, Any] = {"train_seconds": seconds, "train_rows": len(splits.train)}
-    report |= streamed_figures(trainer) | ({"warm_start": trainer.warm_start.fit} if trainer.warm_start.fit else {})
+    report = {"train_seconds": seconds, "train_rows": len(splits.train), **training_figures(trainer)}
     if isinstance(trainer, RetrievalTrainer):
         report |= evaluate_retrieval(trainer, splits.test or splits.validation, retrieval_args.rerank, output)
         report |= {"evaluated_on": "test" if splits.test else "validation"}
@@ -217,10 +216,10 @@ def prepare_stream(
     args.max_steps = math.ceil(args.num_train_epochs * rows / (contrastive_batch_size or rows_per_step))
 
 
-def streamed_figures(trainer: MMTrainer) -> dict[str, Any]:
-    """Results of a training on a stream for the report; empty for other trainings."""
+def training_figures(trainer: MMTrainer) -> dict[str, Any]:
+    """Results for the report of a training on a stream, or of one that had a fitted start; empty for others."""
     if trainer.loader is None:
-        return {}
+        return trainer.warm_start.report()
     state, args = trainer.state, trainer.args
     rows = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     last = next(log for log in reversed(state.log_history) if "train_loss" in log)

@@ -10,21 +10,18 @@ Shapes: R rows, F features, M modalities, C outputs of the head.
 """
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ..data.dataset import MMDataset
 from ..evaluation.baseline_scores import fitted_rows
 from ..evaluation.baselines import LEAST, Parts, Targets, linear
 from ..tasks import TASKS
-
-if TYPE_CHECKING:
-    from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +39,12 @@ class WarmStartCallback(TrainerCallback):
         trainer: the trainer that calls back. `fit` holds what `warm_start` returned, None if it did not run.
     """
 
-    def __init__(self, trainer: "MMTrainer"):
+    def __init__(self, trainer: Trainer):
         self.trainer, self.fit = trainer, None
+
+    def report(self) -> dict[str, Any]:
+        """The fit, for report.json."""
+        return {} if self.fit is None else {"warm_start": self.fit}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.fit = None
@@ -58,10 +59,8 @@ class WarmStartCallback(TrainerCallback):
 
 
 @torch.no_grad()
-def joined_embeddings(
-    trainer: "MMTrainer", head: PreTrainedModel, dataset: MMDataset
-) -> tuple[np.ndarray, np.ndarray]:
-    """What late fusion joins for each row (R, F + M), and the targets of the rows."""
+def joined_embeddings(trainer: Trainer, head: PreTrainedModel, dataset: MMDataset) -> tuple[np.ndarray, np.ndarray]:
+    """The output of late fusion (R, F + M) for each row, and the targets of the rows."""
     collator = trainer.eval_collator or trainer.data_collator
     loader = DataLoader(dataset, trainer.args.per_device_eval_batch_size, collate_fn=collator)
     joined: list[np.ndarray] = []
@@ -144,7 +143,7 @@ def head_weights(task: str, fitted: list[Any], features: int, outputs: int) -> t
     return weight, bias
 
 
-def warm_start(trainer: "MMTrainer", head: PreTrainedModel, train: MMDataset, validation: MMDataset) -> dict[str, Any]:
+def warm_start(trainer: Trainer, head: PreTrainedModel, train: MMDataset, validation: MMDataset) -> dict[str, Any]:
     """Set the statistics of linear late fusion and the weights of its head by a fitted regression.
 
     Returns:
