@@ -150,11 +150,12 @@ def test_training_continues_with_the_columns_of_the_model(trained, capsys):
     assert "cannot be changed" in capsys.readouterr().err
 
 
-def test_a_table_alone_trains_by_cross_attention(folder):
+@pytest.mark.parametrize("flags, fusion", [([], "sum"), (["--cross_attention", "true"], None)])
+def test_a_table_alone_trains_by_late_fusion_or_cross_attention(folder, flags, fusion):
     nothing = ["--image_column", "", "--text_column", "", "--max_steps", "2"]
-    assert train(folder, "alone", *TABLE, *nothing) == 0
+    assert train(folder, "alone", *TABLE, *nothing, *flags) == 0
     model, _ = load_checkpoint(str(folder / "alone"))
-    assert model.config.cross_attention and model.config.late_fusion == "product"
+    assert model.config.late_fusion == fusion and model.config.cross_attention is bool(flags)
 
 
 def test_the_table_trains_in_full_beside_adapters_and_is_reloaded(folder, capsys):

@@ -81,13 +81,22 @@ def features(tmp_path_factory):
     return os.environ.get("MM_FEATURES") or str(tmp_path_factory.mktemp("features"))
 
 
-@pytest.mark.xfail(reason="without flags, the command trains for 3 epochs at 5e-5, too little for a new head")
 @pytest.mark.parametrize("make", [emoji_groups, damaged_digits, shapes])
 def test_fused_is_never_below_the_best_baseline(make, features, tmp_path):
     make(tmp_path)
     files = [part for split in SIZES for part in (f"--{split}_file", str(tmp_path / f"{split}.csv"))]
     towers = ["--vision_tower", VISION, "--text_model", ENCODER, "--cache_features", features]
-    quiet = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--output_dir", str(tmp_path / "out")]
+    quiet = [
+        "--time_limit",
+        "360",
+        "--use_cpu",
+        "--disable_tqdm",
+        "true",
+        "--report_to",
+        "none",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert cli.main(["train", "--task", "classification", *files, *towers, *quiet]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     scores = {row["model"]: row["accuracy"] for row in report["baselines"]["table"][1:]}
