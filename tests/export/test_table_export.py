@@ -22,15 +22,15 @@ def clerk(processor):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("export_format", ["onnx", "torch"])
-def test_an_exported_table_gives_the_same_logits(clerk, tmp_path, export_format):
+@pytest.mark.parametrize("export_format, fusion", [("onnx", "concat"), ("torch", "concat"), ("onnx", "linear")])
+def test_an_exported_table_gives_the_same_logits(clerk, tmp_path, export_format, fusion):
     model = model_for(
         clerk,
         MMForSequenceClassification,
         "bert",
         num_labels=3,
         table_columns=COLUMNS,
-        late_fusion="concat",
+        late_fusion=fusion,
         cross_attention=True,
     )
     export_model(model, clerk, str(tmp_path), export_format)

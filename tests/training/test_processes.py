@@ -22,6 +22,7 @@ ROWS = 16
 WAYS = {
     "cross": [],
     "weighted": ["--late_fusion", "weighted"],
+    "linear beside cross": ["--late_fusion", "linear", "--cross_attention", "true"],
     "gated beside cross": ["--late_fusion", "gated", "--cross_attention", "true"],
     "LoRA": ["--use_peft", "true", "--text_trainable", "false"],
     "LoRA in late fusion": ["--use_peft", "true", "--late_fusion", "product", "--audio_trainable", "true"],
