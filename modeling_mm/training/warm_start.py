@@ -25,9 +25,7 @@ from ..tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
-SINGLE = (
-    0.7  # share of the weight of rows of which one modality is seen; chosen on training rows, see docs/defaults.md
-)
+SINGLE = 0.7  # share of a row's weight that its modalities have, each alone
 
 
 class WarmStartCallback(TrainerCallback):
