@@ -102,19 +102,21 @@ def preset_for(model: ModelArguments, preset: str | None) -> str:
     return preset
 
 
-def late_fusion_kind(preset: str, task: str, model: ModelArguments, streaming: bool) -> str:
+def late_fusion_kind(preset: str, task: str, model: ModelArguments, fits: bool) -> str:
     """The late fusion of a new model with labels: products for towers that learn with it or pairs that are compared,
-    a fitted linear one for frozen towers."""
+    a fitted linear one for frozen towers.
+
+    Args:
+        fits: all rows and all weights are at hand before training, so that it can be fitted.
+    """
     if preset == "scratch" or TASKS[task].pairs:
         return "product"
     trains = any(model.trains(part) for part in ("vision", "text", "audio"))
-    return "concat" if preset != "frozen" or trains or streaming else "linear"
+    return "linear" if preset == "frozen" and fits and not trains else "concat"
 
 
-def model_choices(
-    preset: str, task: str, model: ModelArguments, present: Collection[str], streaming: bool = False
-) -> list[Choice]:
-    """Choices about parts of the model and their training, made before it is built."""
+def model_choices(preset: str, task: str, model: ModelArguments, present: Collection[str], fits: bool) -> list[Choice]:
+    """Choices about parts of the model and their training, made before it is built; `fits` as above."""
     choices = list[Choice]()
     if preset == "lora":
         choices.append(Choice("use_peft", True, "preset lora"))
@@ -125,7 +127,7 @@ def model_choices(
         return choices
     if preset == "scratch" and not TASKS[task].embeds:
         choices.append(Choice("fusion_mlp", True, "an untrained text model"))
-    kind = late_fusion_kind(preset, task, model, streaming)
+    kind = late_fusion_kind(preset, task, model, fits)
     fuses = "video" not in present or kind == "linear"  # towers that learn with it lose the order of frames
     if TASKS[task].has_labels and fuses and model.cross_attention is None and model.late_fusion is None:
         reason = "labels are predicted from the towers' pooled states too"
@@ -228,6 +230,12 @@ def training_choices(
     return choices
 
 
+def is_sharded(args: "TrainingArguments") -> bool:
+    """True if FSDP or DeepSpeed divides the model among processes."""
+    launcher = (os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() for name in ("FSDP", "DEEPSPEED"))
+    return bool(args.fsdp or args.deepspeed) or "true" in launcher
+
+
 def uses_muon(
     preset: str, task: str, model: ModelArguments, args: "TrainingArguments", present: Collection[str]
 ) -> bool:
@@ -235,10 +243,8 @@ def uses_muon(
 
     Rows with video are left out: there, AdamW learns more (docs/defaults.md).
     """
-    launcher = (os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() for name in ("FSDP", "DEEPSPEED"))
-    is_sharded = bool(args.fsdp or args.deepspeed) or "true" in launcher
     fits = TASKS[task].has_labels and "video" not in present
-    return preset == "scratch" and fits and not (model.use_peft or is_sharded)
+    return preset == "scratch" and fits and not (model.use_peft or is_sharded(args))
 
 
 def best_checkpoint(task: str, when: str, by_loss: bool = False) -> list[Choice]:
@@ -281,7 +287,8 @@ def choose_defaults(
     present = train.present_media()
     table_only = preset == "scratch" and TASKS[data.task].has_labels and train.is_table_only
     table_only &= not model.cross_attention
-    choices = table_choices() if table_only else model_choices(preset, data.task, model, present, data.streaming)
+    fits = not (is_stream or is_sharded(args))
+    choices = table_choices() if table_only else model_choices(preset, data.task, model, present, fits)
     choices += data_choices(preset, model, data, present, splits, str(args.output_dir))
     choices += retrieval_choices(preset, data.task)
     size, limited = None if is_stream else len(train), defaults.time_limit is not None

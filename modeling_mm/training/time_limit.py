@@ -115,6 +115,7 @@ class TimeLimitCallback(TrainerCallback):
         self.start = self.progress = self.evaluated_at = 0.0
         self.evaluation: float | None = None  # seconds of one
         self.started_steps: tuple[float, int] | None = None
+        self.has_start = False  # a fitted start is of use even if no time is left
 
     def reserve(self) -> float:
         """Seconds to leave for what follows training, one more evaluation included."""
@@ -133,7 +134,10 @@ class TimeLimitCallback(TrainerCallback):
         self.progress = min(1.0, max(self.progress, share, step / max_steps))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.clock.check()
+        if not self.has_start:
+            self.clock.check()
+        elif self.clock.left() <= 0:
+            logger.warning(f"--time_limit {self.clock.limit:g} is used up; the fitted start is kept as it is")
         self.start = self.before if state.global_step else self.clock.used()  # resumed: earlier training counts
         self.started_steps = (self.clock.used(), state.global_step)
 
@@ -152,6 +156,7 @@ class TimeLimitCallback(TrainerCallback):
         is_due = self.progress - self.evaluated_at >= (wait if self.evaluated_at else FIRST)
         if self.evaluates and (is_due or self.progress >= 1):
             control.should_evaluate = control.should_save = True
+        if control.should_evaluate:
             self.evaluated_at = self.progress
 
     def announce(self, state) -> None:

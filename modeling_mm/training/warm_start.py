@@ -32,6 +32,7 @@ class WarmStartCallback(TrainerCallback):
     """Fits the start when a training begins, unless it is fitted, as in a model that was trained before.
 
     With a warmup, the learning rate of the first step is 0, so that the evaluation after it scores the start itself.
+    Raises a `ValueError` for a sharded model, whose weights are not at hand.
 
     Args:
         trainer: the trainer that calls back. `fit` holds what `warm_start` returned, None if it did not run.
@@ -48,8 +49,14 @@ class WarmStartCallback(TrainerCallback):
         self.fit = None
         head, train = self.trainer.model, self.trainer.train_dataset
         fusion = getattr(head, "late_fusion", None)
-        if isinstance(train, MMDataset) and fusion is not None and fusion.kind == "linear" and not fusion.is_fitted():
-            self.fit = warm_start(self.trainer, head, train, self.trainer.eval_dataset)
+        if not isinstance(train, MMDataset) or fusion is None or fusion.kind != "linear" or fusion.is_fitted():
+            return
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            raise ValueError("linear late fusion starts from a fitted head, which a sharded model lacks; use concat")
+        validation = self.trainer.eval_dataset
+        self.fit = warm_start(self.trainer, head, train, validation if isinstance(validation, MMDataset) else train)
+        if self.trainer.time_limit is not None:
+            self.trainer.time_limit.has_start = True
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.fit is not None and state.global_step == 1 and args.load_best_model_at_end:

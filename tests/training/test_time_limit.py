@@ -56,6 +56,18 @@ def test_progress_is_that_of_steps_if_they_are_faster_and_never_falls(clock):
     assert callback.progress == 0.901
 
 
+def test_a_fitted_start_is_kept_if_it_took_all_the_time(clock, caplog):
+    callback = TimeLimitCallback(clock, rows_after=0.0)
+    clock.began = 899.0
+    with pytest.raises(ValueError, match="used up before the first step"):
+        callback.on_train_begin(ARGS, TrainerState(), TrainerControl())
+    callback.has_start = True
+    callback.on_train_begin(ARGS, TrainerState(), TrainerControl())
+    assert "the fitted start is kept" in caplog.text
+    last = step(callback, clock, 102, 1)
+    assert last.should_training_stop and last.should_evaluate and last.should_save
+
+
 def test_a_costly_evaluation_is_rare(clock):
     callback = TimeLimitCallback(clock, rows_after=0.0)
     callback.on_train_begin(ARGS, TrainerState(), TrainerControl())
