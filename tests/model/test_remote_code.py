@@ -43,6 +43,7 @@ PROCESSOR_FILES = sorted(
         "media",
         "images",
         "outputs",
+        "pooling",
         "processing",
         "table",
         "towers",

@@ -206,6 +206,8 @@ def test_a_search_goes_on_after_an_error_and_repeats_the_trial(digits, tmp_path,
 
 def test_trials_that_the_time_ends_save_nothing(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_mm.training.hyperparameter_search.TIME", 1e-3)  # of the limit, for both trials
+    began = time.time()
+    monkeypatch.setattr("psutil.Process.create_time", lambda process: began)  # not that of all tests
     assert train(digits, "--time_limit", 300, "--search", 2) == 0
     trials = report_of(tmp_path)["search"]["trials"]
     assert trials[0]["state"] == "complete" and not list((tmp_path / "out").glob("run-*"))
