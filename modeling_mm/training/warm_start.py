@@ -10,6 +10,7 @@ Shapes: R rows, F features, M modalities, C outputs of the head.
 """
 
 import logging
+import warnings
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,16 @@ def joined_embeddings(trainer: Trainer, head: PreTrainedModel, dataset: MMDatase
     return np.concatenate(joined), np.concatenate(targets)
 
 
-def standardise(fusion: Any, train: np.ndarray) -> None:
+def standardise(fusion: Any, joined: np.ndarray) -> None:
     """Set mean and scale of a late fusion by its output (R, F + M) for the training rows.
 
     The scaled features of a modality have a mean squared norm of one, so that one grid of penalties suits all.
     Features that are constant so far, as those of a text that all rows share, are scaled by the spread of all: fusion
     may make them vary.
     """
-    missing, start = train[:, sum(fusion.widths) :] > 0, 0
+    missing, start = joined[:, sum(fusion.widths) :] > 0, 0
     for modality, width in enumerate(fusion.widths):
-        known = train[~missing[:, modality], start : start + width].astype(np.float64)
+        known = joined[~missing[:, modality], start : start + width].astype(np.float64)
         place, start = slice(start, start + width), start + width
         if not len(known):
             continue
@@ -100,33 +101,29 @@ def standardise(fusion: Any, train: np.ndarray) -> None:
         fusion.scale[place] = torch.from_numpy(scale).to(fusion.scale)
 
 
-def standardised(fusion: Any, joined: np.ndarray) -> np.ndarray:
-    """The output (R, F + M) that late fusion has with its mean and scale, from that without."""
-    mean, scale = fusion.mean.cpu().numpy(), fusion.scale.cpu().numpy()
-    present = np.repeat(joined[:, len(mean) :] == 0, fusion.widths, axis=1)
-    features = np.where(present, (joined[:, : len(mean)] - mean) * scale, 0)
-    return np.concatenate([features, joined[:, len(mean) :]], axis=1).astype(np.float32)
-
-
-def with_single_modalities(fusion: Any, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (R, F + M) followed by those of each modality alone; the row that each is from, and its weight.
+@torch.no_grad()
+def with_single_modalities(fusion: Any, joined: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (R, F + M) of a standardised late fusion, followed by those of each modality alone; the row that each
+    is from, and its weight.
 
     A regression on them learns what each modality tells by itself too, not only what several tell together.
+
+    Args:
+        joined: the output of late fusion before it was standardised.
     """
-    width, count = sum(fusion.widths), len(fusion.widths)
-    places = np.repeat(np.arange(count), fusion.widths)
-    used = [m for m in range(count) if not features[:, width + m].all()]
-    if len(used) < 2:
-        return features, np.arange(len(features)), np.ones(len(features))
-    blocks, rows, weights = [features], [np.arange(len(features))], [np.full(len(features), 1 - SINGLE)]
-    for modality in used:
-        rows.append(np.flatnonzero(features[:, width + modality] == 0))
-        alone = features[rows[-1]]
-        alone[:, :width] *= places == modality
-        alone[:, width:] = np.arange(count) != modality
-        blocks.append(alone)
-        weights.append(np.full(len(alone), SINGLE / len(used)))
-    return np.concatenate(blocks), np.concatenate(rows), np.concatenate(weights)
+    parts = torch.from_numpy(joined).to(fusion.mean.device).split([*fusion.widths, len(fusion.widths)], dim=1)
+    embeddings, present = parts[:-1], parts[-1] == 0
+    used = present.any(dim=0).nonzero().flatten().tolist()
+    blocks, rows, weights = [present], [torch.arange(len(present))], [1 - SINGLE if len(used) > 1 else 1.0]
+    for modality in used if len(used) > 1 else ():
+        rows.append(present[:, modality].nonzero().flatten().cpu())
+        blocks.append(torch.arange(present.shape[1], device=present.device).eq(modality).expand(len(rows[-1]), -1))
+        weights.append(SINGLE / len(used))
+    features = [
+        fusion([part[places] for part in embeddings], block) for places, block in zip(rows, blocks, strict=True)
+    ]
+    counted = np.repeat(weights, [len(places) for places in rows])
+    return torch.cat(features).float().cpu().numpy(), torch.cat(rows).numpy(), counted
 
 
 def head_weights(task: str, fitted: list[Any], features: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -162,13 +159,17 @@ def warm_start(trainer: Trainer, head: PreTrainedModel, train: MMDataset, valida
     rows = fitted_rows(Parts(train, validation, validation), train.labels, trainer.args.seed)
     joined, targets = joined_embeddings(trainer, head, rows.train)
     standardise(head.late_fusion, joined)
-    features, places, weights = with_single_modalities(head.late_fusion, standardised(head.late_fusion, joined))
+    features, places, weights = with_single_modalities(head.late_fusion, joined)
     chosen, truths = joined_embeddings(trainer, head, rows.validation)
     if TASKS[task].numbers:
         moments = np.asarray(head.config.label_mean), np.asarray(head.config.label_scale)
         targets, truths = ((part.reshape(len(part), -1) - moments[0]) / moments[1] for part in (targets, truths))
+    if TASKS[task].has_classes and head.config.class_weights and not TASKS[task].several_labels:
+        weights = weights * np.asarray(head.config.class_weights)[targets[places]]
     fitted_to = Targets(task, Parts(targets[places], truths, truths), train.labels or [])
-    best = linear(fitted_to, Parts(features, chosen, chosen), weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the solver could go on
+        best = linear(fitted_to, Parts(features, chosen, chosen), weights)
     weight, bias = head_weights(task, best.fitted, features.shape[1], head.classifier.out_features)
     with torch.no_grad():
         head.classifier.weight.copy_(torch.from_numpy(weight))
