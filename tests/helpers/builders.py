@@ -7,7 +7,7 @@ import torch
 import transformers
 from packaging.version import Version
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessorPil
 
 from modeling_mm import MMConfig, MMForConditionalGeneration, MMModel
 
@@ -128,6 +128,16 @@ def causal_model(kind="llama", **fields):
 def vision_model(kind="clip_vision_model"):
     """A vision tower in evaluation mode."""
     return AutoModel.from_config(vision_config(kind)).eval()
+
+
+def save_towers(folder, tokenizer):
+    """Save a tiny vision tower and decoder, as if they were pretrained; return their flags."""
+    torch.manual_seed(0)
+    vision_model().save_pretrained(folder / "vision")
+    CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder / "vision")
+    tokenizer.save_pretrained(folder / "text")
+    causal_model(vocab_size=len(tokenizer)).save_pretrained(folder / "text")
+    return ["--vision_tower", folder / "vision", "--text_model", folder / "text"]
 
 
 def mm_config(text="llama", vision="clip_vision_model", **fields):

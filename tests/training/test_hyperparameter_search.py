@@ -11,12 +11,10 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-import torch
-from helpers.builders import causal_model, vision_model
+from helpers.builders import save_towers
 from helpers.digits import write_digits
 from helpers.retrieval import TESTS
 from huggingface_hub import ModelCard
-from transformers import CLIPImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.checkpoint import read_config
@@ -225,14 +223,10 @@ def test_a_search_of_retrieval(tmp_path):
 
 
 def test_a_search_of_adapters_shares_cached_features(tmp_path, tokenizer):
-    torch.manual_seed(0)
-    vision_model("clip_vision_model").save_pretrained(tmp_path / "vision")
-    CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(tmp_path / "vision")
-    tokenizer.save_pretrained(tmp_path / "text")
-    causal_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "text")
+    towers = save_towers(tmp_path, tokenizer)
     write_digits(tmp_path, "t.csv", 0, 30, ("image", "text", "answer"))
     flags = ["--train_file", tmp_path / "t.csv", "--output_dir", tmp_path / "out", "--max_steps", 3, "--use_cpu"]
-    flags += ["--vision_tower", tmp_path / "vision", "--text_model", tmp_path / "text", "--baselines", "false"]
+    flags += [*towers, "--baselines", "false"]
     assert train(flags, "--task", "generation", "--search", 2, "--use_peft", "true", "--disable_tqdm", "true") == 0
     values = report_of(tmp_path)["search"]["trials"][0]["values"]
     assert values["lora_dropout"] == 0.0 and values["fusion_layers"] == "every fourth"

@@ -4,10 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
-from helpers.builders import causal_model, vision_model
+from helpers.builders import save_towers
 from helpers.digits import write_digits
-from transformers import CLIPImageProcessorPil
 
 from modeling_mm import cli
 from modeling_mm.checkpoint import load_checkpoint
@@ -183,13 +181,8 @@ def towers(tmp_path, tokenizer):
     """Flags of small pretrained towers, and of a table of digits."""
     folder = tmp_path / "towers"
     folder.mkdir()
-    torch.manual_seed(0)
-    vision_model("clip_vision_model").save_pretrained(folder / "vision")
-    CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder / "vision")
-    tokenizer.save_pretrained(folder / "text")
-    causal_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "text")
     write_digits(folder, "t.csv", 0, 40, ("image", "text", "label"))
-    return ["--train_file", folder / "t.csv", "--vision_tower", folder / "vision", "--text_model", folder / "text"]
+    return ["--train_file", folder / "t.csv", *save_towers(folder, tokenizer)]
 
 
 @pytest.mark.parametrize("preset", ["frozen", "lora", "full"])

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.builders import causal_model, vision_model
+from helpers.builders import save_towers
 from helpers.digits import write_digits
 from helpers.tables import write_rows
 from sklearn.linear_model import LogisticRegression, Ridge
-from transformers import AutoModelForSequenceClassification, CLIPImageProcessorPil
+from transformers import AutoModelForSequenceClassification
 
 from modeling_mm import cli
 from modeling_mm.model.late_fusion_mm import MMLateFusion
@@ -83,13 +83,7 @@ def test_several_labels_and_numbers_have_an_output_each():
 @pytest.fixture
 def towers(tmp_path, tokenizer):
     """Flags of small pretrained towers."""
-    folder = tmp_path / "towers"
-    torch.manual_seed(0)
-    vision_model("clip_vision_model").save_pretrained(folder / "vision")
-    CLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder / "vision")
-    tokenizer.save_pretrained(folder / "text")
-    causal_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "text")
-    return ["--vision_tower", folder / "vision", "--text_model", folder / "text"]
+    return save_towers(tmp_path / "towers", tokenizer)
 
 
 def train(folder, *flags):
@@ -113,6 +107,18 @@ def test_training_starts_there_and_is_never_below_it_in_validation(towers, tmp_p
     assert torch.equal(first.classifier.weight, second.classifier.weight) and first.late_fusion.is_fitted()
     again = train(tmp_path, "--model", tmp_path / "out", "--task", "classification", *files)
     assert "warm_start" not in again
+
+
+def test_weighted_classes_count_by_their_weights(towers, tmp_path):
+    path = write_digits(tmp_path, "t.csv", 0, 120, ("image", "text", "label"))
+    rows = [line.split(",") for line in path.read_text().splitlines()[1:]]
+    write_rows(path, ["image", "text", "label"], [(*row[:2], "yes" if row[2] == "two" else "no") for row in rows])
+    found = []
+    for weights in ([], ["--class_weights", "balanced"]):  # the learning rate of the only step is 0
+        train(tmp_path, *towers, "--train_file", path, "--validation_file", path, "--max_steps", 1, *weights)
+        lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+        found.append(sum(json.loads(line)["prediction"] == "yes" for line in lines))
+    assert found[0] < found[1]
 
 
 @pytest.mark.parametrize("task", ["regression", "multilabel"])
