@@ -4,8 +4,8 @@
 - `concat`, `sum` and `weighted` are additive: under a linear head, a row's score is a sum of one score per modality.
 - `gated` weighs modalities by feature and row; for two it is a = sigmoid(W[h1, h2]), h = a * h1 + (1 - a) * h2, the
   gated multimodal unit (Arevalo et al. 2017). `product` adds pairwise and triple products to `concat`.
-- `linear` joins the standardised states of the towers themselves, without projection: logistic regression under the
-  head, which can start as a fitted one.
+- `linear` joins the standardised states of the towers themselves, without projection: with the head, it is a linear
+  model of the towers' features, which can start as a fitted regression.
 - A row without a modality has exactly the output of a call without that modality.
 
 Shapes: B rows, M modalities, D width, W width of a modality's embedding.

@@ -30,7 +30,7 @@ SINGLE = 0.7  # share of a row's weight that its modalities have, each alone
 
 
 class WarmStartCallback(TrainerCallback):
-    """Fits the start when a training begins, unless it is fitted, as in a model that was trained before.
+    """Fits the start when a training begins, unless the model was fitted before, as one that was trained already.
 
     With a warmup, the learning rate of the first step is 0, so that the evaluation after it scores the start itself.
     Raises a `ValueError` for a sharded model, whose weights are not at hand.
@@ -53,7 +53,9 @@ class WarmStartCallback(TrainerCallback):
         if not isinstance(train, MMDataset) or fusion is None or fusion.kind != "linear" or fusion.is_fitted():
             return
         if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
-            raise ValueError("linear late fusion starts from a fitted head, which a sharded model lacks; use concat")
+            raise ValueError(
+                "linear late fusion starts as a fitted regression, which a sharded model cannot be; use concat"
+            )
         validation = self.trainer.eval_dataset
         self.fit = warm_start(self.trainer, head, train, validation if isinstance(validation, MMDataset) else train)
         if self.trainer.time_limit is not None:

@@ -139,4 +139,4 @@ def test_a_start_that_cannot_be_fitted_is_refused(towers, tmp_path, capsys, flag
     rows = write_digits(tmp_path, "t.csv", 0, 8, ("image", "text", "label"))
     argv = ["--task", "classification", "--late_fusion", "linear", "--train_file", rows, "--output_dir", tmp_path]
     assert cli.main(["train", *map(str, [*argv, *towers]), *flags]) == 2
-    assert "--late_fusion linear starts from a fitted head" in capsys.readouterr().err
+    assert "--late_fusion linear starts as a fitted regression" in capsys.readouterr().err
