@@ -321,8 +321,8 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
         f"--late_fusion is for tasks with a label; --task {name} needs cross-attention": (
             task.generates and (fusion or attention is False)
         ),
-        "--late_fusion linear starts as a fitted regression, which suits neither --use_peft nor --streaming nor --task "
-        "matching; use concat": (fusion == "linear" and (model.use_peft or data.streaming or task.pairs)),
+        "--late_fusion linear starts as a fitted regression, which suits neither --use_peft nor --streaming nor "
+        "--task matching; use concat": (fusion == "linear" and (model.use_peft or data.streaming or task.pairs)),
         f"--task {name} uses images and texts only; leave out {others}": task.embeds and others,
         f"--concept_column sets which pairs match in retrieval; --task {name} does not use it": (
             data.concept_column and not task.embeds
