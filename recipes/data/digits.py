@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Digits as images and audio: scikit-learn's 1,797 handwritten digits, and their spoken names.
+"""Digits as images: scikit-learn's 1,797 handwritten digits.
 
-Splits share no image and no voice. For each digit, 40 images are for the test and 20 for validation; the 1,197 others
+Splits share no image. For each digit, 40 images are for the test and 20 for validation; the 1,197 others
 are for training.
 """
 
@@ -13,12 +13,10 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from .speech import VOICES, Utterance, utterance
 from .tables import save
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT = {"test": 40, "validation": 20}  # per digit: 400 and 200 images, enough for 1,000 rows in other combinations
-TAKES = 4  # recordings of a word by each voice, differing in accent, speed and pitch, for validation and test
 SIDE = 32  # pixels; the originals are 8 x 8
 
 
@@ -55,9 +53,3 @@ def save_digit(folder: Path, number: int) -> None:
 
 def digit_name(number: int) -> str:
     return f"digit{number}.png"
-
-
-def spoken_digit(digit: int, split: str, rng: random.Random, seed: int, train_takes: int = 16) -> Utterance:
-    """A random take of the digit's name in the split; training has `train_takes` takes by each voice."""
-    take = rng.randrange((train_takes if split == "train" else TAKES) * len(VOICES[split]))
-    return utterance(WORDS[digit], split, take, seed, wide=split == "train")

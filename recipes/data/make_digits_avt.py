@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .digits import WORDS, digit_name, save_digit, save_image, split_images, spoken_digit
-from .speech import RATE, require_espeak, write_audio, write_utterance
+from .digits import WORDS, digit_name, save_digit, save_image, split_images
+from .speech import RATE, require_espeak, spoken_digit, write_audio, write_utterance
 from .tables import SPLITS, command, write_in_parallel, write_table
 
 TRAIN_ROWS = 4_000  # each training image is used in about two of them, with different audio and hints

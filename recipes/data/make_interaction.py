@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .digits import digit_name, save_digit, split_images, spoken_digit
-from .speech import require_espeak, write_utterance
+from .digits import digit_name, save_digit, split_images
+from .speech import require_espeak, spoken_digit, write_utterance
 from .tables import SPLITS, command, write_in_parallel, write_table
 
 OPERATIONS = {

@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
+from .digits import WORDS
 from .tables import save
 
 RATE = 16000
@@ -24,6 +25,7 @@ ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "
 SPEEDS = range(140, 201, 10)  # words per minute; espeak-ng's default is 175
 PITCHES = range(35, 66, 5)  # from 0 to 99 within the range of the voice; espeak-ng's default is 50
 WIDE_SPEEDS, WIDE_PITCHES = range(120, 221, 10), range(10, 91, 5)  # for training, in place of unseen voices
+TAKES = 4  # recordings of a digit's name by each voice, differing in accent, speed and pitch, for validation and test
 LOUDNESS = 40  # from 0 to 200; at espeak-ng's default of 100 the loudest voices clip
 # Many voices for training, because generalisation to a new voice is learnt from their variety. Left out are robots,
 # whispers and unintelligible voices; variants that are nearly the same (klatt and adam, m3 and croak, ...) are in one
@@ -104,3 +106,9 @@ def write_utterance(folder: Path, utterance: Utterance) -> None:
     path = folder / utterance.file_name
     if not path.exists():
         write_audio(path, speak(utterance))
+
+
+def spoken_digit(digit: int, split: str, rng: random.Random, seed: int, train_takes: int = 16) -> Utterance:
+    """A random take of the digit's name in the split; training has `train_takes` takes by each voice."""
+    take = rng.randrange((train_takes if split == "train" else TAKES) * len(VOICES[split]))
+    return utterance(WORDS[digit], split, take, seed, wide=split == "train")
