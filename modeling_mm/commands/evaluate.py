@@ -46,7 +46,13 @@ from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.zero_shot import TEMPLATE, check_templates, evaluate_zero_shot, labelled_images
 from ..model.processing_mm import MMProcessor
 from ..report.html import write_report
-from ..report.sections import draw_examples, report_sections, skipped_section, zero_shot_sections
+from ..report.sections import (
+    draw_examples,
+    report_sections,
+    search_section,
+    skipped_section,
+    zero_shot_sections,
+)
 from ..tasks import TASKS, task_of
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.trainer import MMTrainer
@@ -240,7 +246,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if others is not None:
         baselines = score_baselines(trainer, task, Parts(*others, rows), evaluation, label_names(model, task))
     sections = report_sections(trainer, task, evaluation, scores, weights, columns, output, baselines)
-    sections += skipped_section(dataset.bad_rows)
+    sections += search_section(Path(args.model)) + skipped_section(dataset.bad_rows)
     subtitle = f"{len(rows)} rows of {dataset.source}, {len(dataset.bad_rows)} bad rows left out"
     write_report(output / "report.html", f"{Path(args.model).name}: {task}", subtitle, sections)
     write_bad_rows(dataset.bad_rows, output)

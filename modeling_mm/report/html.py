@@ -39,6 +39,8 @@ def cell(value: Any) -> str:
         return "–"
     if isinstance(value, tuple):  # the ends of an interval
         return " to ".join(f"{end:.3f}" for end in value)
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """The sections of report.html, and the figures in them."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -133,6 +134,20 @@ def baseline_section(task: str, baselines: dict[str, Any], output: Path) -> Sect
     bars = [(row["model"], row[main]) for row in drawn]
     figures.draw_bars(bars, f"{main}, with 95 % intervals", path, ends=[row["interval"] for row in drawn])
     return Section(heading, text, table, path)
+
+
+def search_section(model: Path) -> list[Section]:
+    """The section about the search (`train --search`) that a model in this folder came from; none for others."""
+    report = model / "report.json"
+    search = json.loads(report.read_text(encoding="utf-8")).get("search") if report.is_file() else None
+    if search is None:
+        return []
+    trials = [{**{k: v for k, v in row.items() if k != "values"}, **row["values"]} for row in search["trials"]]
+    best, metric = search["best_trial"], search["metric"].replace("_", " ")
+    text = f"Trials of other values for arguments, by {metric} of the validation rows."
+    text += "" if best is None else f" Trial {best} was trained in full; the first has the defaults."
+    picture = model / "search.png"
+    return [Section("Search", text, trials, picture if picture.is_file() else None)]
 
 
 def skipped_section(bad_rows: list[dict[str, Any]], most: int = 50) -> list[Section]:

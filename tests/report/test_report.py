@@ -16,6 +16,7 @@ from modeling_mm.evaluation import metrics
 from modeling_mm.evaluation.predictions import Evaluation, interval, main_score, with_intervals
 from modeling_mm.report import figures
 from modeling_mm.report.html import Section, cell, write_page, write_report
+from modeling_mm.report.sections import search_section
 from modeling_mm.tasks import TASKS
 
 
@@ -170,6 +171,23 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.texts.append(data.strip())
+
+
+def test_the_report_of_a_searched_model_shows_its_trials(tmp_path):
+    assert search_section(tmp_path) == []
+    (tmp_path / "report.json").write_text("{}")
+    assert search_section(tmp_path) == []
+    rows = [
+        {"trial": 0, "state": "complete", "eval_r2": 0.5, "seconds": 9.5, "values": {}},
+        {"trial": 1, "state": "pruned", "eval_r2": None, "seconds": 2.0, "values": {"augment_images": [], "lr": 1.0}},
+    ]
+    search = {"metric": "eval_r2", "best_trial": 0, "importance": {}, "trials": rows}
+    (tmp_path / "report.json").write_text(json.dumps({"search": search}))
+    drawing((200, 30, 30)).save(tmp_path / "search.png")
+    write_report(tmp_path / "report.html", "title", "", search_section(tmp_path))
+    page = Page(tmp_path / "report.html")
+    assert {"Search", "eval r2", "augment images", "pruned", "none", "–", "9.5"} <= set(page.texts)
+    assert any("by eval r2" in text and "Trial 0 was trained" in text for text in page.texts) and "img" in page.tags
 
 
 def test_pages_escape_every_text_of_the_data(tmp_path):
