@@ -138,9 +138,9 @@ def baseline_section(task: str, baselines: dict[str, Any], output: Path) -> Sect
 
 def search_section(model: Path) -> list[Section]:
     """The section about the search (`train --search`) that a model in this folder came from; none for others."""
-    report = model / "report.json"
-    search = json.loads(report.read_text(encoding="utf-8")).get("search") if report.is_file() else None
-    if search is None:
+    try:
+        search = json.loads((model / "report.json").read_text(encoding="utf-8"))["search"]
+    except (OSError, ValueError, KeyError):  # no search, or a report that was not written to its end
         return []
     trials = [{**{k: v for k, v in row.items() if k != "values"}, **row["values"]} for row in search["trials"]]
     best, metric = search["best_trial"], search["metric"].replace("_", " ")

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Digits as images: scikit-learn's 1,797 handwritten digits.
 
-Splits share no image. For each digit, 40 images are for the test and 20 for validation; the 1,197 others
-are for training.
+Splits share no image. For each digit, 40 images are for the test and 20 for validation; the 1,197 others are for
+training.
 """
 
 import random
