@@ -16,12 +16,14 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 from ..model.audio_mm import read_audio
 from ..model.media_mm import MODALITIES, TABLE
@@ -30,15 +32,17 @@ from .media import MediaRef
 from .rows import Row, present_modalities, without
 
 IMAGES = ("crop", "rotate", "flip", "color")
-AUDIO = ("noise", "shift", "specaugment")
+AUDIO = ("noise", "shift", "vtlp", "specaugment")
 SHORT_SIDE = 512  # pixels to which larger images are shrunk if the tower's input size is not known
 DEGREES = 10.0
 CROP = (0.7, 1.0)  # share of the image's area that a crop keeps
 COLOR = 0.2  # largest relative change of brightness, contrast and saturation
 DECIBELS = (10.0, 30.0)  # signal-to-noise ratio of added noise
+WARP = 1.25  # largest factor by which `vtlp` raises or lowers frequencies
 SHIFT = 0.1  # maximum seconds of silence in front of a clip
 BANDS, FRAMES = 0.125, 0.1  # widest mask as a share of all mel bins and of all frames; there are MASKS of each
 MASKS = 2
+IN_FEATURES = {"vtlp", "specaugment"}  # changes of log-mel features; the others change samples
 
 
 @dataclass
@@ -47,7 +51,9 @@ class Augmentation:
 
     Args:
         images: any of `crop`, `rotate`, `flip` (left and right; not for digits, letters or sides), `color`.
-        audio: any of `noise`, `shift` (silence in front), `specaugment` (masks in log-mel features; Park et al. 2019).
+        audio: any of `noise`, `shift` (silence in front), and in log-mel features `vtlp` (vocal tract length
+            perturbation: higher or lower frequencies, as of another voice; Jaitly and Hinton 2013) and `specaugment`
+            (masks; Park et al. 2019).
         word_dropout: probability with which a word leaves its text.
         modality_dropout: probability with which a modality leaves its row.
         seed: of all draws.
@@ -77,14 +83,15 @@ class Augmentation:
         """Check that this processor's audio can be augmented as asked.
 
         Raises:
-            ValueError: there is no audio tower, or SpecAugment has no log-mel features to mask.
+            ValueError: there is no audio tower, or it takes no log-mel features, which a change asked for is made in.
         """
         if self.audio and not hasattr(processor, "feature_extractor"):
             raise ValueError("--augment_audio needs a model with an audio tower (--audio_tower)")
-        if "specaugment" in self.audio and isinstance(processor.feature_extractor, Wav2Vec2FeatureExtractor):
+        in_features = [name for name in self.audio if name in IN_FEATURES]
+        if in_features and isinstance(processor.feature_extractor, Wav2Vec2FeatureExtractor):
             raise ValueError(
-                "--augment_audio specaugment masks log-mel features, but this audio tower takes waveforms; expected "
-                "noise or shift"
+                f"--augment_audio {in_features[0]} changes log-mel features, but this audio tower takes waveforms; "
+                "expected noise or shift"
             )
 
     def derived_seed(self, *parts: Any) -> int:
@@ -140,13 +147,17 @@ class Augmentation:
                 generator = np.random.default_rng(self.derived_seed("sound", key))
                 views[key] = (self.waveform(samples, processor, generator), rate)
         batch = processor.flat_audio([[views[clip.key] for clip in row_clips] for row_clips in clips])
-        if "specaugment" in self.audio:
-            mask = batch.get("input_features_mask")
-            clips_of_frames = log_mel_frames(batch["input_features"], processor.feature_extractor)
-            for index, (key, frames) in enumerate(zip(views, clips_of_frames, strict=True)):
-                real = 1.0 if mask is None else float(mask[index].float().mean())
-                generator = np.random.default_rng(self.derived_seed("masks", key))
-                spec_augment(frames[: max(1, round(real * len(frames)))], generator)
+        if IN_FEATURES & set(self.audio):
+            features = log_mel_frames(batch["input_features"], processor.feature_extractor)
+            if "vtlp" in self.audio:
+                draws = [np.random.default_rng(self.derived_seed("vtlp", key)).uniform(-1, 1) for key in views]
+                scale_frequencies(features, WARP ** np.array(draws), processor.feature_extractor)
+            if "specaugment" in self.audio:
+                mask = batch.get("input_features_mask")
+                for index, (key, frames) in enumerate(zip(views, features, strict=True)):
+                    real = 1.0 if mask is None else float(mask[index].float().mean())
+                    generator = np.random.default_rng(self.derived_seed("masks", key))
+                    spec_augment(frames[: max(1, round(real * len(frames)))], generator)
         return batch
 
     def waveform(self, clip: np.ndarray, processor: MMProcessor, generator: np.random.Generator) -> np.ndarray:
@@ -213,6 +224,25 @@ def log_mel_frames(features: torch.Tensor, feature_extractor: Any) -> torch.Tens
     clap = isinstance(feature_extractor, ClapFeatureExtractor)
     bins = feature_extractor.feature_size if clap else feature_extractor.num_mel_bins
     return features.view(len(features), -1, bins)  # SeamlessM4T puts two frames into one row
+
+
+def scale_frequencies(features: torch.Tensor, factors: np.ndarray, feature_extractor: Any) -> None:
+    """Multiply the frequencies in log-mel features (A, F, M) by a factor per clip (A), in place.
+
+    Values between two bins are interpolated; in place of what would come from beyond the highest bin is that bin.
+    """
+    extractor, bins = feature_extractor, features.shape[2]
+    slaney = isinstance(extractor, (WhisperFeatureExtractor, ClapFeatureExtractor))
+    to_mel, to_hertz = (partial(f, mel_scale="slaney" if slaney else "kaldi") for f in (hertz_to_mel, mel_to_hertz))
+    lowest, highest = (getattr(extractor, f"frequency_{end}", None) for end in ("min", "max"))
+    edges = to_mel(np.array([lowest or 0.0, highest or extractor.sampling_rate / 2]))
+    centres = np.linspace(*edges, bins + 2)[1:-1]
+    positions = np.interp(to_mel(to_hertz(centres) / factors[:, None]), centres, np.arange(bins))  # (A, M)
+    below = torch.from_numpy(np.minimum(positions.astype(int), bins - 2))
+    share = (torch.from_numpy(positions) - below).to(features)[:, None]
+    below = below[:, None].expand(features.shape)
+    low, high = features.gather(2, below), features.gather(2, below + 1)
+    features.copy_(torch.lerp(low, high, share))
 
 
 def spec_augment(frames: torch.Tensor, generator: np.random.Generator) -> None:

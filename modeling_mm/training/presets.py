@@ -169,7 +169,7 @@ def data_choices(
         changes = ["rotate"] if task.embeds else ["crop", "rotate"]
         choices.append(Choice("augment_images", changes, "an untrained vision tower"))
     if "audio" in present and model.trains("audio") and task.has_labels:
-        choices.append(Choice("augment_audio", ["shift", "noise", "specaugment"], "an untrained audio tower"))
+        choices.append(Choice("augment_audio", ["shift", "noise", "vtlp", "specaugment"], "an untrained audio tower"))
     return choices
 
 

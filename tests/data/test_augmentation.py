@@ -27,7 +27,14 @@ from transformers import (
 
 from modeling_mm import MMForSequenceClassification, MMProcessor, cli
 from modeling_mm.data import augmentation
-from modeling_mm.data.augmentation import AUDIO, IMAGES, Augmentation, log_mel_frames, spec_augment
+from modeling_mm.data.augmentation import (
+    AUDIO,
+    IMAGES,
+    Augmentation,
+    log_mel_frames,
+    scale_frequencies,
+    spec_augment,
+)
 from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.media import MediaRef
@@ -253,6 +260,35 @@ def test_specaugment_masks_frames_and_bins_of_the_clip_only(processor, files, ki
         assert torch.equal(changed, (whole_bins[None] | whole_frames[:, None]) & changed)
 
 
+@pytest.mark.parametrize("kind", ["whisper", "ast", "clap"])  # which subtracts each bin's mean, so all of a tone
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_scaled_frequencies_are_those_of_a_higher_or_lower_tone(processor, kind, factor):
+    make, _ = EXTRACTORS[kind]
+    hearing = MMProcessor(processor.image_processor, processor.tokenizer, audio=make(), max_seconds=1.0)
+    times = np.arange(RATE) / RATE
+    for hertz in (500, 1500, 4000):
+        tones = [(np.sin(2 * np.pi * tone * times).astype(np.float32), RATE) for tone in (hertz, hertz * factor)]
+        features = log_mel_frames(hearing.flat_audio([tones])["input_features"], hearing.feature_extractor)
+        plain = features.clone()
+        scale_frequencies(features, np.array([factor, 1.0]), hearing.feature_extractor)
+        higher, tone = features[:, features.shape[1] // 2].argmax(dim=-1)
+        assert abs(higher - tone) <= 1
+        torch.testing.assert_close(features[1], plain[1])
+
+
+def test_another_voice_leaves_padding_and_loudness_alone(listener, files):
+    _, clips = files
+    plain = listener.flat_audio([clips])
+    batch = Augmentation(audio=["vtlp"]).audio_views(listener, [list(map(MediaRef, clips))])
+    before, after = plain["input_features"], batch["input_features"]
+    assert (before != after).flatten(1).any(dim=1).all()
+    assert after.max() <= before.max() and after.min() >= before.min()  # interpolated
+    real = plain["input_features_mask"].sum(dim=1).tolist()
+    for clip, length in enumerate(real):
+        silence = slice(length + 2, None)  # windows of the first two frames reach into the clip
+        torch.testing.assert_close(before[clip, :, silence], after[clip, :, silence])
+
+
 def test_masks_are_of_two_bands_and_two_spans_at_most():
     for seed in range(40):
         frames = torch.rand(100, 64)
@@ -277,7 +313,7 @@ def test_short_and_silent_clips_can_be_augmented(listener, tmp_path):
 
 BAD = {
     "names": ({"images": ["blur"]}, "--augment_images knows no 'blur'; choose from crop, rotate, flip, color"),
-    "sounds": ({"audio": ["echo"]}, "--augment_audio knows no 'echo'; choose from noise, shift, specaugment"),
+    "sounds": ({"audio": ["echo"]}, "--augment_audio knows no 'echo'; choose from noise, shift, vtlp, specaugment"),
     "words": ({"word_dropout": 1.0}, "--word_dropout is 1.0; expected a probability"),
     "modalities": ({"modality_dropout": -0.1}, "--modality_dropout is -0.1; expected a probability"),
 }
@@ -308,8 +344,9 @@ def test_sound_that_the_model_cannot_have_changed_is_told(processor):
     with pytest.raises(ValueError, match="--augment_audio needs a model with an audio tower"):
         MMCollator(processor, "classification", augmentation=Augmentation(audio=["noise"]))
     waves = MMProcessor(processor.image_processor, processor.tokenizer, audio=Wav2Vec2FeatureExtractor())
-    with pytest.raises(ValueError, match="specaugment masks log-mel features, but this audio tower takes waveforms"):
-        MMCollator(waves, "classification", augmentation=Augmentation(audio=["specaugment"]))
+    for name in ("vtlp", "specaugment"):
+        with pytest.raises(ValueError, match=f"{name} changes log-mel features, but this audio tower takes waveforms"):
+            MMCollator(waves, "classification", augmentation=Augmentation(audio=["noise", name]))
     MMCollator(waves, "classification", augmentation=Augmentation(audio=["noise"]))
 
 
