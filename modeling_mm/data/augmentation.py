@@ -25,7 +25,6 @@ from PIL import Image
 from transformers import ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
-from ..model.audio_mm import read_audio
 from ..model.media_mm import MODALITIES, TABLE
 from ..model.processing_mm import MMProcessor
 from .media import MediaRef
@@ -138,14 +137,14 @@ class Augmentation:
                 views |= zip(keys, transformed(pixels, image_transform(self.images, size)), strict=True)
         return views
 
-    def audio_views(self, processor: MMProcessor, clips: list[list[MediaRef]]) -> dict[str, torch.Tensor]:
-        """The tensors of `processor.flat_audio` for one view of each distinct clip."""
+    def audio_views(
+        self, processor: MMProcessor, clips: list[list[MediaRef]], samples: Mapping[str, np.ndarray]
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of `processor.flat_audio` for one view of each distinct clip, whose samples are given by key."""
         rate, views = processor.feature_extractor.sampling_rate, dict[str, Any]()
-        for clip in (clip for row_clips in clips for clip in row_clips):
-            if (key := clip.key) not in views:
-                samples = read_audio(clip.source, rate, processor.max_seconds)
-                generator = np.random.default_rng(self.derived_seed("sound", key))
-                views[key] = (self.waveform(samples, processor, generator), rate)
+        for key in dict.fromkeys(clip.key for row_clips in clips for clip in row_clips):
+            generator = np.random.default_rng(self.derived_seed("sound", key))
+            views[key] = (self.waveform(samples[key], processor, generator), rate)
         batch = processor.flat_audio([[views[clip.key] for clip in row_clips] for row_clips in clips])
         if IN_FEATURES & set(self.audio):
             features = log_mel_frames(batch["input_features"], processor.feature_extractor)
@@ -235,8 +234,8 @@ def scale_frequencies(features: torch.Tensor, factors: np.ndarray, feature_extra
     slaney = isinstance(extractor, (WhisperFeatureExtractor, ClapFeatureExtractor))
     to_mel, to_hertz = (partial(f, mel_scale="slaney" if slaney else "kaldi") for f in (hertz_to_mel, mel_to_hertz))
     lowest, highest = (getattr(extractor, f"frequency_{end}", None) for end in ("min", "max"))
-    edges = to_mel(np.array([lowest or 0.0, highest or extractor.sampling_rate / 2]))
-    centres = np.linspace(*edges, bins + 2)[1:-1]
+    ends = to_mel(lowest or 0.0), to_mel(highest or extractor.sampling_rate / 2)
+    centres = np.linspace(*ends, num=bins + 2)[1:-1]
     positions = np.interp(to_mel(to_hertz(centres) / factors[:, None]), centres, np.arange(bins))  # (A, M)
     below = torch.from_numpy(np.minimum(positions.astype(int), bins - 2))
     share = (torch.from_numpy(positions) - below).to(features)[:, None]

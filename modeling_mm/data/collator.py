@@ -8,13 +8,15 @@
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from ..model.audio_mm import read_audio
 from ..model.losses_mm import text_keys
 from ..model.media_mm import MODALITIES, TABLE
 from ..model.processing_mm import MMProcessor
@@ -23,7 +25,7 @@ from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
 from .dataset import CHUNK, MMDataset
 from .feature_cache import CachedMedia
-from .media import ImageCache, MediaRef, open_image
+from .media import MediaCache, MediaRef, open_image
 from .negatives import with_negatives
 from .rows import Row, media_markers, without
 
@@ -43,7 +45,7 @@ class MMCollator:
         blind: leave all images, audio clips, videos and tables out, to measure how much the text alone tells.
         augmentation: changes of the rows, for training only.
         cached: features of frozen towers by modality, in place of whose media they are used.
-        image_cache: keeps decoded images in memory; default: keeps none.
+        image_cache, audio_cache: keep decoded images and samples of audio in memory; default: keep none.
 
     Raises:
         ValueError: a row is longer than `max_length`, or the augmentation is not for this processor.
@@ -57,7 +59,8 @@ class MMCollator:
     negatives_seed: int | None = None
     augmentation: Augmentation | None = None
     cached: Mapping[str, CachedMedia] = field(default_factory=dict)
-    image_cache: ImageCache = field(default_factory=ImageCache)
+    image_cache: MediaCache[Image.Image] = field(default_factory=MediaCache)
+    audio_cache: MediaCache[np.ndarray] = field(default_factory=MediaCache)
 
     def __post_init__(self):
         if self.augmentation is not None:
@@ -86,10 +89,16 @@ class MMCollator:
         """The tensors of the distinct audio clips from the processor, or their cached features."""
         if "audio" in self.cached:
             return self.cached["audio"].batch(clips)
+        distinct = {clip.key: clip.source for row_clips in clips for clip in row_clips}  # equal bytes are one object
+        samples = {key: self.cached_clip(key, source) for key, source in distinct.items()}
         if self.augmentation is not None and self.augmentation.audio:
-            return self.augmentation.audio_views(self.processor, clips)
-        sources = {clip.key: clip.source for row_clips in clips for clip in row_clips}  # equal bytes are one object
-        return self.processor.flat_audio([[sources[clip.key] for clip in row_clips] for row_clips in clips])
+            return self.augmentation.audio_views(self.processor, clips, samples)
+        return self.processor.flat_audio([[samples[clip.key] for clip in row_clips] for row_clips in clips])
+
+    def cached_clip(self, key: Hashable, source: Any) -> np.ndarray:
+        """The samples of an audio clip from the cache, or else from its source."""
+        rate, seconds = self.processor.feature_extractor.sampling_rate, self.processor.max_seconds
+        return self.audio_cache.get(key, lambda: read_audio(source, rate, seconds))
 
     def table_values(self, rows: list[Row]) -> torch.Tensor:
         """`table_values` (B, columns) of the columns that the model knows."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from ..model import images_mm
@@ -154,28 +155,32 @@ def image_complaint(image: MediaRef) -> str | None:
     return None
 
 
+Decoded = TypeVar("Decoded", bound=Image.Image | np.ndarray)
 BYTES_PER_PIXEL = 4  # of Pillow's RGB
 
 
-class ImageCache:
-    """Decoded images by a key. Once the cache is full, other images are opened each time: in a random order every
-    image is as likely to be the next, so that nothing is gained by evicting one.
+class MediaCache(Generic[Decoded]):
+    """Decoded images, or samples of audio clips, by a key. Once the cache is full, others are decoded each time: in a
+    random order every one is as likely to be the next, so that nothing is gained by evicting one.
 
     Args:
-        megabytes: size of the cache, in each process that opens images.
+        megabytes: size of the cache, in each process that decodes media.
     """
 
     def __init__(self, megabytes: int = 0):
         self.room = megabytes * 2**20
-        self.images: dict[Hashable, Image.Image] = {}
+        self.media: dict[Hashable, Decoded] = {}
 
-    def get(self, key: Hashable, open_image: Callable[[], Image.Image]) -> Image.Image:
-        """The cached image with this key, or the one that `open_image` returns, which is cached if there is room."""
-        if key in self.images:
-            return self.images[key]
-        image = open_image()
-        size = image.width * image.height * BYTES_PER_PIXEL
+    def get(self, key: Hashable, decode: Callable[[], Decoded]) -> Decoded:
+        """What is cached by this key, or what `decode` returns, which is cached if there is room."""
+        if key in self.media:
+            return self.media[key]
+        medium = decode()
+        if isinstance(medium, Image.Image):
+            size = medium.width * medium.height * BYTES_PER_PIXEL
+        else:
+            size = medium.nbytes
         if size <= self.room:
             self.room -= size
-            self.images[key] = image
-        return image
+            self.media[key] = medium
+        return medium

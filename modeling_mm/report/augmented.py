@@ -43,7 +43,9 @@ def draw_augmented(dataset: MMDataset, collator: MMCollator, path: Path) -> None
         parts.append((1.5 * -(-len(pairs) // PAIRS), lambda part: show_images(part, pairs)))
     audio = distinct((clip for row in rows for clip in row.audio), CLIPS) if augmentation.audio else {}
     if clips := list(audio.values()):
-        both = (processor.flat_audio([[clip.source for clip in clips]]), augmentation.audio_views(processor, [clips]))
+        samples = {clip.key: collator.cached_clip(clip.key, clip.source) for clip in clips}
+        plain = processor.flat_audio([list(samples.values())])
+        both = (plain, augmentation.audio_views(processor, [clips], samples))
         strips = list(zip(*(spectrograms(batch, processor) for batch in both), strict=True))
         parts.append((1.3 * len(strips), lambda part: show_clips(part, strips)))
     original = [row for row in rows if row.text][:: max(1, len(rows) // TEXTS)][:TEXTS] or rows[:TEXTS]

@@ -255,6 +255,9 @@ class DataArguments:
     image_cache_mb: int = field(
         default=0, metadata={"help": "cache up to this many megabytes of decoded images in memory"}
     )
+    audio_cache_mb: int = field(
+        default=0, metadata={"help": "cache up to this many megabytes of decoded audio in memory"}
+    )
     baselines: bool = field(
         default=True,
         metadata={"help": "after training, score simple baselines on the same rows, for report.json"},
@@ -268,8 +271,9 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if self.image_cache_mb < 0:
-            raise ValueError(f"--image_cache_mb is {self.image_cache_mb}; expected megabytes, 0 or more")
+        for flag, megabytes in (("image_cache_mb", self.image_cache_mb), ("audio_cache_mb", self.audio_cache_mb)):
+            if megabytes < 0:
+                raise ValueError(f"--{flag} is {megabytes}; expected megabytes, 0 or more")
         self.number_forms: dict[str, str] = {}  # of number columns with dates, signs or commas; inferred, no flag
 
 

@@ -20,7 +20,7 @@ from ..checkpoint import load_checkpoint
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset
 from ..data.feature_cache import CACHED, FrozenTower, build_cache, check_cacheable, sources_of
-from ..data.media import ImageCache
+from ..data.media import MediaCache
 from ..data.negatives import MatchingPairs
 from ..data.table_columns import table_columns
 from ..data.targets import head_options
@@ -156,7 +156,10 @@ def build_trainer(
         "eval_dataset": MatchingPairs(splits.validation, args.seed) if task.pairs else splits.validation,
         "processing_class": processor,
         "data_collator": replace(
-            collator, augmentation=augmentation_of(data, args.seed), image_cache=ImageCache(data.image_cache_mb)
+            collator,
+            augmentation=augmentation_of(data, args.seed),
+            image_cache=MediaCache(data.image_cache_mb),
+            audio_cache=MediaCache(data.audio_cache_mb),
         ),
         "group_by_image": data.group_by_image,
         "group_size": data.group_size,

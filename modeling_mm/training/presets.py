@@ -165,6 +165,8 @@ def data_choices(
         return choices
     if "image" in present and not data.streaming:
         choices.append(Choice("image_cache_mb", 512, "images are decoded once"))
+    if "audio" in present and not data.streaming:
+        choices.append(Choice("audio_cache_mb", 512, "audio is decoded once"))
     if "image" in present and model.trains("vision") and (task.has_labels or task.embeds):
         changes = ["rotate"] if task.embeds else ["crop", "rotate"]
         choices.append(Choice("augment_images", changes, "an untrained vision tower"))

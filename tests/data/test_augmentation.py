@@ -51,6 +51,14 @@ def rows(files):
     return [Row(n + 1, [images[n % 3]], "is there a red square in it", n % 2, [clips[n % 2]]) for n in range(6)]
 
 
+def audio_views(augmentation, processor, paths):
+    """The tensors of a view of each clip, of one row."""
+    clips = list(map(MediaRef, paths))
+    rate = processor.feature_extractor.sampling_rate
+    samples = {clip.key: read_audio(clip.source, rate, processor.max_seconds) for clip in clips}
+    return augmentation.audio_views(processor, [clips], samples)
+
+
 def everything(seed=0):
     return Augmentation(IMAGES, AUDIO, word_dropout=0.3, modality_dropout=0.2, seed=seed)
 
@@ -243,7 +251,7 @@ def test_specaugment_masks_frames_and_bins_of_the_clip_only(processor, files, ki
     hearing = MMProcessor(processor.image_processor, processor.tokenizer, audio=make(), max_seconds=1.0)
     _, clips = files
     plain = hearing.flat_audio([clips])
-    batch = Augmentation(audio=["specaugment"]).audio_views(hearing, [list(map(MediaRef, clips))])
+    batch = audio_views(Augmentation(audio=["specaugment"]), hearing, clips)
     assert torch.equal(plain["audio_index"], batch["audio_index"]) and plain.keys() == batch.keys()
     before, after = (log_mel_frames(b["input_features"], hearing.feature_extractor) for b in (plain, batch))
     assert before.shape[2] == bins and after.data_ptr() == batch["input_features"].data_ptr()
@@ -279,7 +287,7 @@ def test_scaled_frequencies_are_those_of_a_higher_or_lower_tone(processor, kind,
 def test_another_voice_leaves_padding_and_loudness_alone(listener, files):
     _, clips = files
     plain = listener.flat_audio([clips])
-    batch = Augmentation(audio=["vtlp"]).audio_views(listener, [list(map(MediaRef, clips))])
+    batch = audio_views(Augmentation(audio=["vtlp"]), listener, clips)
     before, after = plain["input_features"], batch["input_features"]
     assert (before != after).flatten(1).any(dim=1).all()
     assert after.max() <= before.max() and after.min() >= before.min()  # interpolated
@@ -307,7 +315,7 @@ def test_short_and_silent_clips_can_be_augmented(listener, tmp_path):
         soundfile.write(paths[-1], clip, RATE)
     listener.max_seconds = 1.5
     with pytest.warns(UserWarning, match="only its first"):
-        batch = Augmentation(audio=AUDIO).audio_views(listener, [list(map(MediaRef, paths))])
+        batch = audio_views(Augmentation(audio=AUDIO), listener, paths)
     assert torch.isfinite(batch["input_features"]).all() and len(batch["input_features"]) == 3
 
 

@@ -18,7 +18,7 @@ from helpers.feature_cache import build, tiny_model, tower_of
 from modeling_mm.data.augmentation import Augmentation
 from modeling_mm.data.collator import MMCollator, RetrievalCollator
 from modeling_mm.data.dataset import MMDataset
-from modeling_mm.data.media import ImageCache, MediaRef
+from modeling_mm.data.media import MediaCache, MediaRef
 from modeling_mm.data.rows import Columns, Row
 from modeling_mm.data.shards import open_shards
 from modeling_mm.data.stream import MMStream
@@ -27,7 +27,7 @@ COUNT = 16
 LABELS = ["no", "yes"]
 COLLATORS = {
     "plain": lambda processor: MMCollator(processor, "classification"),
-    "image cache": lambda processor: MMCollator(processor, "classification", image_cache=ImageCache(1)),
+    "image cache": lambda processor: MMCollator(processor, "classification", image_cache=MediaCache(1)),
     "augmented": lambda processor: MMCollator(processor, "classification", augmentation=Augmentation(["flip"])),
     "matching": lambda processor: MMCollator(processor, "matching", negatives_seed=0),
     "retrieval": lambda processor: RetrievalCollator(processor, "retrieval"),
@@ -77,7 +77,7 @@ def test_an_embedded_image_is_hashed_once_by_a_check_and_by_the_feature_cache(da
     assert set(hashed) == {encoded(n) for n in range(COUNT)} and len(hashed) == COUNT
     del hashed[:]
     rows = [dataset[n] for n in range(COUNT)]
-    collator = MMCollator(processor, "classification", cached={"image": cached}, image_cache=ImageCache(1))
+    collator = MMCollator(processor, "classification", cached={"image": cached}, image_cache=MediaCache(1))
     assert len(collator(rows)["image_states"]) == COUNT == len(hashed)
 
 
