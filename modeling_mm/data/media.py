@@ -172,7 +172,7 @@ class MediaCache(Generic[Decoded]):
         self.media: dict[Hashable, Decoded] = {}
 
     def get(self, key: Hashable, decode: Callable[[], Decoded]) -> Decoded:
-        """What is cached by this key, or what `decode` returns, which is cached if there is room."""
+        """The cached medium with this key, or the one that `decode` returns, which is cached if there is room."""
         if key in self.media:
             return self.media[key]
         medium = decode()
