@@ -148,6 +148,8 @@ class MMConfig(PreTrainedConfig):
             towers learn nothing at first.
         image_positions (`bool`): whether image states get sinusoidal positions, for towers without positions of
             their own, such as convolutional ones. Audio states always get them.
+        projector_norm (`"layer"` or `"batch"`): norm of the towers' states before their projection; batch norm suits
+            towers from scratch, which otherwise learn late what tells one input from another.
         num_latents (`int`, *optional*): slots per image after a Perceiver resampler; None keeps the tower's states.
         resampler_layers (`int`): depth of the resampler.
         lm_head_bias (`bool`): whether the language modelling head of the backbone has a bias.
@@ -155,8 +157,8 @@ class MMConfig(PreTrainedConfig):
             retrieval, default the first token for an encoder (the mean with linear late fusion) and the
             last for a decoder.
         classifier_dropout (`float`): dropout before the classification head.
-        late_fusion (`"linear"`, `"concat"`, `"sum"`, `"weighted"`, `"gated"` or `"product"`, *optional*): how one
-            embedding per modality is joined before the classification head, see `MMLateFusion`.
+        late_fusion (`"linear"`, `"concat"`, `"sum"`, `"weighted"`, `"gated"`, `"product"` or `"product_mlp"`,
+            *optional*): how one embedding per modality is joined before the classification head, see `MMLateFusion`.
         cross_attention (`bool`, *optional*): whether the backbone attends to media. Default: only without
             `late_fusion`, so that each can be measured alone; True together with `late_fusion` uses both.
         label_mean, label_scale (`list[float]`, *optional*): mean and standard deviation of each label of a
@@ -234,7 +236,8 @@ class MMConfig(PreTrainedConfig):
     lm_head_bias: bool = False
     pooling: Literal["first", "last", "mean"] | None = None
     classifier_dropout: float | int = 0.0
-    late_fusion: Literal["linear", "concat", "sum", "weighted", "gated", "product"] | None = None
+    projector_norm: Literal["layer", "batch"] = "layer"
+    late_fusion: Literal["linear", "concat", "sum", "weighted", "gated", "product", "product_mlp"] | None = None
     cross_attention: bool | None = None
     label_mean: list[float] | None = None
     label_scale: list[float] | None = None

@@ -191,6 +191,18 @@ class MMFusionLayer(GradientCheckpointingLayer):
         return torch.where(sees_media, fused.to(hidden_states.dtype), hidden_states), weights
 
 
+class MMChannelNorm(nn.Module):
+    """Batch norm of states (..., V) by channel: what all states of an untrained tower have in common is subtracted."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """States (..., V), of the same shape."""
+        return self.norm(states.flatten(0, -2)).view_as(states)
+
+
 class MMFusion(nn.Module):
     """Projectors, resampler and fusion layers between the towers and the backbone; the part that is always trained."""
 
@@ -204,7 +216,8 @@ class MMFusion(nn.Module):
         if config.audio_config is not None:
             widths["audio"] = audio_width(config.audio_config)
         for modality, tower in widths.items():
-            setattr(self, f"{modality}_projector", nn.Sequential(nn.LayerNorm(tower), nn.Linear(tower, width)))
+            norm = MMChannelNorm(tower) if config.projector_norm == "batch" else nn.LayerNorm(tower)
+            setattr(self, f"{modality}_projector", nn.Sequential(norm, nn.Linear(tower, width)))
         if config.num_frames is not None:
             self.frame_embedding = nn.Parameter(torch.zeros(config.num_frames, width))
         self.resampler = MMResampler(config) if config.num_latents else None

@@ -4,6 +4,8 @@
 - `concat`, `sum` and `weighted` are additive: under a linear head, a row's score is a sum of one score per modality.
 - `gated` weighs modalities by feature and row; for two it is a = sigmoid(W[h1, h2]), h = a * h1 + (1 - a) * h2, the
   gated multimodal unit (Arevalo et al. 2017). `product` adds pairwise and triple products to `concat`.
+- `product_mlp` is `product` for towers from scratch, whose states are nearly the same for all inputs: embeddings are
+  standardised by batch and pass a residual MLP before the projection, and an MLP follows the products.
 - `linear` joins the standardised states of the towers themselves, without projection: with the head, it is a linear
   model of the towers' features, which can start as a fitted regression.
 - A row without a modality has exactly the output of a call without that modality.
@@ -18,6 +20,21 @@ import torch
 from torch import nn
 
 
+class MMPresentBatchNorm(nn.Module):
+    """Batch norm without weights, by the rows that have a modality; by the running statistics if there is but one."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False)
+
+    def forward(self, states: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """States (B, W) of rows of which some are `present` (B); those of others mean nothing."""
+        if self.training and present.sum() > 1:
+            return torch.zeros_like(states).masked_scatter(present[:, None], self.norm(states[present]))
+        norm = self.norm
+        return nn.functional.batch_norm(states, norm.running_mean, norm.running_var, eps=norm.eps)
+
+
 class MMLateFusion(nn.Module):
     """Join the embeddings of M modalities to one vector per row.
 
@@ -25,7 +42,7 @@ class MMLateFusion(nn.Module):
     weights can be compared.
 
     Args:
-        kind: "linear", "concat", "sum", "weighted", "gated" or "product".
+        kind: "linear", "concat", "sum", "weighted", "gated", "product" or "product_mlp".
         width: width D of projected embeddings.
         modalities: the width W of each modality's embedding, in their order; D for all kinds but "linear".
     """
@@ -42,8 +59,17 @@ class MMLateFusion(nn.Module):
         self.projectors = nn.ModuleList([nn.Linear(width, width) for _ in self.modalities])
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.products: list[tuple[int, ...]] = []
-        if kind == "product":
+        if kind in ("product", "product_mlp"):
             self.products = [factors for size in (2, 3) for factors in combinations(range(count), size)]
+        if kind == "product_mlp":
+            self.batch_norms = nn.ModuleList([MMPresentBatchNorm(width) for _ in self.modalities])
+            self.mlps = nn.ModuleList(
+                [
+                    nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+                    for _ in modalities
+                ]
+            )
+            self.mixer = nn.Sequential(nn.Linear(width * (count + len(self.products)), 2 * width), nn.GELU())
         if kind == "weighted":
             self.modality_logits = nn.Parameter(torch.zeros(count))
         if kind == "gated":  # the last modality's logit is 0; for two modalities, the softmax is then a sigmoid
@@ -58,6 +84,8 @@ class MMLateFusion(nn.Module):
         """Width of the output of `forward`."""
         if self.kind == "linear":
             return sum(self.widths) + len(self.widths)
+        if self.kind == "product_mlp":
+            return 2 * self.width
         if self.kind in ("concat", "product"):
             return self.width * (len(self.modalities) + len(self.products))
         return self.width
@@ -77,7 +105,10 @@ class MMLateFusion(nn.Module):
         if self.kind in ("weighted", "gated"):
             return (self.weights(states, present) * states).sum(dim=1)
         products = [states[:, list(factors)].prod(dim=1, keepdim=True) for factors in self.products]
-        return torch.cat([states, *products], dim=1).flatten(1)
+        joined = torch.cat([states, *products], dim=1).flatten(1)
+        if self.kind == "product_mlp":
+            joined = torch.where(present.any(dim=1, keepdim=True), self.mixer(joined), 0)
+        return joined
 
     def standardised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, sum of W) less their mean and times their scale, zero for missing modalities, and a 1 in the
@@ -113,6 +144,10 @@ class MMLateFusion(nn.Module):
         # of distributed training
         inputs = [zeros if embedding is None else embedding.to(weight.dtype) for embedding in embeddings]
         inputs = [torch.where(present[:, m, None], embedding, 0) for m, embedding in enumerate(inputs)]
+        if self.kind == "product_mlp":
+            parts = zip(self.batch_norms, inputs, present.unbind(1), strict=True)
+            inputs = [norm(embedding, has) for norm, embedding, has in parts]
+            inputs = [embedding + mlp(embedding) for mlp, embedding in zip(self.mlps, inputs, strict=True)]
         states = [self.norm(project(embedding)) for project, embedding in zip(self.projectors, inputs, strict=True)]
         return torch.where(present[..., None], torch.stack(states, dim=1), 0)
 

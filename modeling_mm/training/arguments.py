@@ -70,7 +70,7 @@ class ModelArguments:
         metadata={
             "help": "join pooled embeddings of the modalities before the head, in place of cross-attention; linear "
             "starts as a regression fitted to the towers' states",
-            "choices": ["linear", "concat", "sum", "weighted", "gated", "product"],
+            "choices": ["linear", "concat", "sum", "weighted", "gated", "product", "product_mlp"],
         },
     )
     cross_attention: bool | None = field(

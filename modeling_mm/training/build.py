@@ -98,6 +98,7 @@ def build_model(
     processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, **more)
     options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents, "num_frames": args.num_frames}
     options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
+    options |= {"projector_norm": "batch" if args.late_fusion == "product_mlp" else "layer"}
     options |= {"image_positions": args.vision_tower in scratch.SIZES}  # a ResNet's states have no position
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers

@@ -64,12 +64,14 @@ def muon_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for `MuonAdamW`: Muon for weights of layers, AdamW for embeddings, heads, biases and norms."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    base = f"{model.base_model_prefix}."
+    base, fusion = f"{model.base_model_prefix}.", getattr(model, "late_fusion", None)
+    learned = {id(p) for p in fusion.parameters()} if fusion is not None and fusion.kind == "product_mlp" else set()
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "rest": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_hidden = parameter.dim() > 1 and name.startswith(base) and id(parameter) not in embeddings
+        is_hidden = parameter.dim() > 1 and (name.startswith(base) or id(parameter) in learned)
+        is_hidden = is_hidden and id(parameter) not in embeddings
         groups["muon" if is_hidden else "decayed" if parameter.dim() > 1 else "rest"].append(parameter)
     return [
         {"params": groups["muon"], "lr": muon_learning_rate, "weight_decay": weight_decay, "muon": True},

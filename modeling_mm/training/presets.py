@@ -110,7 +110,7 @@ def late_fusion_kind(preset: str, task: str, model: ModelArguments, fits: bool) 
         fits: all rows and all weights are at hand before training, so that it can be fitted.
     """
     if preset == "scratch" or TASKS[task].pairs:
-        return "product"
+        return "product_mlp" if preset == "scratch" else "product"
     trains = any(model.trains(part) for part in ("vision", "text", "audio"))
     return "linear" if preset == "frozen" and fits and not trains else "concat"
 

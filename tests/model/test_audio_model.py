@@ -106,7 +106,7 @@ def test_every_part_that_hears_gets_a_gradient(fields):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("late_fusion", ["concat", "sum", "weighted", "gated", "product"])
+@pytest.mark.parametrize("late_fusion", ["concat", "sum", "weighted", "gated", "product", "product_mlp"])
 def test_late_fusion_takes_sound_and_misses_it_as_if_it_had_none(late_fusion):
     model = hearing(head=MMForSequenceClassification, late_fusion=late_fusion)
     rows, media = mixed()

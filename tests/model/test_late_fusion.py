@@ -10,16 +10,17 @@ from transformers import AutoModelForSequenceClassification
 from modeling_mm import MMForConditionalGeneration, MMForSequenceClassification
 from modeling_mm.model.late_fusion_mm import MMLateFusion
 
-KINDS = ["linear", "concat", "sum", "weighted", "gated", "product"]
+KINDS = ["linear", "concat", "sum", "weighted", "gated", "product", "product_mlp"]
 NAMES = ("text", "image", "audio")
 
 
 def fusion(kind, width=8):
     """Late fusion of three modalities with different weights."""
     module = MMLateFusion(kind, width, dict.fromkeys(NAMES, width))
-    for tensor in (*module.parameters(), *module.buffers()):
-        torch.nn.init.normal_(tensor)
-    return module
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point():
+            torch.nn.init.normal_(tensor) if "var" not in name else torch.nn.init.uniform_(tensor, 0.5, 2)
+    return module.eval()
 
 
 def classifier(kind, vision="clip_vision_model", **fields):
@@ -42,6 +43,18 @@ def test_a_missing_modality_is_one_that_is_not_given(kind, dtype):
     whole, missing = (whole[:, :-3], whole[:, -3:]) if kind == "linear" else (whole, None)
     assert whole[3].eq(0).all() and whole[:3].isfinite().all() and whole[2].ne(0).any()
     assert missing is None or missing.bool().equal(~present)
+
+
+def test_batch_norm_is_by_the_rows_that_have_a_modality():
+    module = MMLateFusion("product_mlp", 8, dict.fromkeys(NAMES, 8))
+    states, present = [torch.randn(6, 8) + 5 for _ in NAMES], torch.ones(6, 3).bool()
+    present[3:, 1] = present[1:, 2] = False
+    states[1][3:] = torch.nan
+    assert module(states, present).isfinite().all()
+    statistics = [norm.norm.running_mean for norm in module.batch_norms]
+    torch.testing.assert_close(statistics[0], 0.1 * states[0].mean(dim=0))
+    torch.testing.assert_close(statistics[1], 0.1 * states[1][:3].mean(dim=0))
+    assert statistics[2].eq(0).all()  # one row has no variance
 
 
 @torch.no_grad()
@@ -167,8 +180,8 @@ def test_linear_late_fusion_joins_the_states_of_the_tower(vision, has_token):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_model_is_the_model(kind, tmp_path):
     model = classifier(kind)
-    for buffer in model.late_fusion.buffers():
-        torch.nn.init.normal_(buffer)
+    for buffer in filter(torch.is_floating_point, model.late_fusion.buffers()):
+        torch.nn.init.uniform_(buffer, 0.5, 2)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "late_fusion_mm.py").is_file()
     inputs = {"input_ids": torch.stack([token_row(6, [1]) for _ in range(4)]), **pictures(4)}

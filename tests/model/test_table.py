@@ -18,7 +18,7 @@ from modeling_mm import (
     MMProcessor,
 )
 
-KINDS = [None, "concat", "sum", "weighted", "gated", "product"]
+KINDS = [None, "concat", "sum", "weighted", "gated", "product", "product_mlp"]
 LENGTHS = (9, 7, 5, 8)
 
 

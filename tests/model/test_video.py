@@ -237,7 +237,7 @@ def test_every_frame_s_embedding_gets_a_gradient(fields):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("late_fusion", ["concat", "sum", "weighted", "gated", "product"])
+@pytest.mark.parametrize("late_fusion", ["concat", "sum", "weighted", "gated", "product", "product_mlp"])
 def test_late_fusion_takes_video_and_misses_it_as_if_it_had_none(late_fusion):
     model = seeing(MMForSequenceClassification, late_fusion=late_fusion)
     assert model.late_fusion.modalities == ("text", "image", "audio", "video")

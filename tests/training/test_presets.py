@@ -108,7 +108,7 @@ def test_a_run_without_flags_reports_what_was_chosen(tmp_path, capsys):
     argv = ["--train_file", tmp_path / "t.csv", "--output_dir", tmp_path / "out", "--max_steps", 2, "--use_cpu"]
     assert cli.main(["train", *map(str, argv), "--learning_rate", "0.002", "--disable_tqdm", "true"]) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["preset"] == "scratch" and report["defaults"]["late_fusion"]["value"] == "product"
+    assert report["preset"] == "scratch" and report["defaults"]["late_fusion"]["value"] == "product_mlp"
     assert "learning_rate" not in report["defaults"] and "num_train_epochs" not in report["defaults"]
     assert "Defaults of preset scratch, for arguments that are not set:" in capsys.readouterr().err
 
