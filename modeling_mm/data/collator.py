@@ -90,6 +90,8 @@ class MMCollator:
         if "audio" in self.cached:
             return self.cached["audio"].batch(clips)
         distinct = {clip.key: clip.source for row_clips in clips for clip in row_clips}  # equal bytes are one object
+        if not hasattr(self.processor, "feature_extractor"):  # the processor refuses audio
+            return self.processor.flat_audio([list(distinct.values())])
         samples = {key: self.cached_clip(key, source) for key, source in distinct.items()}
         if self.augmentation is not None and self.augmentation.audio:
             return self.augmentation.audio_views(self.processor, clips, samples)
