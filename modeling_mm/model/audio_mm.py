@@ -211,8 +211,8 @@ def is_silent(clip: np.ndarray) -> bool:
 def window_seconds(feature_extractor: Any) -> float | None:
     """Fixed input length of the tower of a feature extractor, in seconds; None if the tower takes any length."""
     rate = feature_extractor.sampling_rate
-    if isinstance(feature_extractor, WhisperFeatureExtractor):
-        return feature_extractor.n_samples / rate
+    if isinstance(feature_extractor, WhisperFeatureExtractor):  # scratch towers have a window of their own
+        return getattr(feature_extractor, "max_length", feature_extractor.n_samples) / rate
     if isinstance(feature_extractor, ClapFeatureExtractor):
         return feature_extractor.nb_max_samples / rate
     if isinstance(feature_extractor, ASTFeatureExtractor):  # windows of 400 samples, 160 apart
@@ -247,9 +247,9 @@ def audio_features(
         options = {}
     elif isinstance(feature_extractor, SeamlessM4TFeatureExtractor):
         options["max_length"] = max(2, num_windows(longest))
-    elif isinstance(feature_extractor, Wav2Vec2FeatureExtractor):
+    elif isinstance(feature_extractor, (Wav2Vec2FeatureExtractor, WhisperFeatureExtractor)):
         options["max_length"] = longest
-    elif not isinstance(feature_extractor, WhisperFeatureExtractor):
+    else:
         raise ValueError(
             f"the feature extractor is a {type(feature_extractor).__name__}; expected the feature extractor of "
             "Whisper, AST, CLAP, Wav2Vec2 or SeamlessM4T"

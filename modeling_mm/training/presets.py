@@ -159,7 +159,7 @@ def data_choices(
     if "image" in present and not (changed or data.augment_images or data.augment_audio or data.streaming):
         choices.append(Choice("cache_features", f"{output}/features", "a frozen vision tower"))
     if splits.longest_clip and model.audio_tower in SIZES:
-        seconds = math.ceil(splits.longest_clip)
+        seconds = math.ceil(10 * splits.longest_clip) / 10
         choices.append(Choice("max_seconds", seconds, f"the longest audio clip lasts {splits.longest_clip:.3g} s"))
     if preset != "scratch" or data.cache_features is not None:
         return choices

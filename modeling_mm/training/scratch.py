@@ -23,6 +23,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from ..model.audio_mm import SHORTEST
+
 PAD, START, END, IMAGE, AUDIO, VIDEO = "<pad>", "<s>", "</s>", "<image>", "<audio>", "<video>"
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -121,8 +123,11 @@ def feature_extractor(max_seconds: float) -> WhisperFeatureExtractor:
     """Log-mel features for the scratch audio towers, 64 bins and 50 frames per second.
 
     Args:
-        max_seconds: length that every clip is padded to, rounded up to whole seconds; the tower's run time is
+        max_seconds: length that every clip is padded to, rounded up to whole frames; the tower's run time is
             proportional to it.
     """
-    window = max(1, math.ceil(max_seconds))
-    return WhisperFeatureExtractor(feature_size=64, hop_length=320, n_fft=512, chunk_length=window)
+    hop, rate = 320, 16_000
+    samples = hop * math.ceil(max(SHORTEST, max_seconds) * rate / hop)
+    window = math.ceil(samples / rate)  # whole seconds, all that Whisper's own argument takes
+    options = {"feature_size": 64, "sampling_rate": rate, "hop_length": hop, "n_fft": 512, "chunk_length": window}
+    return WhisperFeatureExtractor(**options, max_length=samples)

@@ -15,7 +15,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from modeling_mm.model.audio_mm import CUT_UP_TO, audio_features, is_silent, read_audio
+from modeling_mm.model.audio_mm import CUT_UP_TO, audio_features, is_silent, read_audio, window_seconds
+from modeling_mm.training.scratch import feature_extractor
 
 RATE = 16000
 
@@ -219,6 +220,15 @@ def test_a_clip_s_features_do_not_depend_on_those_beside_it():
     for row, clip in enumerate(clips):
         alone, alone_mask = audio_features(extractor, [clip])
         assert torch.equal(alone[0], features[row]) and torch.equal(alone_mask[0], mask[row])
+
+
+def test_the_window_of_a_scratch_tower_is_as_long_as_asked_for_and_travels(tmp_path):
+    extractor = feature_extractor(1.27)
+    extractor.save_pretrained(tmp_path)
+    for each in (extractor, WhisperFeatureExtractor.from_pretrained(tmp_path)):
+        assert window_seconds(each) == 1.28  # 64 frames of 20 ms
+        features, mask = audio_features(each, [tone(1.27), tone(0.5), tone(3.0)], max_seconds=9)
+        assert features.shape == (3, 64, 64) and mask.sum(dim=1).tolist() == [64, 25, 64]
 
 
 EXTRACTORS = {
