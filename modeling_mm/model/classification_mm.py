@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
@@ -22,6 +23,8 @@ from .media_mm import TABLE, Memory, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
 from .pooling_mm import pool_tokens
+
+HEAD_INIT = 0.02  # of a head over "product_mlp", so that hundreds of features do not begin as noise
 
 
 class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
@@ -54,6 +57,12 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
             width = self.late_fusion.output_width
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if self.config.late_fusion == "product_mlp" and module is self.classifier:
+            init.normal_(module.weight, std=HEAD_INIT)
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """(B, T, D) to (B, D): the first or last token that is not padding, or the mean of these tokens."""

@@ -4,8 +4,8 @@
 - `concat`, `sum` and `weighted` are additive: under a linear head, a row's score is a sum of one score per modality.
 - `gated` weighs modalities by feature and row; for two it is a = sigmoid(W[h1, h2]), h = a * h1 + (1 - a) * h2, the
   gated multimodal unit (Arevalo et al. 2017). `product` adds pairwise and triple products to `concat`.
-- `product_mlp` is `product` for towers from scratch, whose states are nearly the same for all inputs: embeddings are
-  standardised by batch and pass a residual MLP before the projection, and an MLP follows the products.
+- `product_mlp` is `product` beside what untrained towers, whose states are nearly the same for all inputs, learn more
+  from: an MLP of products of embeddings that are standardised by batch and passed through residual MLPs.
 - `linear` joins the standardised states of the towers themselves, without projection: with the head, it is a linear
   model of the towers' features, which can start as a fitted regression.
 - A row without a modality has exactly the output of a call without that modality.
@@ -18,21 +18,32 @@ from itertools import combinations
 
 import torch
 from torch import nn
+from transformers import initialization as init
+
+MIXED = 2  # width of an MLP's hidden and the mixer's output, as a multiple of D
+MIXER_DROPOUT = 0.2  # it fits labels that are partly wrong sooner than the other parts do
 
 
-class MMPresentBatchNorm(nn.Module):
-    """Batch norm without weights, by the rows that have a modality; by the running statistics if there is but one."""
+class MMStandardisedMLP(nn.Module):
+    """Batch norm and a residual MLP of one modality's embeddings.
+
+    Batch norm has no weights. It is by the rows that have the modality, and by the running statistics if there is but
+    one.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False)
+        self.mlp = nn.Sequential(nn.Linear(width, MIXED * width), nn.GELU(), nn.Linear(MIXED * width, width))
 
     def forward(self, states: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        """States (B, W) of rows of which some are `present` (B); those of others mean nothing."""
+        """(B, W) from states (B, W) of rows of which some are `present` (B); those of others mean nothing."""
         if self.training and present.sum() > 1:
-            return torch.zeros_like(states).masked_scatter(present[:, None], self.norm(states[present]))
-        norm = self.norm
-        return nn.functional.batch_norm(states, norm.running_mean, norm.running_var, eps=norm.eps)
+            states = torch.zeros_like(states).masked_scatter(present[:, None], self.norm(states[present]))
+        else:
+            norm = self.norm
+            states = nn.functional.batch_norm(states, norm.running_mean, norm.running_var, eps=norm.eps)
+        return states + self.mlp(states)
 
 
 class MMLateFusion(nn.Module):
@@ -62,18 +73,25 @@ class MMLateFusion(nn.Module):
         if kind in ("product", "product_mlp"):
             self.products = [factors for size in (2, 3) for factors in combinations(range(count), size)]
         if kind == "product_mlp":
-            self.batch_norms = nn.ModuleList([MMPresentBatchNorm(width) for _ in self.modalities])
-            self.mlps = nn.ModuleList(
-                [
-                    nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-                    for _ in modalities
-                ]
-            )
-            self.mixer = nn.Sequential(nn.Linear(width * (count + len(self.products)), 2 * width), nn.GELU())
+            self.mlps = nn.ModuleList([MMStandardisedMLP(width) for _ in modalities])
+            mixed = nn.Linear(width * (count + len(self.products)), MIXED * width)
+            self.mixer = nn.Sequential(mixed, nn.GELU(), nn.Dropout(MIXER_DROPOUT))
         if kind == "weighted":
             self.modality_logits = nn.Parameter(torch.zeros(count))
         if kind == "gated":  # the last modality's logit is 0; for two modalities, the softmax is then a sigmoid
             self.gate = nn.Linear(count * width, (count - 1) * width)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Initialise what is not a plain layer of the model; MLPs by the width of their inputs."""
+        if self.kind == "linear":
+            init.zeros_(self.mean)
+            init.ones_(self.scale)
+        if self.kind == "weighted":
+            init.zeros_(self.modality_logits)
+        for module in (*self.mlps.modules(), *self.mixer.modules()) if self.kind == "product_mlp" else ():
+            if isinstance(module, nn.Linear):
+                init.normal_(module.weight, std=module.in_features**-0.5)
 
     def is_fitted(self) -> bool:
         """True if mean and scale of "linear" were set."""
@@ -84,11 +102,10 @@ class MMLateFusion(nn.Module):
         """Width of the output of `forward`."""
         if self.kind == "linear":
             return sum(self.widths) + len(self.widths)
-        if self.kind == "product_mlp":
-            return 2 * self.width
-        if self.kind in ("concat", "product"):
-            return self.width * (len(self.modalities) + len(self.products))
-        return self.width
+        if self.kind in ("sum", "weighted", "gated"):
+            return self.width
+        mixed = MIXED if self.kind == "product_mlp" else 0
+        return self.width * (len(self.modalities) + len(self.products) + mixed)
 
     def forward(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
         """The joined embeddings (B, output_width); zeros for a row without any modality.
@@ -99,16 +116,24 @@ class MMLateFusion(nn.Module):
         """
         if self.kind == "linear":
             return self.standardised(embeddings, present)
-        states = self.normalised(embeddings, present)  # (B, M, D)
+        inputs = self.inputs(embeddings, present)
+        states = self.projected(inputs, present)
         if self.kind == "sum":
             return states.sum(dim=1)
         if self.kind in ("weighted", "gated"):
             return (self.weights(states, present) * states).sum(dim=1)
-        products = [states[:, list(factors)].prod(dim=1, keepdim=True) for factors in self.products]
-        joined = torch.cat([states, *products], dim=1).flatten(1)
+        joined = self.with_products(states)
         if self.kind == "product_mlp":
-            joined = torch.where(present.any(dim=1, keepdim=True), self.mixer(joined), 0)
+            parts = zip(self.mlps, inputs, present.unbind(1), strict=True)
+            mapped = self.normalised([mlp(embedding, has) for mlp, embedding, has in parts], present)
+            mixed = self.mixer(self.with_products(mapped))
+            joined = torch.cat([joined, torch.where(present.any(dim=1, keepdim=True), mixed, 0)], dim=1)
         return joined
+
+    def with_products(self, states: torch.Tensor) -> torch.Tensor:
+        """States (B, M, D) and their products, joined: (B, (M + number of products) * D)."""
+        products = [states[:, list(factors)].prod(dim=1, keepdim=True) for factors in self.products]
+        return torch.cat([states, *products], dim=1).flatten(1)
 
     def standardised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, sum of W) less their mean and times their scale, zero for missing modalities, and a 1 in the
@@ -135,21 +160,26 @@ class MMLateFusion(nn.Module):
                 f"each of {', '.join(self.modalities)}"
             )
 
-    def normalised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
-        """Projected and normalised embeddings (B, M, D), zero for missing modalities."""
+    def inputs(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> list[torch.Tensor]:
+        """Embeddings (B, W) of all modalities, zero for missing ones.
+
+        Those go through all layers too, so that all parameters get a gradient in every process of distributed
+        training.
+        """
         self.check_embeddings(embeddings, present)
         weight = self.projectors[0].weight
         zeros = weight.new_zeros(present.shape[0], self.width)
-        # a missing modality still goes through its projector, so that all parameters get a gradient in every process
-        # of distributed training
         inputs = [zeros if embedding is None else embedding.to(weight.dtype) for embedding in embeddings]
-        inputs = [torch.where(present[:, m, None], embedding, 0) for m, embedding in enumerate(inputs)]
-        if self.kind == "product_mlp":
-            parts = zip(self.batch_norms, inputs, present.unbind(1), strict=True)
-            inputs = [norm(embedding, has) for norm, embedding, has in parts]
-            inputs = [embedding + mlp(embedding) for mlp, embedding in zip(self.mlps, inputs, strict=True)]
-        states = [self.norm(project(embedding)) for project, embedding in zip(self.projectors, inputs, strict=True)]
-        return torch.where(present[..., None], torch.stack(states, dim=1), 0)
+        return [torch.where(present[:, m, None], embedding, 0) for m, embedding in enumerate(inputs)]
+
+    def projected(self, inputs: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+        """Projected and normalised inputs (B, M, D), zero for missing modalities."""
+        projected = [project(embedding) for project, embedding in zip(self.projectors, inputs, strict=True)]
+        return self.normalised(projected, present)
+
+    def normalised(self, states: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+        """States (B, D) of M modalities as (B, M, D), normalised, zero for missing modalities."""
+        return torch.where(present[..., None], self.norm(torch.stack(list(states), dim=1)), 0)
 
     def weights(self, states: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Weight of each modality in each row, per feature for `gated`: (B, M, 1 or D); sums over M are 1 or 0."""
@@ -168,7 +198,8 @@ class MMLateFusion(nn.Module):
         """
         if self.kind not in ("weighted", "gated"):
             return None
-        return self.weights(self.normalised(embeddings, present), present).mean(dim=-1)
+        states = self.projected(self.inputs(embeddings, present), present)
+        return self.weights(states, present).mean(dim=-1)
 
     def modality_weights(self) -> dict[str, float] | None:
         """The learned weight of each modality in a row that has all of them; None for kinds without such weights.

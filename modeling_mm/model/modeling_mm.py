@@ -129,17 +129,13 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, MMResampler):
             init.normal_(module.latents, mean=0.0, std=self.config.initializer_range)
-        if isinstance(module, MMTableTower):
+        if isinstance(module, (MMTableTower, MMLateFusion)):
             module.reset()
-        if isinstance(module, MMLateFusion) and module.kind == "linear":
-            init.zeros_(module.mean)
-            init.ones_(module.scale)
         for name in ("cross_attn_gate", "mlp_gate"):
             if name in module._parameters:
                 init.constant_(module._parameters[name], self.config.fusion_gate_init)
-        for name in ("modality_logits", "frame_embedding"):
-            if name in module._parameters:
-                init.zeros_(module._parameters[name])
+        if "frame_embedding" in module._parameters:
+            init.zeros_(module._parameters["frame_embedding"])
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """Extends the base method: restores the class name that FSDP changed, which decides the code to save."""

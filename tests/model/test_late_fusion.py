@@ -51,7 +51,7 @@ def test_batch_norm_is_by_the_rows_that_have_a_modality():
     present[3:, 1] = present[1:, 2] = False
     states[1][3:] = torch.nan
     assert module(states, present).isfinite().all()
-    statistics = [norm.norm.running_mean for norm in module.batch_norms]
+    statistics = [mlp.norm.running_mean for mlp in module.mlps]
     torch.testing.assert_close(statistics[0], 0.1 * states[0].mean(dim=0))
     torch.testing.assert_close(statistics[1], 0.1 * states[1][:3].mean(dim=0))
     assert statistics[2].eq(0).all()  # one row has no variance
@@ -60,7 +60,7 @@ def test_batch_norm_is_by_the_rows_that_have_a_modality():
 @torch.no_grad()
 def test_each_kind_computes_what_it_says():
     states, present = [torch.randn(2, 8) for _ in NAMES], torch.ones(2, 3).bool()
-    t, i, a = fusion("sum").normalised(states, present).unbind(1)
+    t, i, a = fusion("sum").projected(states, present).unbind(1)
     assert not torch.allclose(t, i)
     for kind, expected in {
         "concat": lambda t, i, a: torch.cat([t, i, a], 1),
@@ -68,12 +68,17 @@ def test_each_kind_computes_what_it_says():
         "product": lambda t, i, a: torch.cat([t, i, a, t * i, t * a, i * a, t * i * a], 1),
     }.items():
         module = fusion(kind)
-        t, i, a = module.normalised(states, present).unbind(1)
+        t, i, a = module.projected(states, present).unbind(1)
         torch.testing.assert_close(module(states, present), expected(t, i, a))
     module, joined = fusion("linear"), torch.cat([*states, torch.zeros(2, 3)], 1)
     torch.testing.assert_close(module(states, present)[:, :24], (joined[:, :24] - module.mean) * module.scale)
+    module = fusion("product_mlp")
+    mapped = [mlp(state, has) for mlp, state, has in zip(module.mlps, states, present.T, strict=True)]
+    mixed = module.mixer(module.with_products(module.normalised(mapped, present)))
+    products = module.with_products(module.projected(states, present))
+    torch.testing.assert_close(module(states, present), torch.cat([products, mixed], 1))
     module = fusion("weighted")
-    weights, normalised = module.modality_weights(), module.normalised(states, present).unbind(1)
+    weights, normalised = module.modality_weights(), module.projected(states, present).unbind(1)
     torch.testing.assert_close(
         module(states, present), sum(weights[n] * h for n, h in zip(NAMES, normalised, strict=True))
     )
@@ -84,7 +89,7 @@ def test_each_kind_computes_what_it_says():
 def test_the_gate_of_two_modalities_is_a_sigmoid():
     module = MMLateFusion("gated", 8, dict.fromkeys(NAMES[:2], 8))
     states, present = [torch.randn(5, 8) for _ in range(2)], torch.ones(5, 2).bool()
-    t, i = module.normalised(states, present).unbind(1)
+    t, i = module.projected(states, present).unbind(1)
     a = module.gate(torch.cat([t, i], 1)).sigmoid()
     torch.testing.assert_close(module(states, present), a * t + (1 - a) * i)
 
