@@ -77,6 +77,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "let text attend to media; on by default, except with --late_fusion, where true uses both"},
     )
+    config_overrides: list[str] = field(
+        default_factory=list,
+        metadata={"help": "fields of the config of a new model, such as fusion_gate_init=0,classifier_dropout=0.1"},
+    )
     vision_trainable: bool | None = field(
         default=None, metadata={"help": "train the vision tower; by default it trains only if it starts from scratch"}
     )

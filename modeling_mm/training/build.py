@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Assembly of a training run from its flags: model, collator, trainer."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -28,11 +29,12 @@ from ..evaluation.metrics import compute_metrics_for, format_answer
 from ..evaluation.retrieval import compute_retrieval_metrics
 from ..model.audio_mm import MAX_SECONDS, window_seconds
 from ..model.compose_mm import add_video
+from ..model.configuration_mm import MMConfig
 from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS, task_of
 from . import scratch
-from .arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of
+from .arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, words
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits
 from .time_limit import TimeLimitCallback
@@ -62,8 +64,8 @@ def build_model(
     if TASKS[data.task].embeds:
         options |= retrieval.config()
     if args.model is not None:
-        if args.vision_tower or args.text_model or args.audio_tower:
-            raise ValueError("give either --model or the towers")
+        if args.vision_tower or args.text_model or args.audio_tower or args.config_overrides:
+            raise ValueError("give either --model, or the towers and --config_overrides of a new model")
         model, processor = load_checkpoint(args.model, dtype=torch.float32)
         processor.max_seconds = data.max_seconds or processor.max_seconds
         if args.num_frames is not None:
@@ -93,11 +95,11 @@ def build_model(
         audio, extractor = scratch.audio_config(audio), scratch.feature_extractor(data.max_seconds or MAX_SECONDS)
     if train.columns.table:
         options["table_columns"] = table_columns(train)
-    sources, seconds = (image_processor or vision, tokenizer or text, extractor or audio), data.max_seconds
+    sources = (image_processor or vision, tokenizer or text, extractor or audio)
     more = {"max_frames": args.num_frames, "table_columns": options.get("table_columns")}
-    processor = MMProcessor.from_towers(*sources, max_seconds=seconds or MAX_SECONDS, **more)
-    options |= {"fusion_mlp": args.fusion_mlp, "num_latents": args.num_latents, "num_frames": args.num_frames}
-    options |= {"late_fusion": args.late_fusion, "cross_attention": args.cross_attention}
+    processor = MMProcessor.from_towers(*sources, max_seconds=data.max_seconds or MAX_SECONDS, **more)
+    flags = ("fusion_mlp", "num_latents", "num_frames", "late_fusion", "cross_attention")
+    options |= {name: getattr(args, name) for name in flags}
     options |= {"projector_norm": "batch" if args.late_fusion == "product_mlp" else "layer"}
     options |= {"image_positions": args.vision_tower in scratch.SIZES}  # a ResNet's states have no position
     if args.fusion_layers is not None:
@@ -106,8 +108,27 @@ def build_model(
         options["fusion_layers"] = list(range(text.num_hidden_layers))  # as few as they are, all attend
     if TASKS[data.task].generates:  # `generate` needs it, for those who load the saved folder
         processor.tokenizer.padding_side = "left"
+    options |= overrides(args.config_overrides)
     head = TASKS[data.task].head_class()
     return head.from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options), processor
+
+
+def overrides(flag: list[str]) -> dict[str, Any]:
+    """Fields of `MMConfig` and their values, from `--config_overrides`; a value is JSON, or a word.
+
+    Raises:
+        ValueError: a word is not FIELD=VALUE, or no such field exists.
+    """
+    fields: dict[str, Any] = {}
+    for word in words(flag):
+        name, separator, value = word.partition("=")
+        if not separator or name not in MMConfig.__annotations__:
+            raise ValueError(f"--config_overrides '{word}': expected FIELD=VALUE, the field one of MMConfig")
+        try:
+            fields[name] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[name] = value
+    return fields
 
 
 def scratch_tokenizer(args: ModelArguments, train: MMDataset) -> PreTrainedTokenizerBase:

@@ -72,8 +72,9 @@ def muon_groups(
     """Parameter groups for `MuonAdamW`: Muon for weights of layers, AdamW for embeddings, heads, biases and norms."""
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     base, fusion = f"{model.base_model_prefix}.", getattr(model, "late_fusion", None)
-    mixes = fusion is not None and fusion.kind == "product_mlp"
-    learned = {id(p) for part in (fusion.mlps, fusion.mixer) for p in part.parameters()} if mixes else set()
+    learned = set[int]()
+    if fusion is not None and fusion.kind == "product_mlp":
+        learned = {id(p) for part in (fusion.mlps, fusion.mixer) for p in part.parameters()}
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "decayed": [], "rest": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
