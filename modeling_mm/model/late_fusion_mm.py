@@ -74,7 +74,7 @@ class MMLateFusion(nn.Module):
             self.products = [factors for size in (2, 3) for factors in combinations(range(count), size)]
         if kind == "product_mlp":
             self.mlps = nn.ModuleList([MMStandardisedMLP(width) for _ in modalities])
-            mixed = nn.Linear(width * (count + len(self.products)), MIXED * width)
+            mixed = nn.Linear(width * len(self.products), MIXED * width)
             self.mixer = nn.Sequential(mixed, nn.GELU(), nn.Dropout(MIXER_DROPOUT))
         if kind == "weighted":
             self.modality_logits = nn.Parameter(torch.zeros(count))
@@ -122,18 +122,18 @@ class MMLateFusion(nn.Module):
             return states.sum(dim=1)
         if self.kind in ("weighted", "gated"):
             return (self.weights(states, present) * states).sum(dim=1)
-        joined = self.with_products(states)
+        joined = torch.cat([states.flatten(1), self.multiplied(states)], dim=1)
         if self.kind == "product_mlp":
             parts = zip(self.mlps, inputs, present.unbind(1), strict=True)
             mapped = self.normalised([mlp(embedding, has) for mlp, embedding, has in parts], present)
-            mixed = self.mixer(self.with_products(mapped))
+            mixed = self.mixer(self.multiplied(mapped))
             joined = torch.cat([joined, torch.where(present.any(dim=1, keepdim=True), mixed, 0)], dim=1)
         return joined
 
-    def with_products(self, states: torch.Tensor) -> torch.Tensor:
-        """States (B, M, D) and their products, joined: (B, (M + number of products) * D)."""
-        products = [states[:, list(factors)].prod(dim=1, keepdim=True) for factors in self.products]
-        return torch.cat([states, *products], dim=1).flatten(1)
+    def multiplied(self, states: torch.Tensor) -> torch.Tensor:
+        """The products of states (B, M, D), joined: (B, number of products * D)."""
+        products = [states[:, list(factors)].prod(dim=1) for factors in self.products]
+        return torch.cat(products, dim=1) if products else states.new_zeros(len(states), 0)
 
     def standardised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, sum of W) less their mean and times their scale, zero for missing modalities, and a 1 in the

@@ -74,9 +74,10 @@ def test_each_kind_computes_what_it_says():
     torch.testing.assert_close(module(states, present)[:, :24], (joined[:, :24] - module.mean) * module.scale)
     module = fusion("product_mlp")
     mapped = [mlp(state, has) for mlp, state, has in zip(module.mlps, states, present.T, strict=True)]
-    mixed = module.mixer(module.with_products(module.normalised(mapped, present)))
-    products = module.with_products(module.projected(states, present))
-    torch.testing.assert_close(module(states, present), torch.cat([products, mixed], 1))
+    mixed = module.mixer(module.multiplied(module.normalised(mapped, present)))
+    projected = module.projected(states, present)
+    expected = torch.cat([projected.flatten(1), module.multiplied(projected), mixed], 1)
+    torch.testing.assert_close(module(states, present), expected)
     module = fusion("weighted")
     weights, normalised = module.modality_weights(), module.projected(states, present).unbind(1)
     torch.testing.assert_close(
@@ -171,7 +172,7 @@ def test_every_parameter_of_the_fusion_gets_a_gradient(kind, cross_attention, pr
 
 @torch.no_grad()
 @pytest.mark.parametrize("vision, has_token", [("clip_vision_model", True), ("siglip_vision_model", False)])
-def test_linear_late_fusion_joins_the_states_of_the_tower(vision, has_token):
+def test_linear_late_fusion_joins_the_projectedof_the_tower(vision, has_token):
     model, media = classifier("linear", vision), pictures(1, vision)
     joined = []
     model.late_fusion.register_forward_hook(lambda module, args, output: joined.append(args[0][1]))
