@@ -122,6 +122,8 @@ class MMLateFusion(nn.Module):
             return states.sum(dim=1)
         if self.kind in ("weighted", "gated"):
             return (self.weights(states, present) * states).sum(dim=1)
+        if not self.products:
+            return states.flatten(1)
         joined = torch.cat([states.flatten(1), self.multiplied(states)], dim=1)
         if self.kind == "product_mlp":
             parts = zip(self.mlps, inputs, present.unbind(1), strict=True)
@@ -132,8 +134,7 @@ class MMLateFusion(nn.Module):
 
     def multiplied(self, states: torch.Tensor) -> torch.Tensor:
         """The products of states (B, M, D), joined: (B, number of products * D)."""
-        products = [states[:, list(factors)].prod(dim=1) for factors in self.products]
-        return torch.cat(products, dim=1) if products else states.new_zeros(len(states), 0)
+        return torch.cat([states[:, list(factors)].prod(dim=1) for factors in self.products], dim=1)
 
     def standardised(self, embeddings: Sequence[torch.Tensor | None], present: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, sum of W) less their mean and times their scale, zero for missing modalities, and a 1 in the

@@ -22,7 +22,9 @@ def clerk(processor):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("export_format, fusion", [("onnx", "concat"), ("torch", "concat"), ("onnx", "linear")])
+@pytest.mark.parametrize(
+    "export_format, fusion", [("onnx", "concat"), ("torch", "concat"), ("onnx", "linear"), ("onnx", "product_mlp")]
+)
 def test_an_exported_table_gives_the_same_logits(clerk, tmp_path, export_format, fusion):
     model = model_for(
         clerk,
