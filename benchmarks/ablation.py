@@ -25,7 +25,7 @@ VARIANTS = {
     "no positions of image states": ["--config_overrides", "image_positions=false"],
     "layer norm of what towers give": ["--config_overrides", "projector_norm=layer"],
     "products without MLPs": [*BOTH, "product", "--config_overrides", "projector_norm=batch"],
-    "cross-attention alone": ["--cross_attention", "true"],
+    "cross-attention alone": ["--cross_attention", "true", "--config_overrides", "projector_norm=batch"],
     "late fusion alone": ["--late_fusion", "product_mlp"],
     "AdamW for all weights": ["--muon_learning_rate", "0"],
     "no augmentation": ["--augment_images=", "--augment_audio="],
@@ -34,7 +34,7 @@ VARIANTS = {
 
 def accuracy(variant: str, seed: int, args: argparse.Namespace) -> float:
     """Accuracy on the test rows, from the report of an earlier training or of one that runs now."""
-    output = args.output_dir / f"{list(VARIANTS).index(variant)}-{seed}"
+    output = args.output_dir / f"{variant.replace(' ', '-')}-{args.epochs}-epochs-{seed}"
     if not (output / "report.json").exists():
         files = [f"--{part}_file={args.data / part}.csv" for part in ("train", "validation", "test")]
         options = [f"--output_dir={output}", f"--num_train_epochs={args.epochs}", f"--seed={seed}"]

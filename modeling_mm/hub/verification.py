@@ -83,7 +83,8 @@ def verify_repository(model: PreTrainedModel, processor: MMProcessor, folder: Pa
     text, sample = "what is in the image?", {"images": str(folder / "sample.png")}
     if config.audio_config is not None:
         rate = processor.feature_extractor.sampling_rate
-        np.save(folder / "sample.npy", generator.normal(0, 0.1, rate // 2).astype(np.float32))
+        samples = int(rate * min(0.5, processor.max_seconds))
+        np.save(folder / "sample.npy", generator.normal(0, 0.1, samples).astype(np.float32))
         sample |= {"audio": str(folder / "sample.npy"), "sampling_rate": rate}
         text = processor.audio_token + text
     if config.num_frames is not None:

@@ -212,7 +212,7 @@ def window_seconds(feature_extractor: Any) -> float | None:
     """Fixed input length of the tower of a feature extractor, in seconds; None if the tower takes any length."""
     rate = feature_extractor.sampling_rate
     if isinstance(feature_extractor, WhisperFeatureExtractor):  # scratch towers have a window of their own
-        return getattr(feature_extractor, "max_length", feature_extractor.n_samples) / rate
+        return getattr(feature_extractor, "window_samples", feature_extractor.n_samples) / rate
     if isinstance(feature_extractor, ClapFeatureExtractor):
         return feature_extractor.nb_max_samples / rate
     if isinstance(feature_extractor, ASTFeatureExtractor):  # windows of 400 samples, 160 apart

@@ -29,7 +29,6 @@ from ..evaluation.metrics import compute_metrics_for, format_answer
 from ..evaluation.retrieval import compute_retrieval_metrics
 from ..model.audio_mm import MAX_SECONDS, window_seconds
 from ..model.compose_mm import add_video
-from ..model.configuration_mm import MMConfig
 from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS, task_of
@@ -42,6 +41,23 @@ from .trainable import set_trainable
 from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
+OVERRIDABLE = (  # fields of `MMConfig` that have no flag of their own and do not follow from the data
+    "fusion_num_attention_heads",
+    "fusion_num_key_value_heads",
+    "fusion_head_dim",
+    "fusion_intermediate_size",
+    "fusion_memory_size",
+    "fusion_dropout",
+    "fusion_gate_init",
+    "projector_norm",
+    "image_positions",
+    "resampler_layers",
+    "pooling",
+    "classifier_dropout",
+    "table_cell_size",
+    "table_dropout",
+    "initializer_range",
+)
 
 
 def build_model(
@@ -117,13 +133,14 @@ def overrides(flag: list[str]) -> dict[str, Any]:
     """Fields of `MMConfig` and their values, from `--config_overrides`; a value is JSON, or a word.
 
     Raises:
-        ValueError: a word is not FIELD=VALUE, or no such field exists.
+        ValueError: a word is not FIELD=VALUE, or the field has a flag, follows from the data, or is unknown.
     """
     fields: dict[str, Any] = {}
     for word in words(flag):
         name, separator, value = word.partition("=")
-        if not separator or name not in MMConfig.__annotations__:
-            raise ValueError(f"--config_overrides '{word}': expected FIELD=VALUE, the field one of MMConfig")
+        if not separator or name not in OVERRIDABLE:
+            expected = f"FIELD=VALUE, the field one of {', '.join(OVERRIDABLE)}"
+            raise ValueError(f"--config_overrides '{word}': expected {expected}")
         try:
             fields[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -92,7 +92,7 @@ def placeholder_media(processor: MMProcessor) -> dict[str, dict[str, torch.Tenso
     media: dict[str, Any] = {"image": {"images": black}}
     if hasattr(processor, "feature_extractor"):
         rate = processor.feature_extractor.sampling_rate
-        media["audio"] = {"audio": (np.zeros(rate // 2, dtype=np.float32), rate)}
+        media["audio"] = {"audio": (np.zeros(int(rate * min(0.5, processor.max_seconds)), dtype=np.float32), rate)}
     if processor.max_frames is not None:
         media["video"] = {"videos": [black] * processor.max_frames}
     batches = {name: processor(**inputs, return_tensors="pt") for name, inputs in media.items()}

@@ -48,21 +48,14 @@ class MuonAdamW(torch.optim.AdamW):
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix (m, n) with the same singular vectors, its singular values all near one.
-
-    Each step multiplies by a polynomial of the Gram matrix, so that the longer side counts in two products only.
-    """
+    """A matrix (m, n) with the same singular vectors, its singular values all near one."""
     result = matrix.float() / (matrix.float().norm() + 1e-7)
     is_tall = matrix.shape[0] > matrix.shape[1]
     result = result.T if is_tall else result
     a, b, c = COEFFICIENTS
-    gram = result @ result.T
-    identity = factor = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for _ in range(STEPS):
-        polynomial = torch.addmm(a * identity + b * gram, gram, gram, alpha=c)
-        factor = polynomial @ factor
-        gram = polynomial @ gram @ polynomial
-    result = factor @ result
+        square = result @ result.T
+        result = a * result + (b * square + c * square @ square) @ result
     return result.T if is_tall else result
 
 

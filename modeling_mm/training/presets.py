@@ -28,6 +28,7 @@ MODALITY_DROPOUT = 0.15
 EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
 CALIBRATION_ROWS = 100  # fewer validation rows may all be right, and tell nothing about probabilities
+MARGIN = 0.1  # seconds beyond the longest clip, which augmentation shifts by as much
 UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which classes are weighted
 
 
@@ -159,7 +160,7 @@ def data_choices(
     if "image" in present and not (changed or data.augment_images or data.augment_audio or data.streaming):
         choices.append(Choice("cache_features", f"{output}/features", "a frozen vision tower"))
     if splits.longest_clip and model.audio_tower in SIZES:
-        seconds = math.ceil(10 * splits.longest_clip) / 10
+        seconds = max(1.0, math.ceil(10 * (splits.longest_clip + MARGIN)) / 10)
         choices.append(Choice("max_seconds", seconds, f"the longest audio clip lasts {splits.longest_clip:.3g} s"))
     if preset != "scratch" or data.cache_features is not None:
         return choices

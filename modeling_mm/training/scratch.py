@@ -130,4 +130,4 @@ def feature_extractor(max_seconds: float) -> WhisperFeatureExtractor:
     samples = hop * math.ceil(max(SHORTEST, max_seconds) * rate / hop)
     window = math.ceil(samples / rate)  # whole seconds, all that Whisper's own argument takes
     options = {"feature_size": 64, "sampling_rate": rate, "hop_length": hop, "n_fft": 512, "chunk_length": window}
-    return WhisperFeatureExtractor(**options, max_length=samples)
+    return WhisperFeatureExtractor(**options, window_samples=samples)

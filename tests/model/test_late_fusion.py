@@ -172,7 +172,7 @@ def test_every_parameter_of_the_fusion_gets_a_gradient(kind, cross_attention, pr
 
 @torch.no_grad()
 @pytest.mark.parametrize("vision, has_token", [("clip_vision_model", True), ("siglip_vision_model", False)])
-def test_linear_late_fusion_joins_the_projectedof_the_tower(vision, has_token):
+def test_linear_late_fusion_joins_the_states_of_the_tower(vision, has_token):
     model, media = classifier("linear", vision), pictures(1, vision)
     joined = []
     model.late_fusion.register_forward_hook(lambda module, args, output: joined.append(args[0][1]))
