@@ -26,7 +26,7 @@ from ..data.dataset import MMDataset, write_bad_rows
 from ..data.negatives import MatchingPairs
 from ..data.rows import joined_text, media_markers
 from ..data.stream import MMStream
-from ..evaluation.baseline_scores import score_baselines
+from ..evaluation.baseline_scores import num_fitted_rows, score_baselines
 from ..evaluation.baselines import Parts
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.metrics import format_answer
@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     logger.warning(f"trainable parameters: {counts}")
     if splits.stream is not None:
         prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
-    callback = time_limit_callback(clock, splits, data_args, parser.explicit, found.used if found else 0.0)
+    callback = time_limit_callback(clock, splits, data_args, parser.explicit, args.seed, found.used if found else 0.0)
     rest = (splits, collator, data_args, retrieval_args, callback, defaults.muon_learning_rate)
     trainer = build_trainer(model, args, *rest)
     if data_args.cache_features is not None:
@@ -177,7 +177,7 @@ def command_clock(limit: float | None, output: Path, resumed: bool) -> Clock | N
 
 
 def time_limit_callback(
-    clock: Clock | None, splits: Splits, data: DataArguments, explicit: Collection[str], before: float
+    clock: Clock | None, splits: Splits, data: DataArguments, explicit: Collection[str], seed: int, before: float
 ) -> TimeLimitCallback | None:
     """The callback that keeps training within the limit, with an estimate of the evaluations that follow it.
 
@@ -187,10 +187,10 @@ def time_limit_callback(
     """
     if clock is None:
         return None
-    validation, train = len(splits.validation), 0 if splits.stream else len(splits.train)
+    validation = len(splits.validation)
     evaluated = 2 * len(splits.test or splits.validation) + (validation if data.calibrate else 0)
-    if data.baselines and not TASKS[data.task].embeds:
-        evaluated += train + validation
+    if data.baselines and splits.stream is None:
+        evaluated += num_fitted_rows(data.task, splits.train, splits.validation, seed)
     return TimeLimitCallback(clock, evaluated / validation, not set(EVALUATION) & set(explicit), before)
 
 

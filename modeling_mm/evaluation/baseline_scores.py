@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import Trainer
 
+from ..data.dataset import MMDataset
 from ..data.negatives import MatchingPairs
 from ..data.targets import normalize
 from ..tasks import TASKS
@@ -45,6 +46,16 @@ def answer_targets(answers: Parts) -> Targets:
     place = {name: number for number, name in enumerate(names)}
     values = Parts(*(np.array([place.get(text, len(names)) for text in part]) for part in texts))
     return Targets("classification", values, names)
+
+
+def num_fitted_rows(task: str, train: MMDataset, validation: MMDataset, seed: int) -> int:
+    """The number of rows that baselines encode and are fitted to or chosen by; 0 if only the majority is counted."""
+    facts = TASKS[task]
+    if facts.embeds or facts.pairs:
+        return 0
+    if facts.generates and len(answer_targets(Parts(train.targets(), [], [])).names) == 1:
+        return 0
+    return sum(map(len, fitted_rows(Parts(train, validation, []), train.labels, seed)))
 
 
 def fit(

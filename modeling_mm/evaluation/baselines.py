@@ -223,7 +223,7 @@ def majority(targets: Targets) -> Baseline:
     elif task.several_labels:
         output, method = logit(truths.mean(axis=0).clip(LEAST, 1 - LEAST)), "labels of most training rows"
     else:
-        shares = np.bincount(truths, minlength=len(targets.names)) / len(truths)
+        shares = np.bincount(truths, minlength=len(targets.names))[: len(targets.names)] / len(truths)
         output, method = np.log(shares.clip(LEAST)), "most frequent in the training rows"
     outputs = Parts(*(np.tile(output, (len(part), 1)) for part in targets.values))
     return Baseline("mean" if task.numbers else "majority", method, outputs, targets.score(outputs.validation))

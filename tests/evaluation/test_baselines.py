@@ -211,3 +211,5 @@ def test_answers_are_classes_unless_there_are_too_many():
     assert few.names == ["two", "three"] and few.values.test.tolist() == [2]
     many = answer_targets(Parts([str(n) for n in range(101)] + ["7"], ["7"], ["8"]))
     assert many.names == ["7"] and many.values.validation.tolist() == [0]
+    [most] = fit_baselines(many, [])
+    assert most.outputs.test.shape == (1, 1)  # the other hundred answers, together more frequent, are no answer
