@@ -25,19 +25,21 @@ from PIL import Image
 from transformers import ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
+from ..model.audio_mm import import_audio_library
 from ..model.media_mm import MODALITIES, TABLE
 from ..model.processing_mm import MMProcessor
 from .media import MediaRef
 from .rows import Row, present_modalities, without
 
 IMAGES = ("crop", "rotate", "flip", "color")
-AUDIO = ("noise", "shift", "vtlp", "specaugment")
+AUDIO = ("speed", "noise", "shift", "vtlp", "specaugment")
 SHORT_SIDE = 512  # pixels to which larger images are shrunk if the tower's input size is not known
 DEGREES = 10.0
 CROP = (0.7, 1.0)  # share of the image's area that a crop keeps
 COLOR = 0.2  # largest relative change of brightness, contrast and saturation
 DECIBELS = (10.0, 30.0)  # signal-to-noise ratio of added noise
 WARP = 1.25  # largest factor by which `vtlp` raises or lowers frequencies
+SPEED = 1.15  # largest factor by which `speed` makes a clip faster or slower
 SHIFT = 0.1  # maximum seconds of silence in front of a clip
 BANDS, FRAMES = 0.125, 0.1  # widest mask as a share of all mel bins and of all frames; there are MASKS of each
 MASKS = 2
@@ -50,9 +52,9 @@ class Augmentation:
 
     Args:
         images: any of `crop`, `rotate`, `flip` (left and right; not for digits, letters or sides), `color`.
-        audio: any of `noise`, `shift` (silence in front), and in log-mel features `vtlp` (vocal tract length
-            perturbation: higher or lower frequencies, as of another voice; Jaitly and Hinton 2013) and `specaugment`
-            (masks; Park et al. 2019).
+        audio: any of `speed` (faster and higher, or slower and lower; Ko et al. 2015; needs soxr), `noise`, `shift`
+            (silence in front), and in log-mel features `vtlp` (vocal tract length perturbation: higher or lower
+            frequencies, as of another voice; Jaitly and Hinton 2013) and `specaugment` (masks; Park et al. 2019).
         word_dropout: probability with which a word leaves its text.
         modality_dropout: probability with which a modality leaves its row.
         seed: of all draws.
@@ -90,7 +92,7 @@ class Augmentation:
         if in_features and isinstance(processor.feature_extractor, Wav2Vec2FeatureExtractor):
             raise ValueError(
                 f"--augment_audio {in_features[0]} changes log-mel features, but this audio tower takes waveforms; "
-                "expected noise or shift"
+                "expected speed, noise or shift"
             )
 
     def derived_seed(self, *parts: Any) -> int:
@@ -160,10 +162,15 @@ class Augmentation:
         return batch
 
     def waveform(self, clip: np.ndarray, processor: MMProcessor, generator: np.random.Generator) -> np.ndarray:
-        """Samples (S,) with silence in front and noise added, as `audio` asks."""
+        """Samples (S,) at another speed, with silence in front and noise added, as `audio` asks."""
+        rate = processor.feature_extractor.sampling_rate
+        if "speed" in self.audio:
+            factor = SPEED ** generator.uniform(-1, 1)
+            clip = import_audio_library("soxr").resample(clip, rate * factor, rate).astype(np.float32)
+            clip = clip[: int(processor.max_seconds * rate)]
         if "shift" in self.audio:
-            silence = int(generator.integers(0, int(SHIFT * processor.feature_extractor.sampling_rate) + 1))
-            clip = np.pad(clip, (silence, 0))[: int(processor.max_seconds * processor.feature_extractor.sampling_rate)]
+            silence = int(generator.integers(0, int(SHIFT * rate) + 1))
+            clip = np.pad(clip, (silence, 0))[: int(processor.max_seconds * rate)]
         if "noise" in self.audio:
             loudness = np.sqrt(np.mean(clip**2)) * 10 ** (-generator.uniform(*DECIBELS) / 20)
             noise = generator.standard_normal(len(clip), dtype=np.float32)

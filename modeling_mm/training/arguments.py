@@ -230,7 +230,8 @@ class DataArguments:
         metadata={"help": "random changes of training images: crop, rotate, color, flip (not for digits or text)"},
     )
     augment_audio: list[str] = field(
-        default_factory=list, metadata={"help": "random changes of training audio: noise, shift, vtlp, specaugment"}
+        default_factory=list,
+        metadata={"help": "random changes of training audio: speed, noise, shift, vtlp, specaugment"},
     )
     word_dropout: float = field(default=0.0, metadata={"help": "probability of dropping each word of a training text"})
     modality_dropout: float = field(

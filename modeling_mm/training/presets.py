@@ -172,7 +172,8 @@ def data_choices(
         changes = ["rotate"] if task.embeds else ["crop", "rotate"]
         choices.append(Choice("augment_images", changes, "an untrained vision tower"))
     if "audio" in present and model.trains("audio") and task.has_labels:
-        choices.append(Choice("augment_audio", ["shift", "noise", "vtlp", "specaugment"], "an untrained audio tower"))
+        changes = ["speed", "shift", "noise", "vtlp", "specaugment"]
+        choices.append(Choice("augment_audio", changes, "an untrained audio tower"))
     return choices
 
 

@@ -225,6 +225,20 @@ def test_noise_is_as_loud_as_said_and_silence_stays_silent(listener, files):
     assert not Augmentation(audio=["noise"]).waveform(silent, listener, np.random.default_rng(0)).any()
 
 
+def test_speed_changes_length_and_pitch_alike(listener):
+    clip = np.sin(2 * np.pi * 440 * np.arange(RATE // 2) / RATE).astype(np.float32)
+    listener.max_seconds, lengths = 1.0, []
+    for seed in range(10):
+        view = Augmentation(audio=["speed"]).waveform(clip, listener, np.random.default_rng(seed))
+        pitch = np.abs(np.fft.rfft(view * np.hanning(len(view)))).argmax() * RATE / len(view)
+        assert view.dtype == np.float32 and abs(pitch * len(view) / len(clip) - 440) < 5
+        lengths.append(len(view) / len(clip))
+    assert 1 / 1.15 <= min(lengths) < 0.95 and 1.05 < max(lengths) <= 1.15
+    listener.max_seconds = 0.5
+    views = [Augmentation(audio=["speed"]).waveform(clip, listener, np.random.default_rng(s)) for s in range(10)]
+    assert max(map(len, views)) == len(clip)
+
+
 def test_a_shift_puts_silence_in_front_and_stays_in_bounds(listener, files):
     _, clips = files
     clip = read_audio(clips[0], RATE)
@@ -321,7 +335,10 @@ def test_short_and_silent_clips_can_be_augmented(listener, tmp_path):
 
 BAD = {
     "names": ({"images": ["blur"]}, "--augment_images knows no 'blur'; choose from crop, rotate, flip, color"),
-    "sounds": ({"audio": ["echo"]}, "--augment_audio knows no 'echo'; choose from noise, shift, vtlp, specaugment"),
+    "sounds": (
+        {"audio": ["echo"]},
+        "--augment_audio knows no 'echo'; choose from speed, noise, shift, vtlp, specaugment",
+    ),
     "words": ({"word_dropout": 1.0}, "--word_dropout is 1.0; expected a probability"),
     "modalities": ({"modality_dropout": -0.1}, "--modality_dropout is -0.1; expected a probability"),
 }
