@@ -2,7 +2,7 @@
 """Ablation of the defaults of `--preset scratch`: `interaction` with 4,000 rows, trained without each of them.
 
     python -m recipes.data.make_interaction --train_rows 4000 --naming_share 0 --output_dir runs/data/interaction-4000
-    python benchmarks/ablation.py  # 6 hours on two cores; prints a Markdown table
+    python benchmarks/ablation.py  # hours; prints a Markdown table
 
 All trainings have the same rows and number of epochs, and differ in the flags below. One that has a report already is
 not repeated, so that the command can be interrupted, or run for some seeds and variants at a time. The score is the
@@ -39,7 +39,7 @@ def accuracy(variant: str, seed: int, args: argparse.Namespace) -> float:
         files = [f"--{part}_file={args.data / part}.csv" for part in ("train", "validation", "test")]
         options = [f"--output_dir={output}", f"--num_train_epochs={args.epochs}", f"--seed={seed}"]
         command = [sys.executable, "-m", "modeling_mm.cli", "train", *files, *options, *VARIANTS[variant]]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # progress and errors are shown
     return json.loads((output / "report.json").read_text())["accuracy"]
 
 

@@ -183,6 +183,7 @@ def time_limit_callback(
 
     Args:
         clock: of the limit; None without one.
+        seed: draws the rows that baselines are fitted to, if they are many.
         before: seconds that a search had used before the training.
     """
     if clock is None:

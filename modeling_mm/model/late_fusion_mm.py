@@ -178,9 +178,9 @@ class MMLateFusion(nn.Module):
         projected = [project(embedding) for project, embedding in zip(self.projectors, inputs, strict=True)]
         return self.normalised(projected, present)
 
-    def normalised(self, states: Sequence[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+    def normalised(self, states: list[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
         """States (B, D) of M modalities as (B, M, D), normalised, zero for missing modalities."""
-        return torch.where(present[..., None], self.norm(torch.stack(list(states), dim=1)), 0)
+        return torch.where(present[..., None], self.norm(torch.stack(states, dim=1)), 0)
 
     def weights(self, states: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Weight of each modality in each row, per feature for `gated`: (B, M, 1 or D); sums over M are 1 or 0."""

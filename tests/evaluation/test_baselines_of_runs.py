@@ -18,7 +18,7 @@ from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.rows import Columns
 from modeling_mm.data.tables import read_table
 from modeling_mm.evaluation.baseline_inputs import baseline_inputs, sampled
-from modeling_mm.evaluation.baseline_scores import score_baselines
+from modeling_mm.evaluation.baseline_scores import num_fitted_rows, score_baselines
 from modeling_mm.evaluation.baselines import Parts
 from modeling_mm.evaluation.predictions import evaluate_rows, label_names
 from modeling_mm.training.trainer import MMTrainer
@@ -117,6 +117,18 @@ def test_answers_of_a_generation_are_classes(tmp_path, capsys):
     assert rows["image alone"]["accuracy"] > 0.8 > 0.3 > rows["majority"]["accuracy"]
 
 
+def test_too_many_answers_have_the_majority_only(tmp_path, capsys):
+    drawing((9, 9, 9), 32).save(tmp_path / "a.png")
+    write_rows(tmp_path, "image,text,answer", [("a.png", "who?", answer) for answer in ["all", "all", *range(101)]])
+    baselines = train(capsys, tmp_path, "--max_new_tokens", 2)["baselines"]
+    rows = by_name(baselines)
+    assert rows["majority"]["accuracy"] == pytest.approx(2 / 103, abs=1e-4)
+    assert rows["late fusion"]["failed"].endswith("between 2 and 100 distinct answers")
+    table, folder = read_table(str(tmp_path / "t.csv"), "train")
+    many = MMDataset("t.csv", table, folder, Columns(target="answer"), task="generation")
+    assert num_fitted_rows("generation", many, many, 0) == 0
+
+
 def test_matching_has_the_majority_only(tmp_path, capsys):
     rows = []
     for i in range(8):
@@ -161,6 +173,8 @@ def test_rows_are_drawn_by_seed(digits):
     assert sampled(rows, 200, 0) is rows
     first, again, other = (sampled(rows, 10, seed).kept for seed in (0, 0, 1))
     assert first == again == sorted(set(first)) != other and len(first) == 10
+    counts = [num_fitted_rows(task, rows, rows, 0) for task in ("classification", "matching", "retrieval")]
+    assert counts == [400, 0, 0]
 
 
 def test_a_row_s_features_do_not_depend_on_the_batch(digits):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from helpers.audio import hearing_processor
 from helpers.builders import ALL_TEXT, OLD_LIBRARY, VISION, mm_model
 from helpers.fsdp import CASES, HEADS, ROWS, batch_of, by_accelerate_s_trainer, by_trainer, everything, model_of, step
 from helpers.processes import together
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from modeling_mm import MMModel
 from modeling_mm.model.fusion_mm import text_layers
+from modeling_mm.training.fsdp import placeholder_media
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +141,9 @@ def assert_real_blocks(model):
     for module in model.modules():
         assert type(module).__name__ not in model._no_split_modules or embeddings not in module.modules()
     assert all(parameter.dim() for parameter in model.parameters())  # FSDP shards no scalars
+
+
+def test_placeholder_clips_are_as_short_as_the_processor_s():
+    processor = hearing_processor()
+    processor.max_seconds = 0.2
+    assert placeholder_media(processor)["audio"]["input_features"].shape[0] == 1
