@@ -24,7 +24,7 @@ $(VENV)/.ready-demo: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[demo]"
 	touch $@
 
-demo: $(DEMO)  ## train on easy-VQA, evaluate on its test split, answer three questions (about 8 minutes on two cores)
+demo: $(DEMO)  ## train on easy-VQA, evaluate on its test split, answer three questions (about 10 minutes on two cores)
 	$(BIN)/modeling-mm demo
 
 space: $(DEMO)  ## open the Space on the model that make demo trained
