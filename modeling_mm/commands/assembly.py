@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from ..checkpoint import BASE
@@ -18,7 +19,7 @@ from ..tasks import TASKS
 from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments
 from ..training.build import build_collator, build_model, choose_trainable
 from ..training.hyperparameter_search import Search
-from ..training.presets import Choice, DefaultsArguments, applied
+from ..training.presets import Choice, DefaultsArguments, applied, is_sharded
 from ..training.search_results import best_trial, cell, importances, trial_rows, trials_table
 from ..training.search_space import search_space
 from ..training.splits import Splits
@@ -76,6 +77,8 @@ def assemble(
     tokenizer = None if earlier is None else earlier.tokenizer
     model, processor = build_model(model_args, data, splits.train, arguments.retrieval, tokenizer)
     choose_trainable(model, model_args)
+    if not is_sharded(arguments.training):
+        model.to(memory_format=torch.channels_last)  # convolutions run up to twice as fast
     collator = build_collator(model, processor, data)
     for split in filter(None, (splits.train, splits.validation, splits.test)) if earlier is None else ():
         collator.check_lengths(split, data.on_bad_row == "skip")
