@@ -77,6 +77,9 @@ class ModelArguments:
         default=None,
         metadata={"help": "let text attend to media; on by default, except with --late_fusion, where true uses both"},
     )
+    projector_norm: str | None = field(
+        default=None, metadata={"help": "norm of the towers' states before fusion", "choices": ["layer", "batch"]}
+    )
     config_overrides: list[str] = field(
         default_factory=list,
         metadata={"help": "fields of the config of a new model, such as fusion_gate_init=0,classifier_dropout=0.1"},
@@ -351,9 +354,8 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
         "video needs both --video_column, the column with the videos, and --num_frames, the frames taken from each": (
             new and (video[0] == "") != (video[1] is None)
         ),
-        "--late_fusion and --cross_attention are for new models; the fusion of --model cannot be changed": (
-            not new and (fusion or attention is not None)
-        ),
+        "--late_fusion, --cross_attention and --projector_norm are for new models; the fusion of --model cannot be "
+        "changed": (not new and (fusion or attention is not None or model.projector_norm)),
     }
 
 

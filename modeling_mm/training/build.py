@@ -49,7 +49,6 @@ OVERRIDABLE = (  # fields of `MMConfig` that have no flag of their own and do no
     "fusion_memory_size",
     "fusion_dropout",
     "fusion_gate_init",
-    "projector_norm",
     "image_positions",
     "resampler_layers",
     "pooling",
@@ -116,7 +115,7 @@ def build_model(
     processor = MMProcessor.from_towers(*sources, max_seconds=data.max_seconds or MAX_SECONDS, **more)
     flags = ("fusion_mlp", "num_latents", "num_frames", "late_fusion", "cross_attention")
     options |= {name: getattr(args, name) for name in flags}
-    options |= {"projector_norm": "batch" if args.late_fusion == "product_mlp" else "layer"}
+    options["projector_norm"] = args.projector_norm or ("batch" if args.late_fusion == "product_mlp" else "layer")
     options |= {"image_positions": args.vision_tower in scratch.SIZES}  # a ResNet's states have no position
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers

@@ -29,6 +29,7 @@ EVALUATION = ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "loa
 NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
 CALIBRATION_ROWS = 100  # fewer validation rows may all be right, and tell nothing about probabilities
 MARGIN = 0.1  # seconds beyond the longest clip, which augmentation shifts by as much
+AUGMENTED = 10_000  # most rows with a label that are augmented: more show enough by themselves, in fewer epochs
 UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which classes are weighted
 
 
@@ -168,10 +169,11 @@ def data_choices(
         choices.append(Choice("image_cache_mb", 512, "images are decoded once"))
     if "audio" in present and not data.streaming:
         choices.append(Choice("audio_cache_mb", 512, "audio is decoded once"))
-    if "image" in present and model.trains("vision") and (task.has_labels or task.embeds):
+    few = task.has_labels and (splits.stream is not None or len(splits.train) <= AUGMENTED)
+    if "image" in present and model.trains("vision") and (few or task.embeds):
         changes = ["rotate"] if task.embeds else ["crop", "rotate"]
         choices.append(Choice("augment_images", changes, "an untrained vision tower"))
-    if "audio" in present and model.trains("audio") and task.has_labels:
+    if "audio" in present and model.trains("audio") and few:
         changes = ["speed", "shift", "noise", "vtlp", "specaugment"]
         choices.append(Choice("augment_audio", changes, "an untrained audio tower"))
     return choices
@@ -202,7 +204,7 @@ def training_choices(
     """Choices about optimisation.
 
     Args:
-        rows: number of training rows, None for a stream. limited: there is a time limit. muon: Muon may be used.
+        rows: number of training rows, None for a stream. limited: there is a time limit. muon: Muon is used.
         table_only: rows are numbers and categories alone. by_loss: the best checkpoint is that of least loss.
     """
     facts, because = TASKS[task], f"preset {preset}"
@@ -210,7 +212,6 @@ def training_choices(
     if rows is not None:
         batch = max(8, min(batch, 2 ** round(math.log2(max(1, rows / 16)))))
     rate = {"scratch": 1.5e-3, "frozen": 1e-3, "lora": 3e-4, "full": 3e-5}[preset]
-    muon = muon and not {"learning_rate", "optim"} & set(explicit)
     choices = [Choice("muon_learning_rate", 2e-3, "untrained weights of layers")] if muon else []
     choices += [
         Choice("learning_rate", rate, because),
@@ -241,13 +242,21 @@ def is_sharded(args: "TrainingArguments") -> bool:
 
 
 def uses_muon(
-    preset: str, task: str, model: ModelArguments, args: "TrainingArguments", present: Collection[str]
+    preset: str,
+    task: str,
+    model: ModelArguments,
+    args: "TrainingArguments",
+    present: Collection[str],
+    explicit: Collection[str] = (),
 ) -> bool:
-    """True if Muon may train the weights of layers: whole ones, without adapters, of an untrained model for labels.
+    """True if Muon is to train the weights of layers: whole ones, without adapters, of an untrained model.
 
-    Rows with video are left out: there, AdamW learns more (docs/defaults.md).
+    Rows with video are left out: there, AdamW learns more (docs/defaults.md); and so is retrieval.
+
+    Args:
+        explicit: names of the arguments that a flag or a file sets; a learning rate or an optimiser is that of AdamW.
     """
-    fits = TASKS[task].has_labels and "video" not in present
+    fits = not TASKS[task].embeds and "video" not in present and not {"learning_rate", "optim"} & set(explicit)
     return preset == "scratch" and fits and not (model.use_peft or is_sharded(args))
 
 
@@ -296,7 +305,9 @@ def choose_defaults(
     choices += data_choices(preset, model, data, present, splits, str(args.output_dir))
     choices += retrieval_choices(preset, data.task)
     size, limited = None if is_stream else len(train), defaults.time_limit is not None
-    muon = uses_muon(preset, data.task, model, args, present)
+    muon = uses_muon(preset, data.task, model, args, present, explicit)
+    if muon and TASKS[data.task].generates and model.model is None:
+        choices.append(Choice("projector_norm", "batch", "untrained towers, trained by Muon"))
     by_loss = table_only and len(splits.validation) < CALIBRATION_ROWS  # all may be right before the model is sure
     choices += training_choices(preset, data.task, size, limited, explicit, muon, table_only, by_loss)
     choices += [] if is_stream or model.model is not None else uneven_classes(data.task, train.targets())

@@ -136,13 +136,14 @@ def test_predictions_of_the_plain_trainer_are_logits(tmp_path):
 
 def test_fields_of_a_new_config_can_be_set(tmp_path):
     argv = ["train", "--train_file", write_table(tmp_path, ["a", "b"] * 8), "--output_dir", str(tmp_path / "run")]
-    argv += ["--task", "classification", "--max_steps", "1", "--config_overrides"]
-    assert cli.main([*argv, "fusion_gate_init=0,projector_norm=layer", "classifier_dropout=0.25", *TINY]) == 0
+    argv += ["--task", "classification", "--max_steps", "1", "--projector_norm", "layer", "--config_overrides"]
+    assert cli.main([*argv, "fusion_gate_init=0,initializer_range=0.05", "classifier_dropout=0.25", *TINY]) == 0
     config = MMForSequenceClassification.from_pretrained(tmp_path / "run").config
-    assert (config.fusion_gate_init, config.projector_norm, config.classifier_dropout) == (0, "layer", 0.25)
+    assert (config.fusion_gate_init, config.initializer_range, config.classifier_dropout) == (0, 0.05, 0.25)
+    assert config.projector_norm == "layer"
 
 
-@pytest.mark.parametrize("override", ["gates=0", "fusion_gate_init", "projector_norm=none"])
+@pytest.mark.parametrize("override", ["gates=0", "fusion_gate_init", "projector_norm=batch"])
 def test_wrong_fields_of_a_config_are_refused(tmp_path, capsys, override):
     argv = ["train", "--train_file", write_table(tmp_path, ["a", "b"] * 8), "--output_dir", str(tmp_path / "run")]
     argv += ["--task", "classification", "--max_steps", "1"]

@@ -12,6 +12,7 @@ from modeling_mm.checkpoint import load_checkpoint
 from modeling_mm.commands.arguments import MMParser
 from modeling_mm.training.arguments import DataArguments, ModelArguments
 from modeling_mm.training.presets import (
+    AUGMENTED,
     TABLE_EPOCHS,
     Choice,
     applied,
@@ -140,40 +141,51 @@ def test_a_small_table_is_not_read_more_often_with_a_time_limit(rows, limited):
 
 
 @pytest.mark.parametrize(
-    "flags,chosen",
+    "flags,rows,chosen",
     [
-        ({}, {"image_cache_mb", "augment_images"}),
-        ({"vision_tower": "a/vision"}, {"image_cache_mb", "cache_features"}),
-        ({"text_model": "a/text"}, set()),
-        ({"vision_tower": "a/vision", "text_model": "a/text"}, {"cache_features"}),
-        ({"vision_tower": "a/vision", "text_model": "a/text", "lora_parts": ["text,vision"]}, set()),
-        ({"vision_tower": "a/vision", "text_model": "a/text", "vision_trainable": True}, set()),
+        ({}, AUGMENTED, {"image_cache_mb", "augment_images"}),
+        ({}, AUGMENTED + 1, {"image_cache_mb"}),
+        ({"vision_tower": "a/vision"}, 9, {"image_cache_mb", "cache_features"}),
+        ({"text_model": "a/text"}, 9, set()),
+        ({"vision_tower": "a/vision", "text_model": "a/text"}, 9, {"cache_features"}),
+        ({"vision_tower": "a/vision", "text_model": "a/text", "lora_parts": ["text,vision"]}, 9, set()),
+        ({"vision_tower": "a/vision", "text_model": "a/text", "vision_trainable": True}, 9, set()),
     ],
 )
-def test_only_frozen_towers_are_cached_and_only_untrained_ones_augmented(flags, chosen):
+def test_only_frozen_towers_are_cached_and_only_untrained_ones_with_few_rows_augmented(flags, rows, chosen):
     model, data = ModelArguments(**{**SCRATCH, **flags}), DataArguments(task="classification")
-    splits = SimpleNamespace(validation=range(9), longest_clip=0.0)
+    splits = SimpleNamespace(train=range(rows), stream=None, validation=range(9), longest_clip=0.0)
     choices = data_choices(preset_for(model, None), model, data, {"image"}, splits, "out")
     assert {choice.name for choice in choices} == chosen
 
 
 @pytest.mark.parametrize(
-    "task,flags,sharded,present,expected",
+    "task,flags,sharded,present,explicit,expected",
     [
-        ("classification", {}, "", {"image"}, True),
-        ("generation", {}, "", {"image"}, False),
-        ("classification", {"use_peft": True}, "", {"image"}, False),
-        ("classification", {}, "fsdp", {"image"}, False),
-        ("classification", {}, "launcher", {"image"}, False),
-        ("classification", {}, "", {"image", "video"}, False),
+        ("classification", {}, "", {"image"}, (), True),
+        ("generation", {}, "", {"image"}, (), True),
+        ("generation", {}, "", {"image"}, ("learning_rate",), False),
+        ("retrieval", {}, "", {"image"}, (), False),
+        ("classification", {"use_peft": True}, "", {"image"}, (), False),
+        ("classification", {}, "fsdp", {"image"}, (), False),
+        ("classification", {}, "launcher", {"image"}, (), False),
+        ("classification", {}, "", {"image", "video"}, (), False),
     ],
 )
-def test_muon_is_for_whole_weights_of_untrained_models_with_labels(
-    monkeypatch, task, flags, sharded, present, expected
+def test_muon_is_for_whole_weights_of_untrained_models_that_do_not_embed(
+    monkeypatch, task, flags, sharded, present, explicit, expected
 ):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true" if sharded == "launcher" else "false")
     args = SimpleNamespace(fsdp="full_shard" if sharded == "fsdp" else "", deepspeed=None)
-    assert uses_muon("scratch", task, ModelArguments(**SCRATCH, **flags), args, present) is expected
+    assert uses_muon("scratch", task, ModelArguments(**SCRATCH, **flags), args, present, explicit) is expected
+
+
+@pytest.mark.parametrize("flags,norm", [((), "batch"), (("--learning_rate", "1e-3"), "layer")])
+def test_towers_of_a_generating_model_from_scratch_have_batch_norm_beside_muon(tmp_path, flags, norm):
+    write_digits(tmp_path, "t.csv", 0, 40, ("image", "text", "answer"))
+    argv = ["--train_file", tmp_path / "t.csv", "--output_dir", tmp_path / "out", "--max_steps", 1, "--use_cpu"]
+    assert cli.main(["train", *map(str, argv), "--disable_tqdm", "true", *flags]) == 0
+    assert load_checkpoint(str(tmp_path / "out"))[0].config.projector_norm == norm
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, pip
 
 from modeling_mm import cli
 from modeling_mm.checkpoint import last_checkpoint, load_checkpoint
+from modeling_mm.training.trainer import MMTrainer
 
 TINY = ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--fusion_layers", "0", "1"]
 QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no"]
@@ -67,6 +68,23 @@ def test_a_csv_becomes_a_model_that_evaluates_and_predicts(digits, tmp_path, cap
     result = prediction["results"][0]
     assert result["label" if task == "classification" else "answer"] == rows[0]["prediction"]
     Image.open(look).verify()
+
+
+def test_convolutions_train_in_channels_last_and_are_saved_as_ever(digits, tmp_path, capsys, monkeypatch):
+    out, train, trained = tmp_path / "out", MMTrainer.train, []
+
+    def spy(trainer, *args, **kwargs):
+        result = train(trainer, *args, **kwargs)
+        trained.append(trainer.model)
+        return result
+
+    monkeypatch.setattr(MMTrainer, "train", spy)
+    run(capsys, "train", "--train_file", digits / "train_label.csv", *TINY, *QUIET, "--output_dir", out,
+        "--max_steps", 2)  # fmt: skip
+    weights = {name: p for name, p in trained[0].named_parameters() if p.dim() == 4 and p.shape[-1] > 1}
+    assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights.values())
+    saved = load_checkpoint(out)[0].state_dict()
+    assert all(saved[name].is_contiguous() and saved[name].equal(p) for name, p in weights.items())
 
 
 def test_generation_folder_answers_through_the_pipeline(digits, tmp_path, capsys):
