@@ -31,10 +31,11 @@ space: $(DEMO)  ## open the Space on the model that make demo trained
 	cd hub_space && MM_MODEL_ID=$(abspath runs/easy_vqa) $(abspath $(BIN)/python) app.py
 
 test: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile $(TESTS)
 
-test-lowest:  ## the fast tests with the lowest supported transformers, in an environment of their own
-	$(MAKE) test VENV=$(VENV)-lowest CONSTRAINTS=constraints-lowest.txt
+test-lowest: TESTS = $(addprefix tests/,commands data evaluation hub model training)
+test-lowest:  ## those that need transformers, with the lowest supported one, in an environment of their own
+	$(MAKE) test VENV=$(VENV)-lowest CONSTRAINTS=constraints-lowest.txt TESTS="$(TESTS)"
 
 test-all: $(READY)  ## every test that this machine can run
 	$(BIN)/python -m pytest

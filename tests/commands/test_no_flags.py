@@ -22,6 +22,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_table_of_ten_columns_trains_and_travels(folder, capsys):
     out = folder / "out"
     assert cli.main(["train", "--train_file", str(folder / "t.csv"), "--output_dir", str(out), *QUIET]) == 0

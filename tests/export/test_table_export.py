@@ -23,7 +23,13 @@ def clerk(processor):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "export_format, fusion", [("onnx", "concat"), ("torch", "concat"), ("onnx", "linear"), ("onnx", "product_mlp")]
+    "export_format, fusion",
+    [
+        ("onnx", "product_mlp"),
+        ("torch", "concat"),
+        pytest.param("onnx", "concat", marks=pytest.mark.slow),
+        pytest.param("onnx", "linear", marks=pytest.mark.slow),
+    ],
 )
 def test_an_exported_table_gives_the_same_logits(clerk, tmp_path, export_format, fusion):
     model = model_for(

@@ -173,6 +173,7 @@ def test_the_best_trial_is_trained_in_full_and_each_trial_has_its_values(digits,
     assert "trial 1 is trained in full" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_after_an_error_and_repeats_the_trial(digits, tmp_path, monkeypatch, capsys):
     set_up = Search.set_up
 
@@ -222,6 +223,7 @@ def test_a_search_of_retrieval(tmp_path):
     assert "label_smoothing_factor" not in search["trials"][0]["values"]
 
 
+@pytest.mark.slow
 def test_a_search_of_adapters_shares_cached_features(tmp_path, tokenizer):
     towers = save_towers(tmp_path, tokenizer)
     write_digits(tmp_path, "t.csv", 0, 30, ("image", "text", "answer"))

@@ -131,6 +131,7 @@ def resumable(digits, out, *extra):
     )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_never_interrupted(digits, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = resumable(digits, whole)
