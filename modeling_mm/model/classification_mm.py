@@ -22,6 +22,7 @@ from .late_fusion_mm import MMLateFusion
 from .media_mm import TABLE, Memory, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel
 from .outputs_mm import MMOutput, head_output
+from .packing_mm import check_not_packed
 from .pooling_mm import pool_tokens
 
 HEAD_INIT = 0.02  # of a head over "product_mlp", so that hundreds of features do not begin as noise
@@ -133,6 +134,7 @@ class MMForSequenceClassification(MMAttentionMapsMixin, MMPreTrainedModel):
             The others are those of `MMModel.forward`.
         """
         check_text(input_ids, inputs_embeds)
+        check_not_packed(input_ids if inputs_embeds is None else inputs_embeds, attention_mask, **kwargs)
         media = {
             "pixel_values": pixel_values,
             "image_index": image_index,

@@ -2,13 +2,15 @@
 """Cross-attention of few queries over many keys and values.
 
 Shapes: B rows, T query tokens, S keys and values, D query width, H query heads, K key/value heads, G query heads for
-each of them, E head width.
+each of them, E head width. With packed queries, keys, values, mask and weights have R rows, one per conversation, of
+W query tokens.
 """
 
 import torch
 from torch import nn
 
 from .configuration_mm import MMConfig
+from .packing_mm import Packing
 
 
 def for_each_head(visible: torch.Tensor, groups: int) -> torch.Tensor:
@@ -54,9 +56,12 @@ class MMCrossAttention(nn.Module):
         value: torch.Tensor,  # (B, K, S, E)
         mask: torch.Tensor | None,  # (B, 1, G * T or 1, S) bool
         need_weights: bool = False,
+        packing: Packing | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        rows, tokens, _ = hidden_states.shape
-        query = self.q_proj(hidden_states).view(rows, tokens, self.num_key_value_heads, -1, self.head_dim)
+        query = self.q_proj(hidden_states)
+        query = query if packing is None else packing.cut(query)
+        rows, tokens, _ = query.shape
+        query = query.view(rows, tokens, self.num_key_value_heads, -1, self.head_dim)
         query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # (B, K, G * T, E)
         key, value = key.to(query.dtype), value.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
@@ -67,7 +72,8 @@ class MMCrossAttention(nn.Module):
         else:
             output = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
         output = output.unflatten(2, (-1, tokens)).permute(0, 3, 1, 2, 4)  # (B, T, K, G, E)
-        return self.o_proj(output.reshape(rows, tokens, -1)), weights
+        output = output.reshape(rows, tokens, -1)
+        return self.o_proj(output if packing is None else packing.pack(output)), weights
 
 
 __all__ = ["MMCrossAttention"]

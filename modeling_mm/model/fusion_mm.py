@@ -31,6 +31,7 @@ from .audio_towers_mm import audio_width
 from .configuration_mm import MMConfig, tower_width
 from .cross_attention_mm import MMCrossAttention, for_each_head
 from .media_mm import Memory
+from .packing_mm import Packing
 from .resampler_mm import MMResampler
 from .table_tower_mm import MMTableTower
 
@@ -40,8 +41,10 @@ class FusionContext:
 
     fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: the indices of
     the text layers that they precede. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
-    attentions: a list that collects (B, H, T, S) weights, or None. num_layers_run: number of fusion layers that ran.
-    keys, values: for each fusion layer (B, K, S, E), views. sees_media: (B, T, 1) bool, True if a token sees any slot.
+    attentions: a list that collects (B, H, T, S) weights, or None. packing: that of the hidden states; the tensors here
+    then have one row per conversation. num_layers_run: number of fusion layers that ran.
+    keys, values: for each fusion layer (B, K, S, E), views. sees_media: (B, T, 1) bool, True if a token sees any slot;
+    packed like the hidden states.
     mask: (B, 1, G * T, S) bool, the slots that each token attends to, repeated for the G heads that share them.
     """
 
@@ -53,17 +56,25 @@ class FusionContext:
         key_values: torch.Tensor,
         visible: torch.Tensor,
         attentions: list | None = None,
+        packing: Packing | None = None,
     ):
         self.fusion, self.text_model, self.layers = fusion, text_model, layers
         self.key_values, self.visible = key_values, visible
-        self.attentions, self.num_layers_run = attentions, 0
+        self.attentions, self.packing, self.num_layers_run = attentions, packing, 0
         # unbound in one step, whose gradient is one tensor instead of one full of zeros for each layer
         slots_first = key_values.permute(0, 4, 1, 2, 3, 5).flatten(2, 3)  # (B, S, L * 2, K, E)
         unbound = [tensor.transpose(1, 2) for tensor in slots_first.unbind(2)]
         self.keys, self.values = unbound[::2], unbound[1::2]
-        self.sees_media = visible.any(dim=-1).transpose(1, 2)
+        sees_media = visible.any(dim=-1).transpose(1, 2)
+        self.sees_media = sees_media if packing is None else packing.pack(sees_media)
         # A softmax over no slot is NaN: such tokens attend to all slots, and the layer restores them afterwards.
         self.mask = for_each_head(visible | ~visible.any(dim=-1, keepdim=True), fusion.num_key_value_groups)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The rows and tokens of the hidden states."""
+        packing, visible = self.packing, self.visible
+        return (visible.shape[0], visible.shape[2]) if packing is None else (packing.rows, packing.tokens)
 
     @cached_property
     def text_layers(self) -> nn.ModuleList:
@@ -179,15 +190,16 @@ class MMFusionLayer(GradientCheckpointingLayer):
         mask: torch.Tensor,
         sees_media: torch.Tensor,
         need_weights: bool,
+        packing: Packing | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Fused hidden states (B, T, D) and attention weights; `key`, `value`, `mask`, `sees_media` of the context."""
+        """Fused hidden states (B, T, D) and attention weights; the other arguments are those of the context."""
         states = hidden_states.to(self.cross_attn_norm.weight.dtype)  # fusion may train in a higher precision
-        attended, weights = self.cross_attn(self.cross_attn_norm(states), key, value, mask, need_weights)
+        attended, weights = self.cross_attn(self.cross_attn_norm(states), key, value, mask, need_weights, packing)
         fused = states + (self.cross_attn_gate.tanh() * attended).to(states.dtype)
         if self.mlp is not None:
             fused = fused + (self.mlp_gate.tanh() * self.mlp(self.mlp_norm(fused))).to(fused.dtype)
         if weights is not None:
-            weights = weights * sees_media[:, None]
+            weights = weights * (sees_media if packing is None else packing.cut(sees_media, False))[:, None]
         return torch.where(sees_media, fused.to(hidden_states.dtype), hidden_states), weights
 
 
@@ -291,14 +303,15 @@ class MMFusion(nn.Module):
         Raises:
             ValueError: the backbone's hidden states are not one per text token.
         """
-        rows, _, tokens, _ = context.visible.shape
+        rows, tokens = context.shape
         if hidden_states.shape[:-1] != (rows, tokens):
             raise ValueError(
                 f"{type(context.text_model).__name__} gives its layers states of shape {tuple(hidden_states.shape)}, "
                 f"where fusion expects one for each text token, ({rows}, {tokens}, width)"
             )
         media = (context.keys[position], context.values[position], context.mask, context.sees_media)
-        hidden_states, weights = self.layers[position](hidden_states, *media, context.attentions is not None)
+        need_weights = context.attentions is not None
+        hidden_states, weights = self.layers[position](hidden_states, *media, need_weights, context.packing)
         if context.attentions is not None:
             context.attentions.append(weights)
         return hidden_states

@@ -21,6 +21,7 @@ from .configuration_mm import MMConfig
 from .media_mm import MEDIA, MODALITIES, check_markers, check_text, implied_image_index
 from .modeling_mm import MMModel, MMPreTrainedModel, base_method
 from .outputs_mm import MMOutput, head_output
+from .token_loss_mm import shifted_labels, token_loss
 
 
 def scaled_logits(logits: torch.Tensor, text: PreTrainedConfig) -> torch.Tensor:
@@ -93,6 +94,10 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
         """The logits as the backbone transforms them; see `scaled_logits`."""
         return scaled_logits(logits, self.config.text_config)
 
+    def logits_of(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return self.scale_logits(self.lm_head(states))
+
     @can_return_tuple
     def forward(
         self,
@@ -118,12 +123,14 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
         media_start: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MMOutput | tuple:
         """Next-token logits (B, T, V), or those of the last `logits_to_keep` tokens only.
 
         Args:
             labels: (B, T), `input_ids` where the loss applies and -100 elsewhere; they are shifted inside.
+            skip_logits: return the loss of the labels without logits, which then are computed where it applies only.
             The others are those of `MMModel.forward`.
         """
         check_text(input_ids, inputs_embeds)
@@ -151,13 +158,19 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
             return_dict=True,
             **kwargs,
         )
+        targets = kwargs.pop("shift_labels", None)
+        if labels is not None and targets is None:
+            targets = shifted_labels(labels, position_ids)
+        if skip_logits and targets is not None:
+            items = kwargs.get("num_items_in_batch")
+            loss = token_loss(output.last_hidden_state, targets, self.logits_of, self.lm_head.weight, items)
+            return head_output(output, loss, None)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.scale_logits(self.lm_head(output.last_hidden_state[:, keep]))  # (B, T, V)
+        logits = self.logits_of(output.last_hidden_state[:, keep])  # (B, T, V)
         loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+        if targets is not None:
+            options = {"shift_labels": targets, "vocab_size": self.config.text_config.vocab_size, **kwargs}
+            loss = self.loss_function(logits=logits, labels=labels, **options)
         return head_output(output, loss, logits)
 
     @torch.no_grad()

@@ -159,10 +159,9 @@ def encoded_starts(
     return start.flatten(1)
 
 
-def visible_slots(media_start: torch.Tensor, tokens: int, before: int | torch.Tensor) -> torch.Tensor:
-    """(B, 1, T, S) bool, the slots that each of `tokens` columns after `before` cached ones sees, from (B, S)."""
-    column = torch.arange(tokens, device=media_start.device) + before
-    return media_start[:, None, None, :] <= column[:, None]
+def visible_slots(media_start: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(B, 1, T, S) bool, the slots that the tokens at columns (T,) or (B, T) see, from (B, S)."""
+    return media_start[:, None, None, :] <= columns[..., None].unsqueeze(-3)
 
 
 def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ from .fusion_mm import FusionContext, MMFusion, active_context, add_fusion_hooks
 from .late_fusion_mm import MMLateFusion
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
+from .packing_mm import Packing, find_packing, keeps_apart
 from .resampler_mm import MMResampler
 from .table_tower_mm import MMTableTower
 from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
@@ -190,6 +191,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         self._keys_to_ignore_on_load_missing = patterns_of(config.fetched_towers or [])
         add_fusion_hooks(self.text_model)
         parameters = inspect.signature(self.text_model.forward).parameters.values()
+        self.keeps_conversations_apart: bool | None = None  # not tried yet
         self.text_model_takes_keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         self.post_init()
 
@@ -236,6 +238,8 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
                 a row's last images belong to the new markers.
             media_key_values: encoded media (B, L, 2, K, S, E), in place of pixels.
             media_start: (B, S), the first text column that sees each slot; by default it follows from the markers.
+            position_ids, cu_seq_lens_q: with conversations packed in rows, see `packing_mm`; the media arguments then
+                have one row per conversation.
             The others are arguments of the text backbone.
         """
         if input_ids is None and inputs_embeds is None and pixel_values is not None:
@@ -243,7 +247,17 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             return self.get_image_features(pixel_values, return_dict=True, **patches)
         tokens = check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
-        encoded = (input_ids, media_key_values, media_start, inputs_embeds, before)
+        states = input_ids if inputs_embeds is None else inputs_embeds
+        has_cache, lengths = past_key_values is not None, kwargs.get("cu_seq_lens_q")
+        packing = find_packing(states, attention_mask, position_ids, lengths, has_cache)
+        text, columns = (input_ids, inputs_embeds), None
+        if packing is not None:
+            self.check_packing(packing)
+            position_ids = packing.position_ids if position_ids is None else position_ids
+            columns = packing.cut(packing.position_ids if media_start is None else position_ids)
+            text = packing.cut_text(input_ids, inputs_embeds)
+            kwargs.setdefault("use_cache", False)  # with a cache, the backbone takes the row for one conversation
+        encoded = (text[0], media_key_values, media_start, text[1], before)
         media_key_values, media_start = self.cross_attention_inputs(
             *encoded,
             pixel_values=pixel_values,
@@ -261,7 +275,8 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             table_values=table_values,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        context = self.fusion_context(media_key_values, media_start, tokens, before, output_attentions)
+        columns = torch.arange(tokens, device=states.device) + before if columns is None else columns
+        context = self.fusion_context(media_key_values, media_start, columns, output_attentions, packing)
         return self.run_text_model(
             context,
             input_ids=input_ids,
@@ -273,24 +288,50 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             **kwargs,
         )
 
+    def check_packing(self, packing: Packing) -> None:
+        """Refuse a backbone that mixes packed conversations; it is tried once, and FSDP's processes try it together.
+
+        Raises:
+            ValueError: one conversation changes the states of the next, or flash kernels, which keep conversations
+                apart in one row only, got several.
+        """
+        if packing.rows > 1 and "flash" in str(self.config.text_config._attn_implementation):
+            raise ValueError(
+                f"packed conversations came in {packing.rows} rows, which flash kernels would mix; flatten them to one"
+            )
+        if self.keeps_conversations_apart is None:
+
+            def run(input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+                return self.text_model(input_ids=input_ids, position_ids=position_ids, use_cache=False)[0]
+
+            with active_context(None):
+                self.keeps_conversations_apart = keeps_apart(self.text_model, run, self.device)
+        if not self.keeps_conversations_apart:
+            raise ValueError(
+                f"the text backbone '{self.config.text_config.model_type}' mixes conversations that are packed in one "
+                "row; pad them instead (--packing false), or use a backbone like llama, qwen3 or gemma2"
+            )
+
     def fusion_context(
         self,
         key_values: torch.Tensor | None,
         media_start: torch.Tensor | None,
-        tokens: int,
-        before: int,
+        columns: torch.Tensor,
         output_attentions: bool,
+        packing: Packing | None,
     ) -> FusionContext | None:
         """The inputs of the fusion layers, from keys and values (B, L, 2, K, S, E) and `media_start` (B, S).
+
+        `columns` (T,) or (B, T) are the places of the tokens in their rows or, if packed, in their conversations.
 
         None without media.
         """
         if key_values is None:
             return None
-        visible = visible_slots(media_start, tokens, before)  # (B, 1, T, S)
+        visible = visible_slots(media_start, columns)  # (B, 1, T, S)
         attentions: list | None = [] if output_attentions else None
         layers = tuple(self.config.fusion_layers)
-        return FusionContext(self.fusion, self.text_model, layers, key_values, visible, attentions)
+        return FusionContext(self.fusion, self.text_model, layers, key_values, visible, attentions, packing)
 
     def run_text_model(self, context: FusionContext | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
         """The text backbone's output, fused with the media of a context; inputs that are None are left out."""

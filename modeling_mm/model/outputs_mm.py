@@ -81,7 +81,7 @@ class MMRetrievalOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor) -> MMOutput:
+def head_output(output: MMModelOutput, loss: torch.Tensor | None, logits: torch.Tensor | None) -> MMOutput:
     """The base model's output without its last hidden state, with the head's loss and logits."""
     fields = {name: value for name, value in output.items() if name != "last_hidden_state"}
     return MMOutput(loss=loss, logits=logits, **fields)

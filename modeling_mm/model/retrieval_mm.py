@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import initialization as init
-from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
@@ -30,6 +29,7 @@ from .matching_mm import MMMatchingHead, MMMatchingMixin
 from .media_mm import Memory, check_text
 from .modeling_mm import MMModel, MMPreTrainedModel, base_method
 from .outputs_mm import MMRetrievalOutput
+from .token_loss_mm import shifted_labels, token_loss
 
 MAX_LOGIT_SCALE = math.log(100)
 SIGMOID_BIAS = -10.0  # at first nearly all pairs are false (Zhai et al. 2023)
@@ -260,8 +260,11 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         key_values, start = self.model.attended(memories, text["input_ids"], text.get("inputs_embeds"))
         text = {**self.decoder_options(text["attention_mask"]), **text, "return_dict": True}
         states = self.model(**text, media_key_values=key_values, media_start=start).last_hidden_state
-        logits = scaled_logits(self.lm_head(states), self.config.text_config)
-        return ForCausalLMLoss(logits, labels, self.config.text_config.vocab_size)
+
+        def head(states: torch.Tensor) -> torch.Tensor:
+            return scaled_logits(self.lm_head(states), self.config.text_config)
+
+        return token_loss(states, shifted_labels(labels), head, self.lm_head.weight)
 
     def total_loss(self, output: MMRetrievalOutput) -> torch.Tensor:
         """The weighted sum of the losses in an output.

@@ -21,6 +21,7 @@ from ..data.dataset import MMDataset
 from ..data.samplers import ImageGroupSampler, LengthSampler
 from ..data.stream import MMStream
 from ..data.stream_loader import StreamLoader
+from ..model.generation_mm import MMForConditionalGeneration
 from ..model.media_mm import MEDIA
 from ..model.processing_mm import MMProcessor
 from .callbacks import (
@@ -221,6 +222,18 @@ class MMTrainer(Trainer):
         super().save_model(output_dir)
         plugin.set_state_dict_type(kind)
 
+    def compute_loss(self, model, inputs, return_outputs=False, *args, **kwargs):
+        """Extends the base method: a generating model computes logits where they are learned, and nowhere else."""
+        if not return_outputs and self.compute_loss_func is None and self.generates(model):
+            inputs = {**inputs, "skip_logits": True}
+        return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)
+
+    def generates(self, model) -> bool:
+        """True if the model is, or adapts, one that generates text."""
+        head = self.accelerator.unwrap_model(model)
+        head = head.get_base_model() if hasattr(head, "get_base_model") else head
+        return isinstance(head, MMForConditionalGeneration)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Extends the base method: for a batch with prompts, generates tokens (B, at most max_new_tokens)."""
         inputs = dict(inputs)
@@ -236,7 +249,7 @@ class MMTrainer(Trainer):
                 media["media_key_values"], start = unwrapped.attended(memories, inputs["input_ids"])
                 inputs |= {**media, "media_start": start}
                 media["media_start"] = unwrapped.media_starts(memories, prompts["input_ids"])
-            output = model(**inputs, use_cache=False)
+            output = model(**inputs, use_cache=False, skip_logits=True)
             if prediction_loss_only:
                 return output.loss, None, None
             generated = unwrapped.generate(**prompts, **media, max_new_tokens=self.max_new_tokens, do_sample=False)

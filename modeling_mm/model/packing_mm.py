@@ -1,0 +1,149 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Packed conversations: several in one row of tokens, each of which attends to its own text and media only.
+
+They come as `DataCollatorWithFlattening` returns them, without an `attention_mask`: `position_ids` restart with each
+conversation, or `cu_seq_lens_q` holds their ends. The text backbone keeps them apart by a block mask or by kernels
+for sequences of different lengths; `Packing` does the same for media, whose arguments have one row per conversation:
+the queries are cut into conversations, attend to the media of theirs, and are packed again.
+
+Shapes: B rows of T tokens hold R conversations, of which the longest has W tokens; S memory slots.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+class Packing:
+    """The places of packed conversations; no dataclass, because FSDP would copy it for each layer.
+
+    Args:
+        starts: (R,) place of the first token of each conversation in the flattened rows, in order, from 0.
+        rows, tokens: B and T.
+    """
+
+    def __init__(self, starts: torch.Tensor, rows: int, tokens: int):
+        self.rows, self.tokens = rows, tokens
+        ends = torch.cat([starts[1:], starts.new_full((1,), rows * tokens)])
+        lengths = ends - starts
+        steps = torch.arange(int(lengths.max()), device=starts.device)
+        self.real = steps < lengths[:, None]  # (R, W)
+        self.places = torch.where(self.real, starts[:, None] + steps, 0)  # (R, W)
+        self.sources = self.real.flatten().nonzero()[:, 0]  # (B * T,) place of each token in the flattened cut rows
+
+    @property
+    def conversations(self) -> int:
+        """R, the number of conversations."""
+        return self.real.shape[0]
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """(B, T), the column of each token in its conversation."""
+        return self.pack(torch.arange(self.real.shape[1], device=self.real.device).expand(self.real.shape))
+
+    def cut_text(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Ids (R, W) and embeddings (R, W, D), whose padding is no marker."""
+        ids = None if input_ids is None else self.cut(input_ids, -1)
+        return ids, None if inputs_embeds is None else self.cut(inputs_embeds, 0.0)
+
+    def cut(self, tokens: torch.Tensor, padding: float | None = None) -> torch.Tensor:
+        """(R, W, ...) from (B, T, ...); the places beyond a conversation's end hold `padding`, or any token."""
+        rows = tokens.flatten(0, 1)[self.places]
+        if padding is None:
+            return rows
+        return rows.masked_fill(~self.real.view(*self.real.shape, *[1] * (rows.dim() - 2)), padding)
+
+    def pack(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B, T, ...) from (R, W, ...); inverse of `cut`."""
+        return rows.flatten(0, 1)[self.sources].unflatten(0, (self.rows, self.tokens))
+
+
+def find_packing(
+    text: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    cu_seq_lens: torch.Tensor | None,
+    has_cache: bool,
+) -> Packing | None:
+    """The packing of a text (B, T) or of its embeddings (B, T, D); None if each row is one conversation.
+
+    Args:
+        position_ids: (B, T); a conversation begins wherever they do not go on by one, as for transformers' own masks.
+        cu_seq_lens: (R + 1,) cumulative lengths of the conversations of one row, in place of the positions.
+        has_cache: the tokens follow others, so that positions tell nothing.
+
+    Raises:
+        ValueError: packed conversations came with a padding mask, under which the text backbone would mix them, or
+            their lengths do not sum to the tokens.
+    """
+    rows, tokens = text.shape[:2]
+    if cu_seq_lens is not None:
+        if int(cu_seq_lens[-1]) != rows * tokens:
+            raise ValueError(
+                f"`cu_seq_lens_q` ends at {int(cu_seq_lens[-1])}, but {rows} x {tokens} tokens came; expected the "
+                "cumulative lengths of all conversations, from 0"
+            )
+        starts = cu_seq_lens[:-1].long().to(text.device)
+    else:
+        is_known = position_ids is not None and position_ids.dim() == 2 and position_ids.shape[1] == tokens > 1
+        if has_cache or not is_known or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        assert position_ids is not None
+        restarts = position_ids.diff(dim=1) != 1  # (B or 1, T - 1)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            restarts &= attention_mask[:, 1:tokens].bool() & attention_mask[:, : tokens - 1].bool()
+        if not bool(restarts.any()):
+            return None
+        first = torch.ones_like(restarts[:, :1])
+        starts = torch.cat([first, restarts], dim=1).expand(rows, tokens).flatten().nonzero()[:, 0]
+    if attention_mask is not None and attention_mask.dim() == 2:
+        raise ValueError(
+            "packed conversations (`position_ids` that restart within a row, or `cu_seq_lens_q`) came with an "
+            "`attention_mask`, under which the text backbone would mix them; leave the mask out"
+        )
+    return Packing(starts, rows, tokens)
+
+
+def check_not_packed(
+    text: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **others,
+) -> None:
+    """Refuse packed conversations for a head that pools whole rows.
+
+    Raises:
+        ValueError: a row holds several conversations.
+    """
+    if find_packing(text, attention_mask, position_ids, cu_seq_lens_q, has_cache=False) is not None:
+        raise ValueError(
+            "a row holds several packed conversations, of which this head would make one; pad them in rows of their "
+            "own, or use MMForConditionalGeneration"
+        )
+
+
+@torch.no_grad()
+def keeps_apart(text_model: nn.Module, run: Callable[..., torch.Tensor], device: torch.device) -> bool:
+    """True if a backbone keeps packed conversations apart, found by two runs that differ in the first of two.
+
+    Args:
+        run: the states (1, T, D) of the backbone for `input_ids` and `position_ids` (1, T).
+    """
+    modes = [(module, module.training) for module in text_model.modules()]
+    text_model.eval()  # without dropout
+    try:
+        second, places = torch.arange(6, device=device) + 1, torch.arange(6, device=device).repeat(2)[None]
+        first = [torch.full((6,), token, device=device) for token in (1, 2)]
+        states = [run(torch.cat([part, second])[None], places)[0] for part in first]
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    change = (states[0] - states[1])[6:].abs().max()
+    return bool(change <= 8 * torch.finfo(change.dtype).eps * states[0].abs().max())
+
+
+__all__ = ["Packing", "check_not_packed", "find_packing", "keeps_apart"]
