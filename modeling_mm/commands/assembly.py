@@ -16,10 +16,11 @@ from ..model.media_mm import MODALITIES, TABLE
 from ..model.processing_mm import MMProcessor
 from ..report import figures
 from ..tasks import TASKS
-from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments
+from ..training.arguments import DataArguments, ModelArguments
 from ..training.build import build_collator, build_model, choose_trainable
 from ..training.hyperparameter_search import Search
 from ..training.presets import Choice, DefaultsArguments, applied, is_sharded
+from ..training.retrieval_arguments import RetrievalArguments
 from ..training.search_results import best_trial, cell, importances, trial_rows, trials_table
 from ..training.search_space import search_space
 from ..training.splits import Splits

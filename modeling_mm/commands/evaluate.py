@@ -17,9 +17,10 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..checkpoint import load_checkpoint, quantized
+from ..data.answer_turns import evaluation_rows
 from ..data.collator import MMCollator, RetrievalCollator
+from ..data.conversations import conversation_column, media_column
 from ..data.dataset import MMDataset, write_bad_rows
-from ..data.negatives import MatchingPairs
 from ..data.rows import Columns, media_markers
 from ..data.table_columns import names_by_kind
 from ..data.tables import read_table
@@ -38,12 +39,14 @@ from ..evaluation.predictions import (
     evaluate_rows,
     interval,
     label_names,
+    scores_by_turn,
     shortened,
     with_intervals,
     write_predictions,
 )
 from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.zero_shot import TEMPLATE, check_templates, evaluate_zero_shot, labelled_images
+from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from ..report.html import write_report
 from ..report.sections import (
@@ -162,6 +165,16 @@ def known_columns(args: EvaluateArguments, model: PreTrainedModel, task: str, pr
     return replace(columns, concept="", **{name: value for name, value in flags.items() if value is not None})
 
 
+def columns_of_answers(columns: Columns, names: Sequence[str]) -> Columns:
+    """The columns for a table of conversations where training had a plain one, or the other way round."""
+    if columns.conversation and not set(columns.conversation.split(",")) & set(names):
+        return Columns(target=TASKS["generation"].label_column, audio=media_column(names, "audio"))
+    if columns.conversation or columns.target in names or not (found := conversation_column(names)):
+        return columns
+    media: dict[str, Any] = {name: media_column(names, name) for name in MODALITIES}
+    return replace(columns, conversation=found, text="", target=None, **media)
+
+
 def checked_rows(
     args: EvaluateArguments, model: PreTrainedModel, processor: MMProcessor, task: str, source: str, split: str
 ) -> MMDataset:
@@ -172,6 +185,8 @@ def checked_rows(
     """
     table, folder = read_table(source, split)
     columns = known_columns(args, model, task, processor)
+    if TASKS[task].generates:
+        columns = columns_of_answers(columns, table.column_names)
     dataset = MMDataset(source, table, folder, columns, label_names(model, task), task=task)
     if args.max_seconds is not None:
         processor.max_seconds = args.max_seconds
@@ -214,7 +229,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if TASKS[task].embeds:
         return retrieval_results(args, model, RetrievalCollator(processor, task, args.max_length), dataset)
     collator.check_lengths(dataset, args.on_bad_row == "skip")
-    rows = MatchingPairs(dataset, args.seed) if TASKS[task].pairs else dataset
+    rows = evaluation_rows(dataset, args.seed)
     output = output_folder(args)
     trainer = MMTrainer(
         model=model,
@@ -250,7 +265,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     subtitle = f"{len(rows)} rows of {dataset.source}, {len(dataset.bad_rows)} bad rows left out"
     write_report(output / "report.html", f"{Path(args.model).name}: {task}", subtitle, sections)
     write_bad_rows(dataset.bad_rows, output)
-    result = results(task, evaluation, scores, columns)
+    result = results(task, evaluation, scores, columns) | scores_by_turn(rows, evaluation)
     result |= {"skipped_rows": len(dataset.bad_rows), "output_dir": str(output)}
     result |= modality_weights_results(model, weights) | ({} if baselines is None else {"baselines": baselines})
     (output / "metrics.json").write_text(json.dumps(result, indent=2), encoding="utf-8")

@@ -21,16 +21,16 @@ from typing import Any
 from transformers import TrainingArguments, set_seed
 
 from ..checkpoint import BASE, last_checkpoint
+from ..data.answer_turns import evaluation_rows
 from ..data.collator import MMCollator
 from ..data.dataset import MMDataset, write_bad_rows
-from ..data.negatives import MatchingPairs
 from ..data.rows import joined_text, media_markers
 from ..data.stream import MMStream
 from ..evaluation.baseline_scores import num_fitted_rows, score_baselines
 from ..evaluation.baselines import Parts
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.metrics import format_answer
-from ..evaluation.predictions import Evaluation, evaluate_rows, write_predictions
+from ..evaluation.predictions import Evaluation, evaluate_rows, scores_by_turn, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
 from ..model.audio_mm import MAX_SECONDS
@@ -274,8 +274,7 @@ def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path
     beside those of simple baselines."""
     dataset: Any = splits.test or splits.validation
     metric = TASKS[task].main_metric
-    if TASKS[task].pairs:
-        dataset = MatchingPairs(dataset, trainer.args.seed)
+    dataset = evaluation_rows(dataset, trainer.args.seed)
     evaluation = evaluate_rows(trainer, task, dataset)
     trainer.eval_collator.blind = True
     try:
@@ -290,7 +289,7 @@ def final_evaluation(trainer: MMTrainer, task: str, splits: Splits, output: Path
     share: dict[str, Any] = {"evaluated_on": "test" if splits.test else "validation", "evaluated_rows": len(dataset)}
     if baselines and trainer.is_world_process_zero():
         share["baselines"] = baseline_results(trainer, task, splits, dataset, evaluation)
-    return {**evaluation.metrics, f"blind_{metric}": blind, **share}
+    return {**evaluation.metrics, f"blind_{metric}": blind, **share, **scores_by_turn(dataset, evaluation)}
 
 
 def baseline_results(

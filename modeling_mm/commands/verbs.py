@@ -8,8 +8,9 @@ import argparse
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_type_hints
 
-from ..training.arguments import DataArguments, ModelArguments, RetrievalArguments
+from ..training.arguments import DataArguments, ModelArguments
 from ..training.presets import DefaultsArguments
+from ..training.retrieval_arguments import RetrievalArguments
 from .shipped import recipes, recipes_module, shipped_folder
 
 DEVICE = "device to run on, such as cpu or cuda:1; by default a GPU if there is one"

@@ -5,11 +5,16 @@
 - Each distinct image of the batch is opened and prepared once; `image_index` maps rows to images.
 - For generation, labels are masked by position: the prompt and padding are -100, the answer and its end token are
   trained. Prompt and answer are tokenised apart, so that the prompt in training is the one that `generate` will get.
+  Of conversations, those of the assistant are (see `chat_tokens.py`); too long ones are cut behind an answer.
+- Packs, which are lists of rows, become one row of the batch each: see `packing.py` and `model/packing_mm.py`.
 """
 
 import hashlib
+import itertools
+import logging
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,13 +28,14 @@ from ..model.processing_mm import MMProcessor
 from ..model.table_mm import table_tensor
 from ..tasks import TASKS
 from .augmentation import Augmentation, shrunk
+from .chat_tokens import IGNORED, ChatEncoder, ChatTokens
 from .dataset import CHUNK, MMDataset
 from .feature_cache import CachedMedia
-from .media import MediaCache, MediaRef, open_image
+from .media import BadRow, MediaCache, MediaRef, open_image
 from .negatives import with_negatives
 from .rows import Row, media_markers, without
 
-IGNORED = -100
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,6 +48,7 @@ class MMCollator:
         max_length: maximum number of tokens per row.
         with_prompts: also return the prompts alone, padded on the left, for `generate` in evaluation.
         negatives_seed: seed of a matching, by which each image is also paired with a wrong text of the batch.
+        learned: what is learned of conversations, see `ChatEncoder`.
         blind: leave all images, audio clips, videos and tables out, to measure how much the text alone tells.
         augmentation: changes of the rows, for training only.
         cached: features of frozen towers by modality, in place of whose media they are used.
@@ -56,6 +63,7 @@ class MMCollator:
     max_length: int = 512
     with_prompts: bool = False
     blind: bool = False
+    learned: str = "assistant"
     negatives_seed: int | None = None
     augmentation: Augmentation | None = None
     cached: Mapping[str, CachedMedia] = field(default_factory=dict)
@@ -66,13 +74,16 @@ class MMCollator:
         if self.augmentation is not None:
             self.augmentation.check(self.processor)
 
-    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        """Model inputs for rows, or for packs, which are lists of rows."""
+        packs = [len(pack) for pack in rows] if isinstance(rows[0], list) else None
+        rows = [row for pack in rows for row in (pack if isinstance(pack, list) else [pack])]
         if self.negatives_seed is not None:
             rows = with_negatives(rows, self.negatives_seed)
         if self.augmentation is not None:
             rows = self.augmentation.rows(rows, self.media_markers)
-        rows = self.blinded(rows)
-        batch = self.generation(rows) if TASKS[self.task].generates else self.classification(rows)
+        rows = self.fitted(self.blinded(rows))
+        batch = self.generation(rows, packs) if TASKS[self.task].generates else self.classification(rows)
         batch |= self.flat_images(rows)
         if any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
@@ -135,35 +146,73 @@ class MMCollator:
         side = self.augmentation.short_side(self.processor.image_processor)
         return self.image_cache.get((image.key, side), lambda: shrunk(open_image(image.source, background), side))
 
-    def generation(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; with `with_prompts` the prompts too."""
-        prompts, answers = self.prompts_and_answers(rows)
-        if reasons := self.too_long(rows, prompts, answers):
+    def generation(self, rows: list[Row], packs: list[int] | None = None) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; with `with_prompts` the prompts too.
+
+        With `packs`, the numbers of rows that are packed together, `position_ids` in place of a mask.
+        """
+        if not rows[0].turns and rows[0].target is None:
+            return self.pad(self.prompts(rows), "left")
+        tokens = self.tokens(rows)
+        if reasons := self.too_long(rows, tokens):
             number, reason = next(iter(reasons.items()))
             raise ValueError(f"row {number + 1}: {reason}")
-        batch = {}
-        if rows[0].target is not None:
-            batch = self.pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], "right")
-            labels = [[IGNORED] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
-            batch["labels"] = pad_right(labels, IGNORED)
-        if self.with_prompts or not batch:
-            left = self.pad(prompts, "left")
-            batch |= {f"prompt_{name}": value for name, value in left.items()} if batch else left
+        if packs is not None:
+            return self.packed(tokens, packs)
+        batch = self.pad([row.ids for row in tokens], "right")
+        batch["labels"] = pad_right([row.labels for row in tokens], IGNORED)
+        if self.with_prompts:
+            batch |= {f"prompt_{name}": value for name, value in self.pad(self.prompts(rows), "left").items()}
         return batch
 
-    def prompts_and_answers(self, rows: list[Row]) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids of the prompts, and of the answers with their end token; empty answers if there are no targets."""
-        tokenizer = self.processor.tokenizer
-        images, clips, videos = (list(counts) for counts in zip(*map(media_counts, rows), strict=True))
-        prompts = self.processor.encode_prompts([row.text for row in rows], images, clips, videos)
-        if rows[0].target is None:
-            return prompts, [[] for _ in rows]
-        answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
-        return prompts, [[*answer, tokenizer.eos_token_id] for answer in answers]
+    def packed(self, tokens: list[ChatTokens], packs: list[int]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `position_ids`, `labels` (B, T) of packs; padding continues their last row."""
+        columns: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "labels": []}
+        rest = iter(tokens)
+        for pack in (list(itertools.islice(rest, count)) for count in packs):
+            columns["input_ids"].append([token for row in pack for token in row.ids])
+            columns["position_ids"].append([place for row in pack for place in range(len(row.ids))])
+            columns["labels"].append([label for row in pack for label in (IGNORED, *row.labels[1:])])
+        longest = max(map(len, columns["input_ids"]))
+        for ids, places, labels in zip(*columns.values(), strict=True):
+            padding = longest - len(ids)
+            ids += [self.processor.tokenizer.pad_token_id] * padding
+            places += range(places[-1] + 1, places[-1] + 1 + padding)
+            labels += [IGNORED] * padding
+        return {name: torch.tensor(column) for name, column in columns.items()}
 
-    def too_long(self, rows: list[Row], prompts: list[list[int]], answers: list[list[int]]) -> dict[int, str]:
+    def prompts(self, rows: list[Row]) -> list[list[int]]:
+        """Token ids of what comes before the answers."""
+        if rows[0].turns:
+            return self.chat.prompts([row.turns[:-1] for row in rows])
+        images, clips, videos = (list(counts) for counts in zip(*map(media_counts, rows), strict=True))
+        return self.processor.encode_prompts([row.text for row in rows], images, clips, videos)
+
+    def tokens(self, rows: list[Row]) -> list[ChatTokens]:
+        """The tokens of rows with answers, and which of them are learned."""
+        if rows[0].turns:
+            return self.chat.encode([row.turns for row in rows])
+        tokenizer = self.processor.tokenizer
+        answers = tokenizer([str(row.target) for row in rows], add_special_tokens=False)["input_ids"]
+        both = zip(self.prompts(rows), ([*answer, tokenizer.eos_token_id] for answer in answers), strict=True)
+        return [ChatTokens([*p, *a], [False] * len(p) + [True] * len(a)) for p, a in both]
+
+    @cached_property
+    def chat(self) -> ChatEncoder:
+        """The encoder of conversations."""
+        return ChatEncoder(self.processor, self.learned)
+
+    def fitted(self, rows: list[Row]) -> list[Row]:
+        """The rows, of which conversations are cut behind an answer to at most `max_length` tokens."""
+        if not rows[0].turns:
+            return rows
+        lengths = [len(tokens.ids) for tokens in self.chat.encode([row.turns for row in rows])]
+        pairs = zip(rows, lengths, strict=True)
+        return [self.chat.fit(row, self.max_length) if length > self.max_length else row for row, length in pairs]
+
+    def too_long(self, rows: list[Row], tokens: list[ChatTokens]) -> dict[int, str]:
         """The reasons why rows are bad that have more than `max_length` tokens, by row number from 0."""
-        lengths = {row.number - 1: len(p) + len(a) for row, p, a in zip(rows, prompts, answers, strict=True)}
+        lengths = {row.number - 1: len(both.ids) for row, both in zip(rows, tokens, strict=True)}
         return {
             number: f"prompt and answer have {length} tokens; expected at most {self.max_length} (--max_length)"
             for number, length in lengths.items()
@@ -175,8 +224,7 @@ class MMCollator:
         lengths = list[int]()
         for rows in self.chunks(dataset):
             if TASKS[self.task].generates:
-                both = zip(*self.prompts_and_answers(rows), strict=True)
-                lengths += [len(prompt) + len(answer) for prompt, answer in both]
+                lengths += [len(row.ids) for row in self.tokens(self.fitted(rows))]
             else:
                 lengths += map(len, self.processor.tokenizer([row.text for row in rows])["input_ids"])
         return lengths
@@ -184,19 +232,47 @@ class MMCollator:
     def length_complaint(self, row: Row) -> str | None:
         """The reason why a row of a generation is too long, None if it is not; a classification truncates."""
         rows = self.blinded([row])
-        return next(iter(self.too_long(rows, *self.prompts_and_answers(rows)).values()), None)
+        try:
+            rows = self.fitted(rows)
+        except BadRow as error:
+            return str(error)
+        return next(iter(self.too_long(rows, self.tokens(rows)).values()), None)
 
     def check_lengths(self, dataset: MMDataset, skip: bool) -> None:
         """Check the length of every row of a generation before training; a classification truncates.
+
+        A warning counts the conversations that are cut.
 
         Raises:
             BadRow: names source and row, unless `skip`.
         """
         if not TASKS[self.task].generates:
             return
+        cut, dropped = 0, 0
         for rows in self.chunks(dataset):
-            dataset.note_bad_rows(self.too_long(rows, *self.prompts_and_answers(rows)), skip)
+            if rows[0].turns:
+                kept, reasons = self.cut_rows(rows)
+                cut += sum(len(row.turns) < len(rows[i].turns) for i, row in kept.items())
+                dropped += sum(count_media(rows[i]) - count_media(row) for i, row in kept.items())
+            else:
+                reasons = self.too_long(rows, self.tokens(rows))
+            dataset.note_bad_rows(reasons, skip)
+        if cut:
+            logger.warning(
+                f"{dataset.source}: {cut} conversations are cut behind an answer to --max_length {self.max_length} "
+                f"tokens, and {dropped} of their media are left out with the turns"
+            )
         dataset.without_bad_rows()
+
+    def cut_rows(self, rows: list[Row]) -> tuple[dict[int, Row], dict[int, str]]:
+        """Conversations as they fit, by their place, and the reasons why others do not, by row number from 0."""
+        kept, reasons = {}, {}
+        for place, row in enumerate(rows):
+            try:
+                kept[place] = self.chat.fit(row, self.max_length)
+            except BadRow as error:
+                reasons[row.number - 1] = str(error)
+        return kept, reasons
 
     def classification(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """The tokenizer's tensors (B, T), `labels` (B,) or (B, C), and `text_present` (B,) if any text is missing."""
@@ -229,6 +305,11 @@ class MMCollator:
         return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
 
 
+def count_media(row: Row) -> int:
+    """The number of images, audio clips and videos of a row together."""
+    return sum(media_counts(row))
+
+
 def media_counts(row: Row) -> tuple[int, int, int]:
     """The numbers of images, audio clips and videos of a row."""
     return len(row.images), len(row.audio), len(row.videos)
@@ -249,7 +330,7 @@ class RetrievalCollator(MMCollator):
 
     captions: bool = False
 
-    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
         unchanged = self.texts(rows)
         changed = rows if self.augmentation is None else self.augmentation.rows(rows, self.media_markers)
         tokens = unchanged if changed is rows else self.texts(changed)
@@ -278,14 +359,9 @@ class RetrievalCollator(MMCollator):
     def as_captions(self, rows: list[Row]) -> dict[str, torch.Tensor]:
         """`caption_ids`, `caption_mask` and `labels` (B, T): the image's marker, then the text and its end."""
         captioned = [replace(row, text="", target=self.without_media(row).text) for row in rows]
-        prompts, answers = self.prompts_and_answers(captioned)
-        room = [self.max_length - len(prompt) for prompt in prompts]
-        answers = [
-            answer if len(answer) <= limit else [*answer[: limit - 1], answer[-1]]
-            for limit, answer in zip(room, answers, strict=True)
-        ]
-        batch = self.pad([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], "right")
-        labels = pad_right([[IGNORED] * len(p) + answer for p, answer in zip(prompts, answers, strict=True)], IGNORED)
+        tokens = [row.cut(self.max_length) for row in self.tokens(captioned)]
+        batch = self.pad([row.ids for row in tokens], "right")
+        labels = pad_right([row.labels for row in tokens], IGNORED)
         return {"caption_ids": batch["input_ids"], "caption_mask": batch["attention_mask"], "labels": labels}
 
 

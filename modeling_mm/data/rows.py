@@ -26,6 +26,7 @@ from ..model.table_mm import read_category, read_number
 from ..model.video_mm import is_video
 from ..tasks import TASKS
 from .cells import formed_numbers
+from .conversations import Turn, read_conversation, transcript
 from .media import BadRow, MediaRef
 from .targets import label_columns, read_target, target_complaint
 
@@ -35,7 +36,8 @@ class Columns:
     """Names of the columns, "" for one that is missing. `target` is the answer, the label or numbers (`a,b`), or None;
     rows with equal values of `concept` match each other. `numbers` and `categories` form the table of a row, whose
     numbers are written with the mark `decimal`, or in the form (see `cells.py`) that `forms` has for their column. The
-    media of several columns (`a,b`) are joined, and so are their texts, a line `name: text` each."""
+    media of several columns (`a,b`) are joined, and so are their texts, a line `name: text` each. `conversation` holds
+    turns, see `conversations.py`, in place of text and target."""
 
     image: str = "image"
     text: str = "text"
@@ -47,6 +49,7 @@ class Columns:
     categories: tuple[str, ...] = ()
     decimal: str = "."
     forms: Mapping[str, str] = field(default_factory=dict)
+    conversation: str = ""
 
     @property
     def table(self) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ class Row:
 
     `images`, `audio` and `videos` hold a `MediaRef` each; a source given in place of one is wrapped. `number` counts
     from 1 within the source. `opened` holds images, by their keys, that a check has decoded already. `table` holds
-    numbers and texts by their column, and no missing cells.
+    numbers and texts by their column, and no missing cells. A conversation has `turns`, and their words as its text.
     """
 
     number: int
@@ -72,6 +75,7 @@ class Row:
     opened: dict[str, Image.Image] = field(default_factory=dict)
     concept: str | None = None
     table: dict[str, Any] = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
 
     def __post_init__(self):
         for modality in MODALITIES.values():
@@ -139,6 +143,9 @@ class RowReader:
     def __post_init__(self):
         names, columns = list(self.features), self.columns
         targets = label_columns(self.task, columns.target)
+        if columns.conversation:
+            self.check_conversation()
+            return
         required = [*targets, *self.names["audio"], *self.names["video"], columns.concept, *columns.table]
         media = {*self.names["image"], *self.names["audio"], *self.names["video"]}
         others = set(names) - {*media, *targets, *columns.table}
@@ -159,6 +166,21 @@ class RowReader:
             raise ValueError(f"the column '{min(twice)}' is a number or a category, and has another use too")
         if twice := set(columns.numbers) & set(columns.categories):
             raise ValueError(f"the column '{min(twice)}' is named as a number and as a category; expected one of them")
+
+    def check_conversation(self) -> None:
+        """Refuse a table without the column of conversations, or a task that has no use for it.
+
+        Raises:
+            ValueError: names the column.
+        """
+        for name in split_names(self.columns.conversation):
+            if name not in self.features:
+                raise ValueError(
+                    f"'{self.source}' has no column '{name}'; it has {', '.join(self.features)} (name the one with "
+                    "conversations with --conversation_column)"
+                )
+        if not TASKS[self.task].generates:
+            raise ValueError(f"conversations are for --task generation; --task {self.task} takes a text and a label")
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
@@ -184,6 +206,8 @@ class RowReader:
         Raises:
             BadRow: a cell has an unexpected type.
         """
+        if self.columns.conversation:
+            return self.conversation(cells, number)
         text_like = (*self.names["text"], self.columns.concept, *label_columns(self.task, self.columns.target))
         text_like = (*text_like, *self.columns.categories)
         cells |= {name: as_text(cells[name], self.features[name], name) for name in text_like if name in cells}
@@ -194,13 +218,40 @@ class RowReader:
                 cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
         if self.columns.target is not None:
             target = read_target(self.task, self.columns.target, cells)
-        media = {name: [self.media(cells.get(c), c) for c in self.names[name]] for name in MODALITIES}
-        # images in a column of videos are the frames of one video
-        media["video"] = [[items] if items and is_video(items) else items for items in media["video"]]
-        images, audio, videos = ([item for items in media[name] for item in items] for name in MODALITIES)
+        images, audio, videos = self.media_of(cells).values()
         concept = None if cells.get(self.columns.concept) in (None, "") else str(cells[self.columns.concept])
         table = self.table_cells(cells)
         return Row(number, images, text, target, audio, videos, concept=concept, table=table)
+
+    def media_of(self, cells: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The images, audio clips and videos of a row, by modality.
+
+        Raises:
+            BadRow: a cell has an unexpected type.
+        """
+        media = {name: [self.media(cells.get(c), c) for c in self.names[name]] for name in MODALITIES}
+        # images in a column of videos are the frames of one video
+        media["video"] = [[items] if items and is_video(items) else items for items in media["video"]]
+        return {name: [item for items in lists for item in items] for name, lists in media.items()}
+
+    def conversation(self, cells: Mapping[str, Any], number: int) -> Row:
+        """A row of turns from its cells; nothing is opened yet.
+
+        Raises:
+            BadRow: names the turn and what was expected, or as for `media_of`.
+        """
+
+        def source(modality: str, place: Any) -> Any:
+            found = self.media(place, self.columns.conversation)
+            if len(found) != 1:
+                raise BadRow(f"a part names {len(found)} {MODALITIES[modality].items}; expected one")
+            return found[0]
+
+        turns = [(name, cells[name]) for name in split_names(self.columns.conversation)]
+        read, media = read_conversation(turns, self.media_of(cells), source)
+        table = self.table_cells(cells)
+        images, audio, videos = media.values()
+        return Row(number, images, transcript(read), None, audio, videos, table=table, turns=read)
 
     def table_cells(self, cells: Mapping[str, Any]) -> dict[str, float | str]:
         """The numbers and categories of a row, without missing cells.
@@ -247,6 +298,8 @@ class RowReader:
             labels: the known labels; None before training.
         """
         columns = self.columns
+        if row.turns:
+            return next((stray_marker(row, marker) for marker in markers.values() if marker in row.text), None)
         if not (row.text.strip() or row.table or any(row.media.values())):
             names = [columns.image, columns.text, columns.audio, columns.video]
             names = [f"'{name}'" for name in names if name in self.features]
@@ -267,6 +320,12 @@ class RowReader:
         if columns.target is None:
             return None
         return target_complaint(columns.target, row.target, labels)
+
+
+def stray_marker(row: Row, marker: str) -> str:
+    """The complaint about a text that holds the marker of a medium which is none."""
+    number = next((i for i, turn in enumerate(row.turns, 1) if marker in turn.text), 0)
+    return f"turn {number} has the words '{marker}', the marker of a medium; expected a medium or other words"
 
 
 def split_names(text: str) -> list[str]:
@@ -311,4 +370,5 @@ def without(row: Row, left_out: Collection[str], markers: Mapping[str, str]) -> 
         changed["text"] = changed["text"].replace(markers[modality], "")
     if "text" in left_out:
         changed["text"] = ""
-    return replace(row, **changed)
+    turns = [turn.without(left_out) for turn in row.turns]
+    return replace(row, turns=turns, **changed)

@@ -4,7 +4,8 @@
 - CSV is read strictly: a quotation mark that would swallow lines and a line with more or fewer cells than the header
   are errors that name the line. TSV has no quoting. Only an empty cell is a missing one.
 - JSON holds one object per line, or an array of objects. Numbers, dates, `true` and `false` become the text in the
-  file, also inside lists.
+  file, also inside lists. Conversations stay JSON text, because the turns of one may have other keys than those of
+  another.
 
 Neither pandas nor Arrow guesses the type of a cell. Large tables go to a file that is mapped into memory.
 """
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 logger = logging.getLogger(__name__)
 CHUNK = 10_000  # rows that become Arrow columns together
 IN_MEMORY = 2**26  # bytes of a table; larger ones are mapped from a file
+TURNS = ("messages", "conversations", "prompt", "completion")  # lists of structures that differ; kept as JSON text
 LONGEST_CELL = 2**24  # characters; the csv module would refuse more than 131,072
 
 
@@ -329,6 +331,8 @@ def json_chunks(path: Path, text_columns: Collection[str] | None) -> Iterator[pa
                 if value is None:
                     continue
                 kind = kind_of(value)
+                if kind == "a list" and name in TURNS:
+                    kind, value = "a plain value", json.dumps(as_meant(value), ensure_ascii=False)
                 first, at = kinds.setdefault(name, (kind, number))
                 if kind != first:
                     where = f"{unit} {number} and {first} in {unit} {at}"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, Trainer
 
+from ..data.answer_turns import AnswerTurns
 from ..data.targets import normalize
 from ..tasks import TASKS
 from .calibration import expected_calibration_error
@@ -120,6 +121,18 @@ def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict
         changed, before = main_score(task, evaluation), main_score(task, whole)
         row["its interval"] = bootstrap_interval(lambda rows: changed(rows) - before(rows), len(whole.predictions))
     return row | {name: value for name, value in evaluation.metrics.items() if name != metric}
+
+
+def scores_by_turn(dataset: Any, evaluation: Evaluation) -> dict[str, Any]:
+    """Accuracy and number of the first, the second, ... answers of conversations, as `turns`; empty for other rows."""
+    if not isinstance(dataset, AnswerTurns):
+        return {}
+    right, turns = right_rows(evaluation), np.array([dataset.turn_number(i) for i in range(len(dataset))])
+    scores = {
+        int(turn): {"accuracy": round(float(right[turns == turn].mean()), 6), "rows": int((turns == turn).sum())}
+        for turn in np.unique(turns)
+    }
+    return {"turns": scores}
 
 
 def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:

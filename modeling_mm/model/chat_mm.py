@@ -1,5 +1,15 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
-"""Multimodal chat templates, made from the text-only template of any tokenizer."""
+"""Multimodal chat templates, made from the text-only template of any tokenizer.
+
+Trainers learn the tokens of `{% generation %}` blocks, which few templates have. `with_generation_marks` adds them to
+any template that puts answers in as they are: it renders the template with placeholders for answers, and puts each
+answer, with the token that ends its turn, in place of its placeholder.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 # Rewrites each message's content list to a string with a marker for each item, for a template that takes strings only.
 FLATTEN_CONTENT = (
@@ -16,12 +26,93 @@ FLATTEN_CONTENT = (
 )
 # For tokenizers without a chat template: the user's text, a new line, the answer, the end token.
 PLAIN_TEMPLATE = (
-    "{%- for message in messages -%}{{- message['content'] -}}"
-    "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- else -%}{{- '\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- for message in messages -%}{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- message['content'] -}}{{- eos_token -}}{%- endgeneration -%}"
+    "{%- else -%}{{- message['content'] -}}{{- '\n' -}}{%- endif -%}{%- endfor -%}"
+)
+ANSWER = "\ue000"  # for private use, so that no text has it
+HIDE_ANSWERS = (
+    "{%- set hidden = namespace(answers=[], messages=[]) -%}{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' and message['content'] is string CONDITION -%}"
+    "{%- set hidden.answers = hidden.answers + [message['content'] FILTER] -%}"
+    "{%- set hidden.messages = hidden.messages + [dict(message, content='ANSWER')] -%}"
+    "{%- else -%}{%- set hidden.messages = hidden.messages + [message] -%}{%- endif -%}{%- endfor -%}"
+    "{%- set messages = hidden.messages -%}{%- set rendered -%}"
+)
+SHOW_ANSWERS = (
+    "{%- endset -%}{%- set pieces = rendered.split('ANSWER') -%}{{- pieces[0] -}}"
+    "{%- for answer in hidden.answers -%}{%- set piece = pieces[loop.index] -%}"
+    "{%- set end = END if piece.startswith(END) else '' -%}"
+    "{%- generation -%}{{- answer + end -}}{%- endgeneration -%}{{- piece[end|length:] -}}{%- endfor -%}"
 )
 
 
-def multimodal_chat_template(template: str | None, image_token: str, audio_token: str, video_token: str) -> str:
-    """A chat template that takes image, audio and video parts, made from one for strings (None: a plain one)."""
+def multimodal_chat_template(
+    tokenizer: PreTrainedTokenizerBase, image_token: str, audio_token: str, video_token: str
+) -> str:
+    """A chat template that takes image, audio and video parts, made from the tokenizer's (None: a plain one)."""
+
+    def render(template: str, messages: list[dict[str, Any]], with_prompt: bool) -> str:
+        options = {"chat_template": template, "add_generation_prompt": with_prompt, "tokenize": False}
+        return tokenizer.apply_chat_template(messages, **options)
+
+    template = PLAIN_TEMPLATE
+    if tokenizer.chat_template is not None:
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        template = with_generation_marks(tokenizer.chat_template, render, special)
     flatten = FLATTEN_CONTENT.replace("IMAGE_TOKEN", image_token).replace("AUDIO_TOKEN", audio_token)
-    return flatten.replace("VIDEO_TOKEN", video_token) + (template or PLAIN_TEMPLATE)
+    return flatten.replace("VIDEO_TOKEN", video_token) + template
+
+
+def has_generation_marks(template: str) -> bool:
+    """True if a template says which tokens are an assistant's."""
+    return "endgeneration" in template
+
+
+def with_generation_marks(
+    template: str, render: Callable[[str, list[dict[str, Any]], bool], str], special_tokens: Iterable[str]
+) -> str:
+    """A template with `{% generation %}` blocks; as it is if it has them, or would render other texts with them.
+
+    Args:
+        render: the text of a template, messages and `add_generation_prompt`.
+        special_tokens: among them the one that ends a turn.
+    """
+    if has_generation_marks(template):
+        return template
+    probes = sample_conversations(lambda messages: render(template, messages, False))
+    if not probes:
+        return template
+    rendered = render(template, [*probes[0][:-1], {"role": "assistant", "content": ANSWER}], False)
+    after = rendered.partition(ANSWER)[2]
+    space = after[: len(after) - len(after.lstrip())]
+    end = next((space + token for token in special_tokens if after.lstrip().startswith(token)), "")
+    condition = "and '</think>' not in message['content']" if "</think>" in template else ""  # which it takes apart
+    hide = HIDE_ANSWERS.replace("ANSWER", ANSWER).replace("CONDITION", condition)
+    show = SHOW_ANSWERS.replace("ANSWER", ANSWER).replace("END", repr(end)) if end else ""
+    for form in ("", "| trim") if end else ():
+        marked = hide.replace("FILTER", form) + template + show
+        try:
+            if all(
+                render(marked, p, prompt) == render(template, p, prompt) for p in probes for prompt in (False, True)
+            ):
+                return marked
+        except Exception:  # a template may not take part in this, for reasons of its own
+            continue
+    return template
+
+
+def sample_conversations(render: Callable[[list[dict[str, Any]]], str]) -> list[list[dict[str, Any]]]:
+    """Conversations that a template takes, found by trying: of one or two questions, with or without system turn."""
+    system, question = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}
+    answers = [{"role": "assistant", "content": text} for text in ("a cat", " two\n\nlines ", "a </b> in <b>")]
+    found = []
+    for beginning in ([], [system]):
+        for answer in answers:
+            for messages in ([question, answer], [question, answers[0], question, answer]):
+                try:
+                    render([*beginning, *messages])
+                except Exception:  # raised by the template, for instance for a system turn
+                    continue
+                found.append([*beginning, *messages])
+    return found

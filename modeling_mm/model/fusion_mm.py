@@ -41,8 +41,8 @@ class FusionContext:
 
     fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: the indices of
     the text layers that they precede. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
-    attentions: a list that collects (B, H, T, S) weights, or None. packing: that of the hidden states; the tensors here
-    then have one row per conversation. num_layers_run: number of fusion layers that ran.
+    attentions: a list that collects (B, H, T, S) weights, or None. packing: that of the hidden states, with which the
+    tensors have one row per conversation. num_layers_run: number of fusion layers that ran.
     keys, values: for each fusion layer (B, K, S, E), views. sees_media: (B, T, 1) bool, True if a token sees any slot;
     packed like the hidden states.
     mask: (B, 1, G * T, S) bool, the slots that each token attends to, repeated for the G heads that share them.

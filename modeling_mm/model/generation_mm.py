@@ -161,17 +161,27 @@ class MMForConditionalGeneration(MMAttentionMapsMixin, MMPreTrainedModel, Genera
         targets = kwargs.pop("shift_labels", None)
         if labels is not None and targets is None:
             targets = shifted_labels(labels, position_ids)
+        loss, logits = self.loss_and_logits(output.last_hidden_state, targets, logits_to_keep, skip_logits, **kwargs)
+        return head_output(output, loss, logits)
+
+    def loss_and_logits(
+        self,
+        states: torch.Tensor,
+        targets: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        skip_logits: bool,
+        **kwargs,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The loss of targets (B, T), the tokens to predict, and the logits (B, T, V), None if they are skipped."""
         if skip_logits and targets is not None:
             items = kwargs.get("num_items_in_batch")
-            loss = token_loss(output.last_hidden_state, targets, self.logits_of, self.lm_head.weight, items)
-            return head_output(output, loss, None)
+            return token_loss(states, targets, self.logits_of, self.lm_head.weight, items), None
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.logits_of(output.last_hidden_state[:, keep])  # (B, T, V)
-        loss = None
-        if targets is not None:
-            options = {"shift_labels": targets, "vocab_size": self.config.text_config.vocab_size, **kwargs}
-            loss = self.loss_function(logits=logits, labels=labels, **options)
-        return head_output(output, loss, logits)
+        logits = self.logits_of(states[:, keep])
+        if targets is None:
+            return None, logits
+        size = self.config.text_config.vocab_size
+        return self.loss_function(logits, targets, vocab_size=size, shift_labels=targets, **kwargs), logits
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):

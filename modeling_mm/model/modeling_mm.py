@@ -248,9 +248,9 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         tokens = check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
         states = input_ids if inputs_embeds is None else inputs_embeds
-        has_cache, lengths = past_key_values is not None, kwargs.get("cu_seq_lens_q")
-        packing = find_packing(states, attention_mask, position_ids, lengths, has_cache)
-        text, columns = (input_ids, inputs_embeds), None
+        text, columns = (input_ids, inputs_embeds), torch.arange(tokens, device=states.device) + before
+        lengths = kwargs.get("cu_seq_lens_q")
+        packing = find_packing(states, attention_mask, position_ids, lengths, past_key_values is not None)
         if packing is not None:
             self.check_packing(packing)
             position_ids = packing.position_ids if position_ids is None else position_ids
@@ -275,7 +275,6 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
             table_values=table_values,
         )
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        columns = torch.arange(tokens, device=states.device) + before if columns is None else columns
         context = self.fusion_context(media_key_values, media_start, columns, output_attentions, packing)
         return self.run_text_model(
             context,

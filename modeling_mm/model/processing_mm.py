@@ -94,7 +94,7 @@ class MMProcessor(ProcessorMixin):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if chat_template is None:
-            chat_template = multimodal_chat_template(tokenizer.chat_template, image_token, audio_token, video_token)
+            chat_template = multimodal_chat_template(tokenizer, image_token, audio_token, video_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod

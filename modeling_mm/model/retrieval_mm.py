@@ -260,11 +260,8 @@ class MMForImageTextRetrieval(MMMatchingMixin, MMPreTrainedModel):
         key_values, start = self.model.attended(memories, text["input_ids"], text.get("inputs_embeds"))
         text = {**self.decoder_options(text["attention_mask"]), **text, "return_dict": True}
         states = self.model(**text, media_key_values=key_values, media_start=start).last_hidden_state
-
-        def head(states: torch.Tensor) -> torch.Tensor:
-            return scaled_logits(self.lm_head(states), self.config.text_config)
-
-        return token_loss(states, shifted_labels(labels), head, self.lm_head.weight)
+        lm_head, config, targets = self.lm_head, self.config.text_config, shifted_labels(labels)
+        return token_loss(states, targets, lambda chunk: scaled_logits(lm_head(chunk), config), lm_head.weight)
 
     def total_loss(self, output: MMRetrievalOutput) -> torch.Tensor:
         """The weighted sum of the losses in an output.

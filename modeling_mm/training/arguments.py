@@ -5,9 +5,10 @@ Importing this file imports neither torch nor transformers, so that `--help` ans
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..tasks import TASKS
+from .conversation_arguments import ConversationArguments
 
 if TYPE_CHECKING:
     from ..data.augmentation import Augmentation
@@ -115,7 +116,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(ConversationArguments):
     """The data: its files, its columns and how rows are read."""
 
     task: str = field(
@@ -316,6 +317,7 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
 
     task, name, new = TASKS[data.task], data.task, model.model is None
     audio, video = (data.audio_column, model.audio_tower), (data.video_column, model.num_frames)
+    chat = data.conversation_column
     fusion, attention, grouped = model.late_fusion, model.cross_attention, data.group_by_image
     tables = {"number_columns": data.number_columns, "category_columns": data.category_columns}
     others = named(
@@ -349,10 +351,16 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
             data.modality_dropout and task.needs_image_and_text
         ),
         "audio needs both --audio_column, the column with the clips, and --audio_tower, the model that encodes them": (
-            new and (audio[0] == "") != (audio[1] is None)
+            new and (audio[0] == "") != (audio[1] is None) and not (chat and audio[1])
         ),
         "video needs both --video_column, the column with the videos, and --num_frames, the frames taken from each": (
-            new and (video[0] == "") != (video[1] is None)
+            new and (video[0] == "") != (video[1] is None) and not (chat and video[1])
+        ),
+        "--word_dropout and --modality_dropout change a text beside its answer, and conversations have none": (
+            chat and (data.word_dropout or data.modality_dropout)
+        ),
+        f"--packing is for --task generation without --streaming; --task {name} pads its rows": (
+            data.packing and (data.streaming or not task.generates)
         ),
         "--late_fusion, --cross_attention and --projector_norm are for new models; the fusion of --model cannot be "
         "changed": (not new and (fusion or attention is not None or model.projector_norm)),
@@ -388,62 +396,3 @@ def augmentation_of(data: DataArguments, seed: int) -> "Augmentation | None":
     from ..data.augmentation import Augmentation
 
     return Augmentation(images, audio, data.word_dropout, data.modality_dropout, seed)
-
-
-@dataclass
-class RetrievalArguments:
-    """Retrieval: arguments that only --task retrieval uses."""
-
-    contrastive_loss: str = field(
-        default="infonce",
-        metadata={
-            "help": "contrastive loss: softmax over the batch (infonce) or each pair by itself (sigmoid)",
-            "choices": ["infonce", "sigmoid"],
-        },
-    )
-    contrastive_weight: float = field(default=1.0, metadata={"help": "weight of the contrastive loss"})
-    matching_weight: float = field(
-        default=1.0, metadata={"help": "weight of the matching head's loss; 0 leaves the head out"}
-    )
-    matching_rows: int | None = field(
-        default=None,
-        metadata={"help": "number of randomly drawn rows per batch that the matching loss uses; all by default"},
-    )
-    language_weight: float = field(
-        default=0.0, metadata={"help": "weight of the captioning loss, which needs a decoder; 0 leaves it out"}
-    )
-    embedding_size: int | None = field(
-        default=None,
-        metadata={"help": "size of the embeddings; the default is the width of the text backbone, at most 512"},
-    )
-    image_pooling: str = field(
-        default="mean",
-        metadata={
-            "help": "pooling of image states: their mean, the first (class token), or the tower's own pooling",
-            "choices": ["mean", "first", "tower"],
-        },
-    )
-    text_pooling: str | None = field(
-        default=None,
-        metadata={
-            "help": "pooling of text states; the default is the first of an encoder and the last of a decoder",
-            "choices": ["first", "mean", "last"],
-        },
-    )
-    contrastive_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "rows that the contrastive loss compares, by gradient caching: a multiple of the batch size; "
-            "batch norms that train, such as those of scratch towers, still normalise over the batch size"
-        },
-    )
-    rerank: int = field(
-        default=0, metadata={"help": "evaluate also with the best N candidates reranked by the matching head"}
-    )
-
-    def config(self) -> dict[str, Any]:
-        """The fields of `MMConfig` that these arguments set."""
-        fields = dict(vars(self))
-        for name in ("contrastive_batch_size", "rerank"):
-            del fields[name]
-        return {**fields, "pooling": fields.pop("text_pooling")}

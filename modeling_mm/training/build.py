@@ -18,11 +18,12 @@ from transformers import (
 )
 
 from ..checkpoint import load_checkpoint
+from ..data.answer_turns import evaluation_rows
 from ..data.collator import MMCollator, RetrievalCollator
 from ..data.dataset import MMDataset
 from ..data.feature_cache import CACHED, FrozenTower, build_cache, check_cacheable, sources_of
 from ..data.media import MediaCache
-from ..data.negatives import MatchingPairs
+from ..data.packing import PackedRows
 from ..data.table_columns import table_columns
 from ..data.targets import head_options
 from ..evaluation.metrics import compute_metrics_for, format_answer
@@ -33,7 +34,8 @@ from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS, task_of
 from . import scratch
-from .arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of, words
+from .arguments import DataArguments, ModelArguments, augmentation_of, words
+from .retrieval_arguments import RetrievalArguments
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits
 from .time_limit import TimeLimitCallback
@@ -166,7 +168,7 @@ def build_collator(model: PreTrainedModel, processor: MMProcessor, data: DataArg
     if window is not None and window < (data.max_seconds or MAX_SECONDS):
         logger.warning(f"the audio tower encodes {window:.4g} s of audio; the rest of longer clips is not used")
     if not TASKS[data.task].embeds:
-        return MMCollator(processor, data.task, data.max_length)
+        return MMCollator(processor, data.task, data.max_length, learned=data.learned_turns)
     return RetrievalCollator(processor, data.task, data.max_length, captions=model.config.language_weight > 0)
 
 
@@ -190,8 +192,8 @@ def build_trainer(
         "model": model if model_init is None else None,
         "model_init": model_init,
         "args": args,
-        "train_dataset": splits.stream or splits.train,
-        "eval_dataset": MatchingPairs(splits.validation, args.seed) if task.pairs else splits.validation,
+        "train_dataset": packed(splits.train, collator, data, args) if data.packing else splits.stream or splits.train,
+        "eval_dataset": evaluation_rows(splits.validation, args.seed),
         "processing_class": processor,
         "data_collator": replace(
             collator,
@@ -217,6 +219,14 @@ def build_trainer(
         compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data.task),
         max_new_tokens=data.max_new_tokens,
     )
+
+
+def packed(train: MMDataset, collator: MMCollator, data: DataArguments, args: TrainingArguments) -> PackedRows:
+    """Packs of the training rows; those about one image share packs with `--group_by_image`."""
+    groups = train.groups() if data.group_by_image else None
+    packs = PackedRows(train, collator.lengths(train), data.max_length, args.seed, groups)
+    logger.warning(f"{len(train)} rows are packed in {len(packs)} of {data.max_length} tokens, {packs.fill:.1%} full")
+    return packs
 
 
 def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype: str) -> None:

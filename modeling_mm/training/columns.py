@@ -10,7 +10,9 @@ import datasets
 
 from ..checkpoint import BASE, read_config
 from ..data.column_kinds import FORCED, MEDIA, Column, column_kinds, plain
+from ..data.conversations import FORMATS, conversation_column, media_column
 from ..data.rows import split_names, undecoded
+from ..data.shards import open_shards
 from ..data.tables import read_table
 from ..model.table_mm import NUMBER
 from ..tasks import TASKS
@@ -32,6 +34,12 @@ def choose_columns(model: ModelArguments, data: DataArguments, is_first_process:
     Raises:
         ValueError: a column, the label or the task is in doubt; names the candidates and the flag.
     """
+    if names := conversation_names(data):
+        choose_conversation(data, names)
+        choose_towers(model, data)
+        if is_first_process:
+            print(f"\n{described(data)}\n")
+        return {"conversations": data.conversation_column}
     columns, reason = inferred_columns(model, data)
     if model.model is not None and not columns:
         fill_as_trained(model.model, data)
@@ -45,6 +53,38 @@ def choose_columns(model: ModelArguments, data: DataArguments, is_first_process:
         choose_towers(model, data)
     entries = {c.name: {"kind": c.kind, "why": c.why, "examples": c.examples, "missing": c.missing} for c in columns}
     return {"columns": entries} if columns else {}
+
+
+def conversation_names(data: DataArguments) -> list[str]:
+    """The names of the table's columns if it holds conversations; empty if it does not, or flags say otherwise."""
+    source, flags = data.train_file or data.dataset, (data.text_column, data.label_column, data.columns)
+    if source is None or data.task not in ("", "generation") or any(flags) or data.conversation_column == "":
+        return []
+    if data.streaming:
+        names = list(open_shards(source, None if data.train_file else "train").features)
+    else:
+        names = read_table(source, "train")[0].column_names
+    return names if data.conversation_column or conversation_column(names) else []
+
+
+def choose_conversation(data: DataArguments, names: Sequence[str]) -> None:
+    """Set the task and the columns of conversations and of their media."""
+    data.task, data.text_column = "generation", ""
+    data.conversation_column = data.conversation_column or conversation_column(names)
+    for modality in MEDIA:
+        if getattr(data, f"{modality}_column") is None:
+            setattr(data, f"{modality}_column", media_column(names, modality))
+    data.baselines = False  # they predict labels
+
+
+def described(data: DataArguments) -> str:
+    """A sentence about the conversations and their media, for who trains."""
+    media = [f"{name} in '{column}'" for name in MEDIA if (column := getattr(data, f"{name}_column"))]
+    form = FORMATS.get(str(data.conversation_column), "turns")
+    return (
+        f"conversations in '{data.conversation_column}' (format: {form}), {', '.join(media) or 'media in parts'}; "
+        'for a plain table give --conversation_column ""'
+    )
 
 
 def inferred_columns(model: ModelArguments, data: DataArguments) -> tuple[list[Column], str]:

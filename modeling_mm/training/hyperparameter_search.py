@@ -25,10 +25,11 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.collator import MMCollator
 from ..tasks import TASKS
-from .arguments import DataArguments, ModelArguments, RetrievalArguments, augmentation_of
+from .arguments import DataArguments, ModelArguments, augmentation_of
 from .build import build_trainer, use_cached_features
 from .callbacks import AugmentationEpochCallback
 from .presets import NEVER, Choice, DefaultsArguments, applied
+from .retrieval_arguments import RetrievalArguments
 from .search_results import finished_trials
 from .search_space import Hyperparameter, arguments_of
 from .splits import Splits

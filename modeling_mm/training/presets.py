@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..tasks import TASKS
-from .arguments import DataArguments, ModelArguments, RetrievalArguments, words
+from .arguments import DataArguments, ModelArguments, words
+from .retrieval_arguments import RetrievalArguments
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

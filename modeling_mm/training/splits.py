@@ -99,11 +99,12 @@ def load_splits(
     """
     if (data.train_file is None) == (data.dataset is None):
         raise ValueError("give either --train_file or --dataset")
-    target = data.label_column or TASKS[data.task].label_column
+    target = None if data.conversation_column else data.label_column or TASKS[data.task].label_column
     numbers, categories = table_names(data, table)
     media = (data.audio_column, data.video_column, data.concept_column)
     names = (data.image_column, data.text_column, target, *media)
-    columns = Columns(*names, numbers, categories, data.decimal, data.number_forms)  # type: ignore[arg-type]  # set
+    more = (numbers, categories, data.decimal, data.number_forms, data.conversation_column or "")
+    columns = Columns(*names, *more)  # type: ignore[arg-type]  # set
     skip = data.on_bad_row == "skip"
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, HfArgumentParser,
 from modeling_mm import cli
 from modeling_mm.commands.arguments import MMParser
 from modeling_mm.commands.verbs import TRAIN, VERBS
-from modeling_mm.training.arguments import DataArguments, ModelArguments, RetrievalArguments
+from modeling_mm.training.arguments import DataArguments, ModelArguments
+from modeling_mm.training.retrieval_arguments import RetrievalArguments
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

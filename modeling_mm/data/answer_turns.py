@@ -1,0 +1,49 @@
+# Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
+"""Rows to evaluate: each answer of a conversation, after the true turns before it; pairs for matching."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..tasks import TASKS
+from .chat_tokens import with_turns
+from .conversations import transcript
+from .dataset import MMDataset
+from .negatives import MatchingPairs
+from .rows import Row
+
+
+class AnswerTurns(torch.utils.data.Dataset):
+    """The learned answers of a dataset of conversations, a row each: the turns up to it, and its words as target."""
+
+    def __init__(self, dataset: MMDataset):
+        self.dataset, self.labels, self.source = dataset, dataset.labels, dataset.source
+        self.places = [
+            (index, turn)
+            for index in range(len(dataset))
+            for turn, content in enumerate(dataset[index].turns)
+            if content.learned
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Row:
+        number, last = self.places[index]
+        row = self.dataset[number]
+        *before, answer = row.turns[: last + 1]
+        turns = [*(replace(turn, learned=False) for turn in before), answer]
+        return replace(with_turns(row, turns), text=transcript(before), target=answer.text)
+
+    def turn_number(self, index: int) -> int:
+        """The number, from 1, of a row's answer among those of its conversation."""
+        number, last = self.places[index]
+        return sum(turn.role == "assistant" for turn in self.dataset[number].turns[: last + 1])
+
+
+def evaluation_rows(dataset: MMDataset, seed: int) -> Any:
+    """The rows that evaluation scores: those of the dataset, its matching pairs, or its answers turn by turn."""
+    if TASKS[dataset.task].pairs:
+        return MatchingPairs(dataset, seed)
+    return AnswerTurns(dataset) if dataset.columns.conversation else dataset
