@@ -275,8 +275,8 @@ def check_unambiguous(config: MMConfig, media: dict[str, torch.Tensor | None]) -
         )
 
 
-def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> int:
-    """Number of tokens of a text (B, T) or its embeddings (B, T, D).
+def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    """The text (B, T), or its embeddings (B, T, D) if they are given.
 
     Raises:
         ValueError: there are neither token ids nor embeddings.
@@ -286,7 +286,7 @@ def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | Non
         raise ValueError(
             "neither `input_ids` nor `inputs_embeds` was given; use `get_image_features` for images without text"
         )
-    return text.shape[1]
+    return text
 
 
 def check_markers(

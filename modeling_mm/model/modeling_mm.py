@@ -34,7 +34,7 @@ from .fusion_mm import FusionContext, MMFusion, active_context, add_fusion_hooks
 from .late_fusion_mm import MMLateFusion
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
-from .packing_mm import Packing, find_packing, keeps_apart
+from .packing_mm import Packing, find_packing, keeps_apart, text_in_rows
 from .resampler_mm import MMResampler
 from .table_tower_mm import MMTableTower
 from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
@@ -245,21 +245,13 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         if input_ids is None and inputs_embeds is None and pixel_values is not None:
             patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
             return self.get_image_features(pixel_values, return_dict=True, **patches)
-        tokens = check_text(input_ids, inputs_embeds)
+        states = check_text(input_ids, inputs_embeds)
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
-        states = input_ids if inputs_embeds is None else inputs_embeds
-        text, columns = (input_ids, inputs_embeds), torch.arange(tokens, device=states.device) + before
-        lengths = kwargs.get("cu_seq_lens_q")
-        packing = find_packing(states, attention_mask, position_ids, lengths, past_key_values is not None)
-        if packing is not None:
-            self.check_packing(packing)
-            position_ids = packing.position_ids if position_ids is None else position_ids
-            columns = packing.cut(packing.position_ids if media_start is None else position_ids)
-            text = packing.cut_text(input_ids, inputs_embeds)
-            kwargs.setdefault("use_cache", False)  # with a cache, the backbone takes the row for one conversation
-        encoded = (text[0], media_key_values, media_start, text[1], before)
+        packing = find_packing(states, attention_mask, position_ids, past_key_values is not None, **kwargs)
+        places = None if media_start is None else position_ids
+        *text, columns = text_in_rows(packing, input_ids, inputs_embeds, before, places)
         media_key_values, media_start = self.cross_attention_inputs(
-            *encoded,
+            *(text[0], media_key_values, media_start, text[1], before),
             pixel_values=pixel_values,
             image_index=image_index,
             pixel_attention_mask=pixel_attention_mask,
@@ -277,9 +269,7 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         context = self.fusion_context(media_key_values, media_start, columns, output_attentions, packing)
         return self.run_text_model(
-            context,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
+            *(context, packing, input_ids, attention_mask),
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
@@ -332,9 +322,15 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         layers = tuple(self.config.fusion_layers)
         return FusionContext(self.fusion, self.text_model, layers, key_values, visible, attentions, packing)
 
-    def run_text_model(self, context: FusionContext | None, input_ids, attention_mask, **inputs) -> MMModelOutput:
+    def run_text_model(
+        self, context: FusionContext | None, packing: Packing | None, input_ids, attention_mask, **inputs
+    ) -> MMModelOutput:
         """The text backbone's output, fused with the media of a context; inputs that are None are left out."""
         inputs = {name: value for name, value in inputs.items() if value is not None}
+        if packing is not None:
+            self.check_packing(packing)
+            inputs.setdefault("position_ids", packing.position_ids)
+            inputs.setdefault("use_cache", False)  # with a cache, the backbone takes the row for one conversation
         if context is not None and self.text_model_takes_keywords:
             inputs["fusion_context"] = context
         with active_context(context):

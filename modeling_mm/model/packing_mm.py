@@ -42,13 +42,6 @@ class Packing:
         """(B, T), the column of each token in its conversation."""
         return self.pack(torch.arange(self.real.shape[1], device=self.real.device).expand(self.real.shape))
 
-    def cut_text(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Ids (R, W) and embeddings (R, W, D), whose padding is no marker."""
-        ids = None if input_ids is None else self.cut(input_ids, -1)
-        return ids, None if inputs_embeds is None else self.cut(inputs_embeds, 0.0)
-
     def cut(self, tokens: torch.Tensor, padding: float | None = None) -> torch.Tensor:
         """(R, W, ...) from (B, T, ...); the places beyond a conversation's end hold `padding`, or any token."""
         rows = tokens.flatten(0, 1)[self.places]
@@ -65,28 +58,29 @@ def find_packing(
     text: torch.Tensor,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
-    cu_seq_lens: torch.Tensor | None,
     has_cache: bool,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **others,
 ) -> Packing | None:
     """The packing of a text (B, T) or of its embeddings (B, T, D); None if each row is one conversation.
 
     Args:
         position_ids: (B, T); a conversation begins wherever they do not go on by one, as for transformers' own masks.
-        cu_seq_lens: (R + 1,) cumulative lengths of the conversations of one row, in place of the positions.
         has_cache: the tokens follow others, so that positions tell nothing.
+        cu_seq_lens_q: (R + 1,) cumulative lengths of the conversations of one row, in place of the positions.
 
     Raises:
         ValueError: packed conversations came with a padding mask, under which the text backbone would mix them, or
             their lengths do not sum to the tokens.
     """
     rows, tokens = text.shape[:2]
-    if cu_seq_lens is not None:
-        if int(cu_seq_lens[-1]) != rows * tokens:
+    if cu_seq_lens_q is not None:
+        if int(cu_seq_lens_q[-1]) != rows * tokens:
             raise ValueError(
-                f"`cu_seq_lens_q` ends at {int(cu_seq_lens[-1])}, but {rows} x {tokens} tokens came; expected the "
+                f"`cu_seq_lens_q` ends at {int(cu_seq_lens_q[-1])}, but {rows} x {tokens} tokens came; expected the "
                 "cumulative lengths of all conversations, from 0"
             )
-        starts = cu_seq_lens[:-1].long().to(text.device)
+        starts = cu_seq_lens_q[:-1].long().to(text.device)
     else:
         is_known = position_ids is not None and position_ids.dim() == 2 and position_ids.shape[1] == tokens > 1
         if has_cache or not is_known or torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -107,11 +101,32 @@ def find_packing(
     return Packing(starts, rows, tokens)
 
 
+def text_in_rows(
+    packing: Packing | None,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    before: int | torch.Tensor,
+    position_ids: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+    """Ids and embeddings with one row per conversation, and the columns of their tokens, (T,) or (R, W).
+
+    Args:
+        before: number of cached columns before these, without packing.
+        position_ids: (B, T), the columns of packed tokens; by default each conversation begins at 0.
+    """
+    text = input_ids if inputs_embeds is None else inputs_embeds
+    assert text is not None
+    if packing is None:
+        return input_ids, inputs_embeds, torch.arange(text.shape[1], device=text.device) + before
+    columns = packing.cut(packing.position_ids if position_ids is None else position_ids)
+    ids = None if input_ids is None else packing.cut(input_ids, -1)  # padding is no marker
+    return ids, None if inputs_embeds is None else packing.cut(inputs_embeds, 0.0), columns
+
+
 def check_not_packed(
     text: torch.Tensor,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
     **others,
 ) -> None:
     """Refuse packed conversations for a head that pools whole rows.
@@ -119,7 +134,7 @@ def check_not_packed(
     Raises:
         ValueError: a row holds several conversations.
     """
-    if find_packing(text, attention_mask, position_ids, cu_seq_lens_q, has_cache=False) is not None:
+    if find_packing(text, attention_mask, position_ids, has_cache=False, **others) is not None:
         raise ValueError(
             "a row holds several packed conversations, of which this head would make one; pad them in rows of their "
             "own, or use MMForConditionalGeneration"
@@ -146,4 +161,4 @@ def keeps_apart(text_model: nn.Module, run: Callable[..., torch.Tensor], device:
     return bool(change <= 8 * torch.finfo(change.dtype).eps * states[0].abs().max())
 
 
-__all__ = ["Packing", "check_not_packed", "find_packing", "keeps_apart"]
+__all__ = ["Packing", "check_not_packed", "find_packing", "keeps_apart", "text_in_rows"]
