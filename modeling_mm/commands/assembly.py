@@ -100,7 +100,8 @@ def with_adapters(
     if unused := freeze_unused(model, collator(rows_with_media(splits))):
         logger.warning(f"{len(unused)} parameters do not reach the loss and are frozen: {', '.join(unused[:8])}")
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # there are none, and the search would cost a pass over the graph
+        # there are none unless parts sleep, and the search would cost a pass over the graph
+        args.ddp_find_unused_parameters = model_args.freeze_schedule is not None
     if not model_args.use_peft:
         return model
     targets = lora_pattern(model, model_args)

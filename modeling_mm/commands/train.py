@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     columns = choose_columns(model_args, data_args, args.process_index == 0)
     check_task(model_args, data_args)
     check_training(data_args, args)
-    check_search(defaults, data_args, args)
+    check_search(defaults, model_args, data_args, args)
     augmentation_of(data_args, args.seed)  # refuses bad values before the rows are read
     splits = read_rows(model_args, data_args, args.seed)
     preset, choices = choose_defaults(defaults, model_args, data_args, retrieval_args, args, splits, parser.explicit)
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if splits.stream is not None:
         prepare_stream(splits.stream, collator, args, retrieval_args.contrastive_batch_size)
     callback = time_limit_callback(clock, splits, data_args, parser.explicit, args.seed, found.used if found else 0.0)
-    rest = (splits, collator, data_args, retrieval_args, callback, defaults.muon_learning_rate)
+    rest = (splits, collator, data_args, retrieval_args, callback, defaults.muon_learning_rate, model_args)
     trainer = build_trainer(model, args, *rest)
     if data_args.cache_features is not None:
         use_cached_features(trainer, splits, Path(data_args.cache_features), data_args.cache_dtype)

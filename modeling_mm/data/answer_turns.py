@@ -36,10 +36,11 @@ class AnswerTurns(torch.utils.data.Dataset):
         turns = [*(replace(turn, learned=False) for turn in before), answer]
         return replace(with_turns(row, turns), text=transcript(before), target=answer.text)
 
-    def turn_number(self, index: int) -> int:
-        """The number, from 1, of a row's answer among those of its conversation."""
+    def group(self, index: int) -> tuple[int, str]:
+        """The number, from 1, of a row's answer among those of its conversation, and its kind."""
         number, last = self.places[index]
-        return sum(turn.role == "assistant" for turn in self.dataset[number].turns[: last + 1])
+        turns = self.dataset[number].turns[: last + 1]
+        return sum(turn.role == "assistant" for turn in turns), turns[-1].kind
 
 
 def evaluation_rows(dataset: MMDataset, seed: int) -> Any:

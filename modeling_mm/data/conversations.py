@@ -41,12 +41,14 @@ class Turn:
             like, which stand for the row's media in their order.
         learned: False if training takes it as given; all but an assistant's turns are.
         more: other keys for the template, such as `tool_calls`.
+        kind: groups answers in the report, from the key `kind`.
     """
 
     role: str
     content: tuple[dict[str, str], ...]
     learned: bool = False
     more: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
 
     @property
     def text(self) -> str:
@@ -162,7 +164,7 @@ def exchanges(item: Any, number: int) -> Iterator[tuple[str, Any, dict[str, Any]
         raise BadRow(f"turn {number} {what}; expected role and content, from and value, or user and assistant")
     if role not in ROLES:
         raise BadRow(f"turn {number} has the role '{role!s:.30}'; expected one of {', '.join(ROLES)}")
-    more = {name: found[name] for name in ("tool_calls", "tool_call_id", "name") if found.get(name)}
+    more = {name: found[name] for name in ("tool_calls", "tool_call_id", "name", "kind") if found.get(name)}
     yield ROLES[role], content, more
 
 
@@ -184,7 +186,8 @@ def read_turn(role: str, content: Any, more: dict[str, Any], number: int, source
             sources[KINDS[kind]].append(part_source(part, kind, where))
         else:
             raise BadRow(f"{where} has a part of the type '{kind!s:.30}'; expected text, {', '.join(KINDS)}")
-    return Turn(role, tuple(parts), role == "assistant", more)
+    kind = str(more.pop("kind", ""))
+    return Turn(role, tuple(parts), role == "assistant", more, kind)
 
 
 def split_text(text: str, where: str, role: str, sources: dict[str, list[Any]]) -> list[dict[str, str]]:

@@ -124,15 +124,18 @@ def with_intervals(task: str, evaluation: Evaluation, whole: Evaluation) -> dict
 
 
 def scores_by_turn(dataset: Any, evaluation: Evaluation) -> dict[str, Any]:
-    """Accuracy and number of the first, the second, ... answers of conversations, as `turns`; empty for other rows."""
+    """Accuracy and number of the first, the second, ... answers of conversations, as `turns`, and of the kinds that
+    they say, as `kinds`; empty for other rows."""
     if not isinstance(dataset, AnswerTurns):
         return {}
-    right, turns = right_rows(evaluation), np.array([dataset.turn_number(i) for i in range(len(dataset))])
-    scores = {
-        int(turn): {"accuracy": round(float(right[turns == turn].mean()), 6), "rows": int((turns == turn).sum())}
-        for turn in np.unique(turns)
-    }
-    return {"turns": scores}
+    right, scores = right_rows(evaluation), dict[str, Any]()
+    numbers, kinds = zip(*(dataset.group(i) for i in range(len(dataset))), strict=True)
+    for name, groups in (("turns", numbers), ("kinds", kinds)):
+        for group in sorted(set(groups) - {""}):
+            chosen = right[np.array([each == group for each in groups])]
+            found = {"accuracy": round(float(chosen.mean()), 6), "rows": len(chosen)}
+            scores.setdefault(name, {})[str(group)] = found
+    return scores
 
 
 def write_predictions(dataset: Any, evaluation: Evaluation, path: Path) -> None:

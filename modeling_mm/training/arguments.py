@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..tasks import TASKS
 from .conversation_arguments import ConversationArguments
+from .part_arguments import PartArguments
 
 if TYPE_CHECKING:
     from ..data.augmentation import Augmentation
@@ -18,7 +19,7 @@ RENAMED = {"keep_pictures": "image_cache_mb"}  # former names of arguments
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(PartArguments):
     """The model: its towers, its fusion and the parts that train."""
 
     model: str | None = field(
@@ -110,6 +111,8 @@ class ModelArguments:
         """True if the part "vision", "audio" or "text" trains in full, by its flag or as it starts from scratch."""
         from .scratch import SIZES
 
+        if self.freeze_schedule is not None:
+            return any(name.startswith(part) and not name.endswith("lora") for p in self.phases for name in p.parts)
         flag = getattr(self, f"{part}_trainable")
         source = self.text_model if part == "text" else getattr(self, f"{part}_tower")
         return source in SIZES if flag is None else flag
@@ -355,6 +358,13 @@ def task_refusals(model: ModelArguments, data: DataArguments) -> dict[str, objec
         ),
         "video needs both --video_column, the column with the videos, and --num_frames, the frames taken from each": (
             new and (video[0] == "") != (video[1] is None) and not (chat and video[1])
+        ),
+        "--freeze_schedule trains adapters, but there are none; give --use_peft true": (
+            not model.use_peft and any(part.endswith(".lora") for phase in model.phases for part in phase.parts)
+        ),
+        "--freeze_schedule says which parts train; leave out --vision_trainable and the like": (
+            model.freeze_schedule
+            and any(getattr(model, f"{part}_trainable") is not None for part in ("vision", "audio", "text"))
         ),
         "--word_dropout and --modality_dropout change a text beside its answer, and conversations have none": (
             chat and (data.word_dropout or data.modality_dropout)

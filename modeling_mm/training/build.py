@@ -3,8 +3,10 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS, task_of
 from . import scratch
 from .arguments import DataArguments, ModelArguments, augmentation_of, words
+from .freeze_schedule import FreezeScheduleCallback, set_scheduled
+from .part_arguments import PartArguments
 from .retrieval_arguments import RetrievalArguments
 from .retrieval_trainer import RetrievalTrainer
 from .splits import Splits
@@ -43,6 +47,7 @@ from .trainable import set_trainable
 from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
+TOWER_PARTS = {"image": "vision", "audio": "audio"}  # whose states are cached
 OVERRIDABLE = (  # fields of `MMConfig` that have no flag of their own and do not follow from the data
     "fusion_num_attention_heads",
     "fusion_num_key_value_heads",
@@ -158,7 +163,9 @@ def scratch_tokenizer(args: ModelArguments, train: MMDataset) -> PreTrainedToken
 
 
 def choose_trainable(model: PreTrainedModel, args: ModelArguments) -> None:
-    """Set the trainable parts by their flags; a tower without a flag trains if it starts from scratch."""
+    """Set the trainable parts by their flags or schedule; a tower without one trains if it starts from scratch."""
+    if args.freeze_schedule is not None:
+        return set_scheduled(model, args.phases)
     set_trainable(model, args.trains("vision"), args.fusion_trainable, args.trains("text"), args.trains("audio"))
 
 
@@ -181,14 +188,17 @@ def build_trainer(
     retrieval: RetrievalArguments,
     time_limit: TimeLimitCallback | None = None,
     muon_learning_rate: float = 0.0,
+    parts: PartArguments | None = None,
     model_init: Callable[..., PreTrainedModel] | None = None,
 ) -> MMTrainer:
     """The trainer of this task, with its data, collators, augmentation and metrics.
 
-    With `model_init`, as in a search, that makes the models, and `model` is the first of them.
+    With `model_init`, as in a search, that makes the models, and `model` is the first of them. `parts` holds learning
+    rates and the schedule of parts.
     """
     processor, task = collator.processor, TASKS[data.task]
-    parts: dict[str, Any] = {
+    parts = parts or PartArguments()
+    options: dict[str, Any] = {
         "model": model if model_init is None else None,
         "model_init": model_init,
         "args": args,
@@ -205,16 +215,19 @@ def build_trainer(
         "group_size": data.group_size,
         "time_limit": time_limit,
         "muon_learning_rate": muon_learning_rate,
+        "part_learning_rates": parts.rates,
+        "callbacks": [FreezeScheduleCallback(parts.phases, time_limit)] if parts.phases else [],
     }
     if data.early_stopping_patience is not None:
-        parts["callbacks"] = [EarlyStoppingCallback(data.early_stopping_patience, data.early_stopping_threshold)]
+        stopping = EarlyStoppingCallback(data.early_stopping_patience, data.early_stopping_threshold)
+        options["callbacks"].append(stopping)
     if task.embeds:
         if (data.calibrate or retrieval.rerank) and model.matching_head is None:
             raise ValueError("--rerank and --calibrate need a matching head; train with a --matching_weight above 0")
         size = retrieval.contrastive_batch_size
-        return RetrievalTrainer(**parts, compute_metrics=compute_retrieval_metrics, contrastive_batch_size=size)
+        return RetrievalTrainer(**options, compute_metrics=compute_retrieval_metrics, contrastive_batch_size=size)
     return MMTrainer(
-        **parts,
+        **options,
         eval_collator=MMCollator(processor, data.task, data.max_length, with_prompts=task.generates),
         compute_metrics=compute_metrics_for(processor.tokenizer, splits.train.labels, data.task),
         max_new_tokens=data.max_new_tokens,
@@ -237,9 +250,11 @@ def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype:
     """
     model, collator, accelerator = trainer.model, trainer.data_collator, trainer.accelerator
     head = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parts = [split for split in (splits.train, splits.validation, splits.test) if split]
-    sources = {modality: sources_of(parts, modality) for modality in CACHED}
-    modalities = check_cacheable(head.base_model, sources, bool(sources_of(parts, "video")), collator.augmentation)
+    tables = [split for split in (splits.train, splits.validation, splits.test) if split]
+    sources = {modality: sources_of(tables, modality) for modality in CACHED}
+    videos, augmentation = bool(sources_of(tables, "video")), collator.augmentation
+    with asleep_towers(trainer):
+        modalities = check_cacheable(head.base_model, sources, videos, augmentation)
     cached = {}
     for modality in modalities:
         getattr(head.base_model, MODALITIES[modality].tower).to(trainer.args.device)
@@ -251,3 +266,32 @@ def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype:
         cached[modality] = build_cache(tower, sources[modality], folder, size, quiet)
     for each in filter(None, (collator, trainer.eval_collator)):
         each.cached = cached
+    if trainer.freeze_schedule is not None:
+        trainer.freeze_schedule.before_waking = partial(end_cache, trainer)
+
+
+@contextmanager
+def asleep_towers(trainer: MMTrainer) -> Iterator[None]:
+    """Freezes the parameters that a schedule does not train in its first phase, for a while.
+
+    Raises:
+        ValueError: a loader has workers, whose copies of a cache would outlive a tower's sleep.
+    """
+    if trainer.freeze_schedule is None:
+        yield
+        return
+    if trainer.args.dataloader_num_workers:
+        raise ValueError("--cache_features with --freeze_schedule needs --dataloader_num_workers 0")
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    names = trainer.freeze_schedule.names(trainer.model, 0)
+    for name, parameter in trainer.model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name in names)
+    yield
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def end_cache(trainer: MMTrainer, parts: set[str]) -> None:
+    """Let batches have media in place of the cached features of towers that wake."""
+    for collator in filter(None, (trainer.data_collator, trainer.eval_collator)):
+        collator.cached = {name: media for name, media in collator.cached.items() if TOWER_PARTS[name] not in parts}

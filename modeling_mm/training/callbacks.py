@@ -22,15 +22,20 @@ class GradientAuditCallback(TrainerCallback):
     """
 
     def __init__(self):
-        self.silent: set[str] | None = None
+        self.known, self.silent, self.left = set[str](), set[str](), 0
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if state.global_step >= AUDIT_STEPS or model is None:
+        if model is None:
             return
-        if self.silent is None:
-            self.silent = {name for name, p in model.named_parameters() if p.requires_grad}
-        self.silent -= with_gradient({n: p for n, p in model.named_parameters() if n in self.silent})
-        if state.global_step == AUDIT_STEPS - 1 and self.silent:
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if woken := set(trainable) - self.known:  # at first all, and later the parts that a schedule wakes
+            self.known |= woken
+            self.silent, self.left = woken, AUDIT_STEPS
+        if self.left == 0:
+            return
+        self.silent -= with_gradient({name: p for name, p in trainable.items() if name in self.silent})
+        self.left -= 1
+        if self.left == 0 and self.silent:
             names = ", ".join(sorted(self.silent)[:20])
             logger.warning(f"{len(self.silent)} trainable parameters got no gradient so far: {names}")
 

@@ -60,10 +60,13 @@ def conversation_names(data: DataArguments) -> list[str]:
     source, flags = data.train_file or data.dataset, (data.text_column, data.label_column, data.columns)
     if source is None or data.task not in ("", "generation") or any(flags) or data.conversation_column == "":
         return []
-    if data.streaming:
-        names = list(open_shards(source, None if data.train_file else "train").features)
-    else:
-        names = read_table(source, "train")[0].column_names
+    try:
+        if data.streaming:
+            names = list(open_shards(source, None if data.train_file else "train").features)
+        else:
+            names = read_table(source, "train")[0].column_names
+    except ValueError:  # which comes again when the rows are read, after the flags were checked
+        return []
     return names if data.conversation_column or conversation_column(names) else []
 
 

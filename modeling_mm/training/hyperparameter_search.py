@@ -51,7 +51,9 @@ APART = {"search", "time_limit", "resume_from_checkpoint", "output_dir", "test_f
 APART |= {"calibrate", "disable_tqdm", "report_to", "logging_steps", "logging_strategy", "rerank"}
 
 
-def check_search(defaults: DefaultsArguments, data: DataArguments, args: TrainingArguments) -> None:
+def check_search(
+    defaults: DefaultsArguments, model: ModelArguments, data: DataArguments, args: TrainingArguments
+) -> None:
     """Refuse a search that cannot be, before any row is read.
 
     Raises:
@@ -63,6 +65,8 @@ def check_search(defaults: DefaultsArguments, data: DataArguments, args: Trainin
         return
     if data.streaming:
         raise ValueError("--search trains on the same rows many times; leave out --streaming, or --search")
+    if model.freeze_schedule is not None:
+        raise ValueError("--search finds values for one phase of training; leave out --freeze_schedule, or --search")
     if args.world_size > 1:
         raise ValueError(f"--search runs its trials in one process, and there are {args.world_size}; leave it out")
     if importlib.util.find_spec("optuna") is None:

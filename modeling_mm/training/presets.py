@@ -258,6 +258,7 @@ def uses_muon(
         explicit: names of the arguments that a flag or a file sets; a learning rate or an optimiser is that of AdamW.
     """
     fits = not TASKS[task].embeds and "video" not in present and not {"learning_rate", "optim"} & set(explicit)
+    fits = fits and not model.rates
     return preset == "scratch" and fits and not (model.use_peft or is_sharded(args))
 
 

@@ -37,9 +37,13 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, int]:
     """Number of trainable parameters by part; `head` counts those in no part."""
     counts = dict.fromkeys([*PARTS, "head"], 0)
     for name, parameter in model.named_parameters():
-        part = next((p for p, attribute in PARTS.items() if f".{attribute}." in name), "head")
-        counts[part] += parameter.numel() if parameter.requires_grad else 0
+        counts[part_of(name)] += parameter.numel() if parameter.requires_grad else 0
     return counts
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a parameter belongs to; `head` if it is in none of its towers or the fusion."""
+    return next((part for part, attribute in PARTS.items() if f".{attribute}." in f".{name}"), "head")
 
 
 def freeze_unused(model: torch.nn.Module, batch: dict[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ from .callbacks import (
     GradientAuditCallback,
     StreamEpochCallback,
 )
+from .freeze_schedule import FreezeScheduleCallback, rate_groups
 from .fsdp import with_placeholder_media
 from .muon import MuonAdamW, muon_groups
 from .smoothing import smoothed_loss
@@ -53,6 +54,7 @@ class MMTrainer(Trainer):
         time_limit: callback that ends training in time; the learning rate schedule follows it.
         muon_learning_rate: learning rate of Muon, which then updates matrices and convolutions in place of the
             optimiser of the training arguments; see `muon.py`. 0: Muon is not used.
+        part_learning_rates: learning rates of vision, audio, fusion, text or head, where they differ.
 
     Raises:
         ValueError: several GPUs in one process, among which `DataParallel` would split batches wrongly.
@@ -67,6 +69,7 @@ class MMTrainer(Trainer):
         max_new_tokens=32,
         time_limit: TimeLimitCallback | None = None,
         muon_learning_rate: float = 0.0,
+        part_learning_rates: dict[str, float] | None = None,
         **kwargs,
     ):
         self.group_by_image = group_by_image
@@ -94,6 +97,7 @@ class MMTrainer(Trainer):
         self.warm_start = WarmStartCallback(self)
         self.add_callback(self.warm_start)  # before the time limit, which times the steps
         self.time_limit, self.muon_learning_rate = time_limit, muon_learning_rate
+        self.part_learning_rates = part_learning_rates or {}
         if time_limit is not None:
             self.add_callback(time_limit)
         if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
@@ -118,7 +122,9 @@ class MMTrainer(Trainer):
         self.compute_loss_func = smoothed_loss(head, factor) if factor else None
 
     def create_optimizer(self, model=None):
-        if self.muon_learning_rate and self.optimizer is None:
+        if self.part_learning_rates and self.optimizer is None:
+            self.optimizer = self.optimizer_by_part(model or self.model)
+        elif self.muon_learning_rate and self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
             if kind is not torch.optim.AdamW or self.is_fsdp_enabled:
                 raise ValueError(
@@ -130,6 +136,25 @@ class MMTrainer(Trainer):
                 muon_groups(model or self.model, *rates, self.args.weight_decay), **{**options, "fused": False}
             )
         return super().create_optimizer(model)
+
+    def optimizer_by_part(self, model) -> torch.optim.Optimizer:
+        """The optimiser of the training arguments, with a learning rate for each part.
+
+        Raises:
+            ValueError: Muon has its own.
+        """
+        if self.muon_learning_rate:
+            raise ValueError("--learning_rate_vision and the like are AdamW's; leave out --muon_learning_rate")
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        decayed, args = self.get_decay_parameter_names(model), self.args
+        groups = rate_groups(model, self.part_learning_rates, args.weight_decay, decayed, args.learning_rate)
+        return kind(groups, **options)
+
+    @property
+    def freeze_schedule(self) -> FreezeScheduleCallback | None:
+        """The callback that wakes parts, if there is one."""
+        found = (c for c in self.callback_handler.callbacks if isinstance(c, FreezeScheduleCallback))
+        return next(found, None)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         is_new = self.lr_scheduler is None

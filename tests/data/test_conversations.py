@@ -117,7 +117,7 @@ def test_an_answer_is_evaluated_after_the_true_turns_before_it(tmp_path):
     answers = AnswerTurns(dataset_of(write_conversations(tmp_path, "messages", 4)))
     assert len(answers) == 8
     assert [answers[i].target for i in range(2)] == ["red", "yes"]
-    assert [answers.turn_number(i) for i in range(2)] == [1, 2]
+    assert [answers.group(i) for i in range(2)] == [(1, ""), (2, "")]
     assert [len(answers[i].turns) for i in range(2)] == [2, 4] and answers[1].turns[1].learned is False
     assert len(AnswerTurns(dataset_of(write_conversations(tmp_path, "prompts", 4)))) == 4
 

@@ -123,11 +123,11 @@ def test_a_search_that_cannot_be_is_refused(digits, capsys, flags, sentence):
 def test_several_processes_and_a_missing_package_are_refused(monkeypatch):
     defaults, data = DefaultsArguments(search=2), DataArguments()
     with pytest.raises(ValueError, match="--search runs its trials in one process, and there are 2"):
-        check_search(defaults, data, SimpleNamespace(world_size=2))
+        check_search(defaults, ModelArguments(), data, SimpleNamespace(world_size=2))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package optuna: pip install 'modeling_mm\[search_hp\]'"):
-        check_search(defaults, data, SimpleNamespace(world_size=1))
-    check_search(DefaultsArguments(), data, SimpleNamespace(world_size=2))
+        check_search(defaults, ModelArguments(), data, SimpleNamespace(world_size=1))
+    check_search(DefaultsArguments(), ModelArguments(), data, SimpleNamespace(world_size=2))
 
 
 def test_the_best_trial_is_trained_in_full_and_each_trial_has_its_values(digits, tmp_path, monkeypatch, capsys):
