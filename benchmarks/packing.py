@@ -3,8 +3,8 @@
 
     python benchmarks/packing.py  # minutes; prints Markdown tables
 
-One thread, CPU seconds, medians. Conversations have 10 to 400 tokens, and half of them an image. All three ways see the
-same conversations in an epoch. Memory is the peak of a process that does one step.
+One thread, CPU seconds, medians. Conversations have 10 to 400 tokens, and half of them an image. All three ways see
+the same conversations in an epoch. Memory is the peak of a process that does one step.
 """
 
 import argparse

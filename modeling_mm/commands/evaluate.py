@@ -45,6 +45,7 @@ from ..evaluation.predictions import (
     write_predictions,
 )
 from ..evaluation.retrieval import evaluate_retrieval
+from ..evaluation.text_metrics import text_metrics
 from ..evaluation.zero_shot import TEMPLATE, check_templates, evaluate_zero_shot, labelled_images
 from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
@@ -145,6 +146,9 @@ def check_flags(args: EvaluateArguments, task: str) -> None:
     check_templates(args.prompt_templates or [])
     if zero_shot and args.rerank:
         raise ValueError("--rerank is for retrieval; leave it out with --label_column")
+    if args.answer_metrics and not TASKS[task].generates:
+        raise ValueError(f"--answer_metrics is for generated answers, and --task {task} gives none; leave it out")
+    text_metrics(args.answer_metrics, ["a"], [["a"]])  # refuses unknown names and missing libraries at once
     if args.validation_file is not None and args.train_file is None:
         raise ValueError("--validation_file chooses the settings of baselines; give their --train_file too")
     if args.train_file is not None and TASKS[task].embeds:
@@ -240,7 +244,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         max_new_tokens=args.max_new_tokens,
     )
     with weights_of_rows(trainer) as collected:
-        evaluation = evaluate_rows(trainer, task, rows)
+        evaluation = evaluate_rows(trainer, task, rows, args.answer_metrics)
     scores: list[dict[str, Any]] = []
     columns: list[dict[str, Any]] = []
     if (not TASKS[task].generates) if args.modality_report is None else args.modality_report:

@@ -81,6 +81,13 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "also score without each modality and with each one alone; on by default for classifiers"},
     )
+    answer_metrics: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "also score generated answers by vqa_accuracy, anls, bleu, rouge_l and cider; a label cell may "
+            "hold a list, the answers of several people (needs the extra text_metrics)"
+        },
+    )
     rerank: int = field(
         default=0, metadata={"help": "retrieval: also score with the best N candidates reranked by the matching head"}
     )

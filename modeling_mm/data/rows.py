@@ -28,7 +28,7 @@ from ..tasks import TASKS
 from .cells import formed_numbers
 from .conversations import Turn, read_conversation, transcript
 from .media import BadRow, MediaRef
-from .targets import label_columns, read_target, target_complaint
+from .targets import label_columns, read_answers, read_target, target_complaint
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Row:
     `images`, `audio` and `videos` hold a `MediaRef` each; a source given in place of one is wrapped. `number` counts
     from 1 within the source. `opened` holds images, by their keys, that a check has decoded already. `table` holds
     numbers and texts by their column, and no missing cells. A conversation has `turns`, and their words as its text.
+    `answers` holds those of several people, if the row has more than its target.
     """
 
     number: int
@@ -76,6 +77,12 @@ class Row:
     concept: str | None = None
     table: dict[str, Any] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+
+    @property
+    def references(self) -> list[str]:
+        """The right answers: all of them, or the target."""
+        return self.answers or [str(self.target)]
 
     def __post_init__(self):
         for modality in MODALITIES.values():
@@ -211,17 +218,19 @@ class RowReader:
         text_like = (*self.names["text"], self.columns.concept, *label_columns(self.task, self.columns.target))
         text_like = (*text_like, *self.columns.categories)
         cells |= {name: as_text(cells[name], self.features[name], name) for name in text_like if name in cells}
-        text, target = self.text(cells), None
+        text, target, answers = self.text(cells), None, list[str]()
+        generates = TASKS[self.task].generates
         for name in (*label_columns(self.task, self.columns.target), *self.columns.categories):
             feature, cell = self.features[name], cells[name]
             if isinstance(feature, datasets.ClassLabel) and cell is not None:
                 cells[name] = feature.int2str(cell) if cell >= 0 else None  # -1 stands for unlabelled
         if self.columns.target is not None:
             target = read_target(self.task, self.columns.target, cells)
+            answers = read_answers(cells.get(self.columns.target), self.columns.target) if generates else []
         images, audio, videos = self.media_of(cells).values()
         concept = None if cells.get(self.columns.concept) in (None, "") else str(cells[self.columns.concept])
         table = self.table_cells(cells)
-        return Row(number, images, text, target, audio, videos, concept=concept, table=table)
+        return Row(number, images, text, target, audio, videos, concept=concept, table=table, answers=answers)
 
     def media_of(self, cells: Mapping[str, Any]) -> dict[str, list[Any]]:
         """The images, audio clips and videos of a row, by modality.

@@ -11,6 +11,7 @@
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +40,25 @@ def read_target(task: str, name: str, cells: dict[str, Any]) -> Any:
     cell = cells[name]
     if TASKS[task].several_labels:
         return read_labels(cell, name)
+    if TASKS[task].generates and isinstance(cell, list):
+        return next(iter(read_answers(cell, name)), None)
     if isinstance(cell, (list, dict)):
         raise BadRow(f"'{name}' holds a list or structure; expected one plain value")
     return None if cell is None else str(cell).strip() or None
+
+
+def read_answers(cell: Any, name: str) -> list[str]:
+    """The answers of several people to one question, the most frequent ones first; none if the cell is no list.
+
+    Raises:
+        BadRow: the list holds nested values.
+    """
+    if not isinstance(cell, list):
+        return []
+    if any(isinstance(part, (list, dict)) for part in cell):
+        raise BadRow(f"'{name}' holds nested values; expected an answer or a list of answers")
+    answers = [text for part in cell if part is not None and (text := str(part).strip())]
+    return [answer for answer, count in Counter(answers).most_common() for _ in range(count)]
 
 
 def read_numbers(cells: dict[str, Any], names: Sequence[str]) -> list[float] | None:

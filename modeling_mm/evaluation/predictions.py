@@ -5,7 +5,7 @@ Shapes: R rows, C classes or labels.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..data.targets import normalize
 from ..tasks import TASKS
 from .calibration import expected_calibration_error
 from .metrics import bootstrap_interval, format_predictions, micro_f1, r2, wilson
+from .text_metrics import text_metrics
 
 
 @dataclass
@@ -44,8 +45,8 @@ def label_names(model: PreTrainedModel, task: str) -> list[str] | None:
     return [model.config.id2label[i] for i in range(model.config.num_labels)] if TASKS[task].has_labels else None
 
 
-def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
-    """Predict and score all rows of a dataset (or of matching pairs)."""
+def evaluate_rows(trainer: Trainer, task: str, dataset: Any, answer_metrics: Sequence[str] = ()) -> Evaluation:
+    """Predict and score all rows of a dataset (or of matching pairs); generated answers by these metrics too."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     output = trainer.predict(dataset, metric_key_prefix="test")
     timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -55,7 +56,9 @@ def evaluate_rows(trainer: Trainer, task: str, dataset: Any) -> Evaluation:
     tokenizer, labels = trainer.processing_class.tokenizer, label_names(model, task)
     predictions = format_predictions(task, output.predictions, tokenizer, labels)
     if TASKS[task].generates:
-        truths = [dataset[i].target for i in range(len(dataset))]
+        rows = [dataset[i] for i in range(len(dataset))]
+        truths = [row.target for row in rows]
+        metrics |= text_metrics(answer_metrics, predictions, [row.references for row in rows])
         return Evaluation(rounded({**metrics, "loss": loss}), predictions, truths)
     logits, label_ids = np.asarray(output.predictions, dtype=np.float64), output.label_ids
     if TASKS[task].gives_probabilities:
