@@ -33,7 +33,7 @@ space: $(DEMO)  ## open the Space on the model that make demo trained
 test: $(READY)  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile $(TESTS)
 
-test-lowest: TESTS = $(addprefix tests/,commands data evaluation hub model training)
+test-lowest: TESTS = $(addprefix tests/,model training hub commands/test_end_to_end.py data/test_chat_tokens.py)
 test-lowest:  ## those that need transformers, with the lowest supported one, in an environment of their own
 	$(MAKE) test VENV=$(VENV)-lowest CONSTRAINTS=constraints-lowest.txt TESTS="$(TESTS)"
 
