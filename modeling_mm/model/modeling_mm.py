@@ -34,7 +34,7 @@ from .fusion_mm import FusionContext, MMFusion, active_context, add_fusion_hooks
 from .late_fusion_mm import MMLateFusion
 from .media_mm import check_text, visible_slots
 from .outputs_mm import MMModelOutput
-from .packing_mm import Packing, find_packing, keeps_apart, text_in_rows
+from .packing_mm import ATTENTION, Packing, find_packing, keeps_apart, text_in_rows
 from .resampler_mm import MMResampler
 from .table_tower_mm import MMTableTower
 from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
@@ -329,6 +329,8 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if packing is not None:
             self.check_packing(packing)
+            if self.config.text_config._attn_implementation == ATTENTION and self.text_model_takes_keywords:
+                inputs["packed_lengths"] = packing.lengths
             inputs.setdefault("position_ids", packing.position_ids)
             inputs.setdefault("use_cache", False)  # with a cache, the backbone takes the row for one conversation
         if context is not None and self.text_model_takes_keywords:

@@ -6,6 +6,9 @@ conversation, or `cu_seq_lens_q` holds their ends. The text backbone keeps them 
 for sequences of different lengths; `Packing` does the same for media, whose arguments have one row per conversation:
 the queries are cut into conversations, attend to the media of theirs, and are packed again.
 
+On a CPU, `packed_sdpa` spares the block mask: it attends within one conversation after the other, which skips what
+the mask would hide. The mask is there all the same, for layers that need more than causal attention.
+
 Shapes: B rows of T tokens hold R conversations, of which the longest has W tokens; S memory slots.
 """
 
@@ -13,6 +16,11 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "packed_sdpa"  # the attention implementation for a text backbone that trains on packs
 
 
 class Packing:
@@ -33,9 +41,12 @@ class Packing:
         self.sources = self.real.flatten().nonzero()[:, 0]  # (B * T,) place of each token in the flattened cut rows
 
     @property
-    def conversations(self) -> int:
-        """R, the number of conversations."""
-        return self.real.shape[0]
+    def lengths(self) -> list[list[int]]:
+        """The numbers of tokens of the conversations in each row."""
+        rows: list[list[int]] = [[] for _ in range(self.rows)]
+        for row, length in zip((self.places[:, 0] // self.tokens).tolist(), self.real.sum(1).tolist(), strict=True):
+            rows[row].append(length)
+        return rows
 
     @property
     def position_ids(self) -> torch.Tensor:
@@ -123,6 +134,43 @@ def text_in_rows(
     return ids, None if inputs_embeds is None else packing.cut(inputs_embeds, 0.0), columns
 
 
+def packed_sdpa_attention(
+    module: nn.Module,
+    query: torch.Tensor,  # (B, H, T, E)
+    key: torch.Tensor,  # (B, K, T, E)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_lengths: list[list[int]] | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention (B, T, H, E) of packed conversations; that of transformers with the mask, if they are not packed.
+
+    Layers with a window, a cap or a bias of their own, and those without a causal mask, go by the mask too.
+    """
+    special = [kwargs.get(name) for name in ("sliding_window", "softcap", "s_aux", "position_bias")]
+    is_plain = all(value is None for value in special) and kwargs.get("is_causal") is None
+    if packed_lengths is None or not is_plain or not getattr(module, "is_causal", False):
+        options = {"dropout": dropout, "scaling": scaling, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    rows = []
+    for row, lengths in enumerate(packed_lengths):
+        parts = zip(*(states[row : row + 1].split(lengths, dim=2) for states in (query, key, value)), strict=True)
+        options = {
+            "dropout_p": dropout,
+            "scale": scaling,
+            "is_causal": True,
+            "enable_gqa": query.shape[1] != key.shape[1],
+        }
+        rows.append(torch.cat([nn.functional.scaled_dot_product_attention(*p, **options) for p in parts], dim=2))
+    return torch.cat(rows).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, packed_sdpa_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
 def check_not_packed(
     text: torch.Tensor,
     attention_mask: torch.Tensor | None,
@@ -161,4 +209,4 @@ def keeps_apart(text_model: nn.Module, run: Callable[..., torch.Tensor], device:
     return bool(change <= 8 * torch.finfo(change.dtype).eps * states[0].abs().max())
 
 
-__all__ = ["Packing", "check_not_packed", "find_packing", "keeps_apart", "text_in_rows"]
+__all__ = ["ATTENTION", "Packing", "check_not_packed", "find_packing", "keeps_apart", "text_in_rows"]

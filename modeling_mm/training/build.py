@@ -33,6 +33,7 @@ from ..evaluation.retrieval import compute_retrieval_metrics
 from ..model.audio_mm import MAX_SECONDS, window_seconds
 from ..model.compose_mm import add_video
 from ..model.media_mm import MODALITIES
+from ..model.packing_mm import ATTENTION
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS, task_of
 from . import scratch
@@ -197,6 +198,8 @@ def build_trainer(
     rates and the schedule of parts.
     """
     processor, task = collator.processor, TASKS[data.task]
+    if data.packing and model.config.text_config._attn_implementation == "sdpa" and args.device.type == "cpu":
+        model.set_attn_implementation({"text_config": ATTENTION})
     parts = parts or PartArguments()
     options: dict[str, Any] = {
         "model": model if model_init is None else None,

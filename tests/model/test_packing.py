@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorWithFlattening
 
 from modeling_mm import MMForSequenceClassification
+from modeling_mm.model.packing_mm import ATTENTION
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -77,6 +78,20 @@ def test_logits_equal_those_of_padded_rows(text):
     assert (blind - want).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("text", ["llama", "gpt2", "qwen3", "smollm3", "gpt_neox", "phi3", "qwen3_moe"])
+def test_attention_within_each_conversation_equals_that_under_the_mask(text):
+    model, (rows, index), media = mm_model(text), conversations(), pictures(3)
+    flat = packed(rows)
+    del flat["labels"]
+    with torch.no_grad():
+        want = model(**flat, **media, image_index=index).logits
+        model.set_attn_implementation({"text_config": ATTENTION})
+        torch.testing.assert_close(model(**flat, **media, image_index=index).logits, want, **CLOSE)
+        batch = padded(rows)  # rows that are not packed go by their mask
+        alone = model(**batch, **media, image_index=index).logits
+    torch.testing.assert_close(unpacked(alone, rows), want[0], **CLOSE)
+
+
 def test_two_rows_of_packed_conversations_equal_one():
     model, (rows, index), media = mm_model(), conversations(), pictures(3)
     rows[2], rows[3] = token_row(5), torch.cat([rows[3], token_row(4)])  # so that 3 conversations are as long as 2
@@ -114,8 +129,10 @@ def test_another_conversation_changes_nothing():
 
 
 @pytest.mark.parametrize("fields", [{}, {"num_latents": 2}], ids=["states", "latents"])
-def test_training_equals_that_of_padded_rows(fields):
+@pytest.mark.parametrize("attention", ["sdpa", ATTENTION])
+def test_training_equals_that_of_padded_rows(fields, attention):
     model = mm_model(**fields)
+    model.set_attn_implementation({"text_config": attention})
     rows, index = conversations()
     assert_same_training(model, rows, {**pictures(3), "image_index": index})
 
