@@ -2,14 +2,17 @@
 """A file of conversations trains, evaluates and resumes in one command, in each format, padded and packed."""
 
 import json
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
-from helpers.conversations import write_conversations
+from helpers.conversations import FORMATS, write_conversations
 from safetensors.torch import load_file
 
 from modeling_mm import cli
 
+RECIPE = Path(__file__).parents[2] / "recipes" / "cauldron.yaml"
 QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--per_device_train_batch_size", "4"]
 
 
@@ -81,6 +84,23 @@ def test_resumed_is_never_interrupted(tmp_path, capsys, packing):
     )
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_stream_of_shards_trains_as_the_recipe_of_the_cauldron_does(tmp_path, capsys, caplog):
+    (tmp_path / "shards").mkdir()
+    write_conversations(tmp_path, "cauldron")
+    images = datasets.List(datasets.Image())
+    for number in range(2):
+        rows = [FORMATS["cauldron"]((colour, str(tmp_path / f"{colour}.png"))) for colour in ("red", "blue")] * 8
+        table = datasets.Dataset.from_list(rows).cast_column("images", images)
+        table.map(lambda row: row).to_parquet(tmp_path / "shards" / f"train-{number}.parquet")
+    files = ["--train_file", tmp_path / "shards" / "train-*.parquet"]
+    files += ["--validation_file", tmp_path / "shards" / "train-1.parquet", "--output_dir", tmp_path / "out"]
+    towers = ["--vision_tower", "scratch-tiny", "--text_model", "scratch-tiny", "--max_length", 256]
+    few = ["--max_steps", 4, "--eval_strategy", "no", "--save_strategy", "no", "--dataloader_num_workers", 0]
+    recipe = ["train", "--config", RECIPE, *files, *towers, *few, "--gradient_accumulation_steps", 1, *QUIET]
+    report, _ = run(capsys, *recipe)
+    assert report["turns"]["2"]["rows"] == 16 and "phase 2 of 2 trains fusion, text.lora" in caplog.text
 
 
 def test_a_plain_table_may_have_such_columns(tmp_path, capsys):

@@ -13,8 +13,6 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, HfArgumentParser,
 from modeling_mm import cli
 from modeling_mm.commands.arguments import MMParser
 from modeling_mm.commands.verbs import TRAIN, VERBS
-from modeling_mm.training.arguments import DataArguments, ModelArguments
-from modeling_mm.training.retrieval_arguments import RetrievalArguments
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -122,6 +120,6 @@ def test_export_document_runs_from_top_to_bottom(workplace, monkeypatch, capsys)
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_hold_arguments_of_train(recipe):
-    parser = MMParser((ModelArguments, DataArguments, RetrievalArguments, TrainingArguments), prog="train")
-    _, data, _, args = parser.parse(["--config", str(recipe)])
+    parser = MMParser((*TRAIN, TrainingArguments), prog="train")
+    _, _, data, _, args = parser.parse(["--config", str(recipe)])
     assert (data.train_file or data.dataset) and args.output_dir == f"runs/{recipe.stem}"
