@@ -196,11 +196,17 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True):
-        """Extends the base method: a frozen tower stays in evaluation mode, or its batch norms would drift."""
+        """Extends the base method: what is frozen in a tower stays in evaluation mode, or batch norms would drift."""
         super().train(mode)
         for tower in (self.vision_tower, self.audio_tower):
-            if mode and tower is not None and not any(p.requires_grad for p in tower.parameters()):
+            if not mode or tower is None:
+                continue
+            if not any(p.requires_grad for p in tower.parameters()):
                 tower.eval()
+            for module in tower.modules():
+                parameters = list(module.parameters(recurse=False))
+                if parameters and not any(p.requires_grad for p in parameters):
+                    module.training = False
         return self
 
     @can_return_tuple
