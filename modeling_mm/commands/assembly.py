@@ -78,6 +78,8 @@ def assemble(
     tokenizer = None if earlier is None else earlier.tokenizer
     model, processor = build_model(model_args, data, splits.train, arguments.retrieval, tokenizer)
     choose_trainable(model, model_args)
+    if model_args.bf16_weights:
+        model.to(torch.bfloat16)
     if not is_sharded(arguments.training):
         model.to(memory_format=torch.channels_last)  # convolutions run up to twice as fast
     collator = build_collator(model, processor, data)

@@ -212,15 +212,13 @@ def part_source(part: dict[str, Any], kind: str, where: str) -> Any:
     """The source of a medium that a part names or embeds; None if it has none.
 
     Raises:
-        BadRow: it is on the web, or not base64.
+        BadRow: it is not base64.
     """
     value = next((part[key] for key in (kind, KINDS[kind], *SOURCES) if key in part and part[key] != kind), None)
     if isinstance(value, dict) and not value.get("bytes"):
         value = next((value[key] for key in SOURCES if value.get(key) is not None), None)
     if not isinstance(value, str):
         return value
-    if value.startswith(("http://", "https://")):
-        raise BadRow(f"{where} has the web address '{value:.60}'; expected a file, which you download before")
     is_data = value.startswith("data:")
     if is_data or kind == "input_audio" or "base64" in part:
         try:

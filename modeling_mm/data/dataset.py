@@ -27,6 +27,7 @@ from ..tasks import TASKS
 from .media import BadRow, MediaCheck
 from .rows import Columns, Row, RowReader, media_markers, undecoded
 from .targets import encode_target
+from .web_images import WebImages
 
 logger = logging.getLogger(__name__)
 CHUNK = 512  # rows that are checked at a time
@@ -44,6 +45,7 @@ class MMDataset(torch.utils.data.Dataset):
         columns: the columns' names.
         labels: the class names; targets of a classification become class ids. None: targets are text.
         task: determines what the targets are, see `targets.py`; default: classification if there are labels.
+        web: downloads images that are on the web, see `RowReader`.
 
     Raises:
         ValueError: a column is missing.
@@ -57,11 +59,12 @@ class MMDataset(torch.utils.data.Dataset):
     kept: list[int] = None  # type: ignore[assignment]  # all rows
     bad_rows: list[dict[str, Any]] = field(default_factory=list)
     task: str = ""
+    web: WebImages | None = None
     longest_clip: float = 0.0  # seconds of the longest audio clip that `check` opened
 
     def __post_init__(self):
         self.task = self.task or ("generation" if self.labels is None else "classification")
-        self.reader = RowReader(self.source, self.folder, self.columns, self.task, self.table.features)
+        self.reader = RowReader(self.source, self.folder, self.columns, self.task, self.table.features, self.web)
         for name, feature in self.table.features.items():
             if undecoded(feature) != feature:
                 self.table = self.table.cast_column(name, undecoded(feature))
@@ -216,7 +219,9 @@ class MMDataset(torch.utils.data.Dataset):
 
     def subset(self, kept: list[int]) -> "MMDataset":
         """The same table with other rows kept."""
-        return MMDataset(self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task)
+        return MMDataset(
+            self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task, web=self.web
+        )
 
     def groups(self, by_concept: bool = False) -> list[list[int]]:
         """Indices of the rows grouped by their first image, else video, else audio clip.

@@ -29,6 +29,7 @@ from .cells import formed_numbers
 from .conversations import Turn, read_conversation, transcript
 from .media import BadRow, MediaRef
 from .targets import label_columns, read_answers, read_target, target_complaint
+from .web_images import WebImages, is_web_address
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class RowReader:
         columns: the columns' names.
         task: determines what the targets are, see `targets.py`.
         features: the columns' features by name.
+        web: downloads images of conversations that are on the web; without it they are refused.
 
     Raises:
         ValueError: a column is missing.
@@ -146,6 +148,7 @@ class RowReader:
     columns: Columns
     task: str
     features: Mapping[str, Any]
+    web: WebImages | None = None
 
     def __post_init__(self):
         names, columns = list(self.features), self.columns
@@ -251,6 +254,10 @@ class RowReader:
         """
 
         def source(modality: str, place: Any) -> Any:
+            if is_web_address(place) and self.web is None:
+                raise BadRow(f"a part has the web address '{place:.60}'; expected a file, or give --fetch_images true")
+            if is_web_address(place) and self.web is not None:
+                return self.web.path(place)
             found = self.media(place, self.columns.conversation)
             if len(found) != 1:
                 raise BadRow(f"a part names {len(found)} {MODALITIES[modality].items}; expected one")

@@ -27,6 +27,7 @@ from .media import BadRow, MediaCheck, open_image
 from .rows import Columns, Row, RowReader, media_markers
 from .shards import Shards
 from .targets import encode_target
+from .web_images import WebImages
 
 logger = logging.getLogger(__name__)
 FIRST_ROWS, FIRST_BYTES = 2_000, 2**26  # read before training, at most
@@ -75,6 +76,7 @@ class MMStream(IterableDataset):
         max_seconds, num_frames: seconds of an audio clip and frames of a video that will be used.
         too_long: returns the reason why a row is too long, None if it is not.
         background: the colour behind transparent images.
+        web: as that of `MMDataset`.
         known_rows: the number of rows in a pass, if known.
         process, processes: determine the part of the shards that is read here.
         batches, positions: the batches that this process has used before, and the positions of its readers.
@@ -96,6 +98,7 @@ class MMStream(IterableDataset):
     num_frames: int | None = None
     too_long: Callable[[Row], str | None] | None = None
     background: str = BACKGROUND
+    web: WebImages | None = None
     known_rows: int | None = None
     process: int = 0
     processes: int = 1
@@ -104,7 +107,7 @@ class MMStream(IterableDataset):
 
     def __post_init__(self):
         shards = self.shards
-        self.reader = RowReader(shards.source, shards.folder, self.columns, self.task, shards.features)
+        self.reader = RowReader(shards.source, shards.folder, self.columns, self.task, shards.features, self.web)
 
     def __iter__(self) -> Iterator[StreamedRow]:
         worker, workers, number = get_worker_info(), 1, 0
@@ -241,4 +244,6 @@ class MMStream(IterableDataset):
         if not kept:
             raise BadRow(f"'{self.source}' holds no usable rows: {reason}")
         table = datasets.Dataset.from_list(kept, features=datasets.Features(self.shards.features))
-        return MMDataset(self.source, table, self.shards.folder, self.columns, self.labels, task=self.task)
+        return MMDataset(
+            self.source, table, self.shards.folder, self.columns, self.labels, task=self.task, web=self.web
+        )

@@ -219,6 +219,7 @@ def build_trainer(
         "time_limit": time_limit,
         "muon_learning_rate": muon_learning_rate,
         "part_learning_rates": parts.rates,
+        "bf16_weights": parts.bf16_weights,
         "callbacks": [FreezeScheduleCallback(parts.phases, time_limit)] if parts.phases else [],
     }
     if data.early_stopping_patience is not None:

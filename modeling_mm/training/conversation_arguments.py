@@ -25,6 +25,16 @@ class ConversationArguments:
             "choices": ["assistant", "last", "all"],
         },
     )
+    fetch_images: bool = field(
+        default=False,
+        metadata={
+            "help": "download images of conversations that are web addresses, at most 20 MB each, once for all runs"
+        },
+    )
+    fetch_hosts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "hosts that --fetch_images downloads from; any public address by default"},
+    )
     packing: bool = field(
         default=False,
         metadata={

@@ -27,7 +27,7 @@ class Phase:
 
 @dataclass
 class PartArguments:
-    """Learning rates by part, and parts that wake on a schedule."""
+    """Learning rates by part, parts that wake on a schedule, and the precision of weights."""
 
     learning_rate_vision: float | None = field(
         default=None, metadata={"help": "learning rate of the vision tower; the default is --learning_rate"}
@@ -50,6 +50,14 @@ class PartArguments:
             "help": 'what trains when, such as "0: fusion; 30%%: fusion,text.lora; 0.7: +vision.last4": phases with '
             "their first step, or the share of training before them, and the parts vision, audio, fusion, text and "
             "head, of which .lora takes adapters and .lastN the last N layers; + adds to the phase before"
+        },
+    )
+
+    bf16_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "train weights in bfloat16, updated by AdamW with stochastic rounding (torchao, the extra "
+            "quantization), in half of the memory; unlike --bf16 true, which keeps weights in float32"
         },
     )
 

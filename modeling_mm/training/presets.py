@@ -31,6 +31,7 @@ NEVER = 10**9  # steps; the callback of the time limit decides when to evaluate
 CALIBRATION_ROWS = 100  # fewer validation rows may all be right, and tell nothing about probabilities
 MARGIN = 0.1  # seconds beyond the longest clip, which augmentation shifts by as much
 AUGMENTED = 10_000  # most rows with a label that are augmented: more show enough by themselves, in fewer epochs
+PACKED = 8  # rows in a pack, about
 UNEVEN = 10.0  # ratio of the most frequent class to the rarest from which classes are weighted
 
 
@@ -201,17 +202,20 @@ def training_choices(
     muon: bool = False,
     table_only: bool = False,
     by_loss: bool = False,
+    packing: bool = False,
 ) -> list[Choice]:
     """Choices about optimisation.
 
     Args:
         rows: number of training rows, None for a stream. limited: there is a time limit. muon: Muon is used.
         table_only: rows are numbers and categories alone. by_loss: the best checkpoint is that of least loss.
+        packing: a batch is of packs, which hold several rows.
     """
     facts, because = TASKS[task], f"preset {preset}"
     batch = 128 if facts.embeds else 64 if preset == "scratch" else 32
     if rows is not None:
         batch = max(8, min(batch, 2 ** round(math.log2(max(1, rows / 16)))))
+    sized = because if rows is None else f"{rows} training rows{' in packs' if packing else ''}"
     rate = {"scratch": 1.5e-3, "frozen": 1e-3, "lora": 3e-4, "full": 3e-5}[preset]
     choices = [Choice("muon_learning_rate", 2e-3, "untrained weights of layers")] if muon else []
     choices += [
@@ -219,7 +223,7 @@ def training_choices(
         Choice("lr_scheduler_type", "cosine", because),
         Choice("warmup_steps", 0.1, "share of all steps"),
         Choice("weight_decay", 0.05 if facts.has_labels else 0.01, because),
-        Choice("per_device_train_batch_size", batch, because if rows is None else f"{rows} training rows"),
+        Choice("per_device_train_batch_size", max(1, batch // PACKED) if packing else batch, sized),
         Choice("per_device_eval_batch_size", 4 * batch, "no gradients in evaluation"),
     ]
     if facts.has_labels and not facts.numbers and not facts.several_labels:
@@ -258,7 +262,7 @@ def uses_muon(
         explicit: names of the arguments that a flag or a file sets; a learning rate or an optimiser is that of AdamW.
     """
     fits = not TASKS[task].embeds and "video" not in present and not {"learning_rate", "optim"} & set(explicit)
-    fits = fits and not model.rates
+    fits = fits and not (model.rates or model.bf16_weights)
     return preset == "scratch" and fits and not (model.use_peft or is_sharded(args))
 
 
@@ -311,7 +315,7 @@ def choose_defaults(
     if muon and TASKS[data.task].generates and model.model is None:
         choices.append(Choice("projector_norm", "batch", "untrained towers, trained by Muon"))
     by_loss = table_only and len(splits.validation) < CALIBRATION_ROWS  # all may be right before the model is sure
-    choices += training_choices(preset, data.task, size, limited, explicit, muon, table_only, by_loss)
+    choices += training_choices(preset, data.task, size, limited, explicit, muon, table_only, by_loss, data.packing)
     choices += [] if is_stream or model.model is not None else uneven_classes(data.task, train.targets())
     return preset, applied(choices, explicit, defaults, model, data, retrieval, args)
 

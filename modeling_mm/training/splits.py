@@ -16,6 +16,7 @@ from ..data.stream import MMStream
 from ..data.table_columns import names_by_kind
 from ..data.tables import read_table
 from ..data.targets import known_names
+from ..data.web_images import WebImages
 from ..model.audio_mm import MAX_SECONDS
 from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS
@@ -106,6 +107,7 @@ def load_splits(
     more = (numbers, categories, data.decimal, data.number_forms, data.conversation_column or "")
     columns = Columns(*names, *more)  # type: ignore[arg-type]  # set
     skip = data.on_bad_row == "skip"
+    web = WebImages(tuple(data.fetch_hosts)) if data.fetch_images else None
 
     def read(source: str, split: str, labels: list[str] | None) -> MMDataset:
         if data.streaming and is_shards(source):
@@ -113,7 +115,7 @@ def load_splits(
             table, folder = shards.whole_table(), shards.folder
         else:
             table, folder = read_table(source, split)
-        dataset = MMDataset(source, table, folder, columns, labels, task=data.task)
+        dataset = MMDataset(source, table, folder, columns, labels, task=data.task, web=web)
         dataset.check(skip, markers, data.max_seconds or MAX_SECONDS, num_frames)
         longest.append(dataset.longest_clip)
         return dataset
@@ -163,6 +165,7 @@ def open_stream(
     rows = shards.count_rows() if shards.is_local else None
     limits = {"max_seconds": data.max_seconds or MAX_SECONDS, "num_frames": num_frames, "markers": markers}
     options: dict[str, Any] = {"seed": seed, "skip": data.on_bad_row == "skip", "known_rows": rows, **limits}
+    options["web"] = WebImages(tuple(data.fetch_hosts)) if data.fetch_images else None
     return MMStream(shards, columns, data.task, labels, data.shuffle_buffer, **options)
 
 

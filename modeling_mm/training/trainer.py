@@ -42,6 +42,22 @@ from .warm_start import WarmStartCallback
 logger = logging.getLogger(__name__)
 
 
+def rounding_adamw(kind: type, options: dict) -> tuple[type, dict]:
+    """AdamW with stochastic rounding of bfloat16 weights, and its options from those of torch's AdamW.
+
+    Raises:
+        ValueError: torchao is not installed, or another optimiser was chosen.
+    """
+    try:
+        from torchao.optim import _AdamW
+    except ImportError:
+        raise ValueError("--bf16_weights needs the package torchao: pip install 'modeling_mm[quantization]'") from None
+    if kind is not torch.optim.AdamW:
+        raise ValueError("--bf16_weights needs AdamW (--optim adamw_torch); leave out --optim")
+    kept = {name: value for name, value in options.items() if name in ("lr", "betas", "eps")}
+    return _AdamW, {**kept, "bf16_stochastic_round": True}
+
+
 class MMTrainer(Trainer):
     """`Trainer` for the models of this package; takes the same arguments and a few more.
 
@@ -55,6 +71,7 @@ class MMTrainer(Trainer):
         muon_learning_rate: learning rate of Muon, which then updates matrices and convolutions in place of the
             optimiser of the training arguments; see `muon.py`. 0: Muon is not used.
         part_learning_rates: learning rates of vision, audio, fusion, text or head, where they differ.
+        bf16_weights: the weights are in bfloat16, and AdamW rounds them at random, or small updates would be lost.
 
     Raises:
         ValueError: several GPUs in one process, among which `DataParallel` would split batches wrongly.
@@ -70,6 +87,7 @@ class MMTrainer(Trainer):
         time_limit: TimeLimitCallback | None = None,
         muon_learning_rate: float = 0.0,
         part_learning_rates: dict[str, float] | None = None,
+        bf16_weights: bool = False,
         **kwargs,
     ):
         self.group_by_image = group_by_image
@@ -97,7 +115,7 @@ class MMTrainer(Trainer):
         self.warm_start = WarmStartCallback(self)
         self.add_callback(self.warm_start)  # before the time limit, which times the steps
         self.time_limit, self.muon_learning_rate = time_limit, muon_learning_rate
-        self.part_learning_rates = part_learning_rates or {}
+        self.part_learning_rates, self.bf16_weights = part_learning_rates or {}, bf16_weights
         if time_limit is not None:
             self.add_callback(time_limit)
         if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
@@ -122,7 +140,7 @@ class MMTrainer(Trainer):
         self.compute_loss_func = smoothed_loss(head, factor) if factor else None
 
     def create_optimizer(self, model=None):
-        if self.part_learning_rates and self.optimizer is None:
+        if (self.part_learning_rates or self.bf16_weights) and self.optimizer is None:
             self.optimizer = self.optimizer_by_part(model or self.model)
         elif self.muon_learning_rate and self.optimizer is None:
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
@@ -138,14 +156,17 @@ class MMTrainer(Trainer):
         return super().create_optimizer(model)
 
     def optimizer_by_part(self, model) -> torch.optim.Optimizer:
-        """The optimiser of the training arguments, with a learning rate for each part.
+        """The optimiser of the training arguments, with a learning rate for each part, or stochastic rounding.
 
         Raises:
-            ValueError: Muon has its own.
+            ValueError: Muon has rates of its own and rounds, or the optimiser that rounds at random is missing.
         """
         if self.muon_learning_rate:
-            raise ValueError("--learning_rate_vision and the like are AdamW's; leave out --muon_learning_rate")
+            flags = "--learning_rate_vision and the like" if self.part_learning_rates else "--bf16_weights"
+            raise ValueError(f"{flags} need AdamW for all weights; leave out --muon_learning_rate")
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if self.bf16_weights:
+            kind, options = rounding_adamw(kind, options)
         decayed, args = self.get_decay_parameter_names(model), self.args
         groups = rate_groups(model, self.part_learning_rates, args.weight_decay, decayed, args.learning_rate)
         return kind(groups, **options)

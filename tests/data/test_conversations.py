@@ -134,7 +134,7 @@ def test_an_answer_is_evaluated_after_the_true_turns_before_it(tmp_path):
         ([user("a <image>"), assistant()], "1 places for images, and the columns 0 images"),
         ([user("a"), assistant("<image>")], "turn 2 (assistant) has the marker '<image>'"),
         ([user([{"type": "hologram"}]), assistant()], "turn 1 (user) has a part of the type 'hologram'"),
-        ([user([{"type": "image", "url": "https://x.org/a.png"}]), assistant()], "the web address 'https://x.org"),
+        ([user([{"type": "image", "url": "https://x.org/a.png"}]), assistant()], "or give --fetch_images true"),
         (
             [user([{"type": "image", "base64": "!"}]), assistant()],
             "turn 1 (user) embeds image data that are not base64",

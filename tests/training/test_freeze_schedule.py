@@ -109,6 +109,16 @@ def test_rates_by_part_are_the_optimiser_s(rows, tmp_path, monkeypatch):
     assert found == {"vision_tower": 1e-5, "fusion": 2e-4, "text_model": 1e-3, "head": 1e-3}
 
 
+def test_weights_in_bfloat16_learn_by_stochastic_rounding(rows, tmp_path):
+    with torch.compiler.set_stance("force_eager"):
+        flags = ["--bf16_weights", "true", "--learning_rate", "1e-5", "--max_steps", 8]  # smaller than half a unit
+        steps, last = train(rows, tmp_path / "out", *flags, schedule=None)
+    assert {weight.dtype for weight in last.values() if weight.is_floating_point()} == {torch.bfloat16}
+    weights = [name for name in last if name.endswith(".weight") and last[name].dim() == 2]
+    moved = torch.cat([(last[name] != steps[2][name]).flatten() for name in weights]).float().mean()
+    assert 0 < moved < 0.5  # some of them, at random: rounding to nearest would lose nearly all of such updates
+
+
 @pytest.mark.slow
 def test_two_processes_killed_in_the_second_phase_and_resumed_equal_the_uninterrupted(rows, tmp_path):
     schedule = ["--freeze_schedule", "0: fusion; 4: fusion,text; 8: +vision.last1", "--max_steps", "12"]
@@ -167,6 +177,7 @@ def test_bad_words_are_refused(words, expected):
         (["--freeze_schedule", "0: vision.last40"], "names vision.last40, but this part has"),
         (["--freeze_schedule", "0: fusion", "--search", "2"], "leave out --freeze_schedule, or --search"),
         (["--learning_rate_text", "1e-4", "--muon_learning_rate", "1e-3"], "leave out --muon_learning_rate"),
+        (["--bf16_weights", "true", "--optim", "sgd"], "--bf16_weights needs AdamW"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(rows, tmp_path, capsys, flags, expected):
