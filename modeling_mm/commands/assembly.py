@@ -115,12 +115,14 @@ def with_adapters(
 
 
 def rows_with_media(splits: Splits) -> list[Any]:
-    """The first row with an image, audio, video and a table, if there are any; without them, fusion and towers would
+    """The first row with an image, audio, video, a table and several of these; without them, fusion and towers would
     seem unused. Modalities that the first rows of a stream lack are looked for in the validation rows."""
     rows = []
     for dataset in [splits.train] if splits.stream is None else [splits.train, splits.validation]:
         media = [{**row.media, TABLE: row.table} for row in map(dataset.row, dataset.kept)]
         firsts = [next((i for i, items in enumerate(media) if items[name]), None) for name in (*MODALITIES, TABLE)]
+        counts = [sum(len(items[name]) for name in MODALITIES) for items in media]
+        firsts.append(next((i for i, count in enumerate(counts) if count > 1), None))
         rows += [dataset[index] for index in dict.fromkeys(i for i in firsts if i is not None)]
     return rows or [splits.train[0]]
 

@@ -146,6 +146,8 @@ class MMConfig(PreTrainedConfig):
         fusion_gate_init (`float`): initial value of the gates, whose tanh scales what a fusion layer adds. At 0 a
             pretrained backbone starts unchanged; an untrained one starts at 0.5, because behind a closed gate the
             towers learn nothing at first.
+        recency_ranks (`int`, *optional*): places in the order of a row's media, counted back from the latest that a
+            token sees, that heads of fusion layers weigh by learned biases; None: the order is not told.
         image_positions (`bool`): whether image states get sinusoidal positions, for towers without positions of
             their own, such as convolutional ones. Audio states always get them.
         projector_norm (`"layer"` or `"batch"`): norm of the towers' states before their projection; batch norm suits
@@ -230,6 +232,7 @@ class MMConfig(PreTrainedConfig):
     fusion_memory_size: int | None = None
     fusion_dropout: float | int = 0.0
     fusion_gate_init: float | int = 0.0
+    recency_ranks: int | None = None
     image_positions: bool = False
     num_latents: int | None = None
     resampler_layers: int = 2

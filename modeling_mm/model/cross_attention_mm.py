@@ -21,10 +21,15 @@ def for_each_head(visible: torch.Tensor, groups: int) -> torch.Tensor:
 def eager_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention of queries (B, K, G * T, E) that also returns its weights (B, K, G * T, S)."""
+    """Plain attention of queries (B, K, G * T, E) that also returns its weights (B, K, G * T, S).
+
+    `mask` is True for what is visible, or is added to the weights.
+    """
     weights = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
         weights = weights.masked_fill(~mask, torch.finfo(weights.dtype).min)
+    elif mask is not None:
+        weights = weights + mask
     weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout)
     return weights @ value, weights
@@ -54,7 +59,7 @@ class MMCrossAttention(nn.Module):
         hidden_states: torch.Tensor,  # (B, T, D)
         key: torch.Tensor,  # (B, K, S, E)
         value: torch.Tensor,  # (B, K, S, E)
-        mask: torch.Tensor | None,  # (B, 1, G * T or 1, S) bool
+        mask: torch.Tensor | None,  # (B, 1, G * T or 1, S) bool, or (B, K, G * T, S) numbers to add
         need_weights: bool = False,
         packing: Packing | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -64,6 +69,8 @@ class MMCrossAttention(nn.Module):
         query = query.view(rows, tokens, self.num_key_value_heads, -1, self.head_dim)
         query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # (B, K, G * T, E)
         key, value = key.to(query.dtype), value.to(query.dtype)
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if self.config._attn_implementation == "eager" or need_weights:

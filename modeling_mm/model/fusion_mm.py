@@ -35,6 +35,8 @@ from .packing_mm import Packing
 from .resampler_mm import MMResampler
 from .table_tower_mm import MMTableTower
 
+RECENCY_BIAS = -2.0  # at first, of all media but the latest: most of what is asked is about that one
+
 
 class FusionContext:
     """The inputs of every fusion layer in one forward pass; no dataclass, because FSDP would copy it for each layer.
@@ -42,7 +44,8 @@ class FusionContext:
     fusion: the module that holds the fusion layers. text_model: the backbone that they enter. layers: the indices of
     the text layers that they precede. key_values: (B, L, 2, K, S, E). visible: (B, 1, T, S) bool.
     attentions: a list that collects (B, H, T, S) weights, or None. packing: that of the hidden states, with which the
-    tensors have one row per conversation. num_layers_run: number of fusion layers that ran.
+    tensors have one row per conversation. ranks: (B, 1, T, S), see `media_mm.recency`, or None. num_layers_run: number
+    of fusion layers that ran.
     keys, values: for each fusion layer (B, K, S, E), views. sees_media: (B, T, 1) bool, True if a token sees any slot;
     packed like the hidden states.
     mask: (B, 1, G * T, S) bool, the slots that each token attends to, repeated for the G heads that share them.
@@ -57,10 +60,11 @@ class FusionContext:
         visible: torch.Tensor,
         attentions: list | None = None,
         packing: Packing | None = None,
+        ranks: torch.Tensor | None = None,
     ):
         self.fusion, self.text_model, self.layers = fusion, text_model, layers
         self.key_values, self.visible = key_values, visible
-        self.attentions, self.packing, self.num_layers_run = attentions, packing, 0
+        self.attentions, self.packing, self.ranks, self.num_layers_run = attentions, packing, ranks, 0
         # unbound in one step, whose gradient is one tensor instead of one full of zeros for each layer
         slots_first = key_values.permute(0, 4, 1, 2, 3, 5).flatten(2, 3)  # (B, S, L * 2, K, E)
         unbound = [tensor.transpose(1, 2) for tensor in slots_first.unbind(2)]
@@ -233,6 +237,9 @@ class MMFusion(nn.Module):
         if config.num_frames is not None:
             self.frame_embedding = nn.Parameter(torch.zeros(config.num_frames, width))
         self.resampler = MMResampler(config) if config.num_latents else None
+        if config.recency_ranks:
+            shape = (len(config.fusion_layers), config.fusion_num_attention_heads, config.recency_ranks - 1)
+            self.recency_bias = nn.Parameter(torch.full(shape, RECENCY_BIAS))
         self.table_tower = MMTableTower(config) if config.table_columns else None
         if config.cross_attention:
             self.memory_norm = nn.LayerNorm(width)
@@ -297,6 +304,15 @@ class MMFusion(nn.Module):
         slots = slots.unflatten(2, (len(self.layers), 2, self.num_key_value_heads, self.head_dim))
         return slots.permute(0, 2, 3, 4, 1, 5)
 
+    def weighted_mask(self, context: FusionContext, position: int) -> torch.Tensor:
+        """The mask (B, K, G * T, S) of a fusion layer as numbers: the bias of what is visible, by its recency."""
+        assert context.ranks is not None
+        bias = nn.functional.pad(self.recency_bias[position], (1, 0))  # (H, R), 0 for the latest medium
+        ranks = context.ranks[:, 0].clamp(max=bias.shape[1] - 1)  # (B, T, S)
+        heads = bias[:, ranks].transpose(0, 1)  # (B, H, T, S)
+        heads = heads.unflatten(1, (self.num_key_value_heads, self.num_key_value_groups)).flatten(2, 3)
+        return heads.masked_fill(~context.mask, torch.finfo(heads.dtype).min)
+
     def forward(self, hidden_states: torch.Tensor, context: FusionContext, position: int) -> torch.Tensor:
         """Run the fusion layer at `position` on the input (B, T, D) of a text layer.
 
@@ -309,7 +325,8 @@ class MMFusion(nn.Module):
                 f"{type(context.text_model).__name__} gives its layers states of shape {tuple(hidden_states.shape)}, "
                 f"where fusion expects one for each text token, ({rows}, {tokens}, width)"
             )
-        media = (context.keys[position], context.values[position], context.mask, context.sees_media)
+        mask = context.mask if context.ranks is None else self.weighted_mask(context, position)
+        media = (context.keys[position], context.values[position], mask, context.sees_media)
         need_weights = context.attentions is not None
         hidden_states, weights = self.layers[position](hidden_states, *media, need_weights, context.packing)
         if context.attentions is not None:

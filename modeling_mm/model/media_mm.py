@@ -164,6 +164,22 @@ def visible_slots(media_start: torch.Tensor, columns: torch.Tensor) -> torch.Ten
     return media_start[:, None, None, :] <= columns[..., None].unsqueeze(-3)
 
 
+def recency(media_start: torch.Tensor, visible: torch.Tensor) -> torch.Tensor | None:
+    """(B, 1, T, S), how many later media than a slot's a token sees, 0 for the latest; None if rows have one at most.
+
+    Args:
+        media_start: (B, S); slots with equal starts are of one medium, or of media whose order the text does not tell.
+        visible: (B, 1, T, S) bool.
+    """
+    starts, order = media_start.sort(dim=1)
+    number = torch.nn.functional.pad((starts.diff(dim=1) != 0).cumsum(dim=1), (1, 0))  # (B, S)
+    if not torch.compiler.is_compiling() and not bool(((number > 0) & (starts < NEVER)).any()):
+        return None
+    number = torch.zeros_like(number).scatter(1, order, number)[:, None, None, :]
+    latest = torch.where(visible, number, -1).amax(dim=-1, keepdim=True)
+    return (latest - number).clamp(min=0)
+
+
 def implied_image_index(pixel_values: torch.Tensor) -> torch.Tensor:
     """The index (B, N) of `pixel_values` without one: (B, C, H, W) is one image per row, (B, N, C, H, W) N per row.
 

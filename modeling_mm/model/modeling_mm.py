@@ -30,9 +30,9 @@ from .adapters_mm import MMAdapterMixin
 from .audio_towers_mm import audio_tower_from_config
 from .configuration_mm import MMConfig
 from .encoding_mm import MMEncodingMixin
-from .fusion_mm import FusionContext, MMFusion, active_context, add_fusion_hooks, text_layers
+from .fusion_mm import RECENCY_BIAS, FusionContext, MMFusion, active_context, add_fusion_hooks, text_layers
 from .late_fusion_mm import MMLateFusion
-from .media_mm import check_text, visible_slots
+from .media_mm import check_text, recency, visible_slots
 from .outputs_mm import MMModelOutput
 from .packing_mm import ATTENTION, Packing, find_packing, keeps_apart, text_in_rows
 from .resampler_mm import MMResampler
@@ -137,6 +137,8 @@ class MMPreTrainedModel(MMAdapterMixin, PreTrainedModel):
                 init.constant_(module._parameters[name], self.config.fusion_gate_init)
         if "frame_embedding" in module._parameters:
             init.zeros_(module._parameters["frame_embedding"])
+        if "recency_bias" in module._parameters:
+            init.constant_(module._parameters["recency_bias"], RECENCY_BIAS)
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """Extends the base method: restores the class name that FSDP changed, which decides the code to save."""
@@ -326,7 +328,8 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         visible = visible_slots(media_start, columns)  # (B, 1, T, S)
         attentions: list | None = [] if output_attentions else None
         layers = tuple(self.config.fusion_layers)
-        return FusionContext(self.fusion, self.text_model, layers, key_values, visible, attentions, packing)
+        ranks = recency(media_start, visible) if self.config.recency_ranks else None
+        return FusionContext(self.fusion, self.text_model, layers, key_values, visible, attentions, packing, ranks)
 
     def run_text_model(
         self, context: FusionContext | None, packing: Packing | None, input_ids, attention_mask, **inputs

@@ -49,6 +49,7 @@ from .trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
 TOWER_PARTS = {"image": "vision", "audio": "audio"}  # whose states are cached
+RECENCY_RANKS = 4  # of new models that answer: the latest medium of a conversation, and three before it
 OVERRIDABLE = (  # fields of `MMConfig` that have no flag of their own and do not follow from the data
     "fusion_num_attention_heads",
     "fusion_num_key_value_heads",
@@ -58,6 +59,7 @@ OVERRIDABLE = (  # fields of `MMConfig` that have no flag of their own and do no
     "fusion_dropout",
     "fusion_gate_init",
     "image_positions",
+    "recency_ranks",
     "resampler_layers",
     "pooling",
     "classifier_dropout",
@@ -124,7 +126,9 @@ def build_model(
     flags = ("fusion_mlp", "num_latents", "num_frames", "late_fusion", "cross_attention")
     options |= {name: getattr(args, name) for name in flags}
     options["projector_norm"] = args.projector_norm or ("batch" if args.late_fusion == "product_mlp" else "layer")
-    options |= {"image_positions": args.vision_tower in scratch.SIZES}  # a ResNet's states have no position
+    ranks = RECENCY_RANKS if TASKS[data.task].generates else None
+    # a ResNet's states have no position
+    options |= {"recency_ranks": ranks, "image_positions": args.vision_tower in scratch.SIZES}
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
     elif args.text_model in scratch.SIZES and args.cross_attention is not False:

@@ -17,8 +17,10 @@ from helpers.builders import (
     rows_of_0_1_3_images,
     text_config,
     text_inputs,
+    token_row,
     vision_config,
 )
+from helpers.laws import assert_generates_alike
 from transformers import AutoModelForImageTextToText
 from transformers.utils import is_flash_attn_2_available
 
@@ -192,3 +194,60 @@ def test_cross_attentions_sum_to_one_where_a_token_sees_and_to_zero_elsewhere(te
         assert weights[2, :, 5:, 5:].min() > 0
     states = output.get("logits", output.get("last_hidden_state"))
     assert torch.equal(states[inputs["attention_mask"].bool()], real_rows(model, inputs))
+
+
+RANKED = {"recency_ranks": 3, "initializer_range": 0.2}
+
+
+def ranked_model(bias=None, **fields):
+    """A model that knows the order of media, its biases drawn at random."""
+    model = mm_model(**RANKED, **fields)
+    with torch.no_grad():
+        model.model.fusion.recency_bias.normal_(std=2.0) if bias is None else model.model.fusion.recency_bias.fill_(
+            bias
+        )
+    return model
+
+
+def two_image_rows():
+    rows = [token_row(12, [1, 6]), token_row(9, [2]), token_row(5)]
+    return rows, {**pictures(3), "image_index": torch.tensor([[0, 1], [2, -1], [-1, -1]])}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_biases_by_recency_change_only_what_sees_several_media(attention):
+    rows, media = two_image_rows()
+    model = ranked_model()
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        found = model(**padded(rows), **media).logits
+        model.model.fusion.recency_bias.zero_()
+        plain = model(**padded(rows), **media).logits
+    assert torch.equal(found[0, :6], plain[0, :6]) and (found[0, 6:12] - plain[0, 6:12]).abs().max() > 1e-3
+    for row in (1, 2):
+        torch.testing.assert_close(found[row, : len(rows[row])], plain[row, : len(rows[row])], atol=1e-5, rtol=1e-4)
+
+
+def test_a_strong_bias_leaves_the_latest_image_alone():
+    rows, media = two_image_rows()
+    model = ranked_model(bias=-1e4)
+    others = {**media, "pixel_values": media["pixel_values"].clone()}
+    others["pixel_values"][0] += 1.0  # the first image of the first row
+    with torch.no_grad():
+        context = model.model
+        weights = [
+            context(**padded(rows), **inputs, output_attentions=True).cross_attentions[0] for inputs in (media, others)
+        ]
+    slots = weights[0].shape[-1] // 2
+    assert weights[0][0, :, 6:12, :slots].abs().max() == 0  # behind the second marker, of the first image
+    assert weights[0][0, :, 1:6, :slots].sum() > 0
+
+
+def test_generation_with_biases_is_the_same_alone_in_a_batch_and_with_any_cache():
+    rows, media = two_image_rows()
+    assert_generates_alike(ranked_model(), rows, media)
+
+
+def test_a_new_model_prefers_the_latest_image_and_an_old_config_knows_no_order():
+    assert (mm_model(**RANKED).model.fusion.recency_bias == -2).all()
+    assert mm_model().config.recency_ranks is None and not hasattr(mm_model().model.fusion, "recency_bias")
