@@ -85,8 +85,20 @@ def assemble(
     collator = build_collator(model, processor, data)
     for split in filter(None, (splits.train, splits.validation, splits.test)) if earlier is None else ():
         collator.check_lengths(split, data.on_bad_row == "skip")
+    if splits.train.columns.conversation:
+        end_answers(model, collator, splits)
     collator.negatives_seed = arguments.training.seed if TASKS[data.task].pairs else None
     return model, collator
+
+
+def end_answers(model: PreTrainedModel, collator: MMCollator, splits: Splits) -> None:
+    """Let generation stop at the token that ends an answer in the chat template, beside those that it stops at."""
+    tokens = collator.tokens([splits.train[0]])[0]
+    end = next(token for token, learned in zip(reversed(tokens.ids), reversed(tokens.learned), strict=True) if learned)
+    known = model.generation_config.eos_token_id
+    ends = known if isinstance(known, list) else [] if known is None else [known]
+    if end in collator.processor.tokenizer.all_special_ids or not ends:
+        model.generation_config.eos_token_id = list(dict.fromkeys([*ends, end]))
 
 
 def with_adapters(

@@ -169,14 +169,22 @@ def known_columns(args: EvaluateArguments, model: PreTrainedModel, task: str, pr
     return replace(columns, concept="", **{name: value for name, value in flags.items() if value is not None})
 
 
-def columns_of_answers(columns: Columns, names: Sequence[str]) -> Columns:
-    """The columns for a table of conversations where training had a plain one, or the other way round."""
-    if columns.conversation and not set(columns.conversation.split(",")) & set(names):
-        return Columns(target=TASKS["generation"].label_column, audio=media_column(names, "audio"))
-    if columns.conversation or columns.target in names or not (found := conversation_column(names)):
+def columns_of_answers(args: EvaluateArguments, columns: Columns, names: Sequence[str]) -> Columns:
+    """The columns of a table that may hold conversations where training had a plain one, or the other way round."""
+    flags = {name: getattr(args, f"{name}_column") for name in MODALITIES}
+    found = columns.conversation if set(columns.conversation.split(",")) <= set(names) else conversation_column(names)
+    if args.label_column is not None or columns.target in names:
+        found = ""
+    usual = {name: media_column(names, name) for name in MODALITIES}
+    usual = {name: column if (column := getattr(columns, name)) in names else usual[name] for name in MODALITIES}
+    media: dict[str, Any] = {name: usual[name] if flags[name] is None else flags[name] for name in MODALITIES}
+    if found:
+        return replace(columns, conversation=found, text="", target=None, **media)
+    if not columns.conversation:
         return columns
-    media: dict[str, Any] = {name: media_column(names, name) for name in MODALITIES}
-    return replace(columns, conversation=found, text="", target=None, **media)
+    text = "text" if args.text_column is None else args.text_column
+    target = args.label_column or TASKS["generation"].label_column
+    return replace(columns, conversation="", text=text, target=target, **media)
 
 
 def checked_rows(
@@ -190,7 +198,7 @@ def checked_rows(
     table, folder = read_table(source, split)
     columns = known_columns(args, model, task, processor)
     if TASKS[task].generates:
-        columns = columns_of_answers(columns, table.column_names)
+        columns = columns_of_answers(args, columns, table.column_names)
     dataset = MMDataset(source, table, folder, columns, label_names(model, task), task=task)
     if args.max_seconds is not None:
         processor.max_seconds = args.max_seconds

@@ -21,7 +21,7 @@ from typing import Any
 from transformers import TrainingArguments, set_seed
 
 from ..checkpoint import BASE, last_checkpoint
-from ..data.answer_turns import evaluation_rows
+from ..data.answer_turns import AnswerTurns, evaluation_rows
 from ..data.collator import MMCollator
 from ..data.dataset import MMDataset, write_bad_rows
 from ..data.rows import joined_text, media_markers
@@ -42,7 +42,7 @@ from ..training.arguments import DataArguments, ModelArguments, augmentation_of,
 from ..training.build import build_trainer, use_cached_features
 from ..training.columns import choose_columns
 from ..training.hyperparameter_search import check_search, is_interrupted
-from ..training.presets import EVALUATION, choices_table, choose_defaults
+from ..training.presets import EVALUATION, choices_table, choose_defaults, is_sharded
 from ..training.retrieval_trainer import RetrievalTrainer
 from ..training.smoothing import check_smoothing
 from ..training.splits import Splits, known_labels, known_processor, load_splits, num_video_frames
@@ -87,6 +87,10 @@ def check_training(data: DataArguments, args: TrainingArguments) -> None:
         raise ValueError(
             "--push_to_hub would upload unverified checkpoints; train first, then run: modeling-mm push "
             f"--model {args.output_dir} --repo_id USER/NAME"
+        )
+    if data.packing and (args.torch_compile or is_sharded(args)):
+        raise ValueError(
+            "--packing works neither with --torch_compile nor with FSDP or DeepSpeed; leave out one of them"
         )
     if data.early_stopping_patience is None:
         return
@@ -237,8 +241,10 @@ def write_history(history: list[dict[str, float]], report: dict[str, Any], outpu
 def show_examples(dataset: MMDataset, output: Path, count: int = 3) -> None:
     """Print the model's answers for a few rows about one image, and how to use the model."""
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = max(dataset.groups(), key=len)
-    row = dataset.row(dataset.kept[rows[0]])
+    group = max(dataset.groups(), key=len)
+    row, rows = dataset.row(dataset.kept[group[0]]), group
+    if row.turns:  # a line for each answer
+        rows = [i for i, (index, _) in enumerate(AnswerTurns(dataset).places) if index == group[0]]
     kind, media = ("Video", row.videos) if row.videos and not row.images else ("Image", row.images)
     print(f"\n{kind}: {media[0].path or '(embedded)'}" if media else "")
     by_truth = {format_answer(line["truth"]): line for line in (json.loads(lines[i]) for i in rows)}

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 
 from ..tasks import TASKS
-from .chat_tokens import with_turns
 from .conversations import transcript
 from .dataset import MMDataset
 from .negatives import MatchingPairs
-from .rows import Row
+from .rows import Row, with_turns
 
 
 class AnswerTurns(torch.utils.data.Dataset):

@@ -7,7 +7,7 @@ and with it, which fails, in a sentence, for templates that change earlier turns
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -17,7 +17,7 @@ from ..model.media_mm import MODALITIES
 from ..model.processing_mm import MMProcessor
 from .conversations import Turn
 from .media import BadRow
-from .rows import Row
+from .rows import Row, with_turns
 
 IGNORED = -100  # the label of a token that is not learned
 LEARNED = ("assistant", "last", "all")  # what training learns of a conversation
@@ -153,11 +153,6 @@ class ChatEncoder:
                 length = len(self.encode([turns])[0].ids)
                 raise BadRow(f"the first exchange has {length} tokens; expected at most {max_length} (--max_length)")
             turns = turns[: kept + 1]
+        if not any(turn.learned for turn in turns):
+            raise BadRow(f"no answer that is learned ends within {max_length} tokens (--max_length)")
         return row if turns is row.turns else with_turns(row, turns)
-
-
-def with_turns(row: Row, turns: Sequence[Turn]) -> Row:
-    """The row with its first turns and their media only."""
-    counts = {name: sum(turn.count(name) for turn in turns) for name in MODALITIES}
-    media: dict[str, Any] = {m.argument: row.media[name][: counts[name]] for name, m in MODALITIES.items()}
-    return replace(row, turns=list(turns), **media)

@@ -252,8 +252,10 @@ class MMCollator:
         for rows in self.chunks(dataset):
             if rows[0].turns:
                 kept, reasons = self.cut_rows(rows)
-                cut += sum(len(row.turns) < len(rows[i].turns) for i, row in kept.items())
-                dropped += sum(count_media(rows[i]) - count_media(row) for i, row in kept.items())
+                shorter = {i: row for i, row in kept.items() if len(row.turns) < len(rows[i].turns)}
+                dataset.cut |= {row.number - 1: len(row.turns) for row in shorter.values()}
+                cut += len(shorter)
+                dropped += sum(count_media(rows[i]) - count_media(row) for i, row in shorter.items())
             else:
                 reasons = self.too_long(rows, self.tokens(rows))
             dataset.note_bad_rows(reasons, skip)

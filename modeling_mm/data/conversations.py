@@ -102,7 +102,8 @@ def read_conversation(
         BadRow: names the turn and what was expected.
     """
     turns: list[Turn] = []
-    sources: dict[str, list[Any]] = {name: [] for name in MODALITIES}
+    # the names of HTML's elements stand for media only where the row has some
+    sources: dict[str, list[Any]] = {name: [] for name in MODALITIES if name == "image" or media.get(name)}
     for place, (name, cell) in enumerate(cells):
         roles = ("user", "assistant")[place] if len(cells) > 1 else ""
         for item in listed(name, cell, roles):
@@ -111,9 +112,9 @@ def read_conversation(
         if len(cells) > 1 and place == 0:
             turns = [replace(turn, learned=False) for turn in turns]
     check_order(turns)
-    filled = {name: fill(name, items, media.get(name, ()), source) for name, items in sources.items()}
+    filled = {name: fill(name, sources.get(name, []), media.get(name, ()), source) for name in MODALITIES}
     for name in reversed(MODALITIES):  # in front of the first question: images, then audio clips, then videos
-        if not sources[name] and filled[name]:
+        if not sources.get(name) and filled[name]:
             first = next(i for i, turn in enumerate(turns) if turn.role == "user")
             parts = ({"type": name},) * len(filled[name])
             turns[first] = replace(turns[first], content=(*parts, *turns[first].content))
@@ -132,7 +133,10 @@ def listed(name: str, cell: Any, role: str) -> list[Any]:
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             parsed = as_meant(parse_json(cell))
-            cell = parsed if isinstance(parsed, list) else [parsed]
+            items = parsed if isinstance(parsed, list) else [parsed]
+            turns = [isinstance(item, dict) and bool({"role", "from", "user"} & set(item)) for item in items]
+            if not role or (turns and all(turns)):
+                cell = items
         except ValueError as error:
             if not role:
                 raise BadRow(f"'{name}' is no conversation in JSON: {error}") from None
@@ -183,7 +187,7 @@ def read_turn(role: str, content: Any, more: dict[str, Any], number: int, source
             parts += split_text(str(part.get("text", "")), where, role, sources)
         elif kind in KINDS:
             parts.append({"type": KINDS[kind]})
-            sources[KINDS[kind]].append(part_source(part, kind, where))
+            sources.setdefault(KINDS[kind], []).append(part_source(part, kind, where))
         else:
             raise BadRow(f"{where} has a part of the type '{kind!s:.30}'; expected text, {', '.join(KINDS)}")
     kind = str(more.pop("kind", ""))
@@ -197,7 +201,8 @@ def split_text(text: str, where: str, role: str, sources: dict[str, list[Any]]) 
         BadRow: an answer has a marker.
     """
     parts: list[dict[str, str]] = []
-    while found := min(((text.find(mark), name) for name, mark in MARKERS.items() if mark in text), default=None):
+    markers = {name: MARKERS[name] for name in sources}
+    while found := min(((text.find(mark), name) for name, mark in markers.items() if mark in text), default=None):
         at, name = found
         if role == "assistant":
             raise BadRow(f"{where} has the marker '{MARKERS[name]}'; expected media in questions only")

@@ -25,7 +25,7 @@ from ..model.audio_mm import MAX_SECONDS
 from ..model.media_mm import MODALITIES
 from ..tasks import TASKS
 from .media import BadRow, MediaCheck
-from .rows import Columns, Row, RowReader, media_markers, undecoded
+from .rows import Columns, Row, RowReader, media_markers, undecoded, with_turns
 from .targets import encode_target
 from .web_images import WebImages
 
@@ -60,6 +60,7 @@ class MMDataset(torch.utils.data.Dataset):
     bad_rows: list[dict[str, Any]] = field(default_factory=list)
     task: str = ""
     web: WebImages | None = None
+    cut: dict[int, int] = field(default_factory=dict)  # turns that are kept of conversations which are too long
     longest_clip: float = 0.0  # seconds of the longest audio clip that `check` opened
 
     def __post_init__(self):
@@ -86,6 +87,8 @@ class MMDataset(torch.utils.data.Dataset):
         if number in self.read_rows:
             return copy(self.read_rows[number])
         row = self.reader.row(self.table[number], number + 1)
+        if number in self.cut:
+            row = with_turns(row, row.turns[: self.cut[number]])
         if self.is_table_only and len(self.read_rows) * len(self.columns.table) < KEPT_CELLS:
             self.read_rows[number] = copy(row)
         return row
@@ -220,8 +223,9 @@ class MMDataset(torch.utils.data.Dataset):
     def subset(self, kept: list[int]) -> "MMDataset":
         """The same table with other rows kept."""
         return MMDataset(
-            self.source, self.table, self.folder, self.columns, self.labels, kept, task=self.task, web=self.web
-        )
+            *(self.source, self.table, self.folder, self.columns, self.labels, kept),
+            task=self.task, web=self.web, cut=self.cut,
+        )  # fmt: skip
 
     def groups(self, by_concept: bool = False) -> list[list[int]]:
         """Indices of the rows grouped by their first image, else video, else audio clip.

@@ -183,11 +183,12 @@ class RowReader:
         Raises:
             ValueError: names the column.
         """
-        for name in split_names(self.columns.conversation):
+        media = [name for names in (self.names[modality] for modality in MODALITIES) for name in names]
+        for name in (*split_names(self.columns.conversation), *media, *self.columns.table):
             if name not in self.features:
                 raise ValueError(
-                    f"'{self.source}' has no column '{name}'; it has {', '.join(self.features)} (name the one with "
-                    "conversations with --conversation_column)"
+                    f"'{self.source}' has no column '{name}'; it has {', '.join(self.features)} (name the right one "
+                    "with --conversation_column, --image_column, --audio_column or --video_column)"
                 )
         if not TASKS[self.task].generates:
             raise ValueError(f"conversations are for --task generation; --task {self.task} takes a text and a label")
@@ -315,7 +316,8 @@ class RowReader:
         """
         columns = self.columns
         if row.turns:
-            return next((stray_marker(row, marker) for marker in markers.values() if marker in row.text), None)
+            used = [marker for name, marker in markers.items() if name == "image" or getattr(columns, name)]
+            return next((stray_marker(row, marker) for marker in used if marker in row.text), None)
         if not (row.text.strip() or row.table or any(row.media.values())):
             names = [columns.image, columns.text, columns.audio, columns.video]
             names = [f"'{name}'" for name in names if name in self.features]
@@ -386,5 +388,13 @@ def without(row: Row, left_out: Collection[str], markers: Mapping[str, str]) -> 
         changed["text"] = changed["text"].replace(markers[modality], "")
     if "text" in left_out:
         changed["text"] = ""
-    turns = [turn.without(left_out) for turn in row.turns]
+    answer = len(row.turns) - 1  # stays, as a target does
+    turns = [turn.without(set(left_out) - ({"text"} if i == answer else set())) for i, turn in enumerate(row.turns)]
     return replace(row, turns=turns, **changed)
+
+
+def with_turns(row: Row, turns: Sequence[Turn]) -> Row:
+    """The row with its first turns and their media only."""
+    counts = {name: sum(turn.count(name) for turn in turns) for name in MODALITIES}
+    media: dict[str, Any] = {m.argument: row.media[name][: counts[name]] for name, m in MODALITIES.items()}
+    return replace(row, turns=list(turns), **media)

@@ -36,8 +36,8 @@ def library(name: str) -> object:
 
 def normalized_answer(text: str) -> str:
     """An answer as the VQA benchmark compares it: lower case, digits, without articles and punctuation."""
-    text = re.sub(r"(?<!\d)[.,](?!\d)", " ", text.lower().replace("'", ""))
-    words = re.sub(r"[^\w\s.,:]", " ", text).split()
+    text = re.sub(r"(?<=\d),(?=\d)|\.(?!\d)|'", "", text.lower())
+    words = re.sub(r"[^\w\s.:]", " ", text).split()
     return " ".join(DIGITS.get(word, word) for word in words if word not in ARTICLES)
 
 

@@ -33,17 +33,26 @@ PLAIN_TEMPLATE = (
 ANSWER = "\ue000"  # for private use, so that no text has it
 HIDE_ANSWERS = (
     "{%- set hidden = namespace(answers=[], messages=[]) -%}{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' and message['content'] is string CONDITION -%}"
+    "{%- if message['role'] == 'assistant' and message['content'] is string and message['content'] "
+    "and not message['tool_calls'] CONDITION -%}"
     "{%- set hidden.answers = hidden.answers + [message['content'] FILTER] -%}"
     "{%- set hidden.messages = hidden.messages + [dict(message, content='ANSWER')] -%}"
     "{%- else -%}{%- set hidden.messages = hidden.messages + [message] -%}{%- endif -%}{%- endfor -%}"
     "{%- set messages = hidden.messages -%}{%- set rendered -%}"
 )
+# GAPS stand between the prompt of an answer and its words, ENDS behind them; both are an assistant's
 SHOW_ANSWERS = (
-    "{%- endset -%}{%- set pieces = rendered.split('ANSWER') -%}{{- pieces[0] -}}"
-    "{%- for answer in hidden.answers -%}{%- set piece = pieces[loop.index] -%}"
-    "{%- set end = END if piece.startswith(END) else '' -%}"
-    "{%- generation -%}{{- answer + end -}}{%- endgeneration -%}{{- piece[end|length:] -}}{%- endfor -%}"
+    "{%- endset -%}{%- set pieces = rendered.split('ANSWER') -%}{%- set next = namespace(skip=0) -%}"
+    "{%- for piece in pieces -%}{%- set around = namespace(gap='', end='') -%}"
+    "{%- for gap in GAPS -%}"
+    "{%- if not around.gap and piece.endswith(gap) -%}{%- set around.gap = gap -%}{%- endif -%}{%- endfor -%}"
+    "{%- set last = loop.last -%}{%- set stop = piece|length - (0 if last else around.gap|length) -%}"
+    "{{- piece[next.skip:stop] -}}"
+    "{%- if not last -%}{%- set following = pieces[loop.index] -%}"
+    "{%- for end in ENDS -%}"
+    "{%- if not around.end and following.startswith(end) -%}{%- set around.end = end -%}{%- endif -%}{%- endfor -%}"
+    "{%- generation -%}{{- around.gap + hidden.answers[loop.index0] + around.end -}}{%- endgeneration -%}"
+    "{%- set next.skip = around.end|length -%}{%- endif -%}{%- endfor -%}"
 )
 
 
@@ -81,16 +90,11 @@ def with_generation_marks(
     if has_generation_marks(template):
         return template
     probes = sample_conversations(lambda messages: render(template, messages, False))
-    if not probes:
-        return template
-    rendered = render(template, [*probes[0][:-1], {"role": "assistant", "content": ANSWER}], False)
-    after = rendered.partition(ANSWER)[2]
-    space = after[: len(after) - len(after.lstrip())]
-    end = next((space + token for token in special_tokens if after.lstrip().startswith(token)), "")
+    gaps, ends = surroundings(template, render, probes, list(special_tokens))
     condition = "and '</think>' not in message['content']" if "</think>" in template else ""  # which it takes apart
     hide = HIDE_ANSWERS.replace("ANSWER", ANSWER).replace("CONDITION", condition)
-    show = SHOW_ANSWERS.replace("ANSWER", ANSWER).replace("END", repr(end)) if end else ""
-    for form in ("", "| trim") if end else ():
+    show = SHOW_ANSWERS.replace("ANSWER", ANSWER).replace("GAPS", repr(gaps)).replace("ENDS", repr(ends))
+    for form in ("", "| trim") if ends else ():
         marked = hide.replace("FILTER", form) + template + show
         try:
             if all(
@@ -102,14 +106,49 @@ def with_generation_marks(
     return template
 
 
+def surroundings(
+    template: str,
+    render: Callable[[str, list[dict[str, Any]], bool], str],
+    probes: list[list[dict[str, Any]]],
+    special_tokens: list[str],
+) -> tuple[list[str], list[str]]:
+    """Texts that a template writes between the prompt of an answer and the answer, and tokens by which it ends turns.
+
+    Both are empty if an answer does not follow its prompt, or is not ended by a special token.
+    """
+    gaps, ends = list[str](), list[str]()
+    for probe in probes:
+        if any("tool_calls" in turn for turn in probe):
+            continue
+        hidden = [{**turn, "content": ANSWER} if turn["role"] == "assistant" else turn for turn in probe]
+        pieces, prompt = render(template, hidden, False).split(ANSWER), render(template, hidden[:-1], True)
+        before = ANSWER.join(pieces[:-1])
+        if not before.startswith(prompt):
+            return [], []
+        gaps.append(before[len(prompt) :])
+        for after in pieces[1:]:
+            space = after[: len(after) - len(after.lstrip())]
+            ends.append(next((space + token for token in special_tokens if after.lstrip().startswith(token)), ""))
+    if not all(ends):
+        return [], []
+    return sorted(filter(None, set(gaps)), key=len, reverse=True), sorted(set(ends), key=len, reverse=True)
+
+
 def sample_conversations(render: Callable[[list[dict[str, Any]]], str]) -> list[list[dict[str, Any]]]:
     """Conversations that a template takes, found by trying: of one or two questions, with or without system turn."""
     system, question = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is it?"}
-    answers = [{"role": "assistant", "content": text} for text in ("a cat", " two\n\nlines ", "a </b> in <b>")]
+    texts = ("a cat", " two\n\nlines ", "a </b> in <b>")
+    answers = [{"role": "assistant", "content": text} for text in texts]
+    call = {"function": {"name": "look", "arguments": {"at": "it"}}, "type": "function"}
+    used = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3", "name": "look"},
+    ]
     found = []
     for beginning in ([], [system]):
         for answer in answers:
-            for messages in ([question, answer], [question, answers[0], question, answer]):
+            tools = [question, *used, answer]
+            for messages in ([question, answer], [question, answers[0], question, answer], tools):
                 try:
                     render([*beginning, *messages])
                 except Exception:  # raised by the template, for instance for a system turn

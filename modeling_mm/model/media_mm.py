@@ -100,8 +100,8 @@ def media_start_from_markers(
             images before them to markers in the cache.
 
     Returns:
-        (B, N) integers: the column of the image's marker; 0 for a row without markers and for an image of an earlier
-        turn; `NEVER` for an absent image and for an image beyond the row's last marker.
+        (B, N) integers: the column of the image's marker; 0 for a row without markers; below 0, in their order, for
+        images of earlier turns; `NEVER` for an absent image and for an image beyond the row's last marker.
     """
     if marker_mask is None:
         return torch.where(image_index < 0, NEVER, 0)
@@ -114,6 +114,7 @@ def media_start_from_markers(
     column = (markers[:, None] <= marker[..., None]).sum(dim=2) + before
     start = torch.where(marker < count, column, NEVER)
     start = torch.where((marker >= 0) & (count > 0), start, 0)
+    start = torch.where((marker < 0) & (earlier > 0), marker, start)
     return torch.where(image_index < 0, NEVER, start)
 
 

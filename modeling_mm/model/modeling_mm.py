@@ -34,7 +34,7 @@ from .fusion_mm import RECENCY_BIAS, FusionContext, MMFusion, active_context, ad
 from .late_fusion_mm import MMLateFusion
 from .media_mm import check_text, recency, visible_slots
 from .outputs_mm import MMModelOutput
-from .packing_mm import ATTENTION, Packing, find_packing, keeps_apart, text_in_rows
+from .packing_mm import Packing, attends_by_lengths, find_packing, keeps_apart, may_be_packed, text_in_rows
 from .resampler_mm import MMResampler
 from .table_tower_mm import MMTableTower
 from .towers_mm import HUB_ARGUMENTS, fetch_towers, patterns_of
@@ -338,10 +338,11 @@ class MMModel(MMEncodingMixin, MMPreTrainedModel):
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if packing is not None:
             self.check_packing(packing)
-            if self.config.text_config._attn_implementation == ATTENTION and self.text_model_takes_keywords:
+            if attends_by_lengths(self.config.text_config) and self.text_model_takes_keywords:
                 inputs["packed_lengths"] = packing.lengths
             inputs.setdefault("position_ids", packing.position_ids)
-            inputs.setdefault("use_cache", False)  # with a cache, the backbone takes the row for one conversation
+        if packing is not None or (torch.compiler.is_compiling() and may_be_packed(attention_mask, **inputs)):
+            inputs["use_cache"] = False  # with a cache, the backbone takes the row for one conversation
         if context is not None and self.text_model_takes_keywords:
             inputs["fusion_context"] = context
         with active_context(context):

@@ -16,11 +16,13 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "packed_sdpa"  # the attention implementation for a text backbone that trains on packs
+# backbones whose attention is causal and nothing else, unless their config has a window, chunks or kinds of layers
+PLAIN = ("llama", "gpt2", "qwen2", "qwen3", "qwen3_moe", "smollm3", "gpt_neox", "phi3", "mistral")
 
 
 class Packing:
@@ -99,7 +101,8 @@ def find_packing(
         assert position_ids is not None
         restarts = position_ids.diff(dim=1) != 1  # (B or 1, T - 1)
         if attention_mask is not None and attention_mask.dim() == 2:
-            restarts &= attention_mask[:, 1:tokens].bool() & attention_mask[:, : tokens - 1].bool()
+            real = attention_mask[:, :tokens].bool()
+            restarts = restarts & real[:, 1:] & real[:, :-1]
         if not bool(restarts.any()):
             return None
         first = torch.ones_like(restarts[:, :1])
@@ -132,6 +135,23 @@ def text_in_rows(
     columns = packing.cut(packing.position_ids if position_ids is None else position_ids)
     ids = None if input_ids is None else packing.cut(input_ids, -1)  # padding is no marker
     return ids, None if inputs_embeds is None else packing.cut(inputs_embeds, 0.0), columns
+
+
+def attends_by_lengths(config: PreTrainedConfig) -> bool:
+    """True if a text backbone is to attend within one conversation after the other, and has no attention beside."""
+    others = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    return config._attn_implementation == ATTENTION and config.model_type in PLAIN and not any(others) and not kinds
+
+
+def may_be_packed(
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: object = None,
+    **others,
+) -> bool:
+    """True for inputs that hold packed conversations if their positions restart, which a compiler cannot ask."""
+    return attention_mask is None and position_ids is not None and past_key_values is None
 
 
 def packed_sdpa_attention(
@@ -209,4 +229,13 @@ def keeps_apart(text_model: nn.Module, run: Callable[..., torch.Tensor], device:
     return bool(change <= 8 * torch.finfo(change.dtype).eps * states[0].abs().max())
 
 
-__all__ = ["ATTENTION", "Packing", "check_not_packed", "find_packing", "keeps_apart", "text_in_rows"]
+__all__ = [
+    "ATTENTION",
+    "Packing",
+    "attends_by_lengths",
+    "check_not_packed",
+    "find_packing",
+    "keeps_apart",
+    "may_be_packed",
+    "text_in_rows",
+]

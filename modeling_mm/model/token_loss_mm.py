@@ -53,7 +53,7 @@ def token_loss(
         losses = [checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts]
     else:
         losses = [chunk_loss(*part) for part in parts]
-    count = len(targets) if num_items is None else num_items
+    count = max(1, len(targets)) if num_items is None else num_items
     count = count.to(states.device) if torch.is_tensor(count) else count
     return torch.stack(losses).sum() / count
 

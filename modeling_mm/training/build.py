@@ -38,7 +38,7 @@ from ..model.processing_mm import MMProcessor
 from ..tasks import TASKS, task_of
 from . import scratch
 from .arguments import DataArguments, ModelArguments, augmentation_of, words
-from .freeze_schedule import FreezeScheduleCallback, set_scheduled
+from .freeze_schedule import set_scheduled
 from .part_arguments import PartArguments
 from .retrieval_arguments import RetrievalArguments
 from .retrieval_trainer import RetrievalTrainer
@@ -126,15 +126,14 @@ def build_model(
     flags = ("fusion_mlp", "num_latents", "num_frames", "late_fusion", "cross_attention")
     options |= {name: getattr(args, name) for name in flags}
     options["projector_norm"] = args.projector_norm or ("batch" if args.late_fusion == "product_mlp" else "layer")
-    ranks = RECENCY_RANKS if TASKS[data.task].generates else None
-    # a ResNet's states have no position
-    options |= {"recency_ranks": ranks, "image_positions": args.vision_tower in scratch.SIZES}
+    options |= {"image_positions": args.vision_tower in scratch.SIZES}  # a ResNet's states have no position
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
     elif args.text_model in scratch.SIZES and args.cross_attention is not False:
         options["fusion_layers"] = list(range(text.num_hidden_layers))  # as few as they are, all attend
     if TASKS[data.task].generates:  # `generate` needs it, for those who load the saved folder
         processor.tokenizer.padding_side = "left"
+        options["recency_ranks"] = RECENCY_RANKS
     options |= overrides(args.config_overrides)
     head = TASKS[data.task].head_class()
     return head.from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options), processor
@@ -224,11 +223,11 @@ def build_trainer(
         "muon_learning_rate": muon_learning_rate,
         "part_learning_rates": parts.rates,
         "bf16_weights": parts.bf16_weights,
-        "callbacks": [FreezeScheduleCallback(parts.phases, time_limit)] if parts.phases else [],
+        "phases": parts.phases,
     }
     if data.early_stopping_patience is not None:
         stopping = EarlyStoppingCallback(data.early_stopping_patience, data.early_stopping_threshold)
-        options["callbacks"].append(stopping)
+        options["callbacks"] = [stopping]
     if task.embeds:
         if (data.calibrate or retrieval.rerank) and model.matching_head is None:
             raise ValueError("--rerank and --calibrate need a matching head; train with a --matching_weight above 0")

@@ -127,6 +127,8 @@ def fill_as_trained(source: str, data: DataArguments) -> None:
     """Set the columns that no flag names to those that a model was trained on, if it knows them."""
     folder = Path(source, BASE)
     columns = read_config(str(folder) if folder.is_dir() else source).columns or {}
+    if columns.get("conversation"):  # and this table has none
+        return
     for name in ("image", "text", "audio", "video"):
         if getattr(data, f"{name}_column") is None:
             setattr(data, f"{name}_column", columns.get(name))

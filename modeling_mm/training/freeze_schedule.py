@@ -21,6 +21,11 @@ from .trainable import part_of
 logger = logging.getLogger(__name__)
 
 
+def plain_name(name: str) -> str:
+    """The name of a parameter or module without what peft puts into it for parts that train in full."""
+    return name.replace("modules_to_save.default.", "").replace("original_module.", "")
+
+
 def layer_prefixes(model: PreTrainedModel, part: str, count: int) -> tuple[str, ...]:
     """The beginnings of the names of parameters in the last layers of a part.
 
@@ -28,7 +33,8 @@ def layer_prefixes(model: PreTrainedModel, part: str, count: int) -> tuple[str, 
         ValueError: the part has no list of so many layers.
     """
     tower: nn.Module | None = getattr(model.base_model, PARTS.get(part, part), None)
-    lists = [] if tower is None else [(n, m) for n, m in tower.named_modules() if isinstance(m, nn.ModuleList)]
+    modules = [] if tower is None else [(plain_name(name), module) for name, module in tower.named_modules()]
+    lists = [(name, module) for name, module in modules if isinstance(module, nn.ModuleList)]
     if not lists:
         raise ValueError(f"--freeze_schedule names {part}.last{count}, but this part has no list of layers")
     name, layers = min(lists, key=lambda entry: (entry[0].count("."), -len(entry[1])))
@@ -56,7 +62,7 @@ def selected(model: PreTrainedModel, parts: Iterable[str], names: Collection[str
                 continue
             if detail == "lora" and "lora_" not in name:
                 continue
-            if not prefixes or any(f".{prefix}" in f".{name}" for prefix in prefixes):
+            if not prefixes or any(f".{prefix}" in f".{plain_name(name)}" for prefix in prefixes):
                 found.add(name)
     return found
 
@@ -114,8 +120,31 @@ class FreezeScheduleCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if not self.trained:
             self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            self.check(model)
+        if self.time_limit is not None and state.global_step:
+            self.time_limit.update(state.global_step, state.max_steps)
+        reached = self.phase_at(state.global_step, state.max_steps)
+        if self.before_waking is not None:  # what an earlier phase trained is no longer as it was cached
+            self.before_waking({part_of(name) for index in range(reached) for name in self.names(model, index)})
         self.current = -1
         self.enter(model, state)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse parts without weights, and weights that train in no phase.
+
+        Raises:
+            ValueError: names them.
+        """
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        named = {part: selected(base, [part], self.trained) for phase in self.phases for part in phase.parts}
+        if empty := [part for part, names in named.items() if not names]:
+            raise ValueError(f"--freeze_schedule names '{empty[0]}', but nothing there trains")
+        if asleep := set(self.trained) - set().union(*named.values()):
+            kinds = ", ".join(sorted({part_of(name) for name in asleep}))
+            raise ValueError(
+                f"--freeze_schedule names no phase for {len(asleep)} weights of {kinds}, such as {min(asleep)}; name "
+                "them, or leave their adapters out with --lora_parts"
+            )
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.enter(model, state)

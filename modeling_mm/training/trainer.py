@@ -10,6 +10,7 @@
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -35,6 +36,7 @@ from .callbacks import (
 from .freeze_schedule import FreezeScheduleCallback, rate_groups
 from .fsdp import with_placeholder_media
 from .muon import MuonAdamW, muon_groups
+from .part_arguments import Phase
 from .smoothing import smoothed_loss
 from .time_limit import TimeLimitCallback, follow_progress
 from .warm_start import WarmStartCallback
@@ -71,6 +73,7 @@ class MMTrainer(Trainer):
         muon_learning_rate: learning rate of Muon, which then updates matrices and convolutions in place of the
             optimiser of the training arguments; see `muon.py`. 0: Muon is not used.
         part_learning_rates: learning rates of vision, audio, fusion, text or head, where they differ.
+        phases: parts that train one after the other, see `freeze_schedule.py`.
         bf16_weights: the weights are in bfloat16, and AdamW rounds them at random, or small updates would be lost.
 
     Raises:
@@ -88,6 +91,7 @@ class MMTrainer(Trainer):
         muon_learning_rate: float = 0.0,
         part_learning_rates: dict[str, float] | None = None,
         bf16_weights: bool = False,
+        phases: Sequence[Phase] = (),
         **kwargs,
     ):
         self.group_by_image = group_by_image
@@ -118,6 +122,9 @@ class MMTrainer(Trainer):
         self.part_learning_rates, self.bf16_weights = part_learning_rates or {}, bf16_weights
         if time_limit is not None:
             self.add_callback(time_limit)
+        self.freeze_schedule = FreezeScheduleCallback(list(phases), time_limit) if phases else None
+        if self.freeze_schedule is not None:
+            self.add_callback(self.freeze_schedule)  # after the time limit, whose progress it follows
         if isinstance(self.data_collator, MMCollator) and self.data_collator.augmentation is not None:
             self.add_callback(AugmentationEpochCallback(self.data_collator.augmentation))
             self.eval_collator = self.eval_collator or replace(self.data_collator, augmentation=None)
@@ -170,12 +177,6 @@ class MMTrainer(Trainer):
         decayed, args = self.get_decay_parameter_names(model), self.args
         groups = rate_groups(model, self.part_learning_rates, args.weight_decay, decayed, args.learning_rate)
         return kind(groups, **options)
-
-    @property
-    def freeze_schedule(self) -> FreezeScheduleCallback | None:
-        """The callback that wakes parts, if there is one."""
-        found = (c for c in self.callback_handler.callbacks if isinstance(c, FreezeScheduleCallback))
-        return next(found, None)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         is_new = self.lr_scheduler is None

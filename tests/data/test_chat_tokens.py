@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Learned tokens are exactly the assistant's, whatever the chat template; marks change no token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.conversations import CHATML, LLAMA2, QWEN3, SHOUTING
@@ -18,10 +20,10 @@ TEMPLATES = {"plain": None, "chatml": CHATML, "llama2": LLAMA2, "qwen3": QWEN3, 
 ENDS = {"plain": "</s>", "chatml": "<|im_end|>", "llama2": " </s>", "qwen3": "<|im_end|>", "shouting": "<|im_end|>"}
 
 
-def processor_with(tokenizer, kind):
-    """A processor whose tokenizer has a template of this kind and its special tokens."""
+def processor_with(tokenizer, kind, template=None):
+    """A processor whose tokenizer has a template of this kind, or this template, and its special tokens."""
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "eos_token": "</s>"})
-    tokenizer.chat_template = TEMPLATES[kind]
+    tokenizer.chat_template = template or TEMPLATES[kind]
     size = {"height": 16, "width": 16}
     return MMProcessor(image_processor=CLIPImageProcessorPil(size=size, crop_size=size), tokenizer=tokenizer)
 
@@ -54,6 +56,10 @@ def test_answers_and_the_ends_of_their_turns_are_learned_and_nothing_else(tokeni
     processor = processor_with(tokenizer, kind)
     (tokens,) = ChatEncoder(processor).encode([turns_of(*TWO, images=1)])
     words = [text.upper() if kind == "shouting" else text for text in TWO[1::2]]
+    if kind == "qwen3":  # writes it before the last answer, as `generate` has to
+        words[1] = f"<think>\n\n</think>\n\n{words[1]}"
+    if kind == "llama2":
+        words = [f" {word}" for word in words]
     expected = [processor.tokenizer(word + ENDS[kind], add_special_tokens=False)["input_ids"] for word in words]
     assert spans_of(tokens) == expected
 
@@ -123,6 +129,21 @@ def test_the_last_turn_or_all_tokens_may_be_learned(tokenizer):
     assert whole.learned.count(False) == 1 and whole.ids[whole.learned.index(False)] == processor.image_token_id
 
 
+def test_a_call_of_a_tool_changes_no_character_and_is_learned(tokenizer):
+    template = CHATML.replace("message['content']", "(message['content'] or message['tool_calls'][0]['name'])")
+    processor = processor_with(tokenizer, "chatml", template)
+    call = Turn("assistant", (), True, {"tool_calls": [{"name": "look"}]})
+    turns = [
+        *turns_of("what is it")[:1],
+        call,
+        Turn("tool", ({"type": "text", "text": "3"},)),
+        *turns_of("a", "yes")[1:],
+    ]
+    (tokens,) = ChatEncoder(processor).encode([turns])
+    spans = [processor.tokenizer.decode(run) for run in spans_of(tokens)]
+    assert spans == ["look<|im_end|>", "yes<|im_end|>"]
+
+
 def test_a_long_conversation_is_cut_behind_an_answer_with_its_media(tokenizer):
     processor = processor_with(tokenizer, "chatml")
     turns = turns_of(*TWO, *TWO, images=1)
@@ -136,6 +157,9 @@ def test_a_long_conversation_is_cut_behind_an_answer_with_its_media(tokenizer):
         assert len(cut.turns) == kept and len(cut.images) == images
     with pytest.raises(BadRow, match="the first exchange has"):
         encoder.fit(row, lengths[0] - 1)
+    others = [replace(turn, learned=i == 7) for i, turn in enumerate(turns)]
+    with pytest.raises(BadRow, match="no answer that is learned ends within"):
+        encoder.fit(replace(row, turns=others), lengths[2])
 
 
 def test_a_batch_of_conversations_has_their_labels(tokenizer):

@@ -8,8 +8,11 @@ import datasets
 import pytest
 from helpers.builders import drawing
 from helpers.conversations import FORMATS, dataset_of, write_conversations
+from transformers import CLIPImageProcessorPil
 
+from modeling_mm import MMProcessor
 from modeling_mm.data.answer_turns import AnswerTurns
+from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.media import BadRow
 from modeling_mm.data.rows import Columns
@@ -29,6 +32,12 @@ def parts(row):
         (turn.role, "".join(words.get(p["type"], lambda p: f"<{p['type']}>")(p) for p in turn.content))
         for turn in row.turns
     ]
+
+
+def model_processor(tokenizer):
+    """A processor for 16 x 16 images."""
+    size = {"height": 16, "width": 16}
+    return MMProcessor(image_processor=CLIPImageProcessorPil(size=size, crop_size=size), tokenizer=tokenizer)
 
 
 def user(content):
@@ -120,6 +129,35 @@ def test_an_answer_is_evaluated_after_the_true_turns_before_it(tmp_path):
     assert [answers.group(i) for i in range(2)] == [(1, ""), (2, "")]
     assert [len(answers[i].turns) for i in range(2)] == [2, 4] and answers[1].turns[1].learned is False
     assert len(AnswerTurns(dataset_of(write_conversations(tmp_path, "prompts", 4)))) == 4
+
+
+def test_answers_in_json_and_html_are_words(tmp_path):
+    rows = [
+        {"prompt": "what", "completion": '{"answer": 5}'},
+        {"prompt": "show <video>", "completion": "[1, 2] <video>"},
+    ]
+    found = rows_of(tmp_path, *rows)
+    assert [found[i].turns[1].text for i in range(2)] == ['{"answer": 5}', "[1, 2] <video>"]
+    assert not found[1].videos and parts(found[1])[0] == ("user", "show <video>")
+
+
+def test_a_column_of_media_that_is_missing_is_refused(tmp_path):
+    write_conversations(tmp_path, "messages")
+    table, folder = read_table(str(tmp_path / "messages_train.jsonl"))
+    with pytest.raises(ValueError, match="has no column 'pics'; it has messages, images"):
+        MMDataset("rows", table, folder, Columns("pics", "", None, conversation="messages"), task="generation")
+
+
+def test_late_answers_of_a_long_conversation_are_left_out_and_never_asked_wrongly(tmp_path, tokenizer, caplog):
+    rows = dataset_of(write_conversations(tmp_path, "messages", 4))
+    processor = model_processor(tokenizer)
+    collator = MMCollator(processor, "generation")
+    collator.max_length = min(collator.lengths(rows)) - 1
+    collator.check_lengths(rows, skip=False)
+    assert "4 conversations are cut behind an answer" in caplog.text and "0 of their media" in caplog.text
+    answers = AnswerTurns(rows)
+    assert len(answers) == 4 and [answers[i].target for i in range(4)] == ["red", "green", "blue", "white"]
+    assert (collator([answers[i] for i in range(4)])["labels"] != -100).any(dim=1).all()
 
 
 @pytest.mark.parametrize(

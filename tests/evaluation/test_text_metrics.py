@@ -25,6 +25,7 @@ def test_vqa_accuracy_counts_people(prediction, answers, expected):
 
 def test_answers_are_compared_as_the_benchmark_does():
     assert normalized_answer("A man's hat, 3.5 (red)!") == "mans hat 3.5 red"
+    assert normalized_answer("1,000.") == "1000" and normalized_answer("5.") == "5"
 
 
 def test_each_metric_is_perfect_for_equal_answers_and_low_for_others():

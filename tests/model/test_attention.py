@@ -248,6 +248,20 @@ def test_generation_with_biases_is_the_same_alone_in_a_batch_and_with_any_cache(
     assert_generates_alike(ranked_model(), rows, media)
 
 
+@pytest.mark.parametrize("later", [[], [2]], ids=["text", "image"])
+def test_a_later_turn_from_the_cache_equals_the_whole(later):
+    model, media = ranked_model(), pictures(2 + len(later))
+    first, second = token_row(10, [1, 5]), token_row(6, later)
+    whole = torch.cat([first, second])[None]
+    index = torch.arange(2 + len(later))[None]
+    with torch.no_grad():
+        want = model(input_ids=whole, **media, image_index=index).logits[:, 10:]
+        earlier = {"pixel_values": media["pixel_values"][:2], "image_index": index[:, :2]}
+        cache = model(input_ids=first[None], **earlier, use_cache=True).past_key_values
+        found = model(input_ids=second[None], **media, image_index=index, past_key_values=cache).logits
+    torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-3)
+
+
 def test_a_new_model_prefers_the_latest_image_and_an_old_config_knows_no_order():
     assert (mm_model(**RANKED).model.fusion.recency_bias == -2).all()
     assert mm_model().config.recency_ranks is None and not hasattr(mm_model().model.fusion, "recency_bias")

@@ -188,6 +188,25 @@ def test_a_backbone_that_mixes_conversations_is_refused(text):
         model(**packed(rows), **pictures(3), image_index=index)
 
 
+def test_a_cache_is_never_made_of_packed_conversations():
+    model, (rows, index), media = mm_model(), conversations(), pictures(3)
+    flat = packed(rows)
+    del flat["labels"]
+    with torch.no_grad():
+        want = model(**flat, **media, image_index=index).logits
+        torch.testing.assert_close(model(**flat, **media, image_index=index, use_cache=True).logits, want, **CLOSE)
+
+
+def test_positions_of_one_row_for_all_rows_are_no_packing():
+    model, rows = mm_model(), [token_row(9), token_row(7)]
+    batch = padded(rows)
+    batch["position_ids"] = torch.arange(9)[None]
+    with torch.no_grad():
+        found = model(**batch).logits
+        want = model(**padded(rows)).logits
+    torch.testing.assert_close(unpacked(found, rows), unpacked(want, rows), **CLOSE)
+
+
 def test_what_would_mix_conversations_is_refused():
     model, (rows, index), media = mm_model(), conversations(), pictures(3)
     flat = packed(rows, return_flash_attn_kwargs=True)

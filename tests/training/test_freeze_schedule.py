@@ -88,6 +88,12 @@ def test_adapters_wake_alone_and_the_cache_of_a_tower_ends(tmp_path, rows, token
     for name, weight in outputs["plain"].items():
         torch.testing.assert_close(outputs["cached"][name], weight, atol=1e-5, rtol=1e-4)
     assert any("lora_B" in name and weight.any() for name, weight in outputs["plain"].items())
+    base = load_file(tmp_path / "plain" / "base" / "model.safetensors")
+    moved = {
+        name for name, weight in outputs["plain"].items()
+        if ".vision_tower." in name and not torch.equal(weight, base[name.removeprefix("base_model.model.")])
+    }  # fmt: skip
+    assert moved and all(".layers.1." in name for name in moved)
 
 
 def test_rates_by_part_are_the_optimiser_s(rows, tmp_path, monkeypatch):
@@ -174,6 +180,7 @@ def test_bad_words_are_refused(words, expected):
         (["--freeze_schedule", "0: text.lora"], "give --use_peft true"),
         (["--freeze_schedule", "0: fusion", "--vision_trainable", "true"], "leave out --vision_trainable"),
         (["--freeze_schedule", "0: fusion; 0.5: audio"], "names 'audio', but this model has no weights there"),
+        (["--freeze_schedule", "0: fusion", "--use_peft", "true"], "names no phase for"),
         (["--freeze_schedule", "0: vision.last40"], "names vision.last40, but this part has"),
         (["--freeze_schedule", "0: fusion", "--search", "2"], "leave out --freeze_schedule, or --search"),
         (["--learning_rate_text", "1e-4", "--muon_learning_rate", "1e-3"], "leave out --muon_learning_rate"),
