@@ -124,9 +124,8 @@ def build_model(
     more = {"max_frames": args.num_frames, "table_columns": options.get("table_columns")}
     processor = MMProcessor.from_towers(*sources, max_seconds=data.max_seconds or MAX_SECONDS, **more)
     flags = ("fusion_mlp", "num_latents", "num_frames", "late_fusion", "cross_attention")
-    options |= {name: getattr(args, name) for name in flags}
+    options |= {name: getattr(args, name) for name in flags} | {"image_positions": args.vision_tower in scratch.SIZES}
     options["projector_norm"] = args.projector_norm or ("batch" if args.late_fusion == "product_mlp" else "layer")
-    options |= {"image_positions": args.vision_tower in scratch.SIZES}  # a ResNet's states have no position
     if args.fusion_layers is not None:
         options["fusion_layers"] = args.fusion_layers
     elif args.text_model in scratch.SIZES and args.cross_attention is not False:
