@@ -9,7 +9,7 @@ DEMO := $(if $(wildcard $(READY)),$(READY),$(VENV)/.ready-demo)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo space test test-lowest test-all conformance check format bench bench-quick laws bench-search \
-  bench-memory bench-cache clean
+  bench-memory bench-cache bench-packing clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -69,6 +69,9 @@ bench-memory: $(READY)  ## memory of one contrastive step over 4,096 pairs; writ
 
 bench-cache: $(READY)  ## epochs with and without the cache of a frozen tower; writes benchmarks/FEATURE_CACHE.md
 	$(BIN)/python benchmarks/feature_cache.py
+
+bench-packing: $(READY)  ## packed, grouped and padded conversations; writes benchmarks/PACKING.md (minutes)
+	$(BIN)/python benchmarks/packing.py
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) $(VENV)-lowest runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -114,7 +114,7 @@ def media_start_from_markers(
     column = (markers[:, None] <= marker[..., None]).sum(dim=2) + before
     start = torch.where(marker < count, column, NEVER)
     start = torch.where((marker >= 0) & (count > 0), start, 0)
-    start = torch.where((marker < 0) & (earlier > 0), marker, start)
+    start = torch.where((marker < 0) & (earlier > 0), 2 * marker, start)  # apart, as from markers in several turns
     return torch.where(image_index < 0, NEVER, start)
 
 
@@ -166,14 +166,14 @@ def visible_slots(media_start: torch.Tensor, columns: torch.Tensor) -> torch.Ten
 
 
 def recency(media_start: torch.Tensor, visible: torch.Tensor) -> torch.Tensor | None:
-    """(B, 1, T, S), how many later media than a slot's a token sees, 0 for the latest; None if rows have one at most.
+    """(B, 1, T, S), how many later media than a slot's a token sees, 0 for the latest; None without an order.
 
     Args:
-        media_start: (B, S); slots with equal starts are of one medium, or of media whose order the text does not tell.
+        media_start: (B, S); media whose markers follow each other are given together, and equally recent.
         visible: (B, 1, T, S) bool.
     """
     starts, order = media_start.sort(dim=1)
-    number = torch.nn.functional.pad((starts.diff(dim=1) != 0).cumsum(dim=1), (1, 0))  # (B, S)
+    number = torch.nn.functional.pad((starts.diff(dim=1) > 1).cumsum(dim=1), (1, 0))  # (B, S)
     if not torch.compiler.is_compiling() and not bool(((number > 0) & (starts < NEVER)).any()):
         return None
     number = torch.zeros_like(number).scatter(1, order, number)[:, None, None, :]

@@ -262,6 +262,15 @@ def test_a_later_turn_from_the_cache_equals_the_whole(later):
     torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-3)
 
 
+def test_media_that_are_given_together_are_equally_recent():
+    rows, media = [token_row(9, [1, 2])], {**pictures(2), "image_index": torch.tensor([[0, 1]])}
+    model = ranked_model()
+    with torch.no_grad():
+        found = model(**padded(rows), **media).logits
+        model.model.fusion.recency_bias.zero_()
+        torch.testing.assert_close(found, model(**padded(rows), **media).logits, atol=0, rtol=0)
+
+
 def test_a_new_model_prefers_the_latest_image_and_an_old_config_knows_no_order():
     assert (mm_model(**RANKED).model.fusion.recency_bias == -2).all()
     assert mm_model().config.recency_ranks is None and not hasattr(mm_model().model.fusion, "recency_bias")
