@@ -58,7 +58,8 @@ def choose_columns(model: ModelArguments, data: DataArguments, is_first_process:
 def conversation_names(data: DataArguments) -> list[str]:
     """The names of the table's columns if it holds conversations; empty if it does not, or flags say otherwise."""
     source, flags = data.train_file or data.dataset, (data.text_column, data.label_column, data.columns)
-    if source is None or data.task not in ("", "generation") or any(flags) or data.conversation_column == "":
+    answers = not data.task or TASKS[data.task].generates
+    if source is None or not answers or any(flags) or data.conversation_column == "":
         return []
     try:
         if data.streaming:

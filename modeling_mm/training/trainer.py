@@ -22,8 +22,8 @@ from ..data.dataset import MMDataset
 from ..data.samplers import ImageGroupSampler, LengthSampler
 from ..data.stream import MMStream
 from ..data.stream_loader import StreamLoader
-from ..model.generation_mm import MMForConditionalGeneration
 from ..model.media_mm import MEDIA
+from ..model.modeling_mm import MMPreTrainedModel
 from ..model.processing_mm import MMProcessor
 from .callbacks import (
     AugmentationEpochCallback,
@@ -279,7 +279,7 @@ class MMTrainer(Trainer):
         """True if the model is, or adapts, one that generates text."""
         head = self.accelerator.unwrap_model(model)
         head = head.get_base_model() if hasattr(head, "get_base_model") else head
-        return isinstance(head, MMForConditionalGeneration)
+        return isinstance(head, MMPreTrainedModel) and head.can_generate()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Extends the base method: for a batch with prompts, generates tokens (B, at most max_new_tokens)."""

@@ -89,8 +89,10 @@ def test_misspelt_column(folder, capsys, header):
 
 
 def test_a_list_in_place_of_a_value(folder, capsys):
-    (folder / "t.jsonl").write_text('{"image": "a.png", "text": "x", "answer": ["red", "blue"]}\n' * 3)
-    assert "row 1: 'answer' holds a list" in refuse(capsys, *train(folder, folder / "t.jsonl"))
+    (folder / "t.jsonl").write_text('{"image": "a.png", "text": "x", "answer": [["red"], ["blue"]]}\n' * 3)
+    assert "row 1: 'answer' holds nested values" in refuse(capsys, *train(folder, folder / "t.jsonl"))
+    (folder / "t.jsonl").write_text('{"image": "a.png", "text": ["x", "y"], "answer": "red"}\n' * 3)
+    assert "row 1: 'text' holds a list" in refuse(capsys, *train(folder, folder / "t.jsonl"))
 
 
 def test_a_split_of_a_file(folder, capsys):
