@@ -38,7 +38,11 @@ def test_each_format_trains_and_evaluates(tmp_path, capsys, kind):
     assert report["evaluated_rows"] == 8 * answers and set(report["turns"]) == {"1", "2"} - (
         {"1"} if answers == 1 else set()
     )
-    again, _ = run(capsys, "evaluate", "--model", tmp_path / "out", "--test_file", test, "--device", "cpu")
+    again, _ = run(
+        capsys, "evaluate", "--model", tmp_path / "out", "--test_file", test, "--device", "cpu",
+        "--answer_metrics", "vqa_accuracy", "anls",
+    )  # fmt: skip
+    assert 0 <= again["vqa_accuracy"] <= 1 and 0 <= again["anls"] <= 1
     assert again["accuracy"] == report["accuracy"] and again["turns"] == report["turns"]
 
 

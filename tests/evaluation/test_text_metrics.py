@@ -3,6 +3,9 @@
 
 import pytest
 
+from modeling_mm.data.dataset import MMDataset
+from modeling_mm.data.rows import Columns, Row
+from modeling_mm.data.tables import read_table
 from modeling_mm.evaluation import text_metrics as module
 from modeling_mm.evaluation.text_metrics import TEXT_METRICS, normalized_answer, text_metrics
 
@@ -35,6 +38,14 @@ def test_each_metric_is_perfect_for_equal_answers_and_low_for_others():
     assert equal["cider"] == pytest.approx(10)
     other = text_metrics(TEXT_METRICS, ["nothing at all", "xyz"], [[answer] for answer in answers])
     assert all(value < 0.05 for value in other.values())
+
+
+def test_a_table_holds_the_answers_of_several_people(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "how many", "answer": ["2", " two", "2", null]}\n')
+    table, folder = read_table(str(tmp_path / "t.jsonl"))
+    row = MMDataset("t", table, folder, Columns(target="answer"), task="generation").check()[0]
+    assert row.target == "2" and row.references == ["2", "2", "two"]
+    assert Row(1, [], "", "yes").references == ["yes"]
 
 
 def test_anls_is_zero_below_one_half():
