@@ -131,11 +131,16 @@ def build_model(
     elif args.text_model in scratch.SIZES and args.cross_attention is not False:
         options["fusion_layers"] = list(range(text.num_hidden_layers))  # as few as they are, all attend
     if TASKS[data.task].generates:  # `generate` needs it, for those who load the saved folder
-        processor.tokenizer.padding_side = "left"
+        pad_left(processor.tokenizer)
         options["recency_ranks"] = RECENCY_RANKS
     options |= overrides(args.config_overrides)
     head = TASKS[data.task].head_class()
     return head.from_towers(vision, text, audio, processor=processor, dtype=torch.float32, **options), processor
+
+
+def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer pad on the left, also when it is loaded again; transformers saves what it was made with only."""
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
 
 
 def overrides(flag: list[str]) -> dict[str, Any]:

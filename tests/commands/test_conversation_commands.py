@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.conversations import FORMATS, write_conversations
 from safetensors.torch import load_file
+from transformers import AutoProcessor
 
 from modeling_mm import cli
 
@@ -42,6 +43,7 @@ def test_each_format_trains_and_evaluates(tmp_path, capsys, kind):
         capsys, "evaluate", "--model", tmp_path / "out", "--test_file", test, "--device", "cpu",
         "--answer_metrics", "vqa_accuracy", "anls",
     )  # fmt: skip
+    assert AutoProcessor.from_pretrained(tmp_path / "out").tokenizer.padding_side == "left"  # as batches of chats need
     assert 0 <= again["vqa_accuracy"] <= 1 and 0 <= again["anls"] <= 1
     assert again["accuracy"] == report["accuracy"] and again["turns"] == report["turns"]
 

@@ -43,7 +43,7 @@ def test_each_metric_is_perfect_for_equal_answers_and_low_for_others():
 def test_a_table_holds_the_answers_of_several_people(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "how many", "answer": ["2", " two", "2", null]}\n')
     table, folder = read_table(str(tmp_path / "t.jsonl"))
-    row = MMDataset("t", table, folder, Columns(target="answer"), task="generation").check()[0]
+    row = MMDataset("t", table, folder, Columns("", target="answer"), task="generation").check()[0]
     assert row.target == "2" and row.references == ["2", "2", "two"]
     assert Row(1, [], "", "yes").references == ["yes"]
 
