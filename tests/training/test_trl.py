@@ -16,8 +16,6 @@ trl = pytest.importorskip("trl")
 
 import datasets  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 # Question, images, a good answer and a bad one. As many images as rows, so that a guess of one per row goes unnoticed.
 ROWS = [
@@ -67,6 +65,11 @@ def answers(column):
 def sft_messages(**overrides):
     rows = table(messages=[question + answer for question, answer in zip(questions(), answers(2), strict=True)])
     return trl.SFTTrainer, {"args": trl.SFTConfig(**{**COMMON, **overrides}), "train_dataset": rows}
+
+
+def sft_assistant_only(**overrides):
+    """The assistant's turns alone are learned, by the marks of the processor's chat template."""
+    return sft_messages(**{"assistant_only_loss": True, **overrides})
 
 
 def sft_placed_images(**overrides):
@@ -120,7 +123,7 @@ def rloo(**overrides):
     return trl.RLOOTrainer, {"args": args, "train_dataset": table(prompt=questions()), "reward_funcs": length_of}
 
 
-SUPERVISED = [sft_messages, sft_placed_images, sft_completion, dpo]
+SUPERVISED = [sft_messages, sft_assistant_only, sft_placed_images, sft_completion, dpo]
 ONLINE = [grpo, grpo_on_policy, grpo_question_by_question, rloo]
 
 
