@@ -2,14 +2,17 @@
 """Learned tokens are exactly the assistant's, whatever the chat template; marks change no token."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.builders import model_for
 from helpers.conversations import CHATML, LLAMA2, QWEN3, SHOUTING
 from transformers import CLIPImageProcessorPil
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from modeling_mm import MMProcessor
+from modeling_mm.commands.assembly import end_answers
 from modeling_mm.data.chat_tokens import ChatEncoder
 from modeling_mm.data.collator import MMCollator
 from modeling_mm.data.conversations import Turn
@@ -177,3 +180,12 @@ def test_a_batch_of_conversations_has_their_labels(tokenizer):
     for place, ids in enumerate(prompts):
         assert asked["prompt_input_ids"][place, -len(ids) :].tolist() == ids
     assert torch.equal(asked["labels"], batch["labels"])
+
+
+def test_generation_stops_where_the_template_ends_a_turn(tokenizer):
+    processor = processor_with(tokenizer, "chatml")
+    model, collator = model_for(processor), MMCollator(processor, "generation")
+    row = Row(1, [], "", turns=turns_of(*TWO))
+    end_answers(model, collator, SimpleNamespace(train=[row]))
+    ids = processor.tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"])
+    assert model.generation_config.eos_token_id == ids
