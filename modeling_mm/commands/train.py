@@ -33,6 +33,7 @@ from ..evaluation.metrics import format_answer
 from ..evaluation.predictions import Evaluation, evaluate_rows, scores_by_turn, write_predictions
 from ..evaluation.retrieval import CANDIDATES, evaluate_retrieval, rerank_weight
 from ..hub.model_card import write_card
+from ..model.adapters_mm import without_adapters
 from ..model.audio_mm import MAX_SECONDS
 from ..report import figures
 from ..report.augmented import draw_augmented
@@ -306,7 +307,7 @@ def baseline_results(
         kind = "a stream" if splits.stream is not None else "a sharded model"
         return {"table": [], "verdict": f"Simple baselines are not fitted for {kind}."}
     head = trainer.accelerator.unwrap_model(trainer.model)
-    base = (head.get_base_model() if hasattr(head, "get_base_model") else head).base_model
+    base = without_adapters(head).base_model
     towers = {part: getattr(base, part) for part in ("vision_tower", "audio_tower", "text_model")}
     towers = {part: tower for part, tower in towers.items() if tower is not None}
     trained = [part for part, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]

@@ -20,7 +20,6 @@ from .media import BadRow
 from .rows import Row, with_turns
 
 IGNORED = -100  # the label of a token that is not learned
-LEARNED = ("assistant", "last", "all")  # what training learns of a conversation
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class ChatEncoder:
     """Encodes conversations as `apply_chat_template(..., tokenize=True)` of the processor would.
 
     Args:
-        learned: the assistant's turns, the last of them, or all tokens but markers.
+        learned: `assistant` for its turns, `last` for the last of them, `all` for all tokens but markers.
 
     Raises:
         ValueError: the tokenizer does not tell where its tokens stand in a text.
@@ -147,10 +146,9 @@ class ChatEncoder:
             BadRow: the first answer ends beyond that.
         """
         turns = row.turns
-        while len(self.encode([turns])[0].ids) > max_length:
+        while (length := len(self.encode([turns])[0].ids)) > max_length:
             kept = next((i for i in range(len(turns) - 2, -1, -1) if turns[i].role == "assistant"), None)
             if kept is None:
-                length = len(self.encode([turns])[0].ids)
                 raise BadRow(f"the first exchange has {length} tokens; expected at most {max_length} (--max_length)")
             turns = turns[: kept + 1]
         if not any(turn.learned for turn in turns):

@@ -82,8 +82,14 @@ class MMCollator:
             rows = with_negatives(rows, self.negatives_seed)
         if self.augmentation is not None:
             rows = self.augmentation.rows(rows, self.media_markers)
-        rows = self.fitted(self.blinded(rows))
-        batch = self.generation(rows, packs) if TASKS[self.task].generates else self.classification(rows)
+        rows = self.blinded(rows)
+        if not TASKS[self.task].generates:
+            batch = self.classification(rows)
+        elif rows[0].turns or rows[0].target is not None:
+            rows, tokens = self.fitted(rows)
+            batch = self.generation(rows, tokens, packs)
+        else:
+            batch = self.pad(self.prompts(rows), "left")
         batch |= self.flat_images(rows)
         if any(row.audio for row in rows):
             batch |= self.flat_audio([row.audio for row in rows])
@@ -146,14 +152,13 @@ class MMCollator:
         side = self.augmentation.short_side(self.processor.image_processor)
         return self.image_cache.get((image.key, side), lambda: shrunk(open_image(image.source, background), side))
 
-    def generation(self, rows: list[Row], packs: list[int] | None = None) -> dict[str, torch.Tensor]:
+    def generation(
+        self, rows: list[Row], tokens: list[ChatTokens], packs: list[int] | None
+    ) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels` (B, T), padded on the right; with `with_prompts` the prompts too.
 
         With `packs`, the numbers of rows that are packed together, `position_ids` in place of a mask.
         """
-        if not rows[0].turns and rows[0].target is None:
-            return self.pad(self.prompts(rows), "left")
-        tokens = self.tokens(rows)
         if reasons := self.too_long(rows, tokens):
             number, reason = next(iter(reasons.items()))
             raise ValueError(f"row {number + 1}: {reason}")
@@ -202,13 +207,14 @@ class MMCollator:
         """The encoder of conversations."""
         return ChatEncoder(self.processor, self.learned)
 
-    def fitted(self, rows: list[Row]) -> list[Row]:
-        """The rows, of which conversations are cut behind an answer to at most `max_length` tokens."""
-        if not rows[0].turns:
-            return rows
-        lengths = [len(tokens.ids) for tokens in self.chat.encode([row.turns for row in rows])]
-        pairs = zip(rows, lengths, strict=True)
-        return [self.chat.fit(row, self.max_length) if length > self.max_length else row for row, length in pairs]
+    def fitted(self, rows: list[Row]) -> tuple[list[Row], list[ChatTokens]]:
+        """The rows, their conversations cut behind an answer to at most `max_length` tokens, and their tokens."""
+        rows, tokens = list(rows), self.tokens(rows)
+        for place, row in enumerate(rows):
+            if row.turns and len(tokens[place].ids) > self.max_length:
+                rows[place] = self.chat.fit(row, self.max_length)
+                (tokens[place],) = self.tokens([rows[place]])
+        return rows, tokens
 
     def too_long(self, rows: list[Row], tokens: list[ChatTokens]) -> dict[int, str]:
         """The reasons why rows are bad that have more than `max_length` tokens, by row number from 0."""
@@ -224,19 +230,18 @@ class MMCollator:
         lengths = list[int]()
         for rows in self.chunks(dataset):
             if TASKS[self.task].generates:
-                lengths += [len(row.ids) for row in self.tokens(self.fitted(rows))]
+                lengths += [len(row.ids) for row in self.fitted(rows)[1]]
             else:
                 lengths += map(len, self.processor.tokenizer([row.text for row in rows])["input_ids"])
         return lengths
 
     def length_complaint(self, row: Row) -> str | None:
         """The reason why a row of a generation is too long, None if it is not; a classification truncates."""
-        rows = self.blinded([row])
         try:
-            rows = self.fitted(rows)
+            rows, tokens = self.fitted(self.blinded([row]))
         except BadRow as error:
             return str(error)
-        return next(iter(self.too_long(rows, self.tokens(rows)).values()), None)
+        return next(iter(self.too_long(rows, tokens).values()), None)
 
     def check_lengths(self, dataset: MMDataset, skip: bool) -> None:
         """Check the length of every row of a generation before training; a classification truncates.

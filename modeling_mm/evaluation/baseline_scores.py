@@ -18,6 +18,7 @@ from transformers import Trainer
 from ..data.dataset import MMDataset
 from ..data.negatives import MatchingPairs
 from ..data.targets import normalize
+from ..model.adapters_mm import without_adapters
 from ..tasks import TASKS
 from .baseline_inputs import baseline_inputs, sampled
 from .baselines import Baseline, Inputs, Parts, Targets, fit_baselines
@@ -157,7 +158,7 @@ def score_baselines(
     """
     started, seed = time.perf_counter(), trainer.args.seed
     head = trainer.accelerator.unwrap_model(trainer.model)
-    head = head.get_base_model() if hasattr(head, "get_base_model") else head
+    head = without_adapters(head)
     collator = trainer.eval_collator or trainer.data_collator
     try:
         rows = fitted_rows(datasets, names, seed)

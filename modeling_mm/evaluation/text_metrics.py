@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-TEXT_METRICS = ("vqa_accuracy", "anls", "bleu", "rouge_l", "cider")
 ARTICLES = {"a", "an", "the"}
 NUMBERS = "none zero one two three four five six seven eight nine ten".split()
 DIGITS = {word: str(max(0, place - 1)) for place, word in enumerate(NUMBERS)}

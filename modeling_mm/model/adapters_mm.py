@@ -77,6 +77,11 @@ def lora_targets(model: PreTrainedModel, parts: Sequence[str]) -> str:
     return rf"(model\.)?({'|'.join(patterns)})"
 
 
+def without_adapters(model: Any) -> Any:
+    """The model itself, if peft wraps it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def gates_are_closed(model: PreTrainedModel) -> bool:
     """True if every gate of the fusion is zero: the media do not pass, and the layers behind them do not learn."""
     gates = [p for name, p in model.base_model.fusion.named_parameters() if name.endswith("_gate")]
@@ -119,4 +124,4 @@ class MMAdapterMixin:
         return lora_targets(self, parts)
 
 
-__all__ = ["MMAdapterMixin", "lora_targets"]
+__all__ = ["MMAdapterMixin", "lora_targets", "without_adapters"]

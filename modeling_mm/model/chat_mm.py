@@ -3,7 +3,8 @@
 
 Trainers learn the tokens of `{% generation %}` blocks, which few templates have. `with_generation_marks` adds them to
 any template that puts answers in as they are: it renders the template with placeholders for answers, and puts each
-answer, with the token that ends its turn, in place of its placeholder.
+answer in place of its placeholder. What the template writes between the prompt and the answer (an empty reasoning, a
+channel), and the token that ends the turn, are the assistant's too, because `generate` has to write them.
 """
 
 from collections.abc import Callable, Iterable

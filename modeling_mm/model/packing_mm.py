@@ -7,7 +7,7 @@ for sequences of different lengths; `Packing` does the same for media, whose arg
 the queries are cut into conversations, attend to the media of theirs, and are packed again.
 
 On a CPU, `packed_sdpa` spares the block mask: it attends within one conversation after the other, which skips what
-the mask would hide. The mask is there all the same, for layers that need more than causal attention.
+the mask would hide. Backbones whose layers do more than causal attention go by the mask (`attends_by_lengths`).
 
 Shapes: B rows of T tokens hold R conversations, of which the longest has W tokens; S memory slots.
 """
@@ -165,13 +165,8 @@ def packed_sdpa_attention(
     packed_lengths: list[list[int]] | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Attention (B, T, H, E) of packed conversations; that of transformers with the mask, if they are not packed.
-
-    Layers with a window, a cap or a bias of their own, and those without a causal mask, go by the mask too.
-    """
-    special = [kwargs.get(name) for name in ("sliding_window", "softcap", "s_aux", "position_bias")]
-    is_plain = all(value is None for value in special) and kwargs.get("is_causal") is None
-    if packed_lengths is None or not is_plain or not getattr(module, "is_causal", False):
+    """Causal attention (B, T, H, E) within each conversation; without lengths, that of transformers under the mask."""
+    if packed_lengths is None:
         options = {"dropout": dropout, "scaling": scaling, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     rows = []

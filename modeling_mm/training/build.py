@@ -30,6 +30,7 @@ from ..data.table_columns import table_columns
 from ..data.targets import head_options
 from ..evaluation.metrics import compute_metrics_for, format_answer
 from ..evaluation.retrieval import compute_retrieval_metrics
+from ..model.adapters_mm import without_adapters
 from ..model.audio_mm import MAX_SECONDS, window_seconds
 from ..model.compose_mm import add_video
 from ..model.media_mm import MODALITIES
@@ -260,7 +261,7 @@ def use_cached_features(trainer: MMTrainer, splits: Splits, folder: Path, dtype:
         ValueError: the features cannot be cached, or the disk has too little room.
     """
     model, collator, accelerator = trainer.model, trainer.data_collator, trainer.accelerator
-    head = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = without_adapters(model)
     tables = [split for split in (splits.train, splits.validation, splits.test) if split]
     sources = {modality: sources_of(tables, modality) for modality in CACHED}
     videos, augmentation = bool(sources_of(tables, "video")), collator.augmentation

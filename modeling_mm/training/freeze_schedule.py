@@ -8,12 +8,11 @@ the bit until it wakes. The phase follows from the step alone: a resumed trainin
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..model.adapters_mm import PARTS
+from ..model.adapters_mm import PARTS, without_adapters
 from .part_arguments import SELECTOR, Phase
 from .time_limit import TimeLimitCallback
 from .trainable import part_of
@@ -101,7 +100,7 @@ class FreezeScheduleCallback(TrainerCallback):
 
     def names(self, model: nn.Module, index: int) -> set[str]:
         """The names of the parameters that train in a phase."""
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        base = without_adapters(model)
         return selected(base, self.phases[index].parts, self.trained or dict(model.named_parameters()))
 
     def phase_at(self, step: int, max_steps: int) -> int:
@@ -135,7 +134,7 @@ class FreezeScheduleCallback(TrainerCallback):
         Raises:
             ValueError: names them.
         """
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        base = without_adapters(model)
         named = {part: selected(base, [part], self.trained) for phase in self.phases for part in phase.parts}
         if empty := [part for part, names in named.items() if not names]:
             raise ValueError(f"--freeze_schedule names '{empty[0]}', but nothing there trains")
@@ -153,18 +152,11 @@ class FreezeScheduleCallback(TrainerCallback):
             self.before_waking({part_of(name) for name in self.names(model, following)})
 
     def enter(self, model: nn.Module, state) -> None:
-        """Enter the phase of the next step, unless it is the present one.
-
-        Raises:
-            ValueError: nothing trains in it.
-        """
+        """Enter the phase of the next step, unless it is the present one."""
         index = self.phase_at(state.global_step, state.max_steps)
         if index == self.current:
             return
-        self.current, phase = index, self.phases[index]
-        names = self.names(model, index)
-        if not names:
-            raise ValueError(f"--freeze_schedule trains {', '.join(phase.parts)} from {phase.start} on: no weights")
+        self.current, phase, names = index, self.phases[index], self.names(model, index)
         for name, parameter in self.trained.items():
             parameter.requires_grad_(name in names)
             if name not in names:
@@ -176,17 +168,3 @@ class FreezeScheduleCallback(TrainerCallback):
         )
         if self.before_waking is not None:
             self.before_waking({part_of(name) for name in names})
-
-
-def rate_groups(
-    model: nn.Module, rates: dict[str, float], weight_decay: float, decayed: Collection[str], learning_rate: float
-) -> list[dict]:
-    """Parameter groups with the learning rates of parts; `decayed` names the parameters with weight decay."""
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((part_of(name), name in decayed), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rates.get(part, learning_rate), "weight_decay": weight_decay if decays else 0.0}
-        for (part, decays), parameters in groups.items()
-    ]

@@ -24,6 +24,7 @@ import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..model.adapters_mm import without_adapters
 from ..model.embedding_mm import EmbeddedMedia
 from ..model.losses_mm import NO_MEDIUM, Pairs, local_keys, text_keys
 from ..model.media_mm import MODALITIES
@@ -90,7 +91,7 @@ class RetrievalTrainer(MMTrainer):
     def head(self) -> PreTrainedModel:
         """The retrieval model without the wrappers of distributed training and peft."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return without_adapters(model)
 
     def first_pass(self, batches: list[dict[str, Any]]) -> list[Cached]:
         """Embed all batches and compute the gradient of their contrastive loss with respect to each embedding."""

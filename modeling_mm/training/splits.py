@@ -123,7 +123,7 @@ def load_splits(
     longest: list[float] = []
     stream, held_out = None, None
     if data.streaming:
-        stream = open_stream(data, columns, seed, labels, num_frames, markers or media_markers())
+        stream = open_stream(data, columns, seed, labels, num_frames, markers or media_markers(), web)
         train = stream.first_rows()
         held_out = read(str(data.validation_file), "validation", labels)
         if labels is None:
@@ -159,13 +159,13 @@ def open_stream(
     labels: list[str] | None,
     num_frames: int | None,
     markers: Mapping[str, str],
+    web: WebImages | None,
 ) -> MMStream:
     """The stream of training rows, opened but not yet read."""
     shards = open_shards(data.train_file) if data.train_file is not None else open_shards(str(data.dataset), "train")
     rows = shards.count_rows() if shards.is_local else None
-    limits = {"max_seconds": data.max_seconds or MAX_SECONDS, "num_frames": num_frames, "markers": markers}
+    limits = {"max_seconds": data.max_seconds or MAX_SECONDS, "num_frames": num_frames, "markers": markers, "web": web}
     options: dict[str, Any] = {"seed": seed, "skip": data.on_bad_row == "skip", "known_rows": rows, **limits}
-    options["web"] = WebImages(tuple(data.fetch_hosts)) if data.fetch_images else None
     return MMStream(shards, columns, data.task, labels, data.shuffle_buffer, **options)
 
 

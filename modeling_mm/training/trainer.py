@@ -22,6 +22,7 @@ from ..data.dataset import MMDataset
 from ..data.samplers import ImageGroupSampler, LengthSampler
 from ..data.stream import MMStream
 from ..data.stream_loader import StreamLoader
+from ..model.adapters_mm import without_adapters
 from ..model.media_mm import MEDIA
 from ..model.modeling_mm import MMPreTrainedModel
 from ..model.processing_mm import MMProcessor
@@ -33,31 +34,16 @@ from .callbacks import (
     GradientAuditCallback,
     StreamEpochCallback,
 )
-from .freeze_schedule import FreezeScheduleCallback, rate_groups
+from .freeze_schedule import FreezeScheduleCallback
 from .fsdp import with_placeholder_media
 from .muon import MuonAdamW, muon_groups
 from .part_arguments import Phase
+from .part_optimizer import rate_groups, rounding_adamw
 from .smoothing import smoothed_loss
 from .time_limit import TimeLimitCallback, follow_progress
 from .warm_start import WarmStartCallback
 
 logger = logging.getLogger(__name__)
-
-
-def rounding_adamw(kind: type, options: dict) -> tuple[type, dict]:
-    """AdamW with stochastic rounding of bfloat16 weights, and its options from those of torch's AdamW.
-
-    Raises:
-        ValueError: torchao is not installed, or another optimiser was chosen.
-    """
-    try:
-        from torchao.optim import _AdamW
-    except ImportError:
-        raise ValueError("--bf16_weights needs the package torchao: pip install 'modeling_mm[quantization]'") from None
-    if kind is not torch.optim.AdamW:
-        raise ValueError("--bf16_weights needs AdamW (--optim adamw_torch); leave out --optim")
-    kept = {name: value for name, value in options.items() if name in ("lr", "betas", "eps")}
-    return _AdamW, {**kept, "bf16_stochastic_round": True}
 
 
 class MMTrainer(Trainer):
@@ -142,8 +128,7 @@ class MMTrainer(Trainer):
 
     def smooth_labels(self, factor: float) -> None:
         """Train the present model on labels smoothed by `factor`, or as it is without one."""
-        head = self.accelerator.unwrap_model(self.model)
-        head = head.get_base_model() if hasattr(head, "get_base_model") else head
+        head = without_adapters(self.accelerator.unwrap_model(self.model))
         self.compute_loss_func = smoothed_loss(head, factor) if factor else None
 
     def create_optimizer(self, model=None):
@@ -277,8 +262,7 @@ class MMTrainer(Trainer):
 
     def generates(self, model) -> bool:
         """True if the model is, or adapts, one that generates text."""
-        head = self.accelerator.unwrap_model(model)
-        head = head.get_base_model() if hasattr(head, "get_base_model") else head
+        head = without_adapters(self.accelerator.unwrap_model(model))
         return isinstance(head, MMPreTrainedModel) and head.can_generate()
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

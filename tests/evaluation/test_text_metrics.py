@@ -7,7 +7,9 @@ from modeling_mm.data.dataset import MMDataset
 from modeling_mm.data.rows import Columns, Row
 from modeling_mm.data.tables import read_table
 from modeling_mm.evaluation import text_metrics as module
-from modeling_mm.evaluation.text_metrics import TEXT_METRICS, normalized_answer, text_metrics
+from modeling_mm.evaluation.text_metrics import SCORES, normalized_answer, text_metrics
+
+TEXT_METRICS = tuple(SCORES)
 
 TEN = ["red"] * 3 + ["dark red"] * 6 + ["green"]
 
