@@ -133,8 +133,8 @@ class ChatEncoder:
             behind = behind.rstrip()
             if not (text.startswith(before) and text.startswith(behind) and len(before) < len(behind)):
                 raise BadRow(
-                    f"the chat template writes turn {number + 1} differently when others follow, so that its tokens "
-                    "cannot be told; give the tokenizer a template with {% generation %} marks"
+                    f"the chat template writes turn {number + 1} differently when others follow, so its tokens cannot "
+                    "be identified; use a tokenizer whose chat template has {% generation %} marks"
                 )
             spans.append((len(before), len(behind)))
         return spans

@@ -39,7 +39,7 @@ class Turn:
         role: system, user, assistant or tool.
         content: parts as chat templates take them: `{"type": "text", "text": ...}`, or `{"type": "image"}` and the
             like, which stand for the row's media in their order.
-        learned: False if training takes it as given; all but an assistant's turns are.
+        learned: True for an assistant's turn, unless it is only context, as in a prompt.
         more: other keys for the template, such as `tool_calls`.
         kind: groups answers in the report, from the key `kind`.
     """
@@ -241,18 +241,18 @@ def check_order(turns: Sequence[Turn]) -> None:
     """
     expected, previous = "user", "start"
     if not any(turn.role == "user" for turn in turns):
-        raise BadRow(f"the conversation has {len(turns)} turns and no user's among them; expected one")
+        raise BadRow(f"none of the {len(turns)} turns is the user's; expected at least one")
     for number, turn in enumerate(turns, 1):
         if turn.role == "system" and previous in ("start", "system"):
             previous = "system"
             continue
         is_tool = turn.role == "tool" and previous in ("assistant", "tool")
         if turn.role != expected and not is_tool:
-            before = "in the beginning" if previous in ("start", "system") else f"after one of the {previous}"
-            raise BadRow(f"turn {number} is one of the {turn.role} {before}; expected one of the {expected}")
+            before = "at the beginning" if previous in ("start", "system") else f"after one of the {previous}'s"
+            raise BadRow(f"turn {number} is the {turn.role}'s, {before}; expected the {expected}'s")
         previous, expected = turn.role, "assistant" if turn.role in ("user", "tool") else "user"
     if previous != "assistant":
-        raise BadRow(f"the last of {len(turns)} turns is one of the {previous}; expected one of the assistant")
+        raise BadRow(f"the last of {len(turns)} turns is the {previous}'s; expected the assistant's")
 
 
 def fill(modality: str, places: Sequence[Any], items: Sequence[Any], source: Callable[[str, Any], Any]) -> list[Any]:
@@ -267,7 +267,7 @@ def fill(modality: str, places: Sequence[Any], items: Sequence[Any], source: Cal
     if empty != len(items):
         nouns = MODALITIES[modality].items
         raise BadRow(
-            f"the turns have {empty} places for {nouns}, and the columns {len(items)} {nouns}; expected as many"
+            f"the turns leave {empty} places for {nouns}, but the row's columns hold {len(items)}; expected as many"
         )
     rest = iter(items)
     return [next(rest) if place is None else source(modality, place) for place in places]

@@ -341,9 +341,9 @@ class RowReader:
 
 
 def stray_marker(row: Row, marker: str) -> str:
-    """The complaint about a text that holds the marker of a medium which is none."""
+    """The complaint about words that equal the marker of a medium."""
     number = next((i for i, turn in enumerate(row.turns, 1) if marker in turn.text), 0)
-    return f"turn {number} has the words '{marker}', the marker of a medium; expected a medium or other words"
+    return f"turn {number} contains '{marker}', which the model reads as a medium; expected a medium or other words"
 
 
 def split_names(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling_mm team. Licensed under the Apache License, Version 2.0.
 """Images of conversations that are on the web, downloaded once into a folder, where `--fetch_images true` allows it.
 
-Tables of others' hands may hold any address: only http and https are fetched, only from the hosts that are named, or
-from public addresses if none is; redirects are refused; a download ends at a number of bytes.
+A table from elsewhere may hold any address: only http and https are fetched, from the hosts that are named, or from
+public addresses if none is; redirects and large files are refused.
 """
 
 import hashlib

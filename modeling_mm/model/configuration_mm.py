@@ -146,9 +146,9 @@ class MMConfig(PreTrainedConfig):
         fusion_gate_init (`float`): initial value of the gates, whose tanh scales what a fusion layer adds. At 0 a
             pretrained backbone starts unchanged; an untrained one starts at 0.5, because behind a closed gate the
             towers learn nothing at first.
-        recency_ranks (`int`, *optional*): places in the order of a row's media, counted back from the latest that a
-            token sees, that heads of fusion layers weigh by learned biases; None: the order is not told. Media whose
-            markers follow each other have one place.
+        recency_ranks (`int`, *optional*): how many places in the order of a row's media, counted back from the latest
+            that a token sees, have attention biases of their own, learned by each head of a fusion layer; None: there
+            are no such biases. Media whose markers follow each other share a place.
         image_positions (`bool`): whether image states get sinusoidal positions, for towers without positions of
             their own, such as convolutional ones. Audio states always get them.
         projector_norm (`"layer"` or `"batch"`): norm of the towers' states before their projection; batch norm suits

@@ -82,7 +82,7 @@ def choose_conversation(data: DataArguments, names: Sequence[str]) -> None:
 
 
 def described(data: DataArguments) -> str:
-    """A sentence about the conversations and their media, for who trains."""
+    """A sentence that tells the user how the table of conversations is read."""
     media = [f"{name} in '{column}'" for name in MEDIA if (column := getattr(data, f"{name}_column"))]
     form = FORMATS.get(str(data.conversation_column), "turns")
     return (

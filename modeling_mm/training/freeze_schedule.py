@@ -137,12 +137,12 @@ class FreezeScheduleCallback(TrainerCallback):
         base = without_adapters(model)
         named = {part: selected(base, [part], self.trained) for phase in self.phases for part in phase.parts}
         if empty := [part for part, names in named.items() if not names]:
-            raise ValueError(f"--freeze_schedule names '{empty[0]}', but nothing there trains")
+            raise ValueError(f"--freeze_schedule names '{empty[0]}', which selects no trainable weights")
         if asleep := set(self.trained) - set().union(*named.values()):
             kinds = ", ".join(sorted({part_of(name) for name in asleep}))
             raise ValueError(
-                f"--freeze_schedule names no phase for {len(asleep)} weights of {kinds}, such as {min(asleep)}; name "
-                "them, or leave their adapters out with --lora_parts"
+                f"--freeze_schedule trains {len(asleep)} parameters of {kinds}, such as {min(asleep)}, in no phase; "
+                "add them to one, or leave their adapters out with --lora_parts"
             )
 
     def on_step_end(self, args, state, control, model=None, **kwargs):

@@ -52,7 +52,6 @@ class PartArguments:
             "head, of which .lora takes adapters and .lastN the last N layers; + adds to the phase before"
         },
     )
-
     bf16_weights: bool = field(
         default=False,
         metadata={

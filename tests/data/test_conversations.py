@@ -163,13 +163,13 @@ def test_late_answers_of_a_long_conversation_are_left_out_and_never_asked_wrongl
 @pytest.mark.parametrize(
     "turns, expected",
     [
-        ([assistant(), user("a")], "turn 1 is one of the assistant in the beginning; expected one of the user"),
-        ([user("a"), user("b"), assistant()], "turn 2 is one of the user after one of the user"),
-        ([user("a"), assistant(), assistant()], "turn 3 is one of the assistant after one of the assistant"),
-        ([user("a")], "the last of 1 turns is one of the user; expected one of the assistant"),
+        ([assistant(), user("a")], "turn 1 is the assistant's, at the beginning; expected the user's"),
+        ([user("a"), user("b"), assistant()], "turn 2 is the user's, after one of the user's"),
+        ([user("a"), assistant(), assistant()], "turn 3 is the assistant's, after one of the assistant's"),
+        ([user("a")], "the last of 1 turns is the user's; expected the assistant's"),
         ([user(""), assistant()], "turn 1 (user) is empty; expected words or media"),
         ([user("a"), assistant("")], "turn 2 (assistant) is empty"),
-        ([user("a <image>"), assistant()], "1 places for images, and the columns 0 images"),
+        ([user("a <image>"), assistant()], "leave 1 places for images, but the row's columns hold 0"),
         ([user("a"), assistant("<image>")], "turn 2 (assistant) has the marker '<image>'"),
         ([user([{"type": "hologram"}]), assistant()], "turn 1 (user) has a part of the type 'hologram'"),
         ([user([{"type": "image", "url": "https://x.org/a.png"}]), assistant()], "or give --fetch_images true"),

@@ -180,7 +180,7 @@ def test_bad_words_are_refused(words, expected):
         (["--freeze_schedule", "0: text.lora"], "give --use_peft true"),
         (["--freeze_schedule", "0: fusion", "--vision_trainable", "true"], "leave out --vision_trainable"),
         (["--freeze_schedule", "0: fusion; 0.5: audio"], "names 'audio', but this model has no weights there"),
-        (["--freeze_schedule", "0: fusion", "--use_peft", "true"], "names no phase for"),
+        (["--freeze_schedule", "0: fusion", "--use_peft", "true"], " in no phase; add them to one"),
         (["--freeze_schedule", "0: vision.last40"], "names vision.last40, but this part has"),
         (["--freeze_schedule", "0: fusion", "--search", "2"], "leave out --freeze_schedule, or --search"),
         (["--learning_rate_text", "1e-4", "--muon_learning_rate", "1e-3"], "leave out --muon_learning_rate"),
